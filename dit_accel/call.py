@@ -1,0 +1,49 @@
+"""What passes between the seam, the session and a method: one attention call, and the plan for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dit_accel_kernels import BlockMap
+from dit_accel_pipelines import TokenLayout
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One self-attention call of a transformer.
+
+    Attributes:
+        query, key, value: ``[B, S, H, D]``, after norm and RoPE.
+        scale: softmax scale.
+        layer, num_layers: index of this attention among those of its transformer.
+        step, num_steps: denoising step counted from 0; num_steps is None where nothing tells it.
+        branch: which forward of the step this is (``"cond"``, ``"uncond"``, or ``"call0"``,
+        ``"call1"``, ...).
+        layout: where the visual tokens are.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    layer: int
+    num_layers: int
+    step: int
+    num_steps: int | None
+    branch: str
+    layout: TokenLayout
+
+    @property
+    def tokens(self) -> int:
+        return self.query.shape[1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method decided for a call: the blocks to compute. Plain tensors, so it can be kept,
+    reused and drawn.
+    """
+
+    block_map: BlockMap

@@ -1,0 +1,79 @@
+"""The command line: one subcommand per file, imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+COMMANDS = {
+    "render": "Turn prompts into videos.",
+    "eval": "Measure quality against speed over prompts, seeds and settings.",
+    "methods": "List the attention methods and their knobs.",
+    "models": "List the model families.",
+    "doctor": "Say what this machine can run.",
+    "replay": "Render again from the settings kept in a file.",
+}
+
+
+class Commands(click.Group):
+    """Subcommands by name; the table above is all that ``--help`` needs to import."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"dit_accel.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dit_accel")
+def cli() -> None:
+    """Make diffusers' video and image diffusion transformers faster, and say honestly what it cost."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; exit code 0 ok, 2 bad arguments, 1 failed. Errors are one line on
+    standard error.
+    """
+    try:
+        cli.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="dit-accel",
+            standalone_mode=False,
+        )
+        return 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 1)
+    except Exception as error:
+        from dit_accel.errors import BadInput, RunFailed
+
+        if isinstance(error, BadInput):
+            return _fail(str(error), 2)
+        if isinstance(error, RunFailed):
+            return _fail(str(error), 1)
+        raise
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

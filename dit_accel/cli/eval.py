@@ -1,0 +1,75 @@
+"""``dit-accel eval``: quality against speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dit_accel.cli.options import model_options, read_prompts, size_of
+from dit_accel.errors import BadInput
+
+
+@click.command("eval")
+@click.option(
+    "--prompts",
+    "prompt_file",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="One prompt per line.",
+)
+@click.option(
+    "--methods",
+    required=True,
+    help="Settings separated by commas: METHOD[:KNOB=VALUE]..., for example svg2,svg2:top_p=0.8",
+)
+@click.option("--seeds", default="0", show_default=True, help="Separated by commas.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for results.jsonl and summary.csv.",
+)
+@model_options
+def command(
+    prompt_file: Path,
+    methods: str,
+    seeds: str,
+    out: Path,
+    model: str,
+    size: str | None,
+    height: int | None,
+    width: int | None,
+    frames: int | None,
+    steps: int | None,
+    guidance_scale: float | None,
+    negative_prompt: str | None,
+    device: str,
+    dtype: str,
+) -> None:
+    """Render every prompt and seed dense, then with each setting, and compare frame by frame."""
+    from dit_accel.lazy import load
+    from dit_accel.render import RenderSettings
+
+    run_eval, parse = load("run_eval"), load("parse_setting")
+    base = RenderSettings(
+        prompt="",
+        negative_prompt=negative_prompt,
+        model=model,
+        **size_of(size, height, width, frames),
+        steps=steps,
+        guidance_scale=guidance_scale,
+        device=device,
+        dtype=dtype,
+    )
+    settings = [parse(text) for text in methods.split(",")]
+    summary = run_eval(base, read_prompts(prompt_file), _seeds(seeds), settings, out)
+    click.echo(summary.read_text().strip())
+    click.echo(f"written: {summary}")
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput(f"--seeds takes whole numbers separated by commas, got {text!r}") from None

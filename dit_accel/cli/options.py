@@ -1,0 +1,89 @@
+"""Options that more than one subcommand takes, and how their texts are read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dit_accel.errors import BadInput
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--model``, ``--device``, ``--dtype``, sizes, steps and guidance, as one keyword argument
+    each.
+    """
+    options = [
+        click.option(
+            "--model",
+            default="tiny-world",
+            show_default=True,
+            help="tiny-world, a folder, or a hub id.",
+        ),
+        click.option(
+            "--size",
+            type=click.Choice(["smoke", "study", "show"]),
+            help="A size of the tiny world.",
+        ),
+        click.option(
+            "--height", type=int, help="Pixels; with --width and --frames instead of --size."
+        ),
+        click.option("--width", type=int),
+        click.option("--frames", type=int),
+        click.option("--steps", type=int, help="Denoising steps."),
+        click.option("--guidance-scale", type=float),
+        click.option("--negative-prompt", type=str),
+        click.option("--device", default="cpu", show_default=True),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16", "float16"]),
+            default="float32",
+            show_default=True,
+        ),
+    ]
+    return functools.reduce(lambda f, option: option(f), reversed(options), function)
+
+
+def knobs_of(assignments: tuple[str, ...]) -> dict[str, str]:
+    """``KNOB=VALUE`` texts as a dictionary.
+
+    Raises:
+        BadInput: for a text without ``=``.
+    """
+    knobs = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise BadInput(f"--set takes KNOB=VALUE, got {text!r}")
+        knobs[name.strip()] = value.strip()
+    return knobs
+
+
+def size_of(
+    size: str | None, height: int | None, width: int | None, frames: int | None
+) -> dict[str, int | None]:
+    """Height, width and frames from ``--size`` and the single options, which win."""
+    from dit_accel_assets.world import SIZES
+
+    named = dict(zip(("height", "width", "frames"), SIZES[size], strict=True)) if size else {}
+    given = {"height": height, "width": width, "frames": frames}
+    return {k: v if v is not None else named.get(k) for k, v in given.items()}
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The non-empty lines of a text file.
+
+    Raises:
+        BadInput: if there is no such file, or nothing in it.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read prompts from {path}: {error}") from None
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise BadInput(f"no prompts in {path}: give one per line")
+    return prompts

@@ -1,0 +1,87 @@
+"""Where the denoising loop is: run, step and branch of a transformer's forward call."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.hooks.hooks import CacheContext
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One forward call: step counted from 0, number of steps where known, and which forward of the
+    step it is.
+    """
+
+    step: int
+    num_steps: int | None
+    branch: str
+    new_run: bool
+
+
+class RunClock:
+    """Tells steps, branches and runs apart, never by counting calls alone: caches skip them.
+
+    The cache context comes first (it has a name, and step numbers where the pipeline gives them),
+    then the scheduler, then a change of the timestep argument. A run is new when the scheduler
+    holds another ``timesteps`` object than before, or when the step goes backwards.
+    """
+
+    def __init__(self, pipe: Any | None) -> None:
+        self._pipe = weakref.ref(pipe) if pipe is not None else None
+        self._timesteps: weakref.ref[Tensor] | None = None
+        self._last_timestep: Tensor | None = None
+        self._step = -1
+        self._calls_in_step = 0
+
+    def tick(self, context: CacheContext | None, timestep: Any) -> Moment:
+        """Read the moment of a forward call that begins now."""
+        scheduler = getattr(self._pipe() if self._pipe else None, "scheduler", None)
+        new_run = self._other_timesteps(getattr(scheduler, "timesteps", None))
+        step = self._step_of(context, scheduler, timestep, new_run)
+        new_run = new_run or step < self._step
+        self._calls_in_step = 0 if new_run or step != self._step else self._calls_in_step + 1
+        self._step = step
+        branch = context.name if context is not None else f"call{self._calls_in_step}"
+        return Moment(step, self._num_steps(context, scheduler), branch, new_run)
+
+    def stop(self) -> None:
+        """Forget the run: whatever comes next is a new one."""
+        self._timesteps, self._last_timestep, self._step = None, None, -1
+
+    def _other_timesteps(self, timesteps: Tensor | None) -> bool:
+        if timesteps is None:
+            return self._step < 0
+        if self._timesteps is not None and self._timesteps() is timesteps:
+            return False
+        self._timesteps = weakref.ref(timesteps)
+        return True
+
+    def _step_of(
+        self, context: CacheContext | None, scheduler: Any, timestep: Any, new_run: bool
+    ) -> int:
+        if context is not None and context.step_index is not None:
+            return context.step_index
+        if hasattr(scheduler, "step_index"):
+            index = scheduler.step_index
+            return index if index is not None else (getattr(scheduler, "begin_index", None) or 0)
+        return self._step_by_change(timestep, new_run)
+
+    def _step_by_change(self, timestep: Any, new_run: bool) -> int:
+        value = (
+            timestep.detach().flatten()[:1].clone() if isinstance(timestep, Tensor) else timestep
+        )
+        last, self._last_timestep = self._last_timestep, value
+        if new_run or last is None:
+            return 0
+        return self._step if bool(last == value) else self._step + 1
+
+    @staticmethod
+    def _num_steps(context: CacheContext | None, scheduler: Any) -> int | None:
+        if context is not None and context.num_inference_steps is not None:
+            return context.num_inference_steps
+        timesteps = getattr(scheduler, "timesteps", None)
+        return len(timesteps) if timesteps is not None else None

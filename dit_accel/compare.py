@@ -1,0 +1,71 @@
+"""The same prompt and seed dense and accelerated: what it gained and what it cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dit_accel.lazy import load
+from dit_accel.render import Clip
+from dit_accel_assets import oracle
+from dit_accel_assets.world import parse_caption
+
+
+def quality(dense: np.ndarray, other: np.ndarray, prompt: str) -> dict[str, Any]:
+    """Paired metrics of raw frames ``[T, H, W, 3]``; for captions of the tiny world also what the
+    oracle sees.
+    """
+    figures: dict[str, Any] = {
+        "psnr": load("psnr")(other, dense),
+        "ssim": load("ssim")(other, dense),
+    }
+    if parse_caption(prompt) is not None:
+        figures["psnr_objects"] = load("psnr")(other, dense, mask=oracle.object_mask(dense))
+        figures["seen_dense"] = str(oracle.look(dense))
+        figures["seen"] = str(oracle.look(other))
+    return figures
+
+
+def speedup(dense: Clip, other: Clip) -> float:
+    """Ratio of the denoising times."""
+    return dense.seconds["denoise"] / other.seconds["denoise"]
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Rows of figures by name, as text with aligned columns."""
+    columns = list(next(iter(rows.values())))
+    cells = [["", *columns]] + [
+        [name, *(_shown(row[c]) for c in columns)] for name, row in rows.items()
+    ]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
+
+
+def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> str:
+    """The table of a comparison: seconds, density, quality, and what the oracle saw."""
+    rows = {
+        name: {
+            "denoise s": clip.seconds["denoise"],
+            "total s": clip.seconds["total"],
+            "density (sparse calls)": clip.attention.density["sparse_calls"],
+            "density (all calls)": clip.attention.density["all_calls"],
+            "PSNR": figures["psnr"] if clip is other else None,
+            "SSIM": figures["ssim"] if clip is other else None,
+        }
+        for name, clip in (("dense", dense), (method, other))
+    }
+    lines = [table(rows), f"speed-up of the denoising loop: {speedup(dense, other):.2f}"]
+    if "seen" in figures:
+        lines.append(f"PSNR inside the objects: {figures['psnr_objects']:.2f}")
+        lines.append(f"oracle sees, dense:  {figures['seen_dense']}")
+        lines.append(f"oracle sees, {method}: {figures['seen']}")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,9 @@
+"""The two ways to end with one clear line: bad input (exit code 2) and a failed run (exit code 1)."""
+
+
+class BadInput(ValueError):
+    """What was given, what is accepted, what to do; raised before any expensive work."""
+
+
+class RunFailed(RuntimeError):
+    """Something needed for the run is broken."""

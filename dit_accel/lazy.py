@@ -1,0 +1,31 @@
+"""The only names that reach upward: what the command line and the nodes find in the evaluation
+package, when it is there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from typing import Any
+
+from dit_accel.errors import RunFailed
+
+UPWARD = {
+    "psnr": "dit_accel_eval.metrics.psnr:psnr",
+    "ssim": "dit_accel_eval.metrics.ssim:ssim",
+    "run_eval": "dit_accel_eval.runs:run_eval",
+    "parse_setting": "dit_accel_eval.runs:Setting.parse",
+}
+
+
+def load(name: str) -> Any:
+    """The object a name of the table stands for.
+
+    Raises:
+        RunFailed: if its package cannot be imported.
+    """
+    module, attribute = UPWARD[name].split(":")
+    try:
+        return operator.attrgetter(attribute)(importlib.import_module(module))
+    except ImportError as error:
+        raise RunFailed(f"cannot import {module}: {error}; reinstall dit_accel") from error

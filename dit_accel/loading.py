@@ -1,0 +1,115 @@
+"""From a model's name to its pipeline: the bundled model, a folder, or a hub id, all through the
+same code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+
+from dit_accel.errors import BadInput, RunFailed
+from dit_accel_assets import tiny_world_path
+from dit_accel_pipelines import Family, SizeRule, UnknownFamily, find_family
+
+TINY_WORLD = "tiny-world"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the JSON files of a model say, read before any weight is."""
+
+    source: str
+    pipeline: str
+    family: Family
+    sizes: SizeRule
+
+
+def read_card(model: str) -> ModelCard:
+    """Read which pipeline and transformer a model has.
+
+    Args:
+        model: ``tiny-world``, a diffusers folder, or a hub id ``owner/name``.
+
+    Raises:
+        BadInput: if there is no such model, or no family declares its transformer.
+    """
+    source = str(tiny_world_path()) if model == TINY_WORLD else model
+    index = _read_json(source, "model_index.json")
+    transformer_class = (index.get("transformer") or index.get("transformer_2") or [None, None])[1]
+    if transformer_class is None:
+        raise BadInput(
+            f"model {model!r} is a {index.get('_class_name')} without a transformer: nothing to do here"
+        )
+    try:
+        family = find_family(transformer_class)
+    except UnknownFamily as error:
+        raise BadInput(f"model {model!r}: {error}") from None
+    part = "transformer" if index.get("transformer") else "transformer_2"
+    transformer = _read_json(source, f"{part}/config.json")
+    vae = _read_json(source, "vae/config.json")
+    return ModelCard(source, index["_class_name"], family, family.size_rule(transformer, vae))
+
+
+def load_pipeline(
+    card: ModelCard, *, device: str = "cpu", dtype: str = "float32"
+) -> DiffusionPipeline:
+    """Load a model's pipeline: safetensors only, no remote code.
+
+    Raises:
+        RunFailed: if its files are damaged or missing.
+    """
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            card.source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise RunFailed(f"cannot load {card.source}: {first_line(error)}") from error
+    return pipe.to(device)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+def _read_json(source: str, name: str) -> Mapping[str, Any]:
+    folder = Path(source)
+    if folder.is_dir():
+        path = folder / name
+        if not path.is_file():
+            raise BadInput(
+                f"model folder {source} has no {name}: give a folder made by save_pretrained"
+            )
+    else:
+        path = _fetch(source, name)
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFailed(f"cannot read {path}: {first_line(error)}") from error
+
+
+def _fetch(source: str, name: str) -> Path:
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise BadInput(
+            f"no model {source!r}: give {TINY_WORLD}, an existing folder, or a hub id owner/name"
+        )
+    try:
+        return Path(hf_hub_download(source, name))
+    except HFValidationError as error:
+        raise BadInput(f"no model {source!r}: {first_line(error)}") from None
+    except LocalEntryNotFoundError:
+        raise BadInput(
+            f"model {source!r} is not in the local cache and the hub cannot be reached: check the network, "
+            "or give a folder"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise BadInput(f"model {source!r}: {first_line(error)}") from None

@@ -1,0 +1,147 @@
+"""Frames to files and back: mp4 (PNG for one frame), with the settings that made them in the file's
+metadata.
+
+Frames are ``[T, H, W, 3]`` float arrays in [0, 1]. Files are written under a temporary name and
+renamed when complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import imageio_ffmpeg
+import numpy as np
+from PIL import Image, ImageDraw, PngImagePlugin
+
+from dit_accel.errors import BadInput
+
+METADATA_KEY = "dit_accel"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` that becomes ``path`` on success and vanishes on failure."""
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise BadInput unless a file can be written at ``path``; its folder is made."""
+    if path.is_dir():
+        raise BadInput(f"output {path} is a folder: give a file name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"cannot make folder {path.parent} for the output: {error.strerror}"
+        ) from None
+    if not os.access(path.parent, os.W_OK):
+        raise BadInput(f"cannot write into {path.parent}: choose another output with -o")
+
+
+def to_bytes(frames: np.ndarray) -> np.ndarray:
+    return (np.clip(frames, 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
+
+
+def write_clip(path: Path, frames: np.ndarray, fps: int, metadata: Mapping[str, Any]) -> None:
+    """Write mp4 (H.264), or PNG for a ``.png`` path (its first frame), with metadata as JSON
+    inside.
+    """
+    text = json.dumps({METADATA_KEY: metadata})
+    with written_whole(path) as temporary:
+        if path.suffix == ".png":
+            info = PngImagePlugin.PngInfo()
+            info.add_text(METADATA_KEY, text)
+            Image.fromarray(to_bytes(frames[0])).save(temporary, pnginfo=info)
+            return
+        with imageio.get_writer(
+            temporary,
+            format="FFMPEG",
+            fps=fps,
+            codec="libx264",
+            quality=8,
+            macro_block_size=2,
+            output_params=["-metadata", f"comment={text}"],
+        ) as writer:
+            for frame in to_bytes(frames):
+                writer.append_data(frame)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The settings kept in an output of `write_clip`.
+
+    Raises:
+        BadInput: if the file is missing or holds none.
+    """
+    if not path.is_file():
+        raise BadInput(f"no file {path}")
+    text = _png_text(path) if path.suffix == ".png" else _mp4_comment(path)
+    try:
+        return json.loads(text)[METADATA_KEY]
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(
+            f"{path} holds no settings of dit-accel: give a file that `dit-accel render` wrote"
+        ) from None
+
+
+def _png_text(path: Path) -> str:
+    try:
+        with Image.open(path) as image:
+            return str(image.info.get(METADATA_KEY, ""))
+    except OSError:
+        return ""
+
+
+def _mp4_comment(path: Path) -> str:
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        str(path),
+        "-f",
+        "ffmetadata",
+        "-",
+    ]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    match = re.search(r"^comment=((?:\\.|[^\\\n])*)", shown, re.MULTILINE | re.DOTALL)
+    return re.sub(r"\\(.)", r"\1", match.group(1), flags=re.DOTALL) if match else ""
+
+
+def side_by_side(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Two clips of the same shape next to each other, with a thin white line between."""
+    line = np.ones((*first.shape[:2], 4, 3), first.dtype)
+    return np.concatenate([first, line, second], axis=2)
+
+
+def strip(rows: Mapping[str, np.ndarray], columns: int = 7) -> Image.Image:
+    """A picture of ``columns`` evenly spaced frames per clip, one labelled row a clip."""
+    margin, label = 4, 16
+    clips = list(rows.items())
+    _, height, width, _ = clips[0][1].shape
+    sheet = Image.new(
+        "RGB",
+        (columns * (width + margin) + margin, len(clips) * (height + margin + label) + margin),
+        "white",
+    )
+    draw = ImageDraw.Draw(sheet)
+    for row, (name, frames) in enumerate(clips):
+        top = row * (height + margin + label) + margin
+        draw.text((margin, top), name, fill="black")
+        chosen = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
+        for column, frame in enumerate(to_bytes(frames[chosen])):
+            sheet.paste(Image.fromarray(frame), (margin + column * (width + margin), top + label))
+    return sheet

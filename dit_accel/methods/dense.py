@@ -1,0 +1,21 @@
+"""Nothing sparse: for reports and for comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dit_accel.call import AttentionCall, Plan
+from dit_accel.methods.base import Method
+from dit_accel.ops import Ops
+
+
+@dataclass(frozen=True)
+class Dense(Method):
+    """Every call runs dense, on the pipeline's own attention backend."""
+
+    name: ClassVar[str] = "dense"
+    source: ClassVar[str] = "-"
+
+    def plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan | None:
+        return None

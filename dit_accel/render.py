@@ -1,0 +1,283 @@
+"""A prompt becomes frames: settings checked first, then one pipeline call, timed and reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from pydantic import TypeAdapter, ValidationError
+
+from dit_accel.config import Schedule
+from dit_accel.errors import BadInput
+from dit_accel.loading import DTYPES, TINY_WORLD, ModelCard, read_card
+from dit_accel.methods import Method, find_method
+from dit_accel.report import AttentionReport
+from dit_accel.session import (
+    Session,
+    disable_sparse_attention,
+    enable_sparse_attention,
+    transformers_of,
+)
+from dit_accel_assets.world import SIZES
+
+SCHEDULE_PREFIX = "schedule."
+TINY_WORLD_DEFAULTS = {"steps": 25, "guidance_scale": 4.0, "size": "show"}
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """Everything that decides what a render makes. None leaves a value to the pipeline.
+
+    Attributes:
+        prompt, negative_prompt: texts.
+        model: ``tiny-world``, a folder, or a hub id.
+        method: name of the attention method.
+        knobs: knobs of the method, and of the schedule as ``schedule.NAME``; texts or values.
+        precision: of the sparse calls.
+        height, width, frames: pixels and number of frames.
+        steps, guidance_scale, seed: of the denoising loop; the seed feeds a CPU generator.
+        fps: frames per second of the file.
+        device, dtype: where and in what the pipeline runs.
+    """
+
+    prompt: str
+    negative_prompt: str | None = None
+    model: str = TINY_WORLD
+    method: str = "svg2"
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "full"
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 0
+    fps: int = 16
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RenderSettings:
+        """Settings from a file's metadata.
+
+        Raises:
+            BadInput: naming a key that is unknown or a value that does not fit.
+        """
+        return parsed(cls, values, "settings")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a render made: frames float32 ``[T, H, W, 3]`` in [0, 1], seconds by part, and the
+    attention report.
+    """
+
+    frames: np.ndarray
+    seconds: dict[str, float]
+    attention: AttentionReport
+
+
+def parsed(target: Any, values: Mapping[str, Any], what: str) -> Any:
+    """Build a dataclass from texts or values, with the key in the error.
+
+    Raises:
+        BadInput: for an unknown key, a value of the wrong type, or one that the dataclass refuses.
+    """
+    known = [f.name for f in dataclasses.fields(target)]
+    for key in values:
+        if key not in known:
+            raise BadInput(f"unknown {what} {key!r}: choose from {', '.join(known)}")
+    try:
+        return TypeAdapter(target).validate_python({k: _sequence(v) for k, v in values.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        place = ".".join(str(p) for p in first["loc"] if p in known)
+        given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+        raise BadInput(f"{what} {place + ': ' if place else ''}{message}{given}") from None
+
+
+def _sequence(value: Any) -> Any:
+    """``"8,2"`` as a sequence, ``"none"`` as None; other values as they are."""
+    if isinstance(value, str) and value.lower() == "none":
+        return None
+    return value.split(",") if isinstance(value, str) and "," in value else value
+
+
+def build_method(settings: RenderSettings) -> tuple[Method, Schedule]:
+    """The method and schedule that settings name.
+
+    Raises:
+        BadInput: for an unknown method or knob, or a value out of range.
+    """
+    try:
+        method_class = find_method(settings.method)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    knobs = {k: v for k, v in settings.knobs.items() if not k.startswith(SCHEDULE_PREFIX)}
+    timing = {
+        k.removeprefix(SCHEDULE_PREFIX): v
+        for k, v in settings.knobs.items()
+        if k.startswith(SCHEDULE_PREFIX)
+    }
+    return parsed(method_class, knobs, f"{settings.method} knob"), parsed(
+        Schedule, timing, "schedule knob"
+    )
+
+
+def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
+    """Check settings against the model's own JSON files and fill in the tiny world's defaults;
+    loads no weights.
+
+    Raises:
+        BadInput: with one line that says what to change.
+    """
+    build_method(settings)
+    if settings.precision != "full":
+        raise BadInput(f"precision {settings.precision!r} has no kernel yet: use 'full'")
+    if settings.dtype not in DTYPES:
+        raise BadInput(f"unknown dtype {settings.dtype!r}: choose one of {', '.join(DTYPES)}")
+    if settings.steps is not None and settings.steps < 1:
+        raise BadInput(f"steps must be at least 1, got {settings.steps}")
+    check_device(settings.device)
+    card = read_card(settings.model)
+    if settings.model == TINY_WORLD:
+        settings = _with_tiny_world_defaults(settings)
+    height, width, frames = settings.height, settings.width, settings.frames
+    rule = card.sizes
+    complaint = rule.complaint(height or rule.multiple, width or rule.multiple, frames or 1)
+    if complaint:
+        raise BadInput(complaint)
+    return settings, card
+
+
+def check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise BadInput(f"unknown device {device!r}: use cpu, cuda or cuda:N") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BadInput(
+            f"device {device!r} is not available: this machine has no CUDA device; use cpu"
+        )
+
+
+def _with_tiny_world_defaults(settings: RenderSettings) -> RenderSettings:
+    height, width, frames = SIZES[str(TINY_WORLD_DEFAULTS["size"])]
+    defaults = {
+        "height": height,
+        "width": width,
+        "frames": frames,
+        "steps": TINY_WORLD_DEFAULTS["steps"],
+        "guidance_scale": TINY_WORLD_DEFAULTS["guidance_scale"],
+    }
+    missing = {k: v for k, v in defaults.items() if getattr(settings, k) is None}
+    return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]
+
+
+def enable(pipe: DiffusionPipeline, settings: RenderSettings) -> Session:
+    """Enable the method of the settings on a pipeline."""
+    method, schedule = build_method(settings)
+    return enable_sparse_attention(pipe, method, schedule=schedule)
+
+
+def render(pipe: DiffusionPipeline, settings: RenderSettings) -> Clip:
+    """Run a loaded pipeline once with checked settings; the pipeline is left as it was."""
+    with enable(pipe, settings) as session, LoopTimer(pipe) as timer:
+        try:
+            output = pipe(**call_arguments(settings))
+        finally:
+            disable_sparse_attention(pipe)
+        frames = output.frames[0] if hasattr(output, "frames") else output.images[:1]
+        return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
+
+
+def call_arguments(settings: RenderSettings) -> dict[str, Any]:
+    """Arguments of the pipeline call; what is None is left out."""
+    arguments = {
+        "prompt": settings.prompt,
+        "negative_prompt": settings.negative_prompt,
+        "height": settings.height,
+        "width": settings.width,
+        "num_frames": settings.frames,
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "generator": torch.Generator().manual_seed(settings.seed),
+        "output_type": "np",
+    }
+    return {k: v for k, v in arguments.items() if v is not None}
+
+
+class LoopTimer:
+    """Times a pipeline call from outside: denoising runs from the first transformer forward to the
+    end of the last.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline) -> None:
+        self._pipe = pipe
+        self._stack = ExitStack()
+        self._first = self._last = self._start = 0.0
+
+    def __enter__(self) -> LoopTimer:
+        for transformer in transformers_of(self._pipe).values():
+            before = transformer.register_forward_pre_hook(lambda *_: self._began())
+            after = transformer.register_forward_hook(lambda *_: self._ended())
+            self._stack.callback(before.remove)
+            self._stack.callback(after.remove)
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _began(self) -> None:
+        self._first = self._first or time.perf_counter()
+
+    def _ended(self) -> None:
+        self._last = time.perf_counter()
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds in ``denoise`` and ``decode``, and in ``total`` with the text encoder."""
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        return {
+            "denoise": self._last - self._first,
+            "decode": now - self._last,
+            "total": now - self._start,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {name: version(name) for name in ("dit_accel", "torch", "diffusers", "transformers")}
+
+
+def report_of(
+    settings: RenderSettings, card: ModelCard, clip: Clip, load_seconds: float
+) -> dict[str, Any]:
+    """The ``--report`` record of a render."""
+    attention = clip.attention.to_dict()
+    return {
+        **dataclasses.asdict(settings),
+        "family": card.family.name,
+        "config": attention["config"],
+        "versions": versions(),
+        "seconds": {
+            "load": load_seconds,
+            **clip.seconds,
+            "total": load_seconds + clip.seconds["total"],
+        },
+        "attention_seconds": attention["seconds"],
+        "calls": attention["calls"],
+        "fallbacks": attention["fallbacks"],
+        "density": attention["density"],
+    }

@@ -1,0 +1,92 @@
+"""What a run did, counted: calls by kind, reasons for falling back, density, seconds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from dit_accel.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class AttentionReport:
+    """The attention calls of the latest run.
+
+    Attributes:
+        method, config, precision, family: what was asked for, and the family it ran on.
+        calls: number of calls ``dense`` (by schedule), ``sparse`` and ``fallback`` (could not be
+        sparse).
+        fallbacks: reason to number of calls.
+        density: computed share of the (query, key) pairs, mean over ``sparse_calls`` and over
+            ``all_calls`` (dense and fallback calls count as 1); None without such calls.
+        seconds: time in ``attention`` (sparse), ``dense``, ``kmeans`` and ``selection``.
+        layers: mean density of the sparse calls of each layer.
+    """
+
+    method: str
+    config: dict[str, Any]
+    precision: str
+    family: str
+    calls: dict[str, int]
+    fallbacks: dict[str, int]
+    density: dict[str, float | None]
+    seconds: dict[str, float]
+    layers: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        calls = ", ".join(f"{n} {kind}" for kind, n in self.calls.items())
+        lines = [f"{self.method} on {self.family}: {calls}"]
+        lines += [f"  fallback x{n}: {reason}" for reason, n in self.fallbacks.items()]
+        shown = {k: "-" if v is None else f"{v:.3f}" for k, v in self.density.items()}
+        lines.append(
+            f"  density {shown['sparse_calls']} over sparse calls, {shown['all_calls']} over all calls"
+        )
+        lines.append(
+            "  seconds " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(self.seconds.items()))
+        )
+        return "\n".join(lines)
+
+
+@dataclass
+class Tally:
+    """The counters behind a report; densities stay on the device until they are asked for."""
+
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    calls: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    densities: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def reset(self) -> None:
+        self.stopwatch.reset()
+        self.calls.clear()
+        self.fallbacks.clear()
+        self.densities.clear()
+
+    def dense(self) -> None:
+        self.calls["dense"] += 1
+
+    def fallback(self, reason: str) -> None:
+        self.calls["fallback"] += 1
+        self.fallbacks[reason] += 1
+
+    def sparse(self, layer: str, density: Tensor) -> None:
+        self.calls["sparse"] += 1
+        self.densities.setdefault(layer, []).append(density)
+
+    def layer_densities(self) -> dict[str, float]:
+        return {k: sum(map(float, v)) / len(v) for k, v in self.densities.items()}
+
+    def density(self) -> dict[str, float | None]:
+        computed = sum(float(d) for calls in self.densities.values() for d in calls)
+        sparse, every = self.calls["sparse"], self.calls.total()
+        full = every - sparse
+        return {
+            "sparse_calls": computed / sparse if sparse else None,
+            "all_calls": (computed + full) / every if every else None,
+        }

@@ -1,0 +1,1 @@
+"""Quality against speed: metrics, paired runs, and their tables."""

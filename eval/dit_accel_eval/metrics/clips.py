@@ -1,0 +1,32 @@
+"""What every metric takes: two clips ``[T, H, W, 3]`` (or ``[T, H, W, C]``) in [0, 1], checked and
+laid out for torch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def paired(first: np.ndarray, second: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Two clips as float32 ``[T, C, H, W]`` in [0, 1]; uint8 is divided by 255.
+
+    Raises:
+        ValueError: if shapes differ, are not four-dimensional, or values are not finite.
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"clips must have one shape, got {list(first.shape)} and {list(second.shape)}"
+        )
+    return _frames(first), _frames(second)
+
+
+def _frames(clip: np.ndarray) -> Tensor:
+    if clip.ndim != 4:
+        raise ValueError(f"a clip must have shape [T, H, W, C], got {list(clip.shape)}")
+    frames = torch.from_numpy(np.ascontiguousarray(clip))
+    frames = frames.float() / 255 if clip.dtype == np.uint8 else frames.float()
+    if not bool(torch.isfinite(frames).all()):
+        raise ValueError("a clip must be finite, got NaN or infinity")
+    return frames.permute(0, 3, 1, 2)

@@ -1,0 +1,28 @@
+"""From labels to groups: one stable counting sort serves k-means, the permutation and its inverse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def group_by_label(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """List tokens group by group.
+
+    Args:
+        labels: integer ``[B, H, S]`` in ``0 .. count - 1``.
+        count: number of groups G; groups may be empty.
+
+    Returns:
+        order int64 ``[B, H, S]`` and offsets int64 ``[B, H, G + 1]``: group g holds the tokens
+        ``order[offsets[g]:offsets[g + 1]]`` in ascending order.
+    """
+    order = labels.argsort(dim=-1, stable=True)
+    sizes = torch.zeros(*labels.shape[:-1], count + 1, dtype=torch.int64, device=labels.device)
+    sizes.scatter_add_(-1, labels.long() + 1, torch.ones_like(labels, dtype=torch.int64))
+    return order, sizes.cumsum(-1)
+
+
+def group_sizes(offsets: Tensor) -> Tensor:
+    """Tokens per group, ``[B, H, G]``."""
+    return offsets.diff(dim=-1)

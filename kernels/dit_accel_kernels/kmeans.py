@@ -1,0 +1,85 @@
+"""Batched Lloyd's k-means, one independent problem per (batch, head): SVG2 (arXiv 2505.18875),
+section 4.1.
+
+Fixed iteration counts, float32 sums, no ``||x||^2`` (it does not change the argmin), no host sync;
+an empty cluster keeps its centroid. Nothing is random: the first centroids are tokens at even
+strides, so equal input gives equal clusters.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dit_accel_kernels.contracts import ContractError, check_tokens
+
+SCORE_ELEMENTS = 1 << 20  # scores held at a time: 4 MiB of float32
+
+
+def strided_centroids(tokens: Tensor, count: int) -> Tensor:
+    """``count`` tokens at even strides as first centroids, float32 ``[B, H, count, D]``."""
+    check_tokens("tokens", tokens)
+    size = tokens.shape[2]
+    if not 1 <= count <= size:
+        raise ContractError("count", f"between 1 and the number of tokens {size}", count)
+    place = (torch.arange(count, device=tokens.device) * size + size // 2) // count
+    return tokens[:, :, place].float()
+
+
+def kmeans_assign(tokens: Tensor, centroids: Tensor) -> Tensor:
+    """Label of the nearest centroid in Euclidean distance.
+
+    Args:
+        tokens: ``[B, H, S, D]``.
+        centroids: float32 ``[B, H, K, D]``.
+
+    Returns:
+        int64 ``[B, H, S]``; of equally near centroids the first.
+    """
+    check_tokens("tokens", tokens)
+    if (
+        centroids.dim() != 4
+        or centroids.shape[:2] != tokens.shape[:2]
+        or centroids.shape[3] != tokens.shape[3]
+    ):
+        expected = f"[{tokens.shape[0]}, {tokens.shape[1]}, K, {tokens.shape[3]}]"
+        raise ContractError("centroids", f"of shape {expected}", list(centroids.shape))
+    half_norm = 0.5 * centroids.float().square().sum(-1)[:, :, None]  # [B, H, 1, K]
+    columns = centroids.float().transpose(-1, -2)  # [B, H, D, K]
+    batch, heads, _, _ = tokens.shape
+    rows = max(1, SCORE_ELEMENTS // (batch * heads * centroids.shape[2]))
+    pieces = [(x.float() @ columns - half_norm).argmax(-1) for x in tokens.split(rows, dim=2)]
+    return torch.cat(pieces, dim=2)
+
+
+def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
+    """Mean of each cluster's tokens, float32 ``[B, H, K, D]``; an empty cluster keeps its row of
+    ``centroids``.
+    """
+    batch, heads, count, width = centroids.shape
+    rows = labels + count * torch.arange(batch * heads, device=labels.device).view(batch, heads, 1)
+    sums = tokens.new_zeros(batch * heads * count, width, dtype=torch.float32)
+    sums.index_add_(0, rows.flatten(), tokens.float().flatten(0, 2))
+    sizes = torch.bincount(rows.flatten(), minlength=batch * heads * count).view(
+        batch, heads, count, 1
+    )
+    means = sums.view(batch, heads, count, width) / sizes.clamp(min=1)
+    return torch.where(sizes > 0, means, centroids)
+
+
+def kmeans(tokens: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Run ``iterations`` rounds of assign and update from given centroids.
+
+    Returns:
+        labels int64 ``[B, H, S]`` and centroids float32 ``[B, H, K, D]``, the means of exactly
+        those labels.
+
+    Raises:
+        ContractError: if iterations is below 1, or shapes do not fit.
+    """
+    if iterations < 1:
+        raise ContractError("iterations", "at least 1", iterations)
+    for _ in range(iterations):
+        labels = kmeans_assign(tokens, centroids)
+        centroids = kmeans_update(tokens, labels, centroids)
+    return labels, centroids

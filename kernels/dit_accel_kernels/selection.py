@@ -1,0 +1,53 @@
+"""Which key groups a query group attends to: SVG2 (arXiv 2505.18875), section 4.2, in float32
+throughout.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def centroid_mass(
+    query_centroids: Tensor, key_centroids: Tensor, key_sizes: Tensor, scale: float
+) -> Tensor:
+    """Estimated share of attention that each key group receives from each query group.
+
+    ``P_ij = n_j exp(s_ij) / sum_j n_j exp(s_ij)`` with ``s_ij = scale * q_i . k_j`` and n_j tokens
+    in key group j.
+
+    Args:
+        query_centroids: float32 ``[B, H, Gq, D]``.
+        key_centroids: float32 ``[B, H, Gk, D]``.
+        key_sizes: integer ``[B, H, Gk]``; an empty group gets no mass.
+        scale: softmax scale.
+
+    Returns:
+        float32 ``[B, H, Gq, Gk]``; rows sum to 1.
+    """
+    logits = scale * (query_centroids.float() @ key_centroids.float().transpose(-1, -2))
+    return (logits + key_sizes.float().log()[:, :, None]).softmax(-1)
+
+
+def select_top_p(mass: Tensor, top_p: float, min_share: float = 0.0) -> Tensor:
+    """Smallest set of key groups per query group whose mass reaches ``top_p``.
+
+    The largest group is always kept, the one that crosses ``top_p`` too; further ones are added, by
+    falling mass, until ``min_share`` of all groups are kept. Below ``top_p`` = 1 groups without
+    mass (empty ones) are never selected.
+
+    Args:
+        mass: float32 ``[B, H, Gq, Gk]``, rows sum to 1.
+        top_p: in (0, 1]; 1 selects every group.
+        min_share: in [0, 1], a share of the number of key groups.
+
+    Returns:
+        bool ``[B, H, Gq, Gk]``.
+    """
+    if top_p >= 1:
+        return torch.ones_like(mass, dtype=torch.bool)
+    ranked, order = mass.sort(dim=-1, descending=True, stable=True)
+    before = ranked.cumsum(-1) - ranked
+    rank = torch.arange(mass.shape[-1], device=mass.device)
+    keep = (before < top_p) | (rank < int(min_share * mass.shape[-1]))
+    return torch.zeros_like(keep).scatter_(-1, order, keep) & (mass > 0)
