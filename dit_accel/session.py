@@ -17,7 +17,7 @@ from dit_accel import seam
 from dit_accel.call import AttentionCall
 from dit_accel.clock import Moment, RunClock
 from dit_accel.config import Precision, Schedule, crossover_tokens
-from dit_accel.methods import Method, find_method
+from dit_accel.methods import Dense, Method, find_method
 from dit_accel.ops import Ops
 from dit_accel.report import AttentionReport, Tally
 from dit_accel_pipelines import Family, TokenLayout, find_family
@@ -149,6 +149,13 @@ class Session:
             layout,
         )
         return self._sparse(call, layer, dense)
+
+    def _scheduled_dense(self, layer: seam.Layer, moment: Moment) -> bool:
+        return (
+            isinstance(self.method, Dense)
+            or self.schedule.step_is_dense(moment.step, moment.num_steps)
+            or self.schedule.layer_is_dense(layer.index, layer.count)
+        )
 
     def _sparse(
         self, call: AttentionCall, layer: seam.Layer, dense: Callable[[], Tensor]

@@ -43,22 +43,7 @@ def _clean_process() -> Iterator[None]:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    words = [
-        "<pad>",
-        "</s>",
-        "<unk>",
-        "a",
-        "red",
-        "blue",
-        "circle",
-        "square",
-        "moving",
-        "left",
-        "right",
-        "up",
-        "on",
-        "black",
-    ]
+    words = "<pad> </s> <unk> a red blue circle square moving left right up on black".split()  # noqa: SIM905
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -73,7 +58,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_wan(seed: int = 0, two_transformers: bool = False) -> WanPipeline:
+def random_wan(seed: int = 0, two_transformers: bool = False) -> WanPipeline:
     """A random Wan pipeline: 3 layers, 2 heads of 16, frames of 8 x 8 pixels a latent."""
     torch.manual_seed(seed)
     text = UMT5Config(vocab_size=16, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
@@ -114,8 +99,14 @@ def build_wan(seed: int = 0, two_transformers: bool = False) -> WanPipeline:
 
 
 @pytest.fixture
+def build_wan() -> Callable[..., WanPipeline]:
+    """Makes random Wan pipelines: ``build_wan(seed, two_transformers=False)``."""
+    return random_wan
+
+
+@pytest.fixture
 def wan() -> WanPipeline:
-    return build_wan()
+    return random_wan()
 
 
 @pytest.fixture

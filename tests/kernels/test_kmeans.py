@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+
+from dit_accel_kernels import (
+    ContractError,
+    kmeans,
+    kmeans_assign,
+    kmeans_update,
+    strided_centroids,
+)
+
+SHAPES = st.tuples(
+    st.integers(1, 2), st.integers(1, 3), st.integers(1, 70), st.sampled_from([1, 16, 33])
+)
+
+
+def tokens_of(shape: tuple[int, int, int, int], seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(SHAPES, st.integers(1, 9), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_assign_is_nearest(shape: tuple[int, int, int, int], count: int, seed: int) -> None:
+    tokens = tokens_of(shape, seed)
+    centroids = tokens_of((*shape[:2], count, shape[3]), seed + 1)
+    distance = torch.cdist(tokens.double(), centroids.double())
+    labels = kmeans_assign(tokens, centroids)
+    chosen = distance.gather(-1, labels[..., None])[..., 0]
+    torch.testing.assert_close(chosen, distance.amin(-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_equals_scikit_learn(dtype: torch.dtype) -> None:
+    """Same data, same first centroids, same number of Lloyd rounds."""
+    tokens = tokens_of((1, 2, 200, 16)).to(dtype)
+    start = strided_centroids(tokens, 8)
+    labels, centroids = kmeans(tokens, start, iterations=4)
+    for head in range(2):
+        data = tokens[0, head].double().numpy()
+        oracle = KMeans(8, init=start[0, head].double().numpy(), n_init=1, max_iter=3, tol=0).fit(
+            data
+        )
+        assert (oracle.predict(data) == labels[0, head].numpy()).all()
+        means = np.stack([data[labels[0, head].numpy() == k].mean(0) for k in range(8)])
+        np.testing.assert_allclose(centroids[0, head].numpy(), means, atol=2e-5)
+
+
+def test_each_round_lowers_the_inertia() -> None:
+    tokens = tokens_of((1, 1, 300, 16))
+    centroids, last = strided_centroids(tokens, 12), float("inf")
+    for _ in range(5):
+        labels, centroids = kmeans(tokens, centroids, 1)
+        inertia = (
+            (tokens - centroids.gather(2, labels[..., None].expand(-1, -1, -1, 16))).square().sum()
+        )
+        assert inertia <= last + 1e-4
+        last = float(inertia)
+
+
+def test_empty_cluster_keeps_its_centroid() -> None:
+    tokens = tokens_of((1, 1, 10, 4))
+    far = torch.full((1, 1, 1, 4), 1e3)
+    centroids = torch.cat([tokens[:, :, :2], far], dim=2)
+    labels = kmeans_assign(tokens, centroids)
+    assert (labels < 2).all()
+    assert torch.equal(kmeans_update(tokens, labels, centroids)[:, :, 2:], far)
+
+
+def test_batch_entries_are_independent() -> None:
+    tokens = tokens_of((2, 3, 50, 8))
+    together, _ = kmeans(tokens, strided_centroids(tokens, 5), 3)
+    alone, _ = kmeans(tokens[1:, 2:], strided_centroids(tokens[1:, 2:], 5), 3)
+    assert torch.equal(together[1:, 2:], alone)
+
+
+def test_strided_view_equals_contiguous() -> None:
+    tokens = tokens_of((1, 40, 3, 8)).transpose(1, 2)
+    start = strided_centroids(tokens, 4)
+    assert torch.equal(kmeans(tokens, start, 2)[0], kmeans(tokens.contiguous(), start, 2)[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: strided_centroids(torch.zeros(1, 1, 3, 4), 4), "count must be between 1 and"),
+        (lambda: kmeans(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 2, 4), 0), "iterations must be"),
+        (lambda: kmeans_assign(torch.zeros(3, 4), torch.zeros(2, 4)), "tokens must be"),
+        (
+            lambda: kmeans_assign(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 2, 5)),
+            "centroids must be",
+        ),
+        (lambda: kmeans_assign(torch.zeros(1, 1, 3, 4).long(), torch.zeros(1, 1, 2, 4)), "float32"),
+    ],
+)
+def test_bad_input_names_the_argument(call, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        call()

@@ -1,0 +1,168 @@
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dit_accel_kernels import (
+    BlockMap,
+    ContractError,
+    dense_attention,
+    group_by_label,
+    sparse_attention,
+    sparse_attention_reference,
+)
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+def tensors(batch: int, heads: int, queries: int, keys: int, width: int, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (queries, keys, keys)
+    return [torch.randn(batch, heads, n, width, generator=generator) for n in sizes]
+
+
+def random_map(query, key, groups: tuple[int, int], density: float, seed: int = 0) -> BlockMap:
+    generator = torch.Generator().manual_seed(seed)
+    batch, heads = query.shape[:2]
+    labels = [
+        torch.randint(0, g, (batch, heads, x.shape[2]), generator=generator)
+        for g, x in zip(groups, (query, key), strict=True)
+    ]
+    selected = torch.rand(batch, heads, *groups, generator=generator) < density
+    return BlockMap(
+        selected, *group_by_label(labels[0], groups[0]), *group_by_label(labels[1], groups[1])
+    )
+
+
+@given(
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 80),
+    st.integers(1, 80),
+    st.sampled_from([16, 64, 80]),
+    st.tuples(st.integers(1, 7), st.integers(1, 9)),
+    st.sampled_from([0.0, 0.2, 0.6, 1.0]),
+    st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_equals_reference(
+    batch: int, heads: int, queries: int, keys: int, width: int, groups, density: float, seed: int
+) -> None:
+    query, key, value = tensors(batch, heads, queries, keys, width, seed)
+    block_map = random_map(query, key, groups, density, seed)
+    out, lse = sparse_attention(query, key, value, block_map)
+    expected, expected_lse = sparse_attention_reference(query, key, value, block_map)
+    torch.testing.assert_close(out, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(lse, expected_lse, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_all_blocks_equal_sdpa(dtype: torch.dtype) -> None:
+    query, key, value = (t.to(dtype) for t in tensors(1, 2, 300, 300, 64))
+    out, lse = sparse_attention(query, key, value, random_map(query, key, (5, 9), 2.0))
+    exact = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    scores = query.float() @ key.float().transpose(-1, -2) / 8
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), exact, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_nothing_selected_is_zero_and_minus_infinity() -> None:
+    query, key, value = tensors(1, 1, 9, 9, 16)
+    block_map = random_map(query, key, (2, 2), -1.0)
+    for attend in (sparse_attention, sparse_attention_reference):
+        out, lse = attend(query, key, value, block_map)
+        assert (out == 0).all()
+        assert (lse == -torch.inf).all()
+
+
+def test_one_huge_cluster_among_singles() -> None:
+    query, key, value = tensors(1, 1, 400, 400, 32)
+    labels = torch.zeros(1, 1, 400, dtype=torch.long)
+    labels[0, 0, :6] = torch.arange(1, 7)
+    selected = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.5
+    block_map = BlockMap(selected, *group_by_label(labels, 8), *group_by_label(labels, 8))
+    out, _ = sparse_attention(query, key, value, block_map)
+    torch.testing.assert_close(
+        out, sparse_attention_reference(query, key, value, block_map)[0], rtol=0, atol=2e-5
+    )
+
+
+def test_strided_views_and_scale() -> None:
+    query, key, value = (t.transpose(1, 2) for t in tensors(1, 50, 3, 3, 16))
+    block_map = random_map(query, key, (3, 4), 0.5)
+    out, _ = sparse_attention(query, key, value, block_map, scale=0.7)
+    expected, _ = sparse_attention_reference(
+        query.contiguous(), key.contiguous(), value.contiguous(), block_map, scale=0.7
+    )
+    torch.testing.assert_close(out, expected, rtol=0, atol=2e-5)
+
+
+def test_inputs_are_not_changed() -> None:
+    inputs = tensors(1, 2, 30, 30, 16)
+    before = [t.clone() for t in inputs]
+    sparse_attention(*inputs, random_map(inputs[0], inputs[1], (3, 3), 0.5))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+
+
+def test_density_counts_pairs() -> None:
+    query, key, _ = tensors(2, 2, 37, 53, 16)
+    block_map = random_map(query, key, (4, 6), 0.4)
+    expected = block_map.to_mask().float().mean()
+    torch.testing.assert_close(block_map.density(), expected)
+
+
+def test_dense_attention_equals_sdpa() -> None:
+    query, key, value = tensors(2, 2, 700, 600, 32)
+    exact = F.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(dense_attention(query, key, value), exact, rtol=0, atol=1e-5)
+
+
+def test_no_quadratic_buffer() -> None:
+    """The largest tensor made on the way is far smaller than S x S."""
+    size = 4096
+    query, key, value = tensors(1, 1, size, size, 16)
+    block_map = random_map(query, key, (32, 64), 0.2)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.untyped_storage().nbytes())
+            return result
+
+    with Watch():
+        sparse_attention(query, key, value, block_map)
+    assert 0 < largest < size * size * 4 / 16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": torch.zeros(1, 2, 9, 8)}, "key must be of shape"),
+        ({"value": torch.zeros(1, 2, 9, 16).half()}, "value must be of the query's dtype"),
+        ({"query": torch.zeros(9, 16)}, "query must be .B, H, S, D."),
+        ({"query": torch.zeros(1, 2, 9, 16).int()}, "float32, bfloat16 or float16"),
+        ({"value": torch.zeros(1, 2, 9, 16, device="meta")}, "on the query's device"),
+    ],
+    ids=["width", "dtype", "layout", "integers", "device"],
+)
+def test_bad_tensors_are_named(change: dict[str, torch.Tensor], message: str) -> None:
+    names = dict(zip(("query", "key", "value"), tensors(1, 2, 9, 9, 16), strict=True))
+    block_map = random_map(names["query"], names["key"], (2, 3), 0.5)
+    with pytest.raises(ContractError, match=message):
+        sparse_attention(**{**names, **change}, block_map=block_map)
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(BlockMap)])
+def test_bad_map_is_named(field: str) -> None:
+    query, key, value = tensors(1, 2, 9, 9, 16)
+    block_map = random_map(query, key, (2, 3), 0.5)
+    wrong = dataclasses.replace(block_map, **{field: getattr(block_map, field)[:, :1]})
+    with pytest.raises(ContractError, match=f"block_map.{field} must be of shape"):
+        sparse_attention(query, key, value, wrong)
