@@ -1,0 +1,67 @@
+"""Steps, branches and runs from each source of knowledge."""
+
+import torch
+from diffusers.hooks.hooks import CacheContext
+
+from dit_accel.clock import RunClock
+
+
+class Scheduler:
+    def __init__(self, steps: int, step_index: int | None = None) -> None:
+        self.timesteps = torch.linspace(1000, 1, steps)
+        self.step_index = step_index
+
+
+class Pipe:
+    def __init__(self, steps: int) -> None:
+        self.scheduler = Scheduler(steps)
+
+
+def test_cache_context_tells_everything() -> None:
+    clock = RunClock(Pipe(8))
+    moment = clock.tick(CacheContext("cond", step_index=3, num_inference_steps=8), None)
+    assert (moment.step, moment.num_steps, moment.branch, moment.new_run) == (3, 8, "cond", True)
+    assert not clock.tick(CacheContext("uncond", step_index=3, num_inference_steps=8), None).new_run
+
+
+def test_scheduler_tells_steps_and_calls_are_counted_within_one() -> None:
+    pipe = Pipe(5)
+    clock = RunClock(pipe)
+    moments = [clock.tick(None, None), clock.tick(None, None)]
+    pipe.scheduler.step_index = 1
+    moments.append(clock.tick(None, None))
+    assert [(m.step, m.branch) for m in moments] == [(0, "call0"), (0, "call1"), (1, "call0")]
+    assert moments[0].num_steps == 5
+
+
+def test_new_timesteps_are_a_new_run_even_at_the_same_step() -> None:
+    pipe = Pipe(5)
+    clock = RunClock(pipe)
+    assert clock.tick(None, None).new_run
+    assert not clock.tick(None, None).new_run
+    pipe.scheduler.timesteps = pipe.scheduler.timesteps.clone()
+    assert clock.tick(None, None).new_run
+
+
+def test_a_step_backwards_is_a_new_run() -> None:
+    clock = RunClock(Pipe(5))
+    clock.tick(CacheContext("cond", step_index=4), None)
+    assert clock.tick(CacheContext("cond", step_index=0), None).new_run
+
+
+def test_without_a_pipeline_steps_follow_the_timestep_argument() -> None:
+    clock = RunClock(None)
+    values = [900.0, 900.0, 700.0, 500.0]
+    moments = [clock.tick(None, torch.tensor([v])) for v in values]
+    assert [m.step for m in moments] == [0, 0, 1, 2]
+    assert [m.branch for m in moments] == ["call0", "call1", "call0", "call0"]
+    assert [m.new_run for m in moments] == [True, False, False, False]
+    clock.stop()
+    assert clock.tick(None, torch.tensor([900.0])).new_run
+
+
+def test_skipped_steps_are_no_new_run() -> None:
+    clock = RunClock(Pipe(9))
+    clock.tick(CacheContext("cond", step_index=0), None)
+    moment = clock.tick(CacheContext("cond", step_index=5), None)
+    assert (moment.step, moment.new_run) == (5, False)
