@@ -17,7 +17,12 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from diffusers.models.transformers import transformer_wan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -347,6 +352,32 @@ def train_dit(
             log_line(out / "dit.jsonl", step=step + 1, seconds=time.time() - start, **smooth)
         if step % 500 == 499 or step == steps - 1:
             student.save(out, average)
+
+
+@main.command("export")
+@click.option("--model", type=click.Path(path_type=Path), default=tiny_world_path())
+@click.option("--trained", type=click.Path(path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def export(model: Path, trained: Path, out: Path) -> None:
+    """Put a whole pipeline folder together in bfloat16: parts found in TRAINED, the others from MODEL."""
+    parts = {}
+    for name, kind in (
+        ("vae", AutoencoderKLWan),
+        ("transformer", WanTransformer3DModel),
+        ("text_encoder", UMT5EncoderModel),
+    ):
+        folder = trained if (trained / name).is_dir() else model
+        parts[name] = kind.from_pretrained(folder / name, dtype=torch.bfloat16)
+    pipe = WanPipeline(
+        tokenizer=AutoTokenizer.from_pretrained(model / "tokenizer"),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(model / "scheduler"),
+        **parts,
+    )
+    pipe.save_pretrained(out, max_shard_size="10MB")
+    for path in out.rglob("*config.json"):  # where it was trained is nobody's business
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

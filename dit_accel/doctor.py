@@ -107,5 +107,6 @@ def _compiler() -> str:
 
 
 def _tiny_world() -> str:
-    weights = tiny_world_path() / "transformer" / "diffusion_pytorch_model.safetensors"
-    return str(tiny_world_path()) if weights.is_file() else f"MISSING: no {weights}"
+    folder = tiny_world_path()
+    whole = any((folder / "transformer").glob("*.safetensors"))
+    return str(folder) if whole else f"MISSING: no weights in {folder / 'transformer'}"

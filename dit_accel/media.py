@@ -77,7 +77,7 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, metadata: Mapping[str, 
             output_params=["-metadata", f"comment={text}"],
         ) as writer:
             for frame in to_bytes(frames):
-                writer.append_data(frame)
+                writer.append_data(frame)  # type: ignore[attr-defined]
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -172,7 +172,7 @@ class _View:
 
 
 @functools.cache
-def _sparse_class(original: type) -> type:
+def _sparse_class(original: Any) -> Any:
     """The subclass of a processor class whose ``__call__`` is the original code on our dispatch."""
     call = original.__call__
     if "dispatch_attention_fn" not in call.__code__.co_names:
@@ -202,8 +202,8 @@ def _identity(processor: Any) -> Any:
 
 
 def _sparse_processor(original: Any, layer: Layer) -> Any:
-    sparse_class = _sparse_class(type(original))
-    processor = sparse_class.__new__(sparse_class)
+    sparse_class = _sparse_class(original.__class__)
+    processor = object.__new__(sparse_class)
     processor.__dict__.update(original.__dict__)
     processor.original = original
     processor.view = _View(processor, _Address(layer.id))
@@ -229,7 +229,7 @@ class RootHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         arguments = self.signature.bind(module, *args, **kwargs).arguments
-        self.owner.begin_forward(self.stack, arguments, module.config, self.contexts._context)
+        self.owner.begin_forward(self.stack, arguments, config_of(module), self.contexts._context)
         try:
             return self.fn_ref.original_forward(*args, **kwargs)
         finally:
@@ -237,6 +237,17 @@ class RootHook(ModelHook):
 
     def reset_state(self, module: nn.Module) -> None:
         self.owner.end_run()
+
+
+def processor_of(attention: nn.Module) -> Any:
+    """The processor of an attention module."""
+    return attention.processor
+
+
+def config_of(transformer: nn.Module) -> Mapping[str, Any]:
+    """A diffusers model's configuration."""
+    config: Any = transformer.config
+    return config
 
 
 @dataclass(frozen=True)
@@ -271,12 +282,13 @@ def install(transformer: nn.Module, stack: str, family: Family, owner: Owner) ->
     """
     modules = [(name, module) for name, module in family.attention_modules(transformer)]
     for _, module in modules:
-        _sparse_class(type(module.processor))
+        _sparse_class(processor_of(module).__class__)
     layers, originals = [], []
     for index, (name, module) in enumerate(modules):
         layer = Layer(owner, stack, name, index, len(modules))
-        originals.append((module, module.processor))
-        module.processor = _sparse_processor(module.processor, layer)
+        original = processor_of(module)
+        originals.append((module, original))
+        module.processor = _sparse_processor(original, layer)
         layers.append(layer)
     signature = inspect.signature(type(transformer).forward)
     registry = HookRegistry.check_if_exists_or_initialize(transformer)

@@ -73,8 +73,10 @@ class Session:
         """Counts, densities and seconds of the latest run."""
         return AttentionReport(
             method=self.method.name,
-            config=dataclasses.asdict(self.method)
-            | {"schedule": dataclasses.asdict(self.schedule)},  # type: ignore[call-overload]
+            config={
+                **dataclasses.asdict(self.method),
+                "schedule": dataclasses.asdict(self.schedule),
+            },
             precision=self.precision,
             family=self.family.name,
             calls={kind: self._tally.calls[kind] for kind in ("dense", "sparse", "fallback")},

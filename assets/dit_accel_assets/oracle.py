@@ -150,7 +150,7 @@ def shape_of(mask: np.ndarray) -> str:
     _, middle = centres(mask[seen])
     y = ((np.arange(height) + 0.5) / height)[:, None]
     x = ((np.arange(width) + 0.5) / width)[None]
-    overlap = {shape: [] for shape in SHAPES}
+    overlap: dict[str, list[float]] = {shape: [] for shape in SHAPES}
     for frame, (cx, cy) in zip(mask[seen], middle, strict=True):
         for shape in SHAPES:
             radius = math.sqrt(frame.mean() / UNIT_AREA[shape])

@@ -52,11 +52,14 @@ def command(
     from dit_accel.render import RenderSettings
 
     run_eval, parse = load("run_eval"), load("parse_setting")
+    pixels = size_of(size, height, width, frames)
     base = RenderSettings(
         prompt="",
         negative_prompt=negative_prompt,
         model=model,
-        **size_of(size, height, width, frames),
+        height=pixels.height,
+        width=pixels.width,
+        frames=pixels.frames,
         steps=steps,
         guidance_scale=guidance_scale,
         device=device,

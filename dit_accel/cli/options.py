@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -62,15 +62,21 @@ def knobs_of(assignments: tuple[str, ...]) -> dict[str, str]:
     return knobs
 
 
-def size_of(
-    size: str | None, height: int | None, width: int | None, frames: int | None
-) -> dict[str, int | None]:
-    """Height, width and frames from ``--size`` and the single options, which win."""
+class Size(NamedTuple):
+    """Pixels and number of frames; None leaves a value to the pipeline."""
+
+    height: int | None
+    width: int | None
+    frames: int | None
+
+
+def size_of(size: str | None, height: int | None, width: int | None, frames: int | None) -> Size:
+    """The size that ``--size`` names, changed by the single options."""
     from dit_accel_assets.world import SIZES
 
-    named = dict(zip(("height", "width", "frames"), SIZES[size], strict=True)) if size else {}
-    given = {"height": height, "width": width, "frames": frames}
-    return {k: v if v is not None else named.get(k) for k, v in given.items()}
+    named = SIZES[size] if size else (None, None, None)
+    given = zip((height, width, frames), named, strict=True)
+    return Size(*(one if one is not None else default for one, default in given))
 
 
 def read_prompts(path: Path) -> list[str]:

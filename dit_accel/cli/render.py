@@ -74,6 +74,7 @@ def command(
     texts = [*prompts, *(read_prompts(prompt_file) if prompt_file else [])]
     if not texts:
         raise BadInput("no prompt: give PROMPT..., or --prompts FILE")
+    pixels = size_of(size, height, width, frames)
     settings = [
         RenderSettings(
             prompt=text,
@@ -82,7 +83,9 @@ def command(
             method=method,
             knobs=knobs_of(assignments),
             precision=precision,
-            **size_of(size, height, width, frames),
+            height=pixels.height,
+            width=pixels.width,
+            frames=pixels.frames,
             steps=steps,
             guidance_scale=guidance_scale,
             seed=seed,

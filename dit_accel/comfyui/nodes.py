@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dit_accel.methods import METHODS
 from dit_accel.render import RenderSettings, build_method, render
+from dit_accel.seam import config_of
 from dit_accel.session import transformers_of
 from dit_accel_pipelines import SizeRule, find_family
 
@@ -91,7 +92,7 @@ class DitAccelRender:
 def size_rule_of(pipeline: DiffusionPipeline) -> SizeRule:
     """Which sizes a loaded pipeline takes."""
     transformer = next(iter(transformers_of(pipeline).values()))
-    return find_family(transformer).size_rule(transformer.config, pipeline.vae.config)
+    return find_family(transformer).size_rule(config_of(transformer), pipeline.vae.config)
 
 
 NODE_CLASS_MAPPINGS = {"DitAccelRender": DitAccelRender}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dit_accel.call import AttentionCall, Plan
 from dit_accel.ops import Ops
 
 
+@dataclass(frozen=True)
 class Method(abc.ABC):
     """Base of all methods. Subclasses are frozen dataclasses; their fields are the knobs.
 

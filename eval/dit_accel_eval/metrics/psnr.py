@@ -18,12 +18,9 @@ def psnr(clip: np.ndarray, reference: np.ndarray, *, mask: np.ndarray | None = N
             none has any.
     """
     first, second = paired(clip, reference)
-    if mask is None:
-        frames = zip(first, second, strict=True)
-    else:
+    frames = list(zip(first, second, strict=True))
+    if mask is not None:
         kept = [torch.from_numpy(m) for m in mask]
-        frames = (
-            (a[:, m], b[:, m]) for a, b, m in zip(first, second, kept, strict=True) if m.any()
-        )
+        frames = [(a[:, m], b[:, m]) for (a, b), m in zip(frames, kept, strict=True) if m.any()]
     values = [float(peak_signal_noise_ratio(a, b, data_range=(0.0, 1.0))) for a, b in frames]
     return float(np.mean(values)) if values else float("nan")

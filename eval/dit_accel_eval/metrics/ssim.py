@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from dit_accel_eval.metrics.clips import paired
@@ -17,7 +18,11 @@ def ssim(clip: np.ndarray, reference: np.ndarray) -> float:
     """
     first, second = paired(clip, reference)
     values = [
-        float(structural_similarity_index_measure(a[None], b[None], data_range=(0.0, 1.0)))
+        float(
+            torch.as_tensor(
+                structural_similarity_index_measure(a[None], b[None], data_range=(0.0, 1.0))
+            )
+        )
         for a, b in zip(first, second, strict=True)
     ]
     return float(np.mean(values))

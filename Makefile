@@ -1,0 +1,33 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all lint gpu
+
+# One environment with exact versions; made anew when they change.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: $(READY)
+	$(BIN)/dit-accel render "a red circle moving left on a black background" \
+		--size show --compare -o out/demo.mp4 --report out/demo.json
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest --all
+
+# Everything a GPU is needed for and that is not done yet; see eval/results/README.md.
+gpu:
+	@test -n "$(OUT)" || { echo "error: say where results go: make gpu OUT=dir"; exit 2; }
+	$(PYTHON) assets/gpu.py --out "$(OUT)"

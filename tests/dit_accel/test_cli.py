@@ -1,0 +1,238 @@
+"""The command line as a person meets it: tables, files, and one clear line for bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_accel import cli, loading
+from dit_accel.media import read_metadata
+from dit_accel_assets import tiny_world_path
+
+PROMPT = "a red circle moving left on a black background"
+QUICK = ["--size", "smoke", "--steps", "2", "--set", "schedule.min_tokens=0", "--quiet"]
+
+
+@pytest.fixture
+def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad input must be told before any model is loaded."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(loading, "load_pipeline", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.usefixtures("no_loading")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no prompt: give PROMPT..., or --prompts FILE"),
+        ([PROMPT, "--method", "svg3"], "unknown method 'svg3': choose one of dense, svg2"),
+        ([PROMPT, "--set", "top_q=1"], "unknown svg2 knob 'top_q': choose from"),
+        ([PROMPT, "--set", "top_p"], "--set takes KNOB=VALUE, got 'top_p'"),
+        ([PROMPT, "--set", "top_p=0"], "top_p must be in (0, 1], got 0.0"),
+        ([PROMPT, "--set", "top_p=1.01"], "top_p must be in (0, 1], got 1.01"),
+        ([PROMPT, "--precision", "int8"], "precision 'int8' has no kernel yet: use 'full'"),
+        ([PROMPT, "--frames", "16"], "frames 16 is not 4k+1: use 13 or 17"),
+        ([PROMPT, "--height", "100"], "height 100 is not divisible by 16: use 96 or 112"),
+        ([PROMPT, "--steps", "0"], "steps must be at least 1, got 0"),
+        ([PROMPT, "--steps", "many"], "'many' is not a valid integer"),
+        ([PROMPT, "--size", "huge"], "'huge' is not one of 'smoke', 'study', 'show'"),
+        ([PROMPT, "--dtype", "int8"], "'int8' is not one of 'float32'"),
+        ([PROMPT, "--device", "quantum"], "unknown device 'quantum'"),
+        (
+            [PROMPT, "--model", "./nowhere"],
+            "no model './nowhere': give tiny-world, an existing folder",
+        ),
+        (
+            [PROMPT, "--model", "nobody/nothing"],
+            "not in the local cache and the hub cannot be reached",
+        ),
+        ([PROMPT, "--prompts", "/no/such/file"], "cannot read prompts from /no/such/file"),
+        ([PROMPT, "-o", "/proc/x/y.mp4"], "cannot make folder /proc/x for the output"),
+        ([PROMPT, "-o", "clip.gif"], "output clip.gif has no .mp4 or .png ending"),
+        ([PROMPT, "-o", "clip.png"], "is a single picture, but a video was asked for"),
+        ([PROMPT, PROMPT, "-o", "one.mp4"], "is one file for 2 prompts: give a folder"),
+        ([PROMPT, "--nonsense"], "No such option"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message: str, capsys) -> None:
+    assert cli.main(["render", *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert message in error
+    assert "\n" not in error
+
+
+@pytest.mark.usefixtures("no_loading")
+def test_folder_without_a_model_is_bad_input(tmp_path: Path, capsys) -> None:
+    assert cli.main(["render", PROMPT, "--model", str(tmp_path)]) == 2
+    assert "has no model_index.json" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_loading")
+def test_read_only_folder_is_bad_input(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert cli.main(["render", PROMPT, "-o", str(tmp_path / "x.mp4")]) == 2
+    assert "cannot write into" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_damaged_weights_exit_1_in_one_line(tmp_path: Path, capsys, part: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_world_path(), model)
+    weights = sorted((model / part).glob("*.safetensors"))[0]
+    weights.write_bytes(weights.read_bytes()[:1000])
+    out = tmp_path / "x.mp4"
+    assert cli.main(["render", PROMPT, "--model", str(model), "-o", str(out), *QUICK]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: cannot load {model}: ")
+    assert list(tmp_path.iterdir()) == [model], "nothing half written"
+
+
+def test_interrupt_exits_1_and_leaves_no_file(tmp_path: Path, monkeypatch, capsys) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loading, "load_pipeline", interrupted)
+    assert cli.main(["render", PROMPT, "-o", str(tmp_path / "x.mp4"), *QUICK]) == 1
+    assert "interrupted" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_render_compare_report_and_replay(tmp_path: Path, capsys) -> None:
+    out, report = tmp_path / "clip.mp4", tmp_path / "report.json"
+    arguments = [PROMPT, "-o", str(out), "--compare", "--report", str(report), *QUICK[:-1]]
+    assert cli.main(["render", *arguments]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "clip-compare.mp4",
+        "clip-strip.png",
+        "clip.mp4",
+        "report.json",
+    ]
+    shown = capsys.readouterr().out
+    for word in ("denoise s", "density", "PSNR", "SSIM", "oracle sees, dense", "oracle sees, svg2"):
+        assert word in shown
+    record = json.loads(report.read_text())
+    assert set(record) >= {
+        *("model", "family", "method", "config", "precision", "prompt", "seed", "steps", "height"),
+        *("width", "frames", "device", "dtype", "versions", "seconds", "calls", "fallbacks"),
+        *("density", "output", "quality", "speedup"),
+    }
+    assert set(record["seconds"]) == {"load", "denoise", "decode", "total"}
+    assert record["calls"] == {"dense": 16, "sparse": 16, "fallback": 0}
+    assert record["quality"]["psnr"] > 5
+    assert Image.open(tmp_path / "clip-strip.png").width > 800
+
+    kept = read_metadata(out)
+    assert kept["prompt"] == PROMPT
+    again = tmp_path / "again.mp4"
+    assert cli.main(["replay", str(out), "-o", str(again), "--quiet"]) == 0
+    assert {**read_metadata(again), "seconds": 0} == {**kept, "seconds": 0}
+    assert frames_of(again).shape == (17, 128, 128, 3)
+    np.testing.assert_array_equal(frames_of(again), frames_of(out))
+
+
+def frames_of(path: Path) -> np.ndarray:
+    import imageio.v3 as imageio
+
+    return np.stack(list(imageio.imiter(path)))
+
+
+def test_one_frame_is_a_png_with_settings(tmp_path: Path) -> None:
+    out = tmp_path / "frame.png"
+    size = ["--height", "64", "--width", "96", "--frames", "1", "--steps", "1", "--quiet"]
+    assert cli.main(["render", 'say "hi"; = # \\ é', "-o", str(out), *size]) == 0
+    assert Image.open(out).size == (96, 64)
+    assert read_metadata(out)["prompt"] == 'say "hi"; = # \\ é'
+
+
+def test_odd_texts_survive_in_mp4(tmp_path: Path) -> None:
+    out, prompt = tmp_path / "clip.mp4", 'a "b"; c = d # e \\ f, é\nsecond line'
+    size = ["--height", "32", "--width", "32", "--frames", "5", "--steps", "1", "--quiet"]
+    assert cli.main(["render", prompt, "-o", str(out), *size]) == 0
+    assert read_metadata(out)["prompt"] == prompt
+
+
+def test_several_prompts_make_several_files(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"# two\n{PROMPT}\n\na blue square moving up on a gray background\n")
+    size = ["--height", "32", "--width", "32", "--frames", "5", "--steps", "1", "--quiet"]
+    report = tmp_path / "report.json"
+    out = tmp_path / "out"
+    assert (
+        cli.main(
+            ["render", "--prompts", str(prompts), "-o", str(out), *size, "--report", str(report)]
+        )
+        == 0
+    )
+    assert sorted(p.name[:10] for p in out.iterdir()) == ["0000-a-red", "0001-a-blu"]
+    assert len(json.loads(report.read_text())) == 2
+
+
+@pytest.mark.usefixtures("no_loading")
+def test_dry_run_loads_nothing(tmp_path: Path, capsys) -> None:
+    assert cli.main(["render", PROMPT, "--dry-run", "-o", str(tmp_path / "x.mp4")]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["height"], plan["width"], plan["frames"]) == (256, 256, 49)
+    assert not list(tmp_path.iterdir())
+
+
+def test_replay_of_a_foreign_file_is_bad_input(tmp_path: Path, capsys) -> None:
+    foreign = tmp_path / "x.png"
+    Image.new("RGB", (4, 4)).save(foreign)
+    assert cli.main(["replay", str(foreign)]) == 2
+    assert "holds no settings of dit-accel" in capsys.readouterr().err
+    assert cli.main(["replay", str(tmp_path / "no.mp4")]) == 2
+
+
+@pytest.mark.parametrize("name", ["methods", "models", "doctor"])
+def test_tables(name: str, capsys) -> None:
+    assert cli.main([name]) == 0
+    assert capsys.readouterr().out.strip()
+    assert cli.main([name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_doctor_checks_the_op(capsys) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert findings["checks"]["sparse attention on cpu"].startswith("usable")
+    assert set(findings["versions"]) >= {"python", "torch", "diffusers", "triton"}
+
+
+def test_eval_writes_jsonl_and_csv_and_resumes(tmp_path: Path, capsys, monkeypatch) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\n")
+    settings = "svg2:schedule.min_tokens=0,svg2:top_p=1:schedule.min_tokens=0"
+    arguments = ["eval", "--prompts", str(prompts), "--methods", settings, "--seeds", "0,1"]
+    arguments += ["--out", str(tmp_path / "out"), "--size", "smoke", "--steps", "2"]
+    assert cli.main(arguments) == 0
+    records = [json.loads(x) for x in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    assert len(records) == 4
+    full = [r for r in records if "top_p=1" in r["setting"]]
+    assert all(r["psnr"] > 60 and r["density_all"] == 1 for r in full)
+    summary = (tmp_path / "out/summary.csv").read_text()
+    assert len(summary.strip().splitlines()) == 3
+
+    import dit_accel_eval.runs
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("nothing is left to do, but a model was loaded")
+
+    monkeypatch.setattr(dit_accel_eval.runs, "load_pipeline", refuse)
+    assert cli.main(arguments) == 0
+    assert (tmp_path / "out/summary.csv").read_text() == summary
+
+
+def test_help_is_quick_and_complete(capsys) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in cli.COMMANDS)
+    assert cli.main(["nonsense"]) == 2

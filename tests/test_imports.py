@@ -1,0 +1,85 @@
+"""The arrows between the rooms: kernels, pipelines, assets <- dit_accel <- eval."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from dit_accel import lazy
+
+ROOT = Path(__file__).parent.parent
+ROOMS = {
+    "dit_accel_kernels": (ROOT / "kernels/dit_accel_kernels", set()),
+    "dit_accel_pipelines": (ROOT / "pipelines/dit_accel_pipelines", set()),
+    "dit_accel_assets": (ROOT / "assets/dit_accel_assets", set()),
+    "dit_accel": (
+        ROOT / "dit_accel",
+        {"dit_accel_kernels", "dit_accel_pipelines", "dit_accel_assets"},
+    ),
+    "dit_accel_eval": (
+        ROOT / "eval/dit_accel_eval",
+        {"dit_accel", "dit_accel_kernels", "dit_accel_pipelines", "dit_accel_assets"},
+    ),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of every import in a file, also of those inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+def upward_strings(path: Path, room: str) -> list[str]:
+    allowed = {room, *ROOMS[room][1]}
+    return [
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value.split(".")[0] in set(ROOMS) - allowed
+        and ":" in node.value
+    ]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_follow_the_arrows(room: str) -> None:
+    folder, below = ROOMS[room]
+    files = list(folder.rglob("*.py"))
+    assert files
+    for path in files:
+        wrong = (imported(path) & set(ROOMS)) - below - {room}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+        if path.name != "lazy.py":
+            assert not upward_strings(path, room), (
+                f"{path.relative_to(ROOT)} reaches upward by name"
+            )
+
+
+def test_kernels_know_only_torch_and_pipelines_no_method() -> None:
+    for path in (ROOT / "kernels").rglob("*.py"):
+        foreign = imported(path) - {"torch", "dit_accel_kernels", "__future__", "dataclasses"}
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+    for path in (ROOT / "pipelines").rglob("*.py"):
+        assert "diffusers" not in imported(path)
+
+
+def test_only_the_seam_touches_processors() -> None:
+    for path in (ROOT / "dit_accel").rglob("*.py"):
+        if path.name != "seam.py":
+            assert "dispatch_attention_fn" not in path.read_text(), path
+
+
+def test_the_upward_table_is_right() -> None:
+    for name in lazy.UPWARD:
+        assert callable(lazy.load(name))
+
+
+def test_no_package_in_the_source_roots() -> None:
+    for root in ("kernels", "pipelines", "eval", "assets", "tests"):
+        assert not (ROOT / root / "__init__.py").exists(), f"{root}/__init__.py"
