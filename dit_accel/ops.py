@@ -57,7 +57,9 @@ class Ops:
         """Attention of a call by a plan, ``[B, S, H, D]``."""
         with self.stopwatch("attention"):
             query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
-            out, _ = sparse_attention(query, key, value, plan.block_map, scale=call.scale)
+            out, _ = sparse_attention(
+                query, key, value, plan.block_map, scale=call.scale, return_lse=False
+            )
             return out.transpose(1, 2).contiguous()
 
     def density(self, block_map: BlockMap) -> Tensor:

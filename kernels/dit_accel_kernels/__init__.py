@@ -6,7 +6,7 @@ from dit_accel_kernels.attention import dense_attention
 from dit_accel_kernels.contracts import BlockMap, ContractError
 from dit_accel_kernels.grouping import group_by_label
 from dit_accel_kernels.kmeans import kmeans, kmeans_assign, kmeans_update, strided_centroids
-from dit_accel_kernels.selection import centroid_mass, select_top_p
+from dit_accel_kernels.selection import centroid_mass, select_budget, select_top_p
 from dit_accel_kernels.sparse_attention import sparse_attention, sparse_attention_reference
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "kmeans",
     "kmeans_assign",
     "kmeans_update",
+    "select_budget",
     "select_top_p",
     "sparse_attention",
     "sparse_attention_reference",

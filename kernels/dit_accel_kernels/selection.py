@@ -51,3 +51,22 @@ def select_top_p(mass: Tensor, top_p: float, min_share: float = 0.0) -> Tensor:
     rank = torch.arange(mass.shape[-1], device=mass.device)
     keep = (before < top_p) | (rank < int(min_share * mass.shape[-1]))
     return torch.zeros_like(keep).scatter_(-1, order, keep) & (mass > 0)
+
+
+def select_budget(score: Tensor, key_sizes: Tensor, budget: Tensor) -> Tensor:
+    """Key groups by falling score while a budget of keys lasts; the group that crosses it is kept if that
+    comes nearer to the budget.
+
+    Args:
+        score: float32 ``[B, H, Gq, Gk]``.
+        key_sizes: integer ``[B, H, Gk]``.
+        budget: number of keys per query group, ``[B, H, Gq]``.
+
+    Returns:
+        bool ``[B, H, Gq, Gk]``.
+    """
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    sizes = key_sizes[:, :, None].expand_as(score).gather(-1, order).float()
+    before = sizes.cumsum(-1) - sizes
+    keep = before + sizes / 2 <= budget[..., None]
+    return torch.zeros_like(keep).scatter_(-1, order, keep)

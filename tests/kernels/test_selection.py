@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_accel_kernels import centroid_mass, select_top_p
+from dit_accel_kernels import centroid_mass, select_budget, select_top_p
 
 
 def mass_of(groups: int, seed: int, sharpness: float = 3.0) -> torch.Tensor:
@@ -53,3 +53,17 @@ def test_all_groups_at_one_and_a_share_at_least() -> None:
 def test_mass_is_float32(dtype: torch.dtype) -> None:
     centroids = torch.randn(1, 1, 3, 8).to(dtype)
     assert centroid_mass(centroids, centroids, torch.ones(1, 1, 3), 1.0).dtype == torch.float32
+
+
+@given(st.integers(1, 30), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_budget_is_met_within_half_a_group(groups: int, seed: int) -> None:
+    mass = mass_of(groups, seed)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(0, 9, (1, 2, groups), generator=generator)
+    budget = torch.randint(0, int(sizes.sum(-1).amin()) + 1, (1, 2, 5), generator=generator)
+    selected = select_budget(mass, sizes, budget)
+    spent = (selected * sizes[:, :, None]).sum(-1)
+    assert ((spent - budget).abs() <= 5).all()
+    worst_kept = mass.masked_fill(~selected, 2.0).amin(-1)
+    assert (mass.masked_fill(selected, -1).amax(-1) <= worst_kept).all()

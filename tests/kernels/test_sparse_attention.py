@@ -101,6 +101,14 @@ def test_strided_views_and_scale() -> None:
     torch.testing.assert_close(out, expected, rtol=0, atol=2e-5)
 
 
+def test_without_lse_the_output_is_the_same() -> None:
+    query, key, value = tensors(1, 2, 60, 60, 16)
+    block_map = random_map(query, key, (3, 4), 0.5)
+    out, lse = sparse_attention(query, key, value, block_map, return_lse=False)
+    assert lse is None
+    assert torch.equal(out, sparse_attention(query, key, value, block_map)[0])
+
+
 def test_inputs_are_not_changed() -> None:
     inputs = tensors(1, 2, 30, 30, 16)
     before = [t.clone() for t in inputs]
