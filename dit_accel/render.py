@@ -20,12 +20,7 @@ from dit_accel.errors import BadInput
 from dit_accel.loading import DTYPES, TINY_WORLD, ModelCard, read_card
 from dit_accel.methods import Method, find_method
 from dit_accel.report import AttentionReport
-from dit_accel.session import (
-    Session,
-    disable_sparse_attention,
-    enable_sparse_attention,
-    transformers_of,
-)
+from dit_accel.session import enable_sparse_attention, transformers_of
 from dit_accel_assets.world import SIZES
 
 SCHEDULE_PREFIX = "schedule."
@@ -183,19 +178,18 @@ def _with_tiny_world_defaults(settings: RenderSettings) -> RenderSettings:
     return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]
 
 
-def enable(pipe: DiffusionPipeline, settings: RenderSettings) -> Session:
-    """Enable the method of the settings on a pipeline."""
-    method, schedule = build_method(settings)
-    return enable_sparse_attention(pipe, method, schedule=schedule)
-
-
 def render(pipe: DiffusionPipeline, settings: RenderSettings) -> Clip:
-    """Run a loaded pipeline once with checked settings; the pipeline is left as it was."""
-    with enable(pipe, settings) as session, LoopTimer(pipe) as timer:
-        try:
-            output = pipe(**call_arguments(settings))
-        finally:
-            disable_sparse_attention(pipe)
+    """Run a loaded pipeline once with checked settings; attention is as before afterwards."""
+    return render_with(pipe, settings, *build_method(settings))
+
+
+def render_with(
+    pipe: DiffusionPipeline, settings: RenderSettings, method: Method, schedule: Schedule
+) -> Clip:
+    """`render` with a method and schedule that need no name."""
+    session = enable_sparse_attention(pipe, method, schedule=schedule)
+    with session, LoopTimer(pipe) as timer:
+        output = pipe(**call_arguments(settings))
         frames = output.frames[0] if hasattr(output, "frames") else output.images[:1]
         return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
 

@@ -1,0 +1,128 @@
+"""``make gpu OUT=dir``: everything a GPU is needed for and that is not done yet, step by step, resumable.
+
+A step that ended well leaves ``OUT/<step>.done`` and is not run again. The steps are sized for less
+than eight minutes each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).parent.parent
+SOURCE_ROOTS = (".", "kernels", "pipelines", "eval", "assets")
+FINAL_GATE = {1: 0.9, 2: 0.7}  # caption accuracy at study size, for one object and for two
+STEP_SECONDS = 480
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, and whether it belongs to the training of the tiny world."""
+
+    name: str
+    command: tuple[str, ...]
+    training: bool = False
+
+
+def training_steps(out: Path, device: str) -> list[Step]:
+    """Encode clips, train in three rounds with falling learning rate, export, measure."""
+    train, gate = "assets/train_tiny_world.py", "assets/gate_tiny_world.py"
+    common = ("--device", device)
+    work = out / "training"
+    steps = [
+        Step(
+            f"latents-{size}",
+            (train, "latents", "--out", str(work), "--size", size, "--clips", str(clips), *common),
+            True,
+        )
+        for size, clips in (("smoke", 12000), ("study", 3000), ("show", 600))
+    ]
+    model = "assets/dit_accel_assets/tiny_world"
+    for number, lr in enumerate((1e-3, 6e-4, 3e-4)):
+        command = (train, "dit", "--model", model, "--out", str(work), "--seed", str(number + 10))
+        shares = ("--study-share", "0.3", "--show-share", "0.1", "--steps", "4000", "--lr", str(lr))
+        steps.append(Step(f"dit-{number}", (*command, *shares, *common), True))
+        model = str(out / "tiny_world")
+        export = (train, "export", "--trained", str(work), "--out", model)
+        steps.append(Step(f"export-{number}", export, True))
+    measure = (gate, "captions", "--model", model, "--size", "study", "--pairs", "100", *common)
+    return [*steps, Step("gate-after", (*measure, "--out", str(out / "gate.jsonl")), True)]
+
+
+def steps_of(out: Path, device: str) -> list[Step]:
+    gate = ("assets/gate_tiny_world.py", "captions", "--size", "study", "--pairs", "100")
+    return [
+        Step("gate-before", (*gate, "--device", device, "--out", str(out / "gate.jsonl"))),
+        *training_steps(out, device),
+        Step("gpu-tests", ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")),
+    ]
+
+
+def gate_is_met(out: Path) -> bool:
+    """Whether the last measured accuracy of each number of objects reaches the final gate."""
+    log = out / "gate.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    latest = {line["objects"]: line["accuracy"] for line in lines}
+    return all(latest.get(objects, 0.0) >= least for objects, least in FINAL_GATE.items())
+
+
+def run_step(step: Step, out: Path) -> bool:
+    """Run one step with its output in ``OUT/<step>.log``; True if it ended well."""
+    paths = [str(ROOT / p) for p in SOURCE_ROOTS] + os.environ.get("PYTHONPATH", "").split(
+        os.pathsep
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    start = time.perf_counter()
+    with (out / f"{step.name}.log").open("w") as log:
+        try:
+            code = subprocess.run(
+                [sys.executable, *step.command],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=STEP_SECONDS,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = 124
+    click.echo(f"{step.name}: exit {code}, {time.perf_counter() - start:.0f} s")
+    return code == 0
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--device", default="cuda", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Say what would run.")
+def main(out: Path, device: str, dry_run: bool) -> None:
+    """Run what is missing in OUT."""
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for step in steps_of(out, device):
+        done = out / f"{step.name}.done"
+        if done.exists():
+            continue
+        if dry_run:
+            click.echo(f"{step.name}: {' '.join(step.command)}")
+        elif step.training and gate_is_met(out):
+            click.echo(f"{step.name}: not needed, the gate is met")
+        elif run_step(step, out):
+            done.touch()
+        else:
+            failed.append(step.name)
+            if step.training:
+                break
+    if failed:
+        raise click.ClickException(f"failed: {', '.join(failed)}; see the logs in {out}")
+
+
+if __name__ == "__main__":
+    main()
