@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from dit_accel import SVG2, Schedule
 from dit_accel_kernels import BlockMap, group_by_label, sparse_attention, sparse_attention_reference
 

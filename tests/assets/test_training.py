@@ -1,0 +1,96 @@
+"""The training script from end to end, at the smallest size that is still real."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import WanPipeline
+from safetensors.torch import load_file
+
+from dit_accel_assets import tiny_world_path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "assets"))
+
+import gate_tiny_world
+import gpu
+import train_tiny_world
+
+
+def invoke(command, *arguments: object) -> str:
+    result = CliRunner().invoke(command, [str(a) for a in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def shards_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_tiny_world, "SHARD", 2)
+    monkeypatch.setattr(train_tiny_world, "BATCH", dict.fromkeys(train_tiny_world.BATCH, 2))
+    wan = train_tiny_world.transformer_wan
+    monkeypatch.setattr(wan, "dispatch_attention_fn", wan.dispatch_attention_fn)
+
+
+@pytest.mark.usefixtures("shards_of_two")
+def test_stages_follow_each_other(tmp_path: Path) -> None:
+    work, model = tmp_path / "work", tmp_path / "model"
+    train = train_tiny_world.main
+    invoke(train, "vae", "--out", work, "--steps", 2)
+    invoke(train, "latents", "--out", work, "--size", "smoke", "--clips", 4)
+    assert len(list((work / "latents/smoke").glob("*.safetensors"))) == 2
+    shares = ("--study-share", 0, "--show-share", 0)
+    invoke(train, "dit", "--out", work, "--steps", 2, "--eager", *shares)
+    invoke(train, "export", "--trained", work, "--out", model)
+    pipe = WanPipeline.from_pretrained(model)
+    assert pipe.transformer.config.num_layers >= 8
+    shown = invoke(gate_tiny_world.main, "captions", "--model", model, "--pairs", 1, "--steps", 1)
+    figures = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
+    assert [f["objects"] for f in figures] == [1, 2]
+    for path in model.rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), "no machine path in what is shipped"
+
+
+@pytest.mark.usefixtures("shards_of_two")
+def test_encoding_is_seeded_and_resumes(tmp_path: Path) -> None:
+    latents = ("latents", "--size", "smoke", "--clips", 2)
+    for name in ("first", "second"):
+        invoke(train_tiny_world.main, *latents, "--out", tmp_path / name)
+    paths = [next((tmp_path / n / "latents/smoke").iterdir()) for n in ("first", "second")]
+    first, second = (load_file(p) for p in paths)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    written = paths[0].stat().st_mtime_ns
+    invoke(train_tiny_world.main, *latents, "--out", tmp_path / "first")
+    assert paths[0].stat().st_mtime_ns == written
+
+
+def test_padding_bias_equals_real_padding() -> None:
+    """n equal keys are one key with its logit raised by ln n."""
+    transformer = WanPipeline.from_pretrained(tiny_world_path()).transformer
+    attention = transformer.blocks[0].attn2
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 10, 256, generator=generator)
+    text = torch.randn(1, 24, 256, generator=generator)
+    padded = torch.cat([text, text[:, -1:].expand(-1, 488, -1)], dim=1)
+    expected = attention(hidden, padded)
+    attention.set_processor(train_tiny_world.PaddingBias())
+    train_tiny_world.PaddingBias.padding = 489
+    torch.testing.assert_close(attention(hidden, text), expected, rtol=0, atol=1e-4)
+
+
+def test_gpu_command_resumes_and_stops_training_at_the_gate(tmp_path: Path) -> None:
+    listed = invoke(gpu.main, "--out", tmp_path, "--dry-run")
+    assert listed.splitlines()[0].startswith("gate-before")
+    assert "gpu-tests" in listed
+    (tmp_path / "gate-before.done").touch()
+    assert "gate-before" not in invoke(gpu.main, "--out", tmp_path, "--dry-run")
+    assert not gpu.gate_is_met(tmp_path)
+    lines = [{"objects": 1, "accuracy": 0.95}, {"objects": 2, "accuracy": 0.6}]
+    (tmp_path / "gate.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert not gpu.gate_is_met(tmp_path)
+    lines.append({"objects": 2, "accuracy": 0.71})
+    (tmp_path / "gate.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert gpu.gate_is_met(tmp_path)
