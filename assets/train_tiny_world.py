@@ -37,6 +37,7 @@ LATENT_NOISE = (
 )
 
 TEXT_TOKENS = 24  # the longest caption has 21 with its end mark; the rest is padding
+PROMPT_LENGTHS = (32, 128, 226, 512)  # max_sequence_length of pipeline calls; 512 is the default
 SHARD = 100
 BATCH = {"smoke": 16, "study": 4, "show": 2}
 NOISE_SHIFT = {
@@ -108,14 +109,20 @@ def main() -> None:
 @main.command("vae")
 @click.option("--model", type=click.Path(path_type=Path), default=tiny_world_path())
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--steps", default=2600)
+@click.option("--steps", default=3000)
 @click.option("--lr", default=2e-3)
 @click.option("--seed", default=0)
 @click.option("--device", default="cpu")
-def train_vae(model: Path, out: Path, steps: int, lr: float, seed: int, device: str) -> None:
+@click.option("--decoder-only", is_flag=True, help="Keep the encoder, and so all encoded clips.")
+def train_vae(
+    model: Path, out: Path, steps: int, lr: float, seed: int, device: str, decoder_only: bool
+) -> None:
     """Fit AutoencoderKLWan to crops of clips of all sizes."""
     torch.manual_seed(seed)
     vae = AutoencoderKLWan.from_pretrained(model / "vae", dtype=torch.float32).to(device)
+    if decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     convolutions_channels_last(vae)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=1e-4, betas=(0.9, 0.98))
     batches, start, smooth = crop_batches(seed), time.time(), 0.0
@@ -204,7 +211,9 @@ class PaddingBias(transformer_wan.WanAttnProcessor):
     exact at any padding.
     """
 
-    padding = 1
+    def __init__(self) -> None:
+        super().__init__()
+        self.padding = 1
 
     def __call__(
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None
@@ -313,8 +322,9 @@ def train_dit(
         "", padding="max_length", max_length=TEXT_TOKENS
     )
     student = Student(model).to(device)
+    text_attention = PaddingBias()
     for block in student.transformer.blocks:
-        block.attn2.set_processor(PaddingBias())
+        block.attn2.set_processor(text_attention)
     average = {k: v.clone() for k, v in student.state_dict().items()}
     if device == "cpu":
         transformer_wan.dispatch_attention_fn = matmul_attention
@@ -326,7 +336,7 @@ def train_dit(
         for optimizer in both:
             optimizer.param_groups[0]["lr"] = lr * falling(step, steps)
         size = str(rng.choice(list(SIZES), p=shares / shares.sum()))
-        PaddingBias.padding = int(rng.choice([8, 104, 202, 488]))
+        text_attention.padding = int(rng.choice(PROMPT_LENGTHS)) - (TEXT_TOKENS - 1)
         index = next(epoch[size], None)
         if index is None:
             data[size] = load_shards(out, size)  # shards that were encoded meanwhile join

@@ -32,6 +32,13 @@ def speedup(dense: Clip, other: Clip) -> float:
     return dense.seconds["denoise"] / other.seconds["denoise"]
 
 
+def where_time_went(clip: Clip) -> str:
+    """Seconds of the denoising loop by part; ``rest`` is everything outside self-attention."""
+    parts = dict(clip.attention.seconds)
+    parts["rest"] = clip.seconds["denoise"] - sum(parts.values())
+    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
+
+
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Rows of figures by name, as text with aligned columns."""
     columns = list(next(iter(rows.values())))
@@ -58,6 +65,10 @@ def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> s
         for name, clip in (("dense", dense), (method, other))
     }
     lines = [table(rows), f"speed-up of the denoising loop: {speedup(dense, other):.2f}"]
+    lines += [
+        f"{name} spent {where_time_went(clip)}"
+        for name, clip in (("dense", dense), (method, other))
+    ]
     if "seen" in figures:
         lines.append(f"PSNR inside the objects: {figures['psnr_objects']:.2f}")
         lines.append(f"oracle sees, dense:  {figures['seen_dense']}")

@@ -76,8 +76,9 @@ def test_padding_bias_equals_real_padding() -> None:
     text = torch.randn(1, 24, 256, generator=generator)
     padded = torch.cat([text, text[:, -1:].expand(-1, 488, -1)], dim=1)
     expected = attention(hidden, padded)
-    attention.set_processor(train_tiny_world.PaddingBias())
-    train_tiny_world.PaddingBias.padding = 489
+    processor = train_tiny_world.PaddingBias()
+    processor.padding = 489
+    attention.set_processor(processor)
     torch.testing.assert_close(attention(hidden, text), expected, rtol=0, atol=1e-4)
 
 
