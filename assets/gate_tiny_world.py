@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,16 +14,7 @@ from tqdm import tqdm
 
 from dit_accel_assets import tiny_world_path
 from dit_accel_assets.oracle import look
-from dit_accel_assets.world import SIZES, Scene, caption, held_out, render, sample_scene
-
-
-def held_out_scenes(objects: int, seed: int) -> Iterator[Scene]:
-    """Endless random scenes whose captions were kept from training."""
-    rng = np.random.default_rng(seed)
-    while True:
-        scene = sample_scene(rng, objects)
-        if held_out(caption(scene)):
-            yield scene
+from dit_accel_assets.world import SIZES, caption, render, scenes
 
 
 @click.group(context_settings={"show_default": True})
@@ -60,11 +50,10 @@ def caption_accuracy(
     pipe.set_progress_bar_config(disable=True)
     height, width, frames = SIZES[size]
     for objects in (1, 2):
-        source = held_out_scenes(objects, seed)
-        scenes = [next(source) for _ in range(pairs)]
+        asked = list(scenes(np.random.default_rng(seed), [objects] * pairs, kept=True))
         wrong = []
         for start in tqdm(range(0, pairs, batch), desc=f"{objects} object(s)"):
-            chosen = scenes[start : start + batch]
+            chosen = asked[start : start + batch]
             noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chosen))]
             clips = pipe(
                 [caption(s) for s in chosen],
@@ -113,7 +102,8 @@ def reconstruction(model: Path, clips: int, seed: int, device: str) -> None:
     for size, shape in SIZES.items():
         values, lowest = [], []
         for index in range(clips):
-            scene = next(held_out_scenes(1 + index % 2, seed + index))
+            rng = np.random.default_rng(seed + index)
+            scene = next(scenes(rng, [1 + index % 2], kept=True))
             clip = torch.from_numpy(render(scene, *shape))[None].permute(0, 4, 1, 2, 3).to(device)
             latent = vae.encode(clip * 2 - 1).latent_dist.mode()
             decoded = (vae.decode(latent).sample.clamp(-1, 1) + 1) / 2

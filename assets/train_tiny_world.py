@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from dit_accel_assets import tiny_world_path
-from dit_accel_assets.world import SIZES, caption, held_out, path_of, render, sample_scene
+from dit_accel_assets.world import SIZES, caption, path_of, render, scenes
 
 LATENT_NOISE = (
     0.1  # stands in for sampling the posterior: latents stay smooth, their scale stays free
@@ -52,7 +52,7 @@ def falling(step: int, steps: int, warmup: int = 50) -> float:
     return min((step + 1) / warmup, 1 - step / steps)
 
 
-def log_line(path: Path, **figures: float | int | str) -> None:
+def log_line(path: Path, figures: Mapping[str, float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(figures) + "\n")
@@ -63,7 +63,7 @@ def crop_around_object(rng: np.random.Generator, side: int, frames: int) -> np.n
     object.
     """
     height, width, length = SIZES[rng.choice(list(SIZES))]
-    scene = sample_scene(rng, int(rng.integers(1, 3)))
+    scene = next(scenes(rng, [int(rng.integers(1, 3))], kept=False))
     start = int(rng.integers(0, length - frames + 1))
     x, y = rng.uniform(0, 1, 2)
     if rng.uniform() < 0.8:
@@ -138,18 +138,12 @@ def train_vae(
         optimizer.step()
         smooth = loss.item() if step == 0 else 0.98 * smooth + 0.02 * loss.item()
         if step % 100 == 99:
-            log_line(out / "vae.jsonl", step=step + 1, loss=smooth, seconds=time.time() - start)
+            log_line(
+                out / "vae.jsonl",
+                {"step": step + 1, "loss": smooth, "seconds": time.time() - start},
+            )
         if step % 400 == 399 or step == steps - 1:
             vae.save_pretrained(out / "vae")
-
-
-def training_scenes(seed: int, one_object: float) -> Iterator:
-    """Endless random scenes whose captions are not held out."""
-    rng = np.random.default_rng(seed)
-    while True:
-        scene = sample_scene(rng, 1 if rng.uniform() < one_object else 2)
-        if not held_out(caption(scene)):
-            yield scene
 
 
 @main.command("latents")
@@ -178,13 +172,12 @@ def encode_latents(
         path = folder / f"{seed}-{shard:04d}.safetensors"
         if path.exists():
             continue
-        source = training_scenes(1000 * seed + shard, one_object)
-        scenes = [next(source) for _ in range(SHARD)]
-        texts = tokenizer(
-            [caption(s) for s in scenes], padding="max_length", max_length=TEXT_TOKENS
-        )
+        rng = np.random.default_rng(1000 * seed + shard)
+        objects = np.where(rng.uniform(size=SHARD) < one_object, 1, 2)
+        drawn = list(scenes(rng, objects.tolist(), kept=False))
+        texts = tokenizer([caption(s) for s in drawn], padding="max_length", max_length=TEXT_TOKENS)
         latents = []
-        for scene in scenes:
+        for scene in drawn:
             clip = (
                 torch.from_numpy(render(scene, *SIZES[size]))
                 .to(device)[None]
@@ -194,13 +187,10 @@ def encode_latents(
             with torch.autocast(device, torch.bfloat16):
                 latent = vae.encode(clip).latent_dist.mode()
             latents.append(((latent.float() - mean) / std).bfloat16().contiguous().cpu())
-        save_file(
-            {
-                "latents": torch.cat(latents).contiguous(),
-                "tokens": torch.tensor(texts["input_ids"]),
-            },
-            path,
-        )
+        temporary = path.with_suffix(".part")
+        tokens = torch.tensor(texts["input_ids"])
+        save_file({"latents": torch.cat(latents).contiguous(), "tokens": tokens}, temporary)
+        temporary.replace(path)
 
 
 class PaddingBias(transformer_wan.WanAttnProcessor):
@@ -224,7 +214,14 @@ class PaddingBias(transformer_wan.WanAttnProcessor):
 
 
 def matmul_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: object
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    backend: str | None = None,
+    parallel_config: None = None,
 ) -> Tensor:
     """Attention of ``[B, S, H, D]`` by plain products: on CPU in bfloat16 a third of SDPA's time in
     training.
@@ -359,7 +356,9 @@ def train_dit(
                 average[name].lerp_(value, 1 - decay)
         smooth[size] = 0.98 * smooth.get(size, loss.item()) + 0.02 * loss.item()
         if step % 50 == 49:
-            log_line(out / "dit.jsonl", step=step + 1, seconds=time.time() - start, **smooth)
+            log_line(
+                out / "dit.jsonl", {"step": step + 1, "seconds": time.time() - start, **smooth}
+            )
         if step % 500 == 499 or step == steps - 1:
             student.save(out, average)
 

@@ -27,7 +27,7 @@ class RunClock:
 
     The cache context comes first (it has a name, and step numbers where the pipeline gives them),
     then the scheduler, then a change of the timestep argument. A run is new when the scheduler
-    holds another ``timesteps`` object than before, or when the step goes backwards.
+    holds another ``timesteps`` object than before, or when the step goes backwards or comes to the same branch twice.
     """
 
     def __init__(self, pipe: Any | None) -> None:
@@ -36,21 +36,29 @@ class RunClock:
         self._last_timestep: Tensor | None = None
         self._step = -1
         self._calls_in_step = 0
+        self._branches: set[str] = set()
 
     def tick(self, context: CacheContext | None, timestep: Any) -> Moment:
         """Read the moment of a forward call that begins now."""
         scheduler = getattr(self._pipe() if self._pipe else None, "scheduler", None)
         new_run = self._other_timesteps(getattr(scheduler, "timesteps", None))
         step = self._step_of(context, scheduler, timestep, new_run)
-        new_run = new_run or step < self._step
+        new_run = new_run or step < self._step or self._is_repeated(context, step)
         self._calls_in_step = 0 if new_run or step != self._step else self._calls_in_step + 1
         self._step = step
         branch = context.name if context is not None else f"call{self._calls_in_step}"
+        self._branches = {branch} if self._calls_in_step == 0 else self._branches | {branch}
         return Moment(step, self._num_steps(context, scheduler), branch, new_run)
 
     def stop(self) -> None:
         """Forget the run: whatever comes next is a new one."""
         self._timesteps, self._last_timestep, self._step = None, None, -1
+
+    def _is_repeated(self, context: CacheContext | None, step: int) -> bool:
+        """Whether a numbered step comes to the same branch again: it was interrupted and begins anew."""
+        if context is None or context.step_index is None or step != self._step:
+            return False
+        return context.name in self._branches
 
     def _other_timesteps(self, timesteps: Tensor | None) -> bool:
         if timesteps is None:

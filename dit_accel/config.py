@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +35,9 @@ class Schedule:
         """Whether a step (counted from 0) is among the dense ones; with an unknown number of steps
         none is.
         """
-        return num_steps is not None and step < self.dense_steps * num_steps
+        if num_steps is None:
+            return False
+        return step < math.ceil(self.dense_steps * num_steps - 1e-9)
 
     def layer_is_dense(self, layer: int, num_layers: int) -> bool:
         return layer in self.dense_layers or layer - num_layers in self.dense_layers

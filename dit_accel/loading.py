@@ -4,6 +4,7 @@ same code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,9 +73,30 @@ def load_pipeline(
         pipe = DiffusionPipeline.from_pretrained(
             card.source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
         )
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        AttributeError,
+    ) as error:
         raise RunFailed(f"cannot load {card.source}: {first_line(error)}") from error
     return pipe.to(device)
+
+
+def fingerprint(source: str) -> str:
+    """What tells the weights in a folder from others: a digest of a sample of each file; a hub id is itself."""
+    if not Path(source).is_dir():
+        return source
+    digest = hashlib.sha256()
+    for path in sorted(Path(source).rglob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(source)} {size}".encode())
+        with path.open("rb") as file:
+            file.seek(size // 2)
+            digest.update(file.read(1 << 20))
+    return digest.hexdigest()[:16]
 
 
 def first_line(error: BaseException) -> str:

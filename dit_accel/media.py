@@ -30,6 +30,7 @@ METADATA_KEY = "dit_accel"
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` that becomes ``path`` on success and vanishes on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield temporary
@@ -39,17 +40,20 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise BadInput unless a file can be written at ``path``; its folder is made."""
+    """Raise BadInput unless a file can be written at ``path``; makes nothing."""
     if path.is_dir():
         raise BadInput(f"output {path} is a folder: give a file name")
+    folder = next(p for p in path.absolute().parents if p.exists())
+    if not folder.is_dir():
+        raise BadInput(f"output {path}: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"cannot write into {folder}: choose another output with -o")
+    probe = folder / f".dit-accel-{uuid.uuid4().hex[:8]}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.mkdir()
+        probe.rmdir()
     except OSError as error:
-        raise BadInput(
-            f"cannot make folder {path.parent} for the output: {error.strerror}"
-        ) from None
-    if not os.access(path.parent, os.W_OK):
-        raise BadInput(f"cannot write into {path.parent}: choose another output with -o")
+        raise BadInput(f"cannot write into {folder}: {error.strerror}; choose another -o") from None
 
 
 def to_bytes(frames: np.ndarray) -> np.ndarray:

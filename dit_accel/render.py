@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from dit_accel.errors import BadInput
 from dit_accel.loading import DTYPES, TINY_WORLD, ModelCard, read_card
 from dit_accel.methods import Method, find_method
 from dit_accel.report import AttentionReport
-from dit_accel.session import enable_sparse_attention, transformers_of
+from dit_accel.session import enable_sparse_attention, session_of, transformers_of
 from dit_accel_assets.world import SIZES
 
 SCHEDULE_PREFIX = "schedule."
@@ -81,7 +82,7 @@ class Clip:
 
 
 def parsed(target: Any, values: Mapping[str, Any], what: str) -> Any:
-    """Build a dataclass from texts or values, with the key in the error.
+    """Build a dataclass from values, with the key in the error.
 
     Raises:
         BadInput: for an unknown key, a value of the wrong type, or one that the dataclass refuses.
@@ -91,7 +92,7 @@ def parsed(target: Any, values: Mapping[str, Any], what: str) -> Any:
         if key not in known:
             raise BadInput(f"unknown {what} {key!r}: choose from {', '.join(known)}")
     try:
-        return TypeAdapter(target).validate_python({k: _sequence(v) for k, v in values.items()})
+        return TypeAdapter(target).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
@@ -100,11 +101,20 @@ def parsed(target: Any, values: Mapping[str, Any], what: str) -> Any:
         raise BadInput(f"{what} {place + ': ' if place else ''}{message}{given}") from None
 
 
-def _sequence(value: Any) -> Any:
-    """``"8,2"`` as a sequence, ``"none"`` as None; other values as they are."""
-    if isinstance(value, str) and value.lower() == "none":
+def parsed_knobs(target: Any, texts: Mapping[str, Any], what: str) -> Any:
+    """`parsed` for texts of the command line: ``none``, and sequences as ``8,2`` or ``8+2``."""
+    types = get_type_hints(target)
+    return parsed(target, {k: _knob(v, types.get(k)) for k, v in texts.items()}, what)
+
+
+def _knob(value: Any, kind: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if type(None) in get_args(kind) and value.lower() == "none":
         return None
-    return value.split(",") if isinstance(value, str) and "," in value else value
+    if tuple in (get_origin(kind), *map(get_origin, get_args(kind))):
+        return [part for part in re.split("[,+]", value) if part]
+    return value
 
 
 def build_method(settings: RenderSettings) -> tuple[Method, Schedule]:
@@ -123,9 +133,8 @@ def build_method(settings: RenderSettings) -> tuple[Method, Schedule]:
         for k, v in settings.knobs.items()
         if k.startswith(SCHEDULE_PREFIX)
     }
-    return parsed(method_class, knobs, f"{settings.method} knob"), parsed(
-        Schedule, timing, "schedule knob"
-    )
+    method = parsed_knobs(method_class, knobs, f"{settings.method} knob")
+    return method, parsed_knobs(Schedule, timing, "schedule knob")
 
 
 def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
@@ -142,6 +151,10 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
         raise BadInput(f"unknown dtype {settings.dtype!r}: choose one of {', '.join(DTYPES)}")
     if settings.steps is not None and settings.steps < 1:
         raise BadInput(f"steps must be at least 1, got {settings.steps}")
+    if settings.fps < 1:
+        raise BadInput(f"fps must be at least 1, got {settings.fps}")
+    if not 0 <= settings.seed < 2**63:
+        raise BadInput(f"seed must be in [0, 2**63), got {settings.seed}")
     check_device(settings.device)
     card = read_card(settings.model)
     if settings.model == TINY_WORLD:
@@ -187,11 +200,16 @@ def render_with(
     pipe: DiffusionPipeline, settings: RenderSettings, method: Method, schedule: Schedule
 ) -> Clip:
     """`render` with a method and schedule that need no name."""
-    session = enable_sparse_attention(pipe, method, schedule=schedule)
-    with session, LoopTimer(pipe) as timer:
-        output = pipe(**call_arguments(settings))
-        frames = output.frames[0] if hasattr(output, "frames") else output.images[:1]
-        return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
+    before = session_of(pipe)
+    try:
+        session = enable_sparse_attention(pipe, method, schedule=schedule)
+        with session, LoopTimer(pipe) as timer:
+            output = pipe(**call_arguments(settings))
+            frames = output.frames[0] if hasattr(output, "frames") else output.images[:1]
+            return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
+    finally:
+        if before is not None:
+            enable_sparse_attention(pipe, before.method, schedule=before.schedule)
 
 
 def call_arguments(settings: RenderSettings) -> dict[str, Any]:
@@ -210,6 +228,13 @@ def call_arguments(settings: RenderSettings) -> dict[str, Any]:
     return {k: v for k, v in arguments.items() if v is not None}
 
 
+def now() -> float:
+    """Seconds on the wall clock, after all work given to a CUDA device is done."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class LoopTimer:
     """Times a pipeline call from outside: denoising runs from the first transformer forward to the
     end of the last.
@@ -226,27 +251,25 @@ class LoopTimer:
             after = transformer.register_forward_hook(lambda *_: self._ended())
             self._stack.callback(before.remove)
             self._stack.callback(after.remove)
-        self._start = time.perf_counter()
+        self._start = now()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _began(self) -> None:
-        self._first = self._first or time.perf_counter()
+        self._first = self._first or now()
 
     def _ended(self) -> None:
-        self._last = time.perf_counter()
+        self._last = now()
 
     def seconds(self) -> dict[str, float]:
         """Seconds in ``denoise`` and ``decode``, and in ``total`` with the text encoder."""
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
+        end = now()
         return {
             "denoise": self._last - self._first,
-            "decode": now - self._last,
-            "total": now - self._start,
+            "decode": end - self._last,
+            "total": end - self._start,
         }
 
 

@@ -156,6 +156,10 @@ def _dispatch(
         raise NotImplementedError(
             "context parallelism does not work with sparse attention yet: disable one of them"
         )
+    if dropout_p or enable_gqa or attention_kwargs:
+        raise NotImplementedError(
+            "attention with dropout, grouped queries or backend arguments cannot be made sparse yet"
+        )
     return torch.ops.dit_accel.attend(query, key, value, attn_mask, is_causal, scale, backend.layer)
 
 
@@ -166,9 +170,8 @@ class _View:
         self._attention_backend = address
         self._processor = processor
 
-    @property
-    def _parallel_config(self) -> Any:
-        return self._processor._parallel_config
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
 
 
 @functools.cache
@@ -222,21 +225,37 @@ class RootHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, owner: Owner, stack: str, signature: inspect.Signature) -> None:
+    def __init__(self, stack: str, signature: inspect.Signature) -> None:
         super().__init__()
-        self.owner, self.stack, self.signature = owner, stack, signature
+        self.owner: Owner | None = None
+        self.stack, self.signature = stack, signature
         self.contexts = StateManager(_NoState)
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        owner = self.owner
+        if owner is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
         arguments = self.signature.bind(module, *args, **kwargs).arguments
-        self.owner.begin_forward(self.stack, arguments, config_of(module), self.contexts._context)
+        owner.begin_forward(self.stack, arguments, config_of(module), self.contexts._context)
         try:
             return self.fn_ref.original_forward(*args, **kwargs)
+        except BaseException:
+            owner.end_run()
+            raise
         finally:
-            self.owner.end_forward()
+            owner.end_forward()
 
     def reset_state(self, module: nn.Module) -> None:
-        self.owner.end_run()
+        if self.owner is not None:
+            self.owner.end_run()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RootHook:
+        raise TypeError("cannot copy a transformer with sparse attention enabled: disable it first")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            "cannot pickle a transformer with sparse attention enabled: disable it first"
+        )
 
 
 def processor_of(attention: nn.Module) -> Any:
@@ -257,20 +276,43 @@ class Installation:
     transformer: nn.Module
     layers: tuple[Layer, ...]
     originals: tuple[tuple[nn.Module, Any], ...]
+    forward_before: Any
+    forward_hooked: Any
+
+    def replaced(self) -> list[str]:
+        """Names of the layers whose processor someone replaced meanwhile: they are out of reach."""
+        pairs = zip(self.originals, self.layers, strict=True)
+        return [
+            layer.name for (module, _), layer in pairs if module.processor is not layer.processor
+        ]
 
     def uninstall(self) -> None:
-        """Put back the original processors (unless someone replaced ours meanwhile) and remove the
-        hook.
+        """Put back the original processors (unless someone replaced ours meanwhile), with the backend
+        and parallel settings that were made on ours, and remove the hook.
         """
         for (module, original), layer in zip(self.originals, self.layers, strict=True):
             if module.processor is layer.processor:
                 module.processor = original
-            original._attention_backend = layer.processor._attention_backend
-            _LAYERS.pop(layer.id, None)
+            for name in ("_attention_backend", "_parallel_config"):
+                value = getattr(layer.processor, name, None)
+                if getattr(original, name, None) is not value:
+                    setattr(original, name, value)
+            if _LAYERS.get(layer.id) is layer:
+                del _LAYERS[layer.id]
+        self._remove_hook()
+
+    def _remove_hook(self) -> None:
         registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
+        hook = registry.get_hook(HOOK)
+        if hook is None:
+            return
+        hook.owner = None
+        forward = vars(self.transformer).get("forward")
+        if next(reversed(registry.hooks)) == HOOK and forward is not self.forward_hooked:
+            return  # someone wrapped our forward: the hook stays below theirs, and does nothing
         registry.remove_hook(HOOK, recurse=False)
-        if not registry.hooks:
-            self.transformer.__dict__.pop("forward", None)
+        if not registry.hooks and self.forward_before is None:
+            vars(self.transformer).pop("forward", None)
             del self.transformer._diffusers_hook
 
 
@@ -290,11 +332,29 @@ def install(transformer: nn.Module, stack: str, family: Family, owner: Owner) ->
         originals.append((module, original))
         module.processor = _sparse_processor(original, layer)
         layers.append(layer)
-    signature = inspect.signature(type(transformer).forward)
+    before = vars(transformer).get("forward")
+    root_hook(transformer, stack).owner = owner
+    hooked = vars(transformer)["forward"]
+    return Installation(transformer, tuple(layers), tuple(originals), before, hooked)
+
+
+def check_processors(transformer: nn.Module, family: Family) -> None:
+    """Raise UnsupportedProcessor unless every self-attention of a transformer can be led."""
+    for _, module in family.attention_modules(transformer):
+        processor = processor_of(module)
+        if not hasattr(processor, "original"):
+            _sparse_class(processor.__class__)
+
+
+def root_hook(transformer: nn.Module, stack: str) -> RootHook:
+    """Our hook on a transformer, registered if it is not there."""
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    registry.register_hook(RootHook(owner, stack, signature), HOOK)
-    registry.invalidate_child_registries_cache()
-    return Installation(transformer, tuple(layers), tuple(originals))
+    hook = registry.get_hook(HOOK)
+    if hook is None:
+        hook = RootHook(stack, inspect.signature(type(transformer).forward))
+        registry.register_hook(hook, HOOK)
+        registry.invalidate_child_registries_cache()
+    return hook
 
 
 def owner_of(transformer: nn.Module) -> Owner | None:

@@ -100,6 +100,9 @@ class Session:
         if moment.new_run:
             self._forget()
             self._tally.reset()
+        for installation in self._installations:
+            for name in installation.replaced():
+                self._tally.fallback(f"the processor of {name} was replaced: enable again")
         self._moment, self._layout = moment, self.family.layout(arguments, config)
 
     def end_forward(self) -> None:
@@ -193,13 +196,15 @@ def transformers_of(target: Any) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
 
+def sessions_of(target: Any) -> list[Session]:
+    """The sessions that are enabled on the transformers of a pipeline, each once."""
+    owners = [seam.owner_of(transformer) for transformer in transformers_of(target).values()]
+    return list({id(o): o for o in owners if isinstance(o, Session)}.values())
+
+
 def session_of(target: Any) -> Session | None:
     """The session that is enabled on a pipeline or transformer, if any."""
-    for transformer in transformers_of(target).values():
-        owner = seam.owner_of(transformer)
-        if isinstance(owner, Session):
-            return owner
-    return None
+    return next(iter(sessions_of(target)), None)
 
 
 def enable_sparse_attention(
@@ -233,15 +238,22 @@ def enable_sparse_attention(
     transformers = transformers_of(target)
     if not transformers:
         raise ValueError(f"{type(target).__name__} has no transformer to make sparse")
+    for name, transformer in transformers.items():
+        if hasattr(transformer, "_orig_mod"):
+            raise ValueError(
+                f"{name} is a torch.compile'd module: enable sparse attention first, "
+                "or compile with transformer.compile_repeated_blocks()"
+            )
     found = [find_family(transformer) for transformer in transformers.values()]
+    for transformer, family in zip(transformers.values(), found, strict=True):
+        seam.check_processors(transformer, family)
     disable_sparse_attention(target)
     return Session(target, found[0], method, schedule or Schedule(), precision)
 
 
 def disable_sparse_attention(target: Any) -> None:
     """Restore a pipeline or transformer exactly; without an enabled session this does nothing."""
-    session = session_of(target)
-    if session is not None:
+    for session in sessions_of(target):
         session.close()
 
 

@@ -73,7 +73,7 @@ def look(frames: np.ndarray) -> Verdict:
 
 
 def object_mask(frames: np.ndarray) -> np.ndarray:
-    """Where the objects of a clip are, as bool ``[T, H, W]``, one pixel of margin included."""
+    """Where the objects of a clip are, as bool ``[T, H, W]``, two pixels of margin included."""
     masks = [m for m in colour_masks(checked(frames)).values() if present(m)]
     union = np.any(masks, axis=0) if masks else np.zeros(frames.shape[:3], bool)
     return ndimage.binary_dilation(union, np.ones((1, 3, 3), bool), iterations=2)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -179,6 +180,15 @@ def sample_scene(rng: np.random.Generator, objects: int) -> Scene:
     kinds = [(str(c), str(rng.choice(SHAPES)), str(rng.choice(MOTIONS))) for c in colours]
     scene = Scene(tuple(Thing(*k) for k in kinds), str(rng.choice(list(BACKGROUNDS))))
     return place(scene, rng)
+
+
+def scenes(rng: np.random.Generator, objects: Iterable[int], kept: bool) -> Iterator[Scene]:
+    """Random scenes with the given numbers of objects in turn: of held-out captions, or of the others."""
+    for count in objects:
+        scene = sample_scene(rng, count)
+        while held_out(caption(scene)) != kept:
+            scene = sample_scene(rng, count)
+        yield scene
 
 
 def place(scene: Scene, rng: np.random.Generator, attempts: int = 400) -> Scene:

@@ -36,7 +36,8 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dit_accel")
-def cli() -> None:
+@click.option("--traceback", is_flag=True, help="Show where an unexpected error comes from.")
+def cli(traceback: bool) -> None:
     """Make diffusers' video and image diffusion transformers faster, and say honestly what it cost."""
 
 
@@ -67,7 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(str(error), 2)
         if isinstance(error, RunFailed):
             return _fail(str(error), 1)
-        raise
+        if traceback_wanted(arguments):
+            raise
+        return _fail(f"{type(error).__name__}: {error} (--traceback shows where)", 1)
+
+
+def traceback_wanted(arguments: Sequence[str] | None) -> bool:
+    return "--traceback" in (sys.argv if arguments is None else arguments)
 
 
 def _fail(message: str, code: int) -> int:

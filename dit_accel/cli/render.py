@@ -15,6 +15,7 @@ import click
 from dit_accel.cli.options import knobs_of, model_options, read_prompts, size_of
 from dit_accel.errors import BadInput
 from dit_accel.media import check_writable
+from dit_accel.records import to_json
 
 
 @click.command("render")
@@ -167,7 +168,7 @@ def render_all(
 
             with written_whole(report) as temporary:
                 temporary.write_text(
-                    json.dumps(records if len(checked) > 1 else records[0], indent=2) + "\n"
+                    to_json(records if len(checked) > 1 else records[0], indent=2) + "\n"
                 )
 
 

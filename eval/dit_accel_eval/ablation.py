@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from tqdm import tqdm
 
-from dit_accel import SVG2, Method, Schedule
+from dit_accel import SVG2, Dense, Method, Schedule
 from dit_accel.cli.options import size_of
 from dit_accel.compare import quality
-from dit_accel.loading import load_pipeline
+from dit_accel.loading import fingerprint, load_pipeline
+from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import Clip, RenderSettings, check, render_with
-from dit_accel_assets.world import caption, held_out, sample_scene
+from dit_accel_assets.world import caption, scenes
 from dit_accel_eval.controls import CONTROLS
-from dit_accel_eval.runs import mean_and_interval, read_records
+from dit_accel_eval.runs import estimate
 
 FIGURES = ("psnr", "psnr_objects", "ssim")
 
 
 def held_out_prompts(count: int, seed: int) -> list[str]:
     """Captions kept from training, one object and two in turn."""
-    rng, prompts = np.random.default_rng(seed), list[str]()
-    while len(prompts) < count:
-        text = caption(sample_scene(rng, 1 + len(prompts) % 2))
-        if held_out(text):
-            prompts.append(text)
-    return prompts
+    objects = [1 + index % 2 for index in range(count)]
+    return [caption(s) for s in scenes(np.random.default_rng(seed), objects, kept=True)]
 
 
-def record_of(name: str, settings: RenderSettings, dense: Clip, clip: Clip) -> dict[str, object]:
+def record_of(method: Method, settings: RenderSettings, dense: Clip, clip: Clip) -> dict[str, Any]:
+    """What one clip of one method came to."""
     return {
-        "method": name,
+        "method": method.name,
         "prompt": settings.prompt,
         "seed": settings.seed,
         "density": clip.attention.density["sparse_calls"],
@@ -41,20 +40,18 @@ def record_of(name: str, settings: RenderSettings, dense: Clip, clip: Clip) -> d
     }
 
 
-def paired_table(records: list[dict[str, object]]) -> list[dict[str, object]]:
+def paired_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Per method: mean and 95 % interval of each figure, and of svg2's gain over it on the same clips."""
     clips = {(r["method"], r["prompt"], r["seed"]): r for r in records}
     rows = []
     for method in dict.fromkeys(r["method"] for r in records):
         own = [r for r in records if r["method"] == method]
         base = [clips["svg2", r["prompt"], r["seed"]] for r in own]
-        row: dict[str, object] = {"method": method, "clips": len(own)}
-        row["density"] = float(np.mean([float(str(r["density"])) for r in own]))
+        row: dict[str, Any] = {"method": method, "density": estimate([r["density"] for r in own])}
         for name in FIGURES:
-            mine = [float(str(r[name])) for r in own]
-            gain = [float(str(b[name])) - m for b, m in zip(base, mine, strict=True)]
-            row[name] = mean_and_interval(mine)
-            row[f"svg2_gain_{name}"] = mean_and_interval(gain)
+            gains = [float(b[name]) - float(r[name]) for b, r in zip(base, own, strict=True)]
+            row[name] = estimate([r[name] for r in own])
+            row[f"svg2_gain_{name}"] = estimate(gains)
         rows.append(row)
     return rows
 
@@ -95,8 +92,17 @@ def main(
     ]
     out.mkdir(parents=True, exist_ok=True)
     log = out / "ablation.jsonl"
-    done = {(r["method"], r["prompt"], r["seed"]) for r in read_records(log)}
     _, card = check(cases[0])
+    key = {
+        "size": size,
+        "steps": steps,
+        "top_p": top_p,
+        "min_key_share": min_key_share,
+        "dense_steps": dense_steps,
+        "weights": fingerprint(card.source),
+    }
+    kept = [r for r in read_records(log) if r["key"] == key]
+    done = {(r["method"], r["prompt"], r["seed"]) for r in kept}
     pipe = load_pipeline(card)
     pipe.set_progress_bar_config(disable=True)
     for case in tqdm(cases, desc="ablation"):
@@ -104,14 +110,16 @@ def main(
         if not missing:
             continue
         settings, _ = check(case)
-        dense = render_with(pipe, settings, methods[0], Schedule(dense_steps=1.0))
+        dense = render_with(pipe, settings, Dense(), Schedule())
         for method in missing:
             clip = render_with(pipe, settings, method, schedule)
-            with log.open("a") as file:
-                file.write(json.dumps(record_of(method.name, settings, dense, clip)) + "\n")
-    table = paired_table(read_records(log))
-    (out / "ablation.json").write_text(json.dumps(table, indent=2) + "\n")
-    click.echo(json.dumps(table, indent=2))
+            kept.append({"key": key, **record_of(method, settings, dense, clip)})
+            append_record(log, kept[-1])
+    wanted = {(case.prompt, case.seed) for case in cases}
+    rows = paired_table([r for r in kept if (r["prompt"], r["seed"]) in wanted])
+    shown = to_json({"settings": key, "clips": clips, "rows": rows}, indent=2)
+    (out / "ablation.json").write_text(shown + "\n")
+    click.echo(shown)
 
 
 if __name__ == "__main__":

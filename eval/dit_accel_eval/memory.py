@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import click
 
 
-def peak_mebibytes(method: str, frames: int, queue: multiprocessing.Queue[float]) -> None:
-    """Denoise two steps at 256 x 256 on the CPU and put the process's peak resident size."""
+def peak_mebibytes(method: str, frames: int) -> float:
+    """Denoise two steps at 256 x 256 on the CPU and return the process's peak resident size."""
     import torch
 
     from dit_accel import Schedule
@@ -30,7 +31,7 @@ def peak_mebibytes(method: str, frames: int, queue: multiprocessing.Queue[float]
         generator=torch.Generator().manual_seed(0),
         output_type="latent",
     )
-    queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @click.command()
@@ -42,11 +43,9 @@ def main(frames: int, out: Path | None) -> None:
     tokens = ((frames - 1) // 4 + 1) * 16 * 16
     figures: dict[str, float] = {"tokens": tokens, "one_head_scores_mib": tokens**2 * 4 / 2**20}
     for method in ("dense", "svg2"):
-        queue: multiprocessing.Queue[float] = context.Queue()
-        process = context.Process(target=peak_mebibytes, args=(method, frames, queue))
-        process.start()
-        figures[f"{method}_peak_mib"] = round(queue.get(), 1)
-        process.join()
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            peak = pool.submit(peak_mebibytes, method, frames).result()
+        figures[f"{method}_peak_mib"] = round(peak, 1)
     click.echo(json.dumps(figures, indent=2))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

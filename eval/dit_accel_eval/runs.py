@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -16,9 +17,12 @@ from tqdm import tqdm
 
 from dit_accel.compare import quality, speedup
 from dit_accel.errors import BadInput
-from dit_accel.loading import load_pipeline
+from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.media import check_writable, written_whole
-from dit_accel.render import RenderSettings, check, render
+from dit_accel.records import append_record, read_records
+from dit_accel.render import RenderSettings, check, render, versions
+
+T = TypeVar("T")
 
 FIGURES = ("psnr", "ssim", "psnr_objects", "speedup", "density_sparse", "density_all")
 
@@ -28,11 +32,11 @@ class Setting:
     """A method with its knobs, as one column of an evaluation."""
 
     method: str
-    knobs: Mapping[str, Any]
+    knobs: tuple[tuple[str, str], ...] = ()
 
     @property
     def label(self) -> str:
-        return ":".join([self.method, *(f"{k}={v}" for k, v in self.knobs.items())])
+        return ":".join([self.method, *(f"{k}={v}" for k, v in self.knobs)])
 
     @classmethod
     def parse(cls, text: str) -> Setting:
@@ -45,7 +49,7 @@ class Setting:
         for part in parts:
             if "=" not in part:
                 raise BadInput(f"setting {text!r}: {part!r} is not KNOB=VALUE")
-        return cls(method, dict(part.split("=", 1) for part in parts))
+        return cls(method, tuple((k, v) for k, v in (part.split("=", 1) for part in parts)))
 
 
 def run_eval(
@@ -64,26 +68,35 @@ def run_eval(
         The path of the summary.
     """
     results, summary = out / "results.jsonl", out / "summary.csv"
-    cases = [replace(base, prompt=p, seed=s) for p in prompts for s in seeds]
+    cases = [replace(base, prompt=p, seed=s) for p in unique(prompts) for s in unique(seeds)]
+    settings = unique(settings)
     for setting in settings:
-        check(replace(base, prompt=prompts[0], method=setting.method, knobs=setting.knobs))
+        check(replace(base, prompt=prompts[0], method=setting.method, knobs=dict(setting.knobs)))
     checked, card = check(replace(base, prompt=prompts[0], method="dense"))
     check_writable(results)
+    out.mkdir(parents=True, exist_ok=True)
+    model = fingerprint(card.source)
     records = read_records(results)
     done = {record["key"] for record in records}
-    todo = [c for c in cases if any(key_of(c, s) not in done for s in settings)]
+    todo = [c for c in cases if any(key_of(c, s, model) not in done for s in settings)]
     pipe = load_pipeline(card, device=checked.device, dtype=checked.dtype) if todo else None
     for case in tqdm(todo, desc="eval", disable=None):
         assert pipe is not None
         pipe.set_progress_bar_config(disable=True)
-        for record in run_case(pipe, case, [s for s in settings if key_of(case, s) not in done]):
-            with results.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+        missing = [s for s in settings if key_of(case, s, model) not in done]
+        for setting, record in zip(missing, run_case(pipe, case, missing), strict=True):
+            record = {"key": key_of(case, setting, model), **record}
+            append_record(results, record)
             records.append(record)
-    wanted = {key_of(c, s) for c in cases for s in settings}
+    wanted = {key_of(c, s, model) for c in cases for s in settings}
     with written_whole(summary) as temporary:
         write_summary(temporary, [r for r in records if r["key"] in wanted])
     return summary
+
+
+def unique(values: Sequence[T]) -> list[T]:
+    """Without repetitions: the same clip twice is not two independent clips."""
+    return list(dict.fromkeys(values))
 
 
 def run_case(
@@ -93,10 +106,9 @@ def run_case(
     request, _ = check(replace(case, method="dense"))
     dense = render(pipe, request)
     for setting in settings:
-        clip = render(pipe, replace(request, method=setting.method, knobs=setting.knobs))
+        clip = render(pipe, replace(request, method=setting.method, knobs=dict(setting.knobs)))
         density = clip.attention.density
         yield {
-            "key": key_of(case, setting),
             "setting": setting.label,
             "prompt": case.prompt,
             "seed": case.seed,
@@ -109,47 +121,45 @@ def run_case(
         }
 
 
-def key_of(case: RenderSettings, setting: Setting) -> str:
-    """What makes a measurement the same measurement."""
-    return json.dumps(
-        {**asdict(case), "method": setting.method, "knobs": dict(setting.knobs)}, sort_keys=True
-    )
+def key_of(case: RenderSettings, setting: Setting, model: str) -> str:
+    """What makes a measurement the same measurement: settings, weights and versions."""
+    request = {**asdict(case), "method": setting.method, "knobs": dict(setting.knobs)}
+    return json.dumps({**request, "weights": model, "versions": versions()}, sort_keys=True)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a results file, without a last line that was cut off."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+class Estimate(NamedTuple):
+    """Mean of n finite values and the half width of its 95 % interval (Student's t)."""
+
+    mean: float
+    half_width: float
+    n: int
 
 
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval (Student's t); NaN width for fewer than two finite
-    values.
-    """
-    finite = np.array([v for v in values if v is not None and np.isfinite(v)])
-    if len(finite) == 0:
-        return float("nan"), float("nan")
-    if len(finite) < 2:
-        return float(finite.mean()), float("nan")
-    width = stats.sem(finite) * stats.t.ppf(0.975, len(finite) - 1)
-    return float(finite.mean()), float(width)
+def estimate(values: Sequence[float | str | None]) -> Estimate:
+    """Mean and interval of the finite values; what is None, NaN or infinite is left out, and n says so."""
+    numbers = np.array([float(v) for v in values if v is not None])
+    finite = numbers[np.isfinite(numbers)]
+    n = len(finite)
+    if n == 0:
+        return Estimate(math.nan, math.nan, 0)
+    if n == 1:
+        return Estimate(float(finite[0]), math.nan, 1)
+    width = stats.sem(finite) * stats.t.ppf(0.975, n - 1)
+    return Estimate(float(finite.mean()), float(width), n)
 
 
 def write_summary(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """One line per setting: number of clips, and mean and interval of each figure."""
+    """One line per setting: number of clips; mean, half width of the interval and n of each figure."""
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         groups[record["setting"]].append(record)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["setting", "clips", *(c for f in FIGURES for c in (f, f"{f}_pm"))])
+        columns = [c for f in FIGURES for c in (f, f"{f}_pm", f"{f}_n")]
+        writer.writerow(["setting", "clips", *columns])
         for setting, rows in groups.items():
-            figures = [mean_and_interval([row.get(f) for row in rows]) for f in FIGURES]  # type: ignore[misc]
-            writer.writerow([setting, len(rows), *(f"{v:.4f}" for pair in figures for v in pair)])
+            cells = []
+            for name in FIGURES:
+                figure = estimate([row.get(name) for row in rows])
+                cells += [f"{figure.mean:.4f}", f"{figure.half_width:.4f}", figure.n]
+            writer.writerow([setting, len(rows), *cells])

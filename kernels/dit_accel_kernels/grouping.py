@@ -21,8 +21,3 @@ def group_by_label(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     sizes = torch.zeros(*labels.shape[:-1], count + 1, dtype=torch.int64, device=labels.device)
     sizes.scatter_add_(-1, labels.long() + 1, torch.ones_like(labels, dtype=torch.int64))
     return order, sizes.cumsum(-1)
-
-
-def group_sizes(offsets: Tensor) -> Tensor:
-    """Tokens per group, ``[B, H, G]``."""
-    return offsets.diff(dim=-1)

@@ -60,9 +60,8 @@ def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     rows = labels + count * torch.arange(batch * heads, device=labels.device).view(batch, heads, 1)
     sums = tokens.new_zeros(batch * heads * count, width, dtype=torch.float32)
     sums.index_add_(0, rows.flatten(), tokens.float().flatten(0, 2))
-    sizes = torch.bincount(rows.flatten(), minlength=batch * heads * count).view(
-        batch, heads, count, 1
-    )
+    ones = torch.ones_like(labels, dtype=torch.float32)
+    sizes = ones.new_zeros(batch, heads, count).scatter_add_(2, labels, ones)[..., None]
     means = sums.view(batch, heads, count, width) / sizes.clamp(min=1)
     return torch.where(sizes > 0, means, centroids)
 

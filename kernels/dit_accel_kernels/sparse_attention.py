@@ -7,9 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dit_accel_kernels.attention import SCORE_ELEMENTS
 from dit_accel_kernels.contracts import BlockMap, check_attention, check_block_map
-
-SCORE_ELEMENTS = 1 << 18  # scores of one piece: 1 MiB of float32, what a core's L2 cache holds
 
 
 def sparse_attention(
@@ -50,7 +49,7 @@ def sparse_attention(
             at = (batch, head)
             order = block_map.query_order[at]
             sorted_lse = query.new_full(order.shape, -torch.inf, dtype=torch.float32)
-            rows = query[at].index_select(0, order) * scale
+            rows = query[at].index_select(0, order).float() * scale
             sorted_out = _attend_one_head(
                 rows, key[at], value[at], block_map, at, sorted_lse if return_lse else None
             )
@@ -68,22 +67,25 @@ def _attend_one_head(
     at: tuple[int, int],
     lse: Tensor | None,
 ) -> Tensor:
-    """Attention of scaled query rows ``[Sq, D]``, group by group; fills ``lse`` ``[Sq]`` if given."""
-    out = torch.zeros_like(rows)
+    """Attention of scaled float32 query rows ``[Sq, D]``, group by group; fills ``lse`` ``[Sq]`` if given.
+
+    Scores and softmax are float32; the weights are rounded to the value's dtype for the product.
+    """
+    out = value.new_zeros(rows.shape)
     starts = block_map.query_offsets[at].tolist()
     for group, tokens in enumerate(selected_tokens(block_map, at)):
         start, stop = starts[group], starts[group + 1]
         if start == stop or len(tokens) == 0:
             continue
-        keys, values = key.index_select(0, tokens).t(), value.index_select(0, tokens)  # packed
+        keys, values = key.index_select(0, tokens).float().t(), value.index_select(0, tokens)
         step = max(16, SCORE_ELEMENTS // len(tokens))
         for first in range(start, stop, step):
             piece = slice(first, min(first + step, stop))
             scores = rows[piece] @ keys  # [rows, selected keys]
             weights = torch.softmax(scores, -1)
-            torch.mm(weights, values, out=out[piece])
+            torch.mm(weights.to(values.dtype), values, out=out[piece])
             if lse is not None:  # the largest weight is exp(largest score - lse)
-                lse[piece] = scores.amax(-1).float() - weights.amax(-1).float().log()
+                lse[piece] = scores.amax(-1) - weights.amax(-1).log()
     return out
 
 

@@ -41,6 +41,8 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
         ([PROMPT, "--frames", "16"], "frames 16 is not 4k+1: use 13 or 17"),
         ([PROMPT, "--height", "100"], "height 100 is not divisible by 16: use 96 or 112"),
         ([PROMPT, "--steps", "0"], "steps must be at least 1, got 0"),
+        ([PROMPT, "--fps", "0"], "fps must be at least 1, got 0"),
+        ([PROMPT, "--seed", "-1"], "seed must be in [0, 2**63), got -1"),
         ([PROMPT, "--steps", "many"], "'many' is not a valid integer"),
         ([PROMPT, "--size", "huge"], "'huge' is not one of 'smoke', 'study', 'show'"),
         ([PROMPT, "--dtype", "int8"], "'int8' is not one of 'float32'"),
@@ -54,7 +56,8 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
             "not in the local cache and the hub cannot be reached",
         ),
         ([PROMPT, "--prompts", "/no/such/file"], "cannot read prompts from /no/such/file"),
-        ([PROMPT, "-o", "/proc/x/y.mp4"], "cannot make folder /proc/x for the output"),
+        ([PROMPT, "-o", "/proc/x/y.mp4"], "cannot write into /proc"),
+        ([PROMPT, "-o", "/etc/passwd/y.mp4"], "/etc/passwd is a file, not a folder"),
         ([PROMPT, "-o", "clip.gif"], "output clip.gif has no .mp4 or .png ending"),
         ([PROMPT, "-o", "clip.png"], "is a single picture, but a video was asked for"),
         ([PROMPT, PROMPT, "-o", "one.mp4"], "is one file for 2 prompts: give a folder"),
@@ -158,6 +161,8 @@ def test_odd_texts_survive_in_mp4(tmp_path: Path) -> None:
     size = ["--height", "32", "--width", "32", "--frames", "5", "--steps", "1", "--quiet"]
     assert cli.main(["render", prompt, "-o", str(out), *size]) == 0
     assert read_metadata(out)["prompt"] == prompt
+    assert cli.main(["replay", str(out), "--quiet"]) == 0
+    assert read_metadata(tmp_path / "clip-replay.mp4")["prompt"] == prompt
 
 
 def test_several_prompts_make_several_files(tmp_path: Path) -> None:
@@ -182,6 +187,21 @@ def test_dry_run_loads_nothing(tmp_path: Path, capsys) -> None:
     plan = json.loads(capsys.readouterr().out)
     assert (plan["height"], plan["width"], plan["frames"]) == (256, 256, 49)
     assert not list(tmp_path.iterdir())
+    assert cli.main(["render", PROMPT, "--dry-run", "-o", str(tmp_path / "a/b/x.mp4")]) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_unexpected_errors_are_one_line_too(tmp_path: Path, capsys, monkeypatch) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError("somewhere inside")
+
+    monkeypatch.setattr(loading, "load_pipeline", broken)
+    arguments = ["render", PROMPT, "-o", str(tmp_path / "x.mp4"), *QUICK]
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err.strip()
+    assert error == "error: ZeroDivisionError: somewhere inside (--traceback shows where)"
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["--traceback", *arguments])
 
 
 def test_replay_of_a_foreign_file_is_bad_input(tmp_path: Path, capsys) -> None:

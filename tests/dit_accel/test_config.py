@@ -7,7 +7,15 @@ from dit_accel.render import RenderSettings, build_method
 
 @pytest.mark.parametrize(
     ("share", "steps", "dense"),
-    [(0.0, 20, 0), (0.2, 20, 4), (0.2, 4, 1), (0.3, 25, 8), (1.0, 7, 7)],
+    [
+        (0.0, 20, 0),
+        (0.2, 20, 4),
+        (0.2, 4, 1),
+        (0.3, 25, 8),
+        (0.28, 25, 7),
+        (0.14, 50, 7),
+        (1.0, 7, 7),
+    ],
 )
 def test_dense_steps_round_up(share: float, steps: int, dense: int) -> None:
     schedule = Schedule(dense_steps=share)
@@ -54,6 +62,18 @@ def test_bad_knobs_are_one_line(knobs: dict[str, str], message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
         build_method(RenderSettings("a", knobs=knobs))
     assert "\n" not in str(caught.value)
+
+
+def test_single_values_and_plus_make_sequences() -> None:
+    knobs = {"kmeans_iterations": "4+1", "schedule.dense_layers": "3"}
+    method, schedule = build_method(RenderSettings("a", knobs=knobs))
+    assert method == SVG2(kmeans_iterations=(4, 1))
+    assert schedule == Schedule(dense_layers=(3,))
+
+
+@pytest.mark.parametrize("prompt", ["a fox, in the snow", "none", "8,2"])
+def test_texts_are_left_alone(prompt: str) -> None:
+    assert RenderSettings.from_dict({"prompt": prompt, "negative_prompt": prompt}).prompt == prompt
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 320, 3328, 75600])

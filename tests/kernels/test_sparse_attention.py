@@ -70,6 +70,17 @@ def test_all_blocks_equal_sdpa(dtype: torch.dtype) -> None:
     torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=0, atol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_holds_on_large_logits(dtype: torch.dtype) -> None:
+    query, key, value = (t.to(dtype) for t in tensors(1, 2, 300, 300, 64))
+    query, key = 3 * query, 3 * key
+    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    scores = query.double() @ key.double().transpose(-1, -2) / 8
+    out, lse = sparse_attention(query, key, value, random_map(query, key, (5, 9), 2.0))
+    assert (out - exact).abs().max() <= TOLERANCE[dtype]
+    torch.testing.assert_close(lse.double(), scores.logsumexp(-1), rtol=0, atol=1e-4)
+
+
 def test_nothing_selected_is_zero_and_minus_infinity() -> None:
     query, key, value = tensors(1, 1, 9, 9, 16)
     block_map = random_map(query, key, (2, 2), -1.0)
