@@ -33,6 +33,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _finite(value: Any) -> Any:
+    if hasattr(value, "_asdict"):  # a NamedTuple keeps its names
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

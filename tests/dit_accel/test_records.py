@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 from dit_accel.records import append_record, read_records, to_json
 
@@ -8,6 +9,14 @@ from dit_accel.records import append_record, read_records, to_json
 def test_infinite_and_missing_values_are_strict_json() -> None:
     text = to_json({"a": math.inf, "b": [math.nan, -math.inf, 1.5], "c": (1, "x")})
     assert json.loads(text) == {"a": "inf", "b": [None, "-inf", 1.5], "c": [1, "x"]}
+
+
+def test_named_tuples_keep_their_names() -> None:
+    class Point(NamedTuple):
+        x: float
+        y: float
+
+    assert json.loads(to_json(Point(1.0, math.nan))) == {"x": 1.0, "y": None}
 
 
 def test_a_cut_off_line_costs_only_itself(tmp_path: Path) -> None:
