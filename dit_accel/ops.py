@@ -29,14 +29,14 @@ class Ops:
         """Cluster ``[B, H, S, D]`` tokens: ``iterations[0]`` rounds from strided tokens, or
         ``iterations[1]`` from
         ``centroids``; returns labels and centroids."""
-        with self.stopwatch("kmeans"):
+        with self.stopwatch("kmeans", tokens.device):
             if centroids is None:
                 return kmeans(tokens, strided_centroids(tokens, count), iterations[0])
             return kmeans(tokens, centroids, iterations[1])
 
     def group(self, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Order and offsets of labelled tokens."""
-        with self.stopwatch("selection"):
+        with self.stopwatch("selection", labels.device):
             return group_by_label(labels, count)
 
     def select_top_p(
@@ -49,13 +49,13 @@ class Ops:
         min_share: float,
     ) -> Tensor:
         """Key groups per query group, bool ``[B, H, Gq, Gk]``, by estimated attention mass."""
-        with self.stopwatch("selection"):
+        with self.stopwatch("selection", key_sizes.device):
             mass = centroid_mass(query_centroids, key_centroids, key_sizes, scale)
             return select_top_p(mass, top_p, min_share)
 
     def run(self, plan: Plan, call: AttentionCall) -> Tensor:
         """Attention of a call by a plan, ``[B, S, H, D]``."""
-        with self.stopwatch("attention"):
+        with self.stopwatch("attention", call.query.device):
             query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
             out, _ = sparse_attention(
                 query, key, value, plan.block_map, scale=call.scale, return_lse=False
@@ -63,5 +63,5 @@ class Ops:
             return out.transpose(1, 2).contiguous()
 
     def density(self, block_map: BlockMap) -> Tensor:
-        with self.stopwatch("selection"):
+        with self.stopwatch("selection", block_map.selected.device):
             return block_map.density()

@@ -15,7 +15,7 @@ import inspect
 import itertools
 import types
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +37,31 @@ class UnsupportedProcessor(TypeError):
     """A processor whose code we cannot lead to our attention."""
 
 
+@dataclass(frozen=True)
+class DenseCall:
+    """A call as diffusers would have made it, on the user's own backend; tensors are ``[B, S, H, D]``."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    causal: bool
+    scale: float | None
+    backend: Any
+
+    def __call__(self) -> Tensor:
+        out: Tensor = dispatch_attention_fn(
+            self.query,
+            self.key,
+            self.value,
+            attn_mask=self.mask,
+            is_causal=self.causal,
+            scale=self.scale,
+            backend=self.backend,
+        )
+        return out
+
+
 class Owner(Protocol):
     """What the seam asks of a session."""
 
@@ -47,10 +72,10 @@ class Owner(Protocol):
         key: Tensor,
         value: Tensor,
         scale: float,
-        dense: Callable[[], Tensor],
+        dense: DenseCall,
     ) -> Tensor: ...
 
-    def fall_back(self, reason: str, dense: Callable[[], Tensor]) -> Tensor: ...
+    def fall_back(self, reason: str, dense: DenseCall) -> Tensor: ...
 
     def begin_forward(
         self,
@@ -88,16 +113,8 @@ class Layer:
         """Attention of ``[B, S, H, D]`` tensors: the session's way, or dense on the user's own
         backend.
         """
-        dense = functools.partial(
-            dispatch_attention_fn,
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=causal,
-            scale=scale,
-            backend=self.processor._attention_backend,
-        )
+        backend = self.processor._attention_backend
+        dense = DenseCall(query, key, value, mask, causal, scale, backend)
         if mask is not None:
             return self.owner.fall_back("attention mask", dense)
         if causal:
@@ -279,11 +296,12 @@ class Installation:
     forward_before: Any
     forward_hooked: Any
 
-    def replaced(self) -> list[str]:
-        """Names of the layers whose processor someone replaced meanwhile: they are out of reach."""
-        pairs = zip(self.originals, self.layers, strict=True)
+    def replaced(self, stack: str) -> list[str]:
+        """Names of the layers of a transformer whose processor someone replaced meanwhile."""
         return [
-            layer.name for (module, _), layer in pairs if module.processor is not layer.processor
+            layer.name
+            for (module, _), layer in zip(self.originals, self.layers, strict=True)
+            if layer.stack == stack and module.processor is not layer.processor
         ]
 
     def uninstall(self) -> None:

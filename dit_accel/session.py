@@ -5,7 +5,7 @@ sparse, and reports.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -101,7 +101,7 @@ class Session:
             self._forget()
             self._tally.reset()
         for installation in self._installations:
-            for name in installation.replaced():
+            for name in installation.replaced(stack):
                 self._tally.fallback(f"the processor of {name} was replaced: enable again")
         self._moment, self._layout = moment, self.family.layout(arguments, config)
 
@@ -113,7 +113,7 @@ class Session:
         self._forget()
         self._clock.stop()
 
-    def fall_back(self, reason: str, dense: Callable[[], Tensor]) -> Tensor:
+    def fall_back(self, reason: str, dense: seam.DenseCall) -> Tensor:
         """Run a call dense that cannot be sparse, and count why."""
         self._tally.fallback(reason)
         return self._timed_dense(dense)
@@ -125,7 +125,7 @@ class Session:
         key: Tensor,
         value: Tensor,
         scale: float,
-        dense: Callable[[], Tensor],
+        dense: seam.DenseCall,
     ) -> Tensor:
         """One self-attention call ``[B, S, H, D]``: dense by schedule, sparse by the method's plan,
         or a fallback.
@@ -162,9 +162,7 @@ class Session:
             or self.schedule.layer_is_dense(layer.index, layer.count)
         )
 
-    def _sparse(
-        self, call: AttentionCall, layer: seam.Layer, dense: Callable[[], Tensor]
-    ) -> Tensor:
+    def _sparse(self, call: AttentionCall, layer: seam.Layer, dense: seam.DenseCall) -> Tensor:
         place = (call.branch, tuple(call.query.shape))
         if place not in layer.states:
             layer.states[place] = self.method.new_state()
@@ -174,12 +172,12 @@ class Session:
         self._tally.sparse(f"{layer.stack}.{layer.name}", self._ops.density(plan.block_map))
         return self._ops.run(plan, call)
 
-    def _dense(self, dense: Callable[[], Tensor]) -> Tensor:
+    def _dense(self, dense: seam.DenseCall) -> Tensor:
         self._tally.dense()
         return self._timed_dense(dense)
 
-    def _timed_dense(self, dense: Callable[[], Tensor]) -> Tensor:
-        with self._tally.stopwatch("dense"):
+    def _timed_dense(self, dense: seam.DenseCall) -> Tensor:
+        with self._tally.stopwatch("dense", dense.query.device):
             return dense()
 
     def _forget(self) -> None:

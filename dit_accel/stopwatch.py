@@ -22,8 +22,8 @@ class Stopwatch:
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+    def __call__(self, name: str, device: torch.device) -> Iterator[None]:
+        if device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             yield
