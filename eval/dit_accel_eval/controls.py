@@ -7,7 +7,7 @@ fast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -43,15 +43,8 @@ class ShuffledLabels(Control):
 
     def plan(self, call: AttentionCall, state: SVG2State, ops: Ops) -> Plan:
         block_map = self.base.plan(call, state, ops).block_map
-        return Plan(
-            BlockMap(
-                block_map.selected,
-                block_map.query_order,
-                block_map.query_offsets,
-                shuffled(block_map.key_order, self.generator(call)),
-                block_map.key_offsets,
-            )
-        )
+        order = shuffled(block_map.key_order, self.generator(call))
+        return Plan(replace(block_map, key_order=order))
 
 
 @dataclass(frozen=True)
@@ -108,15 +101,7 @@ class OracleBlocks(Control):
         mass = true_mass(call, block_map)
         density = mass / sizes[:, :, None].clamp(min=1)
         selected = select_budget(density, sizes, keys_per_query_group(block_map).float())
-        return Plan(
-            BlockMap(
-                selected,
-                block_map.query_order,
-                block_map.query_offsets,
-                block_map.key_order,
-                block_map.key_offsets,
-            )
-        )
+        return Plan(replace(block_map, selected=selected))
 
 
 CONTROLS: tuple[type[Control], ...] = (ShuffledLabels, PositionalBlocks, RandomKeys, OracleBlocks)
