@@ -24,22 +24,28 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.models.transformers import transformer_wan
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from dit_accel_assets import tiny_world_path
 from dit_accel_assets.world import SIZES, caption, path_of, render, scenes
+from tiny_world_student import (
+    TEXT_TOKENS,
+    Clips,
+    PaddingBias,
+    Student,
+    matmul_attention,
+    optimizers,
+)
 
 LATENT_NOISE = (
     0.1  # stands in for sampling the posterior: latents stay smooth, their scale stays free
 )
 
-TEXT_TOKENS = 24  # the longest caption has 21 with its end mark; the rest is padding
 PROMPT_LENGTHS = (32, 128, 226, 512)  # max_sequence_length of pipeline calls; 512 is the default
 SHARD = 100
-BATCH = {"smoke": 16, "study": 4, "show": 2}
 NOISE_SHIFT = {
     "smoke": 2.0,
     "study": 2.5,
@@ -47,9 +53,9 @@ NOISE_SHIFT = {
 }  # more tokens need more noise to hide the same content
 
 
-def falling(step: int, steps: int, warmup: int = 50) -> float:
-    """Learning-rate factor: a short rise, then a straight fall to zero."""
-    return min((step + 1) / warmup, 1 - step / steps)
+def falling(step: int, done: float, warmup: int = 50) -> float:
+    """Learning-rate factor: a short rise, then a straight fall to zero as ``done`` goes to 1."""
+    return min((step + 1) / warmup, max(0.0, 1 - done))
 
 
 def log_line(path: Path, figures: Mapping[str, float]) -> None:
@@ -128,7 +134,7 @@ def train_vae(
     batches, start, smooth = crop_batches(seed), time.time(), 0.0
     for step in tqdm(range(steps), desc="vae"):
         for group in optimizer.param_groups:
-            group["lr"] = lr * falling(step, steps)
+            group["lr"] = lr * falling(step, step / steps)
         clip = next(batches).to(device).contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(device, torch.bfloat16):
             loss = reconstruction_loss(vae, clip)
@@ -193,95 +199,6 @@ def encode_latents(
         temporary.replace(path)
 
 
-class PaddingBias(transformer_wan.WanAttnProcessor):
-    """Cross attention that counts the last text token ``padding`` times.
-
-    WanPipeline pads a prompt with zeros to ``max_sequence_length`` and attends to them; n equal
-    keys are one key whose logit is raised by ln n, so training with one pad token and this bias is
-    exact at any padding.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.padding = 1
-
-    def __call__(
-        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None
-    ):
-        bias = hidden_states.new_zeros(1, 1, 1, TEXT_TOKENS)
-        bias[..., -1] = math.log(self.padding)
-        return super().__call__(attn, hidden_states, encoder_hidden_states, bias, rotary_emb)
-
-
-def matmul_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    backend: str | None = None,
-    parallel_config: None = None,
-) -> Tensor:
-    """Attention of ``[B, S, H, D]`` by plain products: on CPU in bfloat16 a third of SDPA's time in
-    training.
-    """
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-    if attn_mask is not None:
-        scores = scores + attn_mask
-    return (scores.softmax(-1) @ value).transpose(1, 2)
-
-
-def load_shards(out: Path, size: str) -> dict[str, Tensor]:
-    files = [load_file(p) for p in sorted((out / "latents" / size).glob("*.safetensors"))]
-    return {k: torch.cat([f[k] for f in files]) for k in files[0]} if files else {}
-
-
-class Student(nn.Module):
-    """Text encoder and transformer, trained together on the flow-matching loss."""
-
-    def __init__(self, model: Path) -> None:
-        super().__init__()
-        self.text_encoder = UMT5EncoderModel.from_pretrained(
-            model / "text_encoder", dtype=torch.float32
-        )
-        self.transformer = WanTransformer3DModel.from_pretrained(
-            model / "transformer", dtype=torch.float32
-        )
-
-    def forward(self, latent: Tensor, tokens: Tensor, sigma: Tensor) -> Tensor:
-        """Mean squared error of the predicted velocity ``noise - latent`` at noise level sigma,
-        ``[B]``.
-        """
-        mask = (tokens != 0).long()
-        text = self.text_encoder(tokens, mask).last_hidden_state * mask[..., None]
-        noise = torch.randn_like(latent)
-        level = sigma.view(-1, 1, 1, 1, 1)
-        noisy = (1 - level) * latent + level * noise
-        velocity = self.transformer(noisy, sigma * 1000, text, return_dict=False)[0]
-        return (velocity.float() - (noise - latent)).square().mean()
-
-    def save(self, out: Path, average: dict[str, Tensor] | None = None) -> None:
-        own = {k: v.clone() for k, v in self.state_dict().items()}
-        if average is not None:
-            self.load_state_dict(average)
-        self.text_encoder.save_pretrained(out / "text_encoder")
-        self.transformer.save_pretrained(out / "transformer")
-        self.load_state_dict(own)
-
-
-def optimizers(student: Student, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformer blocks, AdamW for everything else."""
-    matrices = [p for p in student.transformer.blocks.parameters() if p.dim() == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in student.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=(0.9, 0.98)),
-    ]
-
-
 def noise_levels(count: int, shift: float) -> Tensor:
     """Logit-normal times, shifted towards noise as the scheduler's ``shift`` does."""
     sigma = torch.randn(count).sigmoid()
@@ -292,9 +209,11 @@ def noise_levels(count: int, shift: float) -> Tensor:
 @click.option("--model", type=click.Path(path_type=Path), default=tiny_world_path())
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--steps", default=4000)
+@click.option("--minutes", default=math.inf, help="End by then, however many steps that were.")
 @click.option("--lr", default=1e-3)
 @click.option("--study-share", default=0.08)
 @click.option("--show-share", default=0.03)
+@click.option("--opening-share", default=0.3, help="Share of steps on first frames only.")
 @click.option("--seed", default=0)
 @click.option("--device", default="cpu")
 @click.option("--compile/--eager", "compiled", default=True)
@@ -302,9 +221,11 @@ def train_dit(
     model: Path,
     out: Path,
     steps: int,
+    minutes: float,
     lr: float,
     study_share: float,
     show_share: float,
+    opening_share: float,
     seed: int,
     device: str,
     compiled: bool,
@@ -312,35 +233,31 @@ def train_dit(
     """Train transformer and text encoder on the encoded clips."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    data = {size: load_shards(out, size) for size in SIZES}
+    clips = {size: Clips(out, size, rng) for size in SIZES}
     shares = np.array([1 - study_share - show_share, study_share, show_share])
-    shares = shares * [bool(data[size]) for size in SIZES]
+    shares = shares * [bool(clips[size].data) for size in SIZES]
     empty = AutoTokenizer.from_pretrained(model / "tokenizer")(
         "", padding="max_length", max_length=TEXT_TOKENS
     )
     student = Student(model).to(device)
-    text_attention = PaddingBias()
+    text_attention = PaddingBias(device)
     for block in student.transformer.blocks:
         block.attn2.set_processor(text_attention)
     average = {k: v.clone() for k, v in student.state_dict().items()}
     if device == "cpu":
         transformer_wan.dispatch_attention_fn = matmul_attention
     if compiled:
-        student.transformer.compile_repeated_blocks()
+        student.transformer.compile_repeated_blocks(dynamic=False)  # one graph a size
     both = optimizers(student, lr)
-    start, smooth, epoch = time.time(), {}, {size: iter(()) for size in SIZES}
+    start, smooth = time.time(), {}
     for step in tqdm(range(steps), desc="dit"):
+        done = max(step / steps, (time.time() - start) / (60 * minutes))
         for optimizer in both:
-            optimizer.param_groups[0]["lr"] = lr * falling(step, steps)
+            optimizer.param_groups[0]["lr"] = lr * falling(step, done)
         size = str(rng.choice(list(SIZES), p=shares / shares.sum()))
-        text_attention.padding = int(rng.choice(PROMPT_LENGTHS)) - (TEXT_TOKENS - 1)
-        index = next(epoch[size], None)
-        if index is None:
-            data[size] = load_shards(out, size)  # shards that were encoded meanwhile join
-            order = torch.from_numpy(rng.permutation(len(data[size]["tokens"])))
-            epoch[size] = iter(order.split(BATCH[size])[:-1])
-            index = next(epoch[size])
-        latent, tokens = (data[size][k][index].to(device) for k in ("latents", "tokens"))
+        opening = rng.uniform() < opening_share
+        text_attention.count(int(rng.choice(PROMPT_LENGTHS)) - (TEXT_TOKENS - 1))
+        latent, tokens = (x.to(device) for x in clips[size].batch(opening))
         tokens[torch.rand(len(tokens)) < 0.1] = torch.tensor(empty["input_ids"], device=device)
         sigma = noise_levels(len(tokens), NOISE_SHIFT[size]).to(device)
         with torch.autocast(device, torch.bfloat16):
@@ -354,13 +271,16 @@ def train_dit(
         with torch.no_grad():
             for name, value in student.state_dict().items():
                 average[name].lerp_(value, 1 - decay)
-        smooth[size] = 0.98 * smooth.get(size, loss.item()) + 0.02 * loss.item()
+        name = f"{size} opening" if opening else size
+        smooth[name] = 0.98 * smooth.get(name, loss.item()) + 0.02 * loss.item()
         if step % 50 == 49:
             log_line(
                 out / "dit.jsonl", {"step": step + 1, "seconds": time.time() - start, **smooth}
             )
-        if step % 500 == 499 or step == steps - 1:
+        if step % 500 == 499 or step == steps - 1 or done >= 1:
             student.save(out, average)
+        if done >= 1:
+            break
 
 
 @main.command("export")

@@ -27,8 +27,8 @@ class SVG2(Method):
     its mass.
 
     Attributes:
-        query_clusters: clusters of queries per head; None: one per 128 tokens, at most 300.
-        key_clusters: clusters of keys per head; None: one per 32 tokens, at most 1000.
+        query_clusters: clusters of queries per head; None: one per 64 tokens, at most 300.
+        key_clusters: clusters of keys per head; None: one per 16 tokens, at most 1000.
         top_p: share of the estimated attention mass that the kept key clusters reach, in (0, 1].
         min_key_share: share of the key clusters that every query cluster keeps at least, in [0, 1].
         kmeans_iterations: rounds of k-means (at the first sparse step, at later steps, which start
@@ -63,8 +63,8 @@ class SVG2(Method):
 
     def clusters(self, tokens: int) -> tuple[int, int]:
         """Number of query and key clusters for a number of tokens."""
-        queries = self.query_clusters or min(300, max(1, tokens // 128))
-        keys = self.key_clusters or min(1000, max(1, tokens // 32))
+        queries = self.query_clusters or min(300, max(1, tokens // 64))
+        keys = self.key_clusters or min(1000, max(1, tokens // 16))
         return min(queries, tokens), min(keys, tokens)
 
     def plan(self, call: AttentionCall, state: SVG2State, ops: Ops) -> Plan:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "assets"))
 
 import gate_tiny_world
 import gpu
+import tiny_world_student
 import train_tiny_world
 
 
@@ -30,7 +31,7 @@ def invoke(command, *arguments: object) -> str:
 @pytest.fixture
 def shards_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_tiny_world, "SHARD", 2)
-    monkeypatch.setattr(train_tiny_world, "BATCH", dict.fromkeys(train_tiny_world.BATCH, 2))
+    monkeypatch.setattr(tiny_world_student, "BATCH_TOKENS", 640)
     wan = train_tiny_world.transformer_wan
     monkeypatch.setattr(wan, "dispatch_attention_fn", wan.dispatch_attention_fn)
 
@@ -76,8 +77,8 @@ def test_padding_bias_equals_real_padding() -> None:
     text = torch.randn(1, 24, 256, generator=generator)
     padded = torch.cat([text, text[:, -1:].expand(-1, 488, -1)], dim=1)
     expected = attention(hidden, padded)
-    processor = train_tiny_world.PaddingBias()
-    processor.padding = 489
+    processor = train_tiny_world.PaddingBias("cpu")
+    processor.count(489)
     attention.set_processor(processor)
     torch.testing.assert_close(attention(hidden, text), expected, rtol=0, atol=1e-4)
 
