@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint gpu
+.PHONY: demo test test-all lint interpreted gpu
 
 # One environment with exact versions; made anew when they change.
 $(READY): pyproject.toml constraints.txt
@@ -21,10 +21,14 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint
+# Triton's interpreter is chosen when triton is imported: a process of its own.
+interpreted: $(READY)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted
+
+test: lint interpreted
 	$(BIN)/python -m pytest
 
-test-all: lint
+test-all: lint interpreted
 	$(BIN)/python -m pytest --all
 
 # Everything a GPU is needed for and that is not done yet; see eval/results/README.md.

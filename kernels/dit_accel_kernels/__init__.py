@@ -3,21 +3,36 @@ implementation.
 """
 
 from dit_accel_kernels.attention import dense_attention
+from dit_accel_kernels.centroid_attention import centroid_attention
 from dit_accel_kernels.contracts import BlockMap, ContractError
 from dit_accel_kernels.grouping import group_by_label
 from dit_accel_kernels.kmeans import kmeans, kmeans_assign, kmeans_update, strided_centroids
+from dit_accel_kernels.merge import merge_attention, merge_attention_reference
+from dit_accel_kernels.precision import PRECISIONS, Precision, check_precision
+from dit_accel_kernels.quantized_attention import (
+    quantized_attention,
+    quantized_attention_reference,
+)
 from dit_accel_kernels.selection import centroid_mass, select_budget, select_top_p
 from dit_accel_kernels.sparse_attention import sparse_attention, sparse_attention_reference
 
 __all__ = [
+    "PRECISIONS",
     "BlockMap",
     "ContractError",
+    "Precision",
+    "centroid_attention",
     "centroid_mass",
+    "check_precision",
     "dense_attention",
     "group_by_label",
     "kmeans",
     "kmeans_assign",
     "kmeans_update",
+    "merge_attention",
+    "merge_attention_reference",
+    "quantized_attention",
+    "quantized_attention_reference",
     "select_budget",
     "select_top_p",
     "sparse_attention",

@@ -55,15 +55,16 @@ class BlockMap:
         """The same selection token by token, bool ``[B, H, Sq, Sk]``. Quadratic: for tests and
         small cases.
         """
-        query_group = _group_of_token(self.query_order, self.query_offsets)  # [B, H, Sq]
-        key_group = _group_of_token(self.key_order, self.key_offsets)  # [B, H, Sk]
+        query_group = group_of_token(self.query_order, self.query_offsets)  # [B, H, Sq]
+        key_group = group_of_token(self.key_order, self.key_offsets)  # [B, H, Sk]
         keys = key_group[:, :, None, :].expand(-1, -1, self.selected.shape[2], -1)
         columns = self.selected.gather(3, keys)  # [B, H, Gq, Sk]
         rows = query_group[..., None].expand(-1, -1, -1, columns.shape[-1])
         return columns.gather(2, rows)
 
 
-def _group_of_token(order: Tensor, offsets: Tensor) -> Tensor:
+def group_of_token(order: Tensor, offsets: Tensor) -> Tensor:
+    """Group of each token, int64 ``[B, H, S]``."""
     place = torch.arange(order.shape[-1], device=order.device).expand_as(order).contiguous()
     group = torch.searchsorted(offsets[..., 1:].contiguous(), place, right=True)
     return torch.empty_like(order).scatter_(-1, order, group)
@@ -111,3 +112,11 @@ def check_block_map(query: Tensor, key: Tensor, block_map: BlockMap) -> None:
             raise ContractError(f"block_map.{name}", f"of shape {list(shape)}", list(tensor.shape))
         if tensor.device != query.device:
             raise ContractError(f"block_map.{name}", f"on {query.device}", tensor.device)
+
+
+def check_scale(query: Tensor, scale: float | None) -> float:
+    """The softmax scale, ``D ** -0.5`` by default; ContractError unless it is above 0."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if not scale > 0:
+        raise ContractError("scale", "above 0", scale)
+    return scale

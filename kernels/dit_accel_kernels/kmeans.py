@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dit_accel_kernels.contracts import ContractError, check_tokens
+from dit_accel_kernels.grouping import group_by_label
 
 SCORE_ELEMENTS = 1 << 20  # scores held at a time: 4 MiB of float32
 
@@ -44,6 +45,10 @@ def kmeans_assign(tokens: Tensor, centroids: Tensor) -> Tensor:
     ):
         expected = f"[{tokens.shape[0]}, {tokens.shape[1]}, K, {tokens.shape[3]}]"
         raise ContractError("centroids", f"of shape {expected}", list(centroids.shape))
+    if tokens.is_cuda:
+        from dit_accel_kernels.gpu.kmeans import kmeans_assign as on_gpu
+
+        return on_gpu(tokens, centroids)
     half_norm = 0.5 * centroids.float().square().sum(-1)[:, :, None]  # [B, H, 1, K]
     columns = centroids.float().transpose(-1, -2)  # [B, H, D, K]
     batch, heads, _, _ = tokens.shape
@@ -57,6 +62,10 @@ def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     ``centroids``.
     """
     batch, heads, count, width = centroids.shape
+    if tokens.is_cuda:
+        from dit_accel_kernels.gpu.kmeans import kmeans_update as on_gpu
+
+        return on_gpu(tokens, *group_by_label(labels, count), centroids)
     rows = labels + count * torch.arange(batch * heads, device=labels.device).view(batch, heads, 1)
     sums = tokens.new_zeros(batch * heads * count, width, dtype=torch.float32)
     sums.index_add_(0, rows.flatten(), tokens.float().flatten(0, 2))

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from dit_accel_kernels.attention import SCORE_ELEMENTS
-from dit_accel_kernels.contracts import BlockMap, check_attention, check_block_map
+from dit_accel_kernels.contracts import (
+    BlockMap,
+    check_attention,
+    check_block_map,
+    check_scale,
+)
+from dit_accel_kernels.precision import Precision, check_precision, rounded_weights, simulate
+from dit_accel_kernels.quantized_attention import quantized_attention_reference
 
 
 def sparse_attention(
@@ -18,7 +25,9 @@ def sparse_attention(
     block_map: BlockMap,
     *,
     scale: float | None = None,
+    precision: Precision = "full",
     return_lse: bool = True,
+    max_share: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention over the selected (query group, key group) pairs.
 
@@ -28,7 +37,10 @@ def sparse_attention(
     Args:
         query: ``[B, H, Sq, D]``; key, value: ``[B, H, Sk, D]``; one dtype, one device.
         block_map: which groups attend to which.
-        scale: softmax scale, ``D ** -0.5`` by default.
+        scale: softmax scale above 0, ``D ** -0.5`` by default.
+        precision: see `dit_accel_kernels.precision`; on CPU a quantized one is simulated.
+        max_share: a promise that no query group selects more than this share of the keys: bounds
+            the memory of the kernel's key lists. Keys beyond it are left out.
         return_lse: without it the log-sum-exp is None, which saves two passes over the scores.
 
     Returns:
@@ -41,8 +53,34 @@ def sparse_attention(
     """
     check_attention(query, key, value)
     check_block_map(query, key, block_map)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    check_precision(precision, query.device)
+    scale = check_scale(query, scale)
+    if query.is_cuda:
+        from dit_accel_kernels.gpu.quantize import quantize
+        from dit_accel_kernels.gpu.sparse_attention import sparse_attention as on_gpu
+
+        given = None if precision == "full" else quantize(query, key, value, precision != "int8")
+        return on_gpu(
+            query, key, value, block_map, scale, return_lse, quantized=given, max_share=max_share
+        )
+    return _eager(query, key, value, block_map, scale, precision, return_lse)
+
+
+def _eager(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_map: BlockMap,
+    scale: float,
+    precision: Precision,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """One head and query group after the other."""
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    given = None if precision == "full" else simulate(query, key, value, precision)
+    if given is not None:
+        query, key, value = given.query, given.key, given.value
+    means = None if given is None else given.value_mean
     lse = query.new_empty(query.shape[:3], dtype=torch.float32) if return_lse else None
     for batch in range(query.shape[0]):
         for head in range(query.shape[1]):
@@ -51,11 +89,19 @@ def sparse_attention(
             sorted_lse = query.new_full(order.shape, -torch.inf, dtype=torch.float32)
             rows = query[at].index_select(0, order).float() * scale
             sorted_out = _attend_one_head(
-                rows, key[at], value[at], block_map, at, sorted_lse if return_lse else None
+                rows,
+                key[at],
+                value[at],
+                None if means is None else means[at],
+                block_map,
+                at,
+                sorted_lse if return_lse else None,
             )
-            out[at].index_copy_(0, order, sorted_out)
+            out[at].index_copy_(0, order, sorted_out.to(out.dtype))
             if lse is not None:
                 lse[at].index_copy_(0, order, sorted_lse)
+    if lse is not None and given is not None:
+        lse += scale * given.lse_shift
     return out, lse
 
 
@@ -63,13 +109,15 @@ def _attend_one_head(
     rows: Tensor,
     key: Tensor,
     value: Tensor,
+    value_mean: Tensor | None,
     block_map: BlockMap,
     at: tuple[int, int],
     lse: Tensor | None,
 ) -> Tensor:
     """Attention of scaled float32 query rows ``[Sq, D]``, group by group; fills ``lse`` ``[Sq]`` if given.
 
-    Scores and softmax are float32; the weights are rounded to the value's dtype for the product.
+    Scores and softmax are float32; the weights are rounded to the value's dtype for the product, or
+    to e4m3 if there is a ``value_mean``, which is added to the output.
     """
     out = value.new_zeros(rows.shape)
     starts = block_map.query_offsets[at].tolist()
@@ -83,7 +131,10 @@ def _attend_one_head(
             piece = slice(first, min(first + step, stop))
             scores = rows[piece] @ keys  # [rows, selected keys]
             weights = torch.softmax(scores, -1)
-            torch.mm(weights.to(values.dtype), values, out=out[piece])
+            if value_mean is None:
+                torch.mm(weights.to(values.dtype), values, out=out[piece])
+            else:
+                torch.addmm(value_mean, rounded_weights(weights), values, out=out[piece])
             if lse is not None:  # the largest weight is exp(largest score - lse)
                 lse[piece] = scores.amax(-1) - weights.amax(-1).log()
     return out
@@ -105,15 +156,13 @@ def sparse_attention_reference(
     block_map: BlockMap,
     *,
     scale: float | None = None,
+    precision: Precision = "full",
 ) -> tuple[Tensor, Tensor]:
     """The oracle of `sparse_attention`: a token mask over dense float32 scores. Quadratic in
     memory.
     """
     check_attention(query, key, value)
     check_block_map(query, key, block_map)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = (query.float() @ key.float().transpose(-1, -2)) * scale  # [B, H, Sq, Sk]
-    scores = scores.masked_fill(~block_map.to_mask(), -torch.inf)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None]).exp()
-    return (weights @ value.float()).to(query.dtype), lse
+    return quantized_attention_reference(
+        query, key, value, precision=precision, scale=scale, mask=block_map.to_mask()
+    )

@@ -1,0 +1,91 @@
+"""Attention to the key groups that a map leaves out, each as one key: its centroid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dit_accel_kernels.attention import SCORE_ELEMENTS
+from dit_accel_kernels.contracts import (
+    BlockMap,
+    ContractError,
+    check_scale,
+    check_tokens,
+    group_of_token,
+)
+
+
+def centroid_attention(
+    query: Tensor,
+    key_centroids: Tensor,
+    value_centroids: Tensor,
+    block_map: BlockMap,
+    *,
+    scale: float | None = None,
+    key_variance: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compensation for skipped key groups: SVG-EAR (arXiv 2603.08982).
+
+    The logit of key group j for a query q is ``scale q . k_j + ln n_j``, with n_j tokens in the
+    group; with ``key_variance`` also ``scale^2 / 2 sum_d q_d^2 var_jd``, the second order of
+    ``ln sum exp`` over the group. Groups that the query's own group selects are left out, and
+    empty ones. Merge the result with that of `sparse_attention` by `merge_attention`.
+
+    Args:
+        query: ``[B, H, Sq, D]``.
+        key_centroids, value_centroids: mean key and value per key group, ``[B, H, Gk, D]``.
+        block_map: groups of queries and keys, and what is selected.
+        scale: softmax scale above 0, ``D ** -0.5`` by default.
+        key_variance: variance of the keys of each group per channel, ``[B, H, Gk, D]``.
+
+    Returns:
+        out ``[B, H, Sq, D]`` in the query's dtype; log-sum-exp float32 ``[B, H, Sq]``. A query
+        that skips no group gets 0 and -inf.
+
+    Raises:
+        ContractError: naming the argument that does not fit.
+    """
+    check_tokens("query", query)
+    expected = (*query.shape[:2], block_map.selected.shape[3], query.shape[3])
+    tables = {"key_centroids": key_centroids, "value_centroids": value_centroids}
+    if key_variance is not None:
+        tables["key_variance"] = key_variance
+    for name, tensor in tables.items():
+        if tensor.shape != expected:
+            raise ContractError(name, f"of shape {list(expected)}", list(tensor.shape))
+    scale = check_scale(query, scale)
+    if query.is_cuda:
+        from dit_accel_kernels.gpu.centroid_attention import centroid_attention as on_gpu
+
+        return on_gpu(query, key_centroids, value_centroids, block_map, scale, key_variance)
+    return _eager(query, key_centroids, value_centroids, block_map, scale, key_variance)
+
+
+def _eager(
+    query: Tensor,
+    key_centroids: Tensor,
+    value_centroids: Tensor,
+    block_map: BlockMap,
+    scale: float,
+    key_variance: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Plain products, some query rows at a time; also the oracle of the kernel."""
+    sizes = block_map.key_offsets.diff(dim=-1)  # [B, H, Gk]
+    bias = sizes.float().log()[:, :, None]  # -inf for an empty group
+    group = group_of_token(block_map.query_order, block_map.query_offsets)  # [B, H, Sq]
+    skipped = torch.where(block_map.selected, -torch.inf, bias)  # [B, H, Gq, Gk]
+    keys, values = key_centroids.float().transpose(-1, -2), value_centroids.float()
+    rows = max(16, SCORE_ELEMENTS // keys.shape[-1])
+    outs, sums = [], []
+    for first in range(0, query.shape[2], rows):
+        piece = slice(first, first + rows)
+        q = query[:, :, piece].float() * scale
+        labels = group[:, :, piece, None].expand(-1, -1, -1, keys.shape[-1])
+        scores = q @ keys + skipped.gather(2, labels)
+        if key_variance is not None:
+            scores = scores + 0.5 * q.square() @ key_variance.float().transpose(-1, -2)
+        lse = scores.logsumexp(-1)
+        weights = (scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None]).exp()
+        outs.append(weights @ values)
+        sums.append(lse)
+    return torch.cat(outs, 2).to(query.dtype), torch.cat(sums, 2)

@@ -1,0 +1,96 @@
+"""How kernels are launched: a static table of tile shapes per architecture, tuned offline.
+
+No autotuning in the hot path: the first call of a shape would pay for all candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["dense", "sparse", "small"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Tile heights (queries and keys), warps and pipeline stages of an attention kernel."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# (kind, bytes of an element of Q and K, padded head_dim) -> launch: what compiles without spills; see
+# tests/kernels/test_compiled.py. Times on a GPU decide among those, see eval/results.
+WARPGROUP: dict[tuple[str, int, int], Launch] = {  # compute capability 9 and 10
+    ("dense", 4, 64): Launch(32, 32, 4, 2),
+    ("dense", 4, 128): Launch(32, 32, 8, 2),
+    ("dense", 2, 64): Launch(128, 64, 4, 3),
+    ("dense", 2, 128): Launch(128, 64, 8, 3),
+    ("dense", 1, 64): Launch(128, 64, 8, 3),
+    ("dense", 1, 128): Launch(128, 64, 8, 3),
+    ("sparse", 4, 64): Launch(32, 32, 4, 2),
+    ("sparse", 4, 128): Launch(32, 32, 8, 2),
+    ("sparse", 2, 64): Launch(128, 64, 4, 3),
+    ("sparse", 2, 128): Launch(128, 64, 8, 3),
+    ("sparse", 1, 64): Launch(128, 64, 8, 3),
+    ("sparse", 1, 128): Launch(128, 64, 8, 3),
+    ("small", 4, 64): Launch(16, 32, 4, 2),  # rests of query groups: half of "sparse"
+    ("small", 4, 128): Launch(16, 32, 8, 2),
+    ("small", 2, 64): Launch(64, 64, 4, 3),
+    ("small", 2, 128): Launch(64, 64, 8, 3),
+    ("small", 1, 64): Launch(64, 64, 8, 3),
+    ("small", 1, 128): Launch(64, 64, 8, 3),
+}
+WARP: dict[tuple[str, int, int], Launch] = WARPGROUP | {  # 8 and 12: products of single warps
+    ("dense", 2, 64): Launch(64, 64, 4, 3),
+    ("dense", 2, 128): Launch(64, 64, 4, 3),
+    ("dense", 1, 64): Launch(64, 64, 4, 3),
+    ("dense", 1, 128): Launch(64, 64, 4, 3),
+    ("sparse", 4, 128): Launch(32, 16, 8, 2),
+    ("sparse", 2, 64): Launch(128, 32, 8, 3),
+    ("sparse", 2, 128): Launch(128, 32, 8, 3),
+    ("sparse", 1, 64): Launch(128, 32, 8, 3),
+    ("sparse", 1, 128): Launch(64, 32, 4, 3),
+    ("small", 4, 128): Launch(16, 16, 8, 2),
+    ("small", 2, 64): Launch(64, 32, 4, 2),
+    ("small", 2, 128): Launch(64, 32, 4, 2),
+    ("small", 1, 64): Launch(64, 32, 4, 3),
+    ("small", 1, 128): Launch(32, 32, 4, 3),
+}
+# head_dim above 128: correct, not tuned
+WIDE: dict[Kind, Launch] = {
+    "dense": Launch(32, 32, 8, 2),
+    "sparse": Launch(32, 32, 8, 2),
+    "small": Launch(16, 32, 8, 2),
+}
+
+
+def attention_launch(kind: Kind, dtype: torch.dtype, head_dim: int, major: int) -> Launch:
+    """Tile shapes for queries of a dtype on a compute capability ``major``."""
+    table = WARPGROUP if major in (9, 10) else WARP
+    return table.get((kind, dtype.itemsize, max(64, padded(head_dim))), WIDE[kind])
+
+
+def capability(tensor: Tensor) -> int:
+    """Major compute capability of a tensor's device; in the interpreter that of Hopper."""
+    return torch.cuda.get_device_capability(tensor.device)[0] if tensor.is_cuda else 9
+
+
+def padded(size: int) -> int:
+    """The power of two that a tile dimension needs, at least 16."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def interpreted(tensor: Tensor) -> bool:
+    """Whether kernels run in the interpreter, whose bfloat16 products and float8 casts are wrong."""
+    return tensor.device.type == "cpu"
+
+
+def last_contiguous(tensor: Tensor) -> Tensor:
+    """The tensor itself if rows of its last axis are contiguous, else a copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -1,0 +1,126 @@
+"""Quantization of attention's inputs: SageAttention (arXiv 2410.02367, 2411.10958), per token.
+
+int8 queries and keys with one scale a token, keys smoothed by their mean over tokens (softmax does
+not see it; the log-sum-exp gets it back), e4m3 values with one scale a channel, smoothed by their
+mean (rows of softmax sum to one, so it is added back exactly). The caller's tensors are not changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dit_accel_kernels.gpu.launch import last_contiguous, padded
+
+E4M3_MAX = 448.0
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Queries, keys and values as a kernel reads them, with what undoes the scaling.
+
+    Attributes:
+        query, key, value: ``[B, H, S, D]``, or ``[H, S, D]`` of some heads.
+        query_scale, key_scale: float32 ``[B, H, S]``; None in full precision.
+        value_scale, value_mean: float32 ``[B, H, D]``; None unless values are e4m3.
+        lse_shift: float32 ``[B, H, S]``, query times mean key: what smoothing took off the scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    query_scale: Tensor | None = None
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+    value_mean: Tensor | None = None
+    lse_shift: Tensor | None = None
+
+    def of_heads(self, batch: int, heads: slice) -> Quantized:
+        """The part of some heads of one batch element, ``[H, S, D]``."""
+        return Quantized(
+            *(None if x is None else x[batch, heads] for x in vars(self).values())  # type: ignore
+        )
+
+
+@triton.jit
+def _int8_kernel(
+    x,
+    mean,
+    quantized,
+    scale,
+    stride_b,
+    stride_h,
+    stride_s,
+    heads,
+    tokens,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    HAS_MEAN: tl.constexpr,
+):
+    at = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    channel = tl.arange(0, BLOCK_D)
+    inside = (row < tokens)[:, None] & (channel < D)[None, :]
+    base = x + (at // heads) * stride_b + (at % heads) * stride_h
+    values = tl.load(base + row.to(tl.int64)[:, None] * stride_s + channel, inside, 0.0)
+    values = values.to(tl.float32)
+    if HAS_MEAN:
+        values -= tl.load(mean + at * D + channel, channel < D, 0.0)[None, :]
+        values = tl.where(inside, values, 0.0)
+    step = tl.maximum(tl.max(tl.abs(values), 1) / 127.0, 1e-12)  # [S]
+    ratio = values / step[:, None]
+    rounded = tl.minimum(tl.maximum(tl.where(ratio < 0, ratio - 0.5, ratio + 0.5), -127.0), 127.0)
+    target = (at * tokens + row)[:, None] * D + channel
+    tl.store(quantized + target, rounded.to(tl.int8), inside)  # the cast cuts towards zero
+    tl.store(scale + at * tokens + row, step, row < tokens)
+
+
+def quantize_int8(x: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """int8 ``[B, H, S, D]`` and float32 scales ``[B, H, S]`` of ``x - mean``, half away from zero."""
+    x = last_contiguous(x)
+    batch, heads, tokens, width = x.shape
+    quantized = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scale = torch.empty(x.shape[:3], dtype=torch.float32, device=x.device)
+    block = 32
+    _int8_kernel[(triton.cdiv(tokens, block), batch * heads)](
+        x,
+        scale if mean is None else mean,
+        quantized,
+        scale,
+        x.stride(0),
+        x.stride(1),
+        x.stride(2),
+        heads,
+        tokens,
+        D=width,
+        BLOCK_D=padded(width),
+        BLOCK_S=block,
+        HAS_MEAN=mean is not None,
+    )
+    return quantized, scale
+
+
+def quantize_e4m3(value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """e4m3 ``[B, H, S, D]``, scale and mean float32 ``[B, H, D]`` of values smoothed per channel."""
+    mean = value.mean(2, dtype=torch.float32)
+    centred = value.float() - mean[:, :, None]
+    scale = (centred.abs().amax(2) / E4M3_MAX).clamp(min=1e-12)
+    return (centred / scale[:, :, None]).to(torch.float8_e4m3fn), scale, mean
+
+
+def quantize(query: Tensor, key: Tensor, value: Tensor, values_too: bool) -> Quantized:
+    """All inputs of a quantized attention call ``[B, H, S, D]``."""
+    key_mean = key.mean(2, dtype=torch.float32)  # [B, H, D]
+    int_query, query_scale = quantize_int8(query)
+    int_key, key_scale = quantize_int8(key, key_mean)
+    shift = (query.float() @ key_mean[..., None])[..., 0]
+    given = Quantized(int_query, int_key, value, query_scale, key_scale, lse_shift=shift)
+    if not values_too:
+        return given
+    value, value_scale, value_mean = quantize_e4m3(value)
+    return replace(given, value=value, value_scale=value_scale, value_mean=value_mean)

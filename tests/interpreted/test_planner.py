@@ -1,0 +1,117 @@
+"""k-means, grouping, key lists, query tiles and merging against eager code."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dit_accel_kernels import centroid_attention, group_by_label, kmeans_assign, kmeans_update
+from dit_accel_kernels.gpu import centroid_attention as centroids
+from dit_accel_kernels.gpu import grouping, kmeans, merge, planner
+
+
+@given(st.integers(1, 700), st.integers(1, 9), st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_counting_sort_equals_stable_sort(tokens: int, count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, count, (1, 2, tokens), generator=generator)
+    for found, expected in zip(
+        grouping.group_by_label(labels, count), group_by_label(labels, count), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("tokens", "count"), [(200, 70), (65, 3), (40, 1)], ids=str)
+def test_assignment_is_to_a_nearest_centroid(dtype: torch.dtype, tokens: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, tokens, 2, 48, generator=generator).transpose(1, 2).to(dtype)
+    centroids = torch.randn(1, 2, count, 48, generator=generator).to(dtype).float()
+    labels = kmeans.kmeans_assign(x, centroids)
+    distance = torch.cdist(x.float(), centroids)
+    chosen = distance.gather(-1, labels[..., None])[..., 0]
+    torch.testing.assert_close(chosen, distance.amin(-1), rtol=0, atol=1e-4)
+    assert (labels == kmeans_assign(x, centroids)).float().mean() > 0.99
+
+
+def test_of_equal_centroids_the_first_wins() -> None:
+    x = torch.randint(-3, 4, (1, 1, 20, 16), generator=torch.Generator().manual_seed(0)).float()
+    assert (kmeans.kmeans_assign(x, torch.ones(1, 1, 70, 16)) == 0).all()
+
+
+def test_means_of_groups_and_empty_ones_keep_their_centroid() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 2, 100, 24, generator=generator)
+    labels = torch.randint(0, 3, (2, 2, 100), generator=generator) * 2  # groups 1 and 3 are empty
+    centroids = torch.randn(2, 2, 5, 24, generator=generator)
+    found = kmeans.kmeans_update(x, *group_by_label(labels, 5), centroids)
+    torch.testing.assert_close(found, kmeans_update(x, labels, centroids), rtol=0, atol=1e-5)
+
+
+def test_key_lists_hold_the_selected_groups_in_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 6, (1, 2, 50), generator=generator)
+    order, offsets = group_by_label(labels, 6)
+    selected = torch.rand(1, 2, 3, 6, generator=generator) < 0.5
+    block_map = planner.BlockMap(selected, order, offsets, order, offsets)
+    lists, counts = planner.key_lists(block_map, 50)
+    for head in range(2):
+        for group in range(3):
+            expected = [
+                token
+                for label in range(6)
+                if selected[0, head, group, label]
+                for token in (labels[0, head] == label).nonzero()[:, 0].tolist()
+            ]
+            count = int(counts[0, head, group])
+            assert lists[0, head, group, :count].tolist() == expected
+
+
+@given(st.lists(st.integers(0, 70), min_size=1, max_size=6), st.sampled_from([16, 32]))
+@settings(max_examples=30, deadline=None)
+def test_tiles_of_both_heights_cover_every_query_once(sizes: list[int], height: int) -> None:
+    offsets = torch.tensor([0, *sizes]).cumsum(0)[None, None]
+    tokens, covered = sum(sizes), torch.zeros(sum(sizes), dtype=torch.int64)
+    for rows, part in ((height, "large"), (height // 2, "small")):
+        starts, groups = planner.query_tiles(offsets, tokens, rows, part)
+        for start, group in zip(starts.flatten().tolist(), groups.flatten().tolist(), strict=True):
+            if group >= 0:
+                assert offsets[0, 0, group] <= start < offsets[0, 0, group + 1]
+                covered[start : min(start + rows, int(offsets[0, 0, group + 1]))] += 1
+    assert (covered == 1).all()
+
+
+def test_merging_halves_equals_the_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, 3, 33, 40, generator=generator)
+    scores[0, 0, :5, :20] = -torch.inf  # nothing in the first half
+    value = torch.randn(2, 3, 40, 24, generator=generator)
+
+    def attend(part: slice):
+        lse = scores[..., part].logsumexp(-1)
+        weights = (scores[..., part] - lse.clamp(min=-1e30)[..., None]).exp()
+        return weights @ value[:, :, part], lse
+
+    found = merge.merge_attention(*attend(slice(0, 20)), *attend(slice(20, 40)))
+    for one, other in zip(found, attend(slice(0, 40)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("second_order", [False, True], ids=["first order", "second order"])
+def test_centroids_of_skipped_groups(second_order: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 130, 2, 40, generator=generator).transpose(1, 2)
+    labels = [torch.randint(0, n, (1, 2, 130), generator=generator) for n in (3, 40)]
+    labels[1][labels[1] == 7] = 8  # group 7 is empty
+    selected = torch.rand(1, 2, 3, 40, generator=generator) < 0.5
+    selected[:, :, 1] = True
+    block_map = planner.BlockMap(
+        selected, *group_by_label(labels[0], 3), *group_by_label(labels[1], 40)
+    )
+    keys, values, spread = (torch.randn(1, 2, 40, 40, generator=generator) for _ in range(3))
+    variance = spread.square() if second_order else None
+    found = centroids.centroid_attention(query, keys, values, block_map, 0.2, variance)
+    expected = centroid_attention(query, keys, values, block_map, scale=0.2, key_variance=variance)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+    assert (found[1][labels[0] == 1] == -torch.inf).all()

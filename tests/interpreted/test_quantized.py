@@ -1,0 +1,102 @@
+"""Quantized kernels against their float32 simulation, and both against exact attention."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dit_accel_kernels import (
+    BlockMap,
+    group_by_label,
+    quantized_attention_reference,
+    sparse_attention_reference,
+)
+from dit_accel_kernels.gpu.dense_attention import dense_attention
+from dit_accel_kernels.gpu.launch import Launch
+from dit_accel_kernels.gpu.quantize import quantize, quantize_int8
+from dit_accel_kernels.gpu.sparse_attention import sparse_attention
+from dit_accel_kernels.precision import rounded
+
+SMALL = Launch(64, 32, num_warps=4, num_stages=1)
+BOTH = (SMALL, replace(SMALL, block_m=32))
+BOUNDS = {"int8": (0.9999, 0.02), "int8-fp8": (0.999, 0.045)}  # cosine, relative L1
+TOKENS, WIDTH = 256, 64
+
+
+def inputs(kind: str) -> list[Tensor]:
+    """Normal; keys with a large bias in some channels; or clustered queries and keys."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, TOKENS, WIDTH, generator=generator) for _ in range(3))
+    if kind == "biased keys":
+        key = key + 8 * (torch.rand(1, 2, 1, WIDTH, generator=generator) < 0.1)
+    if kind == "clustered":
+        centres = 1.5 * torch.randn(1, 2, 8, WIDTH, generator=generator)
+        query, key = (
+            c.repeat(1, 1, TOKENS // 8, 1) + 0.3 * x for c, x in ((centres, query), (centres, key))
+        )
+    return [query, key, value]
+
+
+def errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
+    cosine = F.cosine_similarity(found.flatten(), exact.flatten(), dim=0)
+    return float(cosine), float((found - exact).abs().sum() / exact.abs().sum())
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("kind", ["normal", "biased keys", "clustered"])
+def test_dense_error_is_within_bounds(kind: str, precision: str) -> None:
+    query, key, value = inputs(kind)
+    given = quantize(query, key, value, precision != "int8")
+    out, lse = dense_attention(query, key, value, 0.125, True, quantized=given, launch=SMALL)
+    exact, exact_lse = quantized_attention_reference(query, key, value, precision="full")
+    cosine, relative = errors(out, exact)
+    print(f"{precision} {kind}: cosine {cosine:.6f}, relative L1 {relative:.4f}")
+    assert cosine >= BOUNDS[precision][0]
+    assert relative <= BOUNDS[precision][1]
+    torch.testing.assert_close(lse, exact_lse, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_dense_equals_simulation(precision: str) -> None:
+    query, key, value = inputs("biased keys")
+    given = quantize(query, key, value, precision != "int8")
+    out, lse = dense_attention(query, key, value, 0.125, True, quantized=given, launch=SMALL)
+    expected, expected_lse = quantized_attention_reference(query, key, value, precision=precision)
+    # The kernel rounds weights against the largest score so far, the simulation against the row's.
+    tolerance = 2e-5 if precision == "int8" else 2e-2
+    torch.testing.assert_close(out, expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(lse, expected_lse, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_sparse_equals_simulation(precision: str) -> None:
+    query, key, value = inputs("clustered")
+    labels = torch.arange(TOKENS).expand(1, 2, TOKENS) % 8
+    selected = torch.rand(1, 2, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.4
+    selected[:, :, 3] = False
+    block_map = BlockMap(selected, *group_by_label(labels, 8), *group_by_label(labels, 8))
+    given = quantize(query, key, value, precision != "int8")
+    found = sparse_attention(
+        query, key, value, block_map, 0.125, True, quantized=given, launches=BOTH
+    )
+    expected = sparse_attention_reference(query, key, value, block_map, precision=precision)
+    tolerance = 2e-5 if precision == "int8" else 3e-2
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=tolerance)
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=2e-4)
+    assert (found[0][:, :, 3::8] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_rounding_to_int8_and_inputs_left_alone(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 45, 2, 24, generator=generator).transpose(1, 2).to(dtype)
+    x[0, 0, 3] = 0
+    before = x.clone()
+    mean = x.float().mean(2)
+    values, scale = quantize_int8(x, mean)
+    torch.testing.assert_close(
+        values * scale[..., None], rounded(x.float() - mean[:, :, None], 127), rtol=0, atol=1e-5
+    )
+    assert torch.equal(x, before)
