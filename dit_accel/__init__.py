@@ -13,7 +13,9 @@ from dit_accel.session import (
     Session,
     add_verbs,
     attention_report,
+    disable_quantized_attention,
     disable_sparse_attention,
+    enable_quantized_attention,
     enable_sparse_attention,
 )
 
@@ -32,6 +34,8 @@ __all__ = [
     "Schedule",
     "Session",
     "attention_report",
+    "disable_quantized_attention",
     "disable_sparse_attention",
+    "enable_quantized_attention",
     "enable_sparse_attention",
 ]

@@ -1,12 +1,9 @@
-"""Settings that are not a method's own: when to be sparse, and in which precision."""
+"""Settings that are not a method's own: when to be sparse."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
-
-Precision = Literal["full"]
 
 
 @dataclass(frozen=True)

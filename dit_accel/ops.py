@@ -8,9 +8,11 @@ from dit_accel.call import AttentionCall, Plan
 from dit_accel.stopwatch import Stopwatch
 from dit_accel_kernels import (
     BlockMap,
+    Precision,
     centroid_mass,
     group_by_label,
     kmeans,
+    quantized_attention,
     select_top_p,
     sparse_attention,
     strided_centroids,
@@ -53,13 +55,28 @@ class Ops:
             mass = centroid_mass(query_centroids, key_centroids, key_sizes, scale)
             return select_top_p(mass, top_p, min_share)
 
-    def run(self, plan: Plan, call: AttentionCall) -> Tensor:
+    def run(self, plan: Plan, call: AttentionCall, precision: Precision) -> Tensor:
         """Attention of a call by a plan, ``[B, S, H, D]``."""
         with self.stopwatch("attention", call.query.device):
             query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
             out, _ = sparse_attention(
-                query, key, value, plan.block_map, scale=call.scale, return_lse=False
+                query,
+                key,
+                value,
+                plan.block_map,
+                scale=call.scale,
+                precision=precision,
+                return_lse=False,
             )
+            return out.transpose(1, 2).contiguous()
+
+    def quantized(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, precision: Precision
+    ) -> Tensor:
+        """Dense attention of ``[B, S, H, D]`` tensors in a quantized precision."""
+        with self.stopwatch("dense", query.device):
+            query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+            out, _ = quantized_attention(query, key, value, scale=scale, precision=precision)
             return out.transpose(1, 2).contiguous()
 
     def density(self, block_map: BlockMap) -> Tensor:

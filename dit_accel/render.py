@@ -20,6 +20,7 @@ from dit_accel.config import Schedule
 from dit_accel.errors import BadInput
 from dit_accel.loading import DTYPES, TINY_WORLD, ModelCard, read_card
 from dit_accel.methods import Method, find_method
+from dit_accel.precision import Precision, checked_precision
 from dit_accel.report import AttentionReport
 from dit_accel.session import enable_sparse_attention, session_of, transformers_of
 from dit_accel_assets.world import SIZES
@@ -37,7 +38,7 @@ class RenderSettings:
         model: ``tiny-world``, a folder, or a hub id.
         method: name of the attention method.
         knobs: knobs of the method, and of the schedule as ``schedule.NAME``; texts or values.
-        precision: of the sparse calls.
+        precision, dense_precision: of the sparse and of the dense calls.
         height, width, frames: pixels and number of frames.
         steps, guidance_scale, seed: of the denoising loop; the seed feeds a CPU generator.
         fps: frames per second of the file.
@@ -50,6 +51,7 @@ class RenderSettings:
     method: str = "svg2"
     knobs: Mapping[str, Any] = field(default_factory=dict)
     precision: str = "full"
+    dense_precision: str = "full"
     height: int | None = None
     width: int | None = None
     frames: int | None = None
@@ -145,8 +147,8 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
         BadInput: with one line that says what to change.
     """
     build_method(settings)
-    if settings.precision != "full":
-        raise BadInput(f"precision {settings.precision!r} has no kernel yet: use 'full'")
+    for name in ("precision", "dense_precision"):
+        _precision(settings, name)
     if settings.dtype not in DTYPES:
         raise BadInput(f"unknown dtype {settings.dtype!r}: choose one of {', '.join(DTYPES)}")
     if settings.steps is not None and settings.steps < 1:
@@ -165,6 +167,13 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     if complaint:
         raise BadInput(complaint)
     return settings, card
+
+
+def _precision(settings: RenderSettings, name: str) -> Precision:
+    try:
+        return checked_precision(name, getattr(settings, name))
+    except ValueError as error:
+        raise BadInput(str(error)) from None
 
 
 def check_device(device: str) -> None:
@@ -202,14 +211,26 @@ def render_with(
     """`render` with a method and schedule that need no name."""
     before = session_of(pipe)
     try:
-        session = enable_sparse_attention(pipe, method, schedule=schedule)
+        session = enable_sparse_attention(
+            pipe,
+            method,
+            schedule=schedule,
+            precision=_precision(settings, "precision"),
+            dense_precision=_precision(settings, "dense_precision"),
+        )
         with session, LoopTimer(pipe) as timer:
             output = pipe(**call_arguments(settings))
             frames = output.frames[0] if hasattr(output, "frames") else output.images[:1]
             return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
     finally:
         if before is not None:
-            enable_sparse_attention(pipe, before.method, schedule=before.schedule)
+            enable_sparse_attention(
+                pipe,
+                before.method,
+                schedule=before.schedule,
+                precision=before.precision,
+                dense_precision=before.dense_precision,
+            )
 
 
 def call_arguments(settings: RenderSettings) -> dict[str, Any]:
@@ -296,5 +317,7 @@ def report_of(
         "attention_seconds": attention["seconds"],
         "calls": attention["calls"],
         "fallbacks": attention["fallbacks"],
+        "ran_in": attention["precision"],
+        "remarks": attention["remarks"],
         "density": attention["density"],
     }

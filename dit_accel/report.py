@@ -16,7 +16,9 @@ class AttentionReport:
     """The attention calls of the latest run.
 
     Attributes:
-        method, config, precision, family: what was asked for, and the family it ran on.
+        method, config, family: what was asked for, and the family it ran on.
+        precision: what the ``sparse`` and the ``dense`` calls ran in.
+        remarks: why a precision is not simply what was asked for.
         calls: number of calls ``dense`` (by schedule), ``sparse`` and ``fallback`` (could not be
         sparse).
         fallbacks: reason to number of calls.
@@ -28,10 +30,11 @@ class AttentionReport:
 
     method: str
     config: dict[str, Any]
-    precision: str
+    precision: dict[str, str]
     family: str
     calls: dict[str, int]
     fallbacks: dict[str, int]
+    remarks: list[str]
     density: dict[str, float | None]
     seconds: dict[str, float]
     layers: dict[str, float]
@@ -43,6 +46,7 @@ class AttentionReport:
         calls = ", ".join(f"{n} {kind}" for kind, n in self.calls.items())
         lines = [f"{self.method} on {self.family}: {calls}"]
         lines += [f"  fallback x{n}: {reason}" for reason, n in self.fallbacks.items()]
+        lines += [f"  {remark}" for remark in self.remarks]
         shown = {k: "-" if v is None else f"{v:.3f}" for k, v in self.density.items()}
         lines.append(
             f"  density {shown['sparse_calls']} over sparse calls, {shown['all_calls']} over all calls"

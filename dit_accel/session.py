@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from dit_accel import seam
 from dit_accel.call import AttentionCall
 from dit_accel.clock import Moment, RunClock
-from dit_accel.config import Precision, Schedule, crossover_tokens
+from dit_accel.config import Schedule, crossover_tokens
 from dit_accel.methods import Dense, Method, find_method
 from dit_accel.ops import Ops
+from dit_accel.precision import Chosen, Precision, checked_precision, choose
 from dit_accel.report import AttentionReport, Tally
+from dit_accel_kernels import Precision as KernelPrecision
 from dit_accel_pipelines import Family, TokenLayout, find_family
 
 
@@ -31,14 +33,17 @@ class Session:
     """
 
     def __init__(
-        self, target: Any, family: Family, method: Method, schedule: Schedule, precision: Precision
+        self,
+        target: Any,
+        family: Family,
+        method: Method,
+        schedule: Schedule,
+        precision: Precision = "full",
+        dense_precision: Precision = "full",
     ) -> None:
-        self.family, self.method, self.schedule, self.precision = (
-            family,
-            method,
-            schedule,
-            precision,
-        )
+        self.family, self.method, self.schedule = family, method, schedule
+        self.precision, self.dense_precision = precision, dense_precision
+        self._chosen: dict[Precision, Chosen] = {}
         self._clock = RunClock(target if isinstance(target, DiffusionPipeline) else None)
         self._tally = Tally()
         self._ops = Ops(self._tally.stopwatch)
@@ -77,7 +82,11 @@ class Session:
                 **dataclasses.asdict(self.method),
                 "schedule": dataclasses.asdict(self.schedule),
             },
-            precision=self.precision,
+            precision={
+                "sparse": self._ran(self.precision),
+                "dense": self._ran(self.dense_precision),
+            },
+            remarks=[chosen.remark for chosen in self._chosen.values() if chosen.remark],
             family=self.family.name,
             calls={kind: self._tally.calls[kind] for kind in ("dense", "sparse", "fallback")},
             fallbacks=dict(self._tally.fallbacks),
@@ -136,7 +145,7 @@ class Session:
         if layout.visual_tokens != query.shape[1]:
             return self.fall_back("tokens do not match the grid of the transformer's input", dense)
         if self._scheduled_dense(layer, moment):
-            return self._dense(dense)
+            return self._dense(dense, scale)
         least = self.schedule.min_tokens
         least = crossover_tokens(query.device.type) if least is None else least
         if query.shape[1] < least:
@@ -168,13 +177,25 @@ class Session:
             layer.states[place] = self.method.new_state()
         plan = self.method.plan(call, layer.states[place], self._ops)
         if plan is None:
-            return self._dense(dense)
+            return self._dense(dense, call.scale)
         self._tally.sparse(f"{layer.stack}.{layer.name}", self._ops.density(plan.block_map))
-        return self._ops.run(plan, call)
+        return self._ops.run(plan, call, self._choose(self.precision, call.query))
 
-    def _dense(self, dense: seam.DenseCall) -> Tensor:
+    def _dense(self, dense: seam.DenseCall, scale: float) -> Tensor:
         self._tally.dense()
-        return self._timed_dense(dense)
+        precision = self._choose(self.dense_precision, dense.query)
+        if precision == "full":
+            return self._timed_dense(dense)
+        return self._ops.quantized(dense.query, dense.key, dense.value, scale, precision)
+
+    def _choose(self, asked: Precision, query: Tensor) -> KernelPrecision:
+        """What an asked precision means on the device that this session runs on, decided once."""
+        if asked not in self._chosen:
+            self._chosen[asked] = choose(asked, query.device)
+        return self._chosen[asked].precision
+
+    def _ran(self, asked: Precision) -> str:
+        return self._chosen[asked].precision if asked in self._chosen else asked
 
     def _timed_dense(self, dense: seam.DenseCall) -> Tensor:
         with self._tally.stopwatch("dense", dense.query.device):
@@ -211,6 +232,7 @@ def enable_sparse_attention(
     *,
     schedule: Schedule | None = None,
     precision: Precision = "full",
+    dense_precision: Precision = "full",
 ) -> Session:
     """Make the self-attention of a diffusers pipeline (or bare transformer) sparse; replaces what
     was enabled before.
@@ -219,7 +241,10 @@ def enable_sparse_attention(
         target: a ``DiffusionPipeline`` or a transformer module.
         method: a name (its default knobs) or a method such as ``SVG2(top_p=0.85)``.
         schedule: which steps and layers stay dense.
-        precision: of the sparse calls; only ``"full"`` has a kernel so far.
+        precision: of the sparse calls: ``"full"``, ``"int8"`` (queries and keys), ``"int8-fp8"``
+            (also weights and values, from compute capability 8.9), or ``"auto"``. On a CPU the
+            quantized ones are simulated, which is slow, and the report says so.
+        dense_precision: likewise, of the calls that the schedule leaves dense.
 
     Returns:
         The session; ``disable_sparse_attention`` or ``session.close()`` undoes everything.
@@ -231,8 +256,8 @@ def enable_sparse_attention(
     """
     if isinstance(method, str):
         method = find_method(method)()
-    if precision != "full":
-        raise ValueError(f"precision {precision!r} has no kernel yet: use 'full'")
+    precision = checked_precision("precision", precision)
+    dense_precision = checked_precision("dense_precision", dense_precision)
     transformers = transformers_of(target)
     if not transformers:
         raise ValueError(f"{type(target).__name__} has no transformer to make sparse")
@@ -246,13 +271,35 @@ def enable_sparse_attention(
     for transformer, family in zip(transformers.values(), found, strict=True):
         seam.check_processors(transformer, family)
     disable_sparse_attention(target)
-    return Session(target, found[0], method, schedule or Schedule(), precision)
+    return Session(target, found[0], method, schedule or Schedule(), precision, dense_precision)
+
+
+def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Session:
+    """Run all self-attention of a pipeline (or bare transformer) dense, in a quantized precision;
+    replaces what was enabled before. For both, give precisions to ``enable_sparse_attention``.
+
+    Args:
+        target: a ``DiffusionPipeline`` or a transformer module.
+        precision: ``"int8"``, ``"int8-fp8"`` or ``"auto"``, as in ``enable_sparse_attention``.
+
+    Returns:
+        The session; ``disable_quantized_attention`` or ``session.close()`` undoes everything.
+
+    Raises:
+        ValueError, UnknownFamily, UnsupportedProcessor: as ``enable_sparse_attention``.
+    """
+    return enable_sparse_attention(target, Dense(), dense_precision=precision)
 
 
 def disable_sparse_attention(target: Any) -> None:
     """Restore a pipeline or transformer exactly; without an enabled session this does nothing."""
     for session in sessions_of(target):
         session.close()
+
+
+def disable_quantized_attention(target: Any) -> None:
+    """The inverse of ``enable_quantized_attention``: the same as ``disable_sparse_attention``."""
+    disable_sparse_attention(target)
 
 
 def attention_report(target: Any) -> AttentionReport:
@@ -269,5 +316,12 @@ def attention_report(target: Any) -> AttentionReport:
 
 def add_verbs() -> None:
     """Give every diffusers pipeline the verbs of this module as methods."""
-    for verb in (enable_sparse_attention, disable_sparse_attention, attention_report):
+    verbs = (
+        enable_sparse_attention,
+        disable_sparse_attention,
+        enable_quantized_attention,
+        disable_quantized_attention,
+        attention_report,
+    )
+    for verb in verbs:
         setattr(DiffusionPipeline, verb.__name__, verb)

@@ -34,7 +34,13 @@ from dit_accel.records import to_json
     "--set", "assignments", multiple=True, metavar="KNOB=VALUE", help="A knob, or schedule.KNOB."
 )
 @click.option(
-    "--precision", default="full", show_default=True, help="Precision of the sparse calls."
+    "--precision",
+    default="full",
+    show_default=True,
+    help="Of the sparse calls: full, int8, int8-fp8 or auto.",
+)
+@click.option(
+    "--dense-precision", default="full", show_default=True, help="Of the dense calls, likewise."
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option("--fps", default=16, show_default=True)
@@ -52,6 +58,7 @@ def command(
     method: str,
     assignments: tuple[str, ...],
     precision: str,
+    dense_precision: str,
     seed: int,
     fps: int,
     compare: bool,
@@ -84,6 +91,7 @@ def command(
             method=method,
             knobs=knobs_of(assignments),
             precision=precision,
+            dense_precision=dense_precision,
             height=pixels.height,
             width=pixels.width,
             frames=pixels.frames,
@@ -187,7 +195,8 @@ def render_one(
         if not quiet:
             click.echo(f"{path}\n{clip.attention}")
         return clip, {}
-    dense = render(pipe, replace(settings, method="dense", knobs={}))
+    plain = replace(settings, method="dense", knobs={}, dense_precision="full")
+    dense = render(pipe, plain)
     figures = quality(dense.frames, clip.frames, settings.prompt)
     both = path.with_name(f"{path.stem}-compare{path.suffix}")
     write_clip(both, side_by_side(dense.frames, clip.frames), settings.fps, metadata)

@@ -37,7 +37,15 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
         ([PROMPT, "--set", "top_p"], "--set takes KNOB=VALUE, got 'top_p'"),
         ([PROMPT, "--set", "top_p=0"], "top_p must be in (0, 1], got 0.0"),
         ([PROMPT, "--set", "top_p=1.01"], "top_p must be in (0, 1], got 1.01"),
-        ([PROMPT, "--precision", "int8"], "precision 'int8' has no kernel yet: use 'full'"),
+        (
+            [PROMPT, "--precision", "int4"],
+            "unknown precision 'int4': choose one of full, int8, int8-fp8, auto",
+        ),
+        (
+            [PROMPT, "--dense-precision", "int4-fp8"],
+            "unknown dense_precision 'int4-fp8': choose one of full, int8, int8-fp8, auto "
+            "(int4-fp8 exists as a reference only)",
+        ),
         ([PROMPT, "--frames", "16"], "frames 16 is not 4k+1: use 13 or 17"),
         ([PROMPT, "--height", "100"], "height 100 is not divisible by 16: use 96 or 112"),
         ([PROMPT, "--steps", "0"], "steps must be at least 1, got 0"),

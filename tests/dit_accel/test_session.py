@@ -295,8 +295,8 @@ def test_unknown_things_are_refused_and_change_nothing(wan) -> None:
     before = processors(wan)
     with pytest.raises(ValueError, match="unknown method 'svg3': choose one of dense, svg2"):
         wan.enable_sparse_attention("svg3")
-    with pytest.raises(ValueError, match="no kernel yet"):
-        wan.enable_sparse_attention("svg2", precision="int8")
+    with pytest.raises(ValueError, match="unknown precision 'int3': choose one of full, int8"):
+        wan.enable_sparse_attention("svg2", precision="int3")
     with pytest.raises(UnknownFamily, match="register_family"):
         dit_accel.enable_sparse_attention(torch.nn.Linear(2, 2))
     with pytest.raises(RuntimeError, match="enable_sparse_attention first"):

@@ -1,0 +1,79 @@
+"""Which precision attention runs in: what was asked for, checked and, for ``auto``, decided once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from dit_accel_kernels import ContractError, check_precision, quantized_attention
+from dit_accel_kernels import Precision as KernelPrecision
+
+Precision = Literal["full", "int8", "int8-fp8", "auto"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+AUTO: tuple[KernelPrecision, ...] = ("int8-fp8", "int8")  # fastest first
+LARGEST_ERROR = {"int8": 0.02, "int8-fp8": 0.045}  # relative L1 on the check's inputs
+
+
+def checked_precision(name: str, value: str) -> Precision:
+    """The precision that a text names.
+
+    Raises:
+        ValueError: saying what is accepted.
+    """
+    for precision in PRECISIONS:
+        if value == precision:
+            return precision
+    more = " (int4-fp8 exists as a reference only)" if value == "int4-fp8" else ""
+    raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(PRECISIONS)}{more}")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The precision that runs, and a remark where it is not simply what was asked for."""
+
+    precision: KernelPrecision
+    remark: str = ""
+
+
+def choose(asked: Precision, device: torch.device) -> Chosen:
+    """What runs on a device.
+
+    ``auto`` takes the fastest precision whose kernel the device has and whose error on a small
+    random case stays within bounds; without one, full precision.
+
+    Raises:
+        ContractError: if the device cannot run a precision that was asked for by name.
+    """
+    if asked != "auto":
+        check_precision(asked, device)
+        simulated = asked != "full" and device.type == "cpu"
+        return Chosen(asked, f"{asked} is simulated on the CPU: slower, not faster" * simulated)
+    if device.type != "cuda":
+        return Chosen("full", f"auto: full precision, {device.type} has no quantized kernel")
+    remarks = []
+    for precision in AUTO:
+        try:
+            error = measured_error(precision, device)
+        except ContractError as refusal:
+            remarks.append(f"{precision}: {refusal}")
+            continue
+        if error <= LARGEST_ERROR[precision]:
+            return Chosen(
+                precision, f"auto: {precision}, relative error {error:.3f} on this device"
+            )
+        remarks.append(
+            f"{precision}: relative error {error:.3f} is above {LARGEST_ERROR[precision]}"
+        )
+    return Chosen("full", "auto: full precision; " + "; ".join(remarks))
+
+
+def measured_error(precision: KernelPrecision, device: torch.device) -> float:
+    """Relative L1 error of quantized attention on a random case with biased keys."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 300, 64, generator=generator) for _ in range(3))
+    inputs = [x.to(device) for x in (query, key + 4 * (torch.arange(64) % 16 == 0), value)]
+    out, _ = quantized_attention(*inputs, precision=precision)
+    exact, _ = quantized_attention(*(x.cpu() for x in inputs), precision="full")
+    return float((out.cpu() - exact).abs().sum() / exact.abs().sum())
