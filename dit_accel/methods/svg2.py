@@ -15,10 +15,14 @@ from dit_accel_kernels import BlockMap
 
 @dataclass
 class SVG2State:
-    """Centroids of the last step, ``[B, H, K, D]``, from which the next k-means starts."""
+    """Centroids of the last plan, ``[B, H, K, D]``, from which the next k-means starts; the plan, and
+    the step it was made in.
+    """
 
     query_centroids: Tensor | None = None
     key_centroids: Tensor | None = None
+    made: Plan | None = None
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class SVG2(Method):
         min_key_share: share of the key clusters that every query cluster keeps at least, in [0, 1].
         kmeans_iterations: rounds of k-means (at the first sparse step, at later steps, which start
             warm).
+        refresh: a plan serves this many steps, 1: it is made anew at every step.
     """
 
     name: ClassVar[str] = "svg2"
@@ -43,6 +48,7 @@ class SVG2(Method):
     top_p: float = 0.9
     min_key_share: float = 0.1
     kmeans_iterations: tuple[int, int] = (8, 1)
+    refresh: int = 1
 
     def __post_init__(self) -> None:
         for name in ("query_clusters", "key_clusters"):
@@ -57,6 +63,8 @@ class SVG2(Method):
             raise ValueError(
                 f"kmeans_iterations must both be at least 1, got {self.kmeans_iterations}"
             )
+        if self.refresh < 1:
+            raise ValueError(f"refresh must be at least 1, got {self.refresh}")
 
     def new_state(self) -> SVG2State:
         return SVG2State()
@@ -68,6 +76,12 @@ class SVG2(Method):
         return min(queries, tokens), min(keys, tokens)
 
     def plan(self, call: AttentionCall, state: SVG2State, ops: Ops) -> Plan:
+        if state.made is None or call.step - state.step >= self.refresh:
+            state.made, state.step = self.new_plan(call, state, ops), call.step
+        return state.made
+
+    def new_plan(self, call: AttentionCall, state: SVG2State, ops: Ops) -> Plan:
+        """Cluster, score and select."""
         query, key = call.query.transpose(1, 2), call.key.transpose(1, 2)  # [B, H, S, D]
         queries, keys = self.clusters(call.tokens)
         rounds = self.kmeans_iterations
