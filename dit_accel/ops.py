@@ -55,7 +55,7 @@ class Ops:
             mass = centroid_mass(query_centroids, key_centroids, key_sizes, scale)
             return select_top_p(mass, top_p, min_share)
 
-    def run(self, plan: Plan, call: AttentionCall, precision: Precision) -> Tensor:
+    def run(self, plan: Plan, call: AttentionCall, precision: Precision = "full") -> Tensor:
         """Attention of a call by a plan, ``[B, S, H, D]``."""
         with self.stopwatch("attention", call.query.device):
             query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
