@@ -32,7 +32,9 @@ class Step:
 
 
 def training_steps(out: Path, device: str) -> list[Step]:
-    """Encode clips, train in three rounds with falling learning rate, export, measure."""
+    """Encode clips, teach the text encoder phrases, train in three rounds with falling learning
+    rate, export, measure.
+    """
     train, gate = "assets/train_tiny_world.py", "assets/gate_tiny_world.py"
     common = ("--device", device)
     work = out / "training"
@@ -44,13 +46,14 @@ def training_steps(out: Path, device: str) -> list[Step]:
         )
         for size, clips in (("smoke", 12000), ("study", 3000), ("show", 600))
     ]
-    model = "assets/dit_accel_assets/tiny_world"
+    model = str(out / "tiny_world")
+    export = (train, "export", "--trained", str(work), "--out", model)
+    steps.append(Step("text", (train, "text", "--out", str(work), *common), True))
+    steps.append(Step("export-text", export, True))
     for number, lr in enumerate((1e-3, 6e-4, 3e-4)):
         command = (train, "dit", "--model", model, "--out", str(work), "--seed", str(number + 10))
         shares = ("--study-share", "0.3", "--show-share", "0.1", "--steps", "4000", "--lr", str(lr))
         steps.append(Step(f"dit-{number}", (*command, *shares, *common), True))
-        model = str(out / "tiny_world")
-        export = (train, "export", "--trained", str(work), "--out", model)
         steps.append(Step(f"export-{number}", export, True))
     measure = (gate, "captions", "--model", model, "--size", "study", "--pairs", "100", *common)
     return [*steps, Step("gate-after", (*measure, "--out", str(out / "gate.jsonl")), True)]

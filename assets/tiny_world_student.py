@@ -13,7 +13,17 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers import transformer_wan
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import UMT5EncoderModel
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+from dit_accel_assets.world import (
+    BACKGROUNDS,
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    caption,
+    held_out,
+    sample_words,
+)
 
 TEXT_TOKENS = 24  # the longest caption has 21 with its end mark; the rest is padding
 BATCH_TOKENS = 5120  # tokens of a step: 16 whole clips at `smoke`, 4 at `study`, 2 at `show`
@@ -134,3 +144,66 @@ class Clips:
             self.order = torch.from_numpy(self.rng.permutation(len(self.data["tokens"])))
         index, self.order = self.order[:count], self.order[count:]
         return self.data["latents"][index, :, :frames], self.data["tokens"][index]
+
+
+class PhraseReader(nn.Module):
+    """What teaches the text encoder which words belong together: from the state at any word of a
+    phrase, name colour, shape and motion of that phrase's object, and the background.
+
+    The diffusion loss alone leaves a bag of words for thousands of steps: captions of one object need
+    no more.
+    """
+
+    def __init__(self, text_encoder: UMT5EncoderModel) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        words = (COLOURS, SHAPES, MOTIONS, BACKGROUNDS)
+        width = text_encoder.config.d_model
+        self.heads = nn.ModuleList(nn.Linear(width, len(w)) for w in words)
+
+    def forward(self, tokens: Tensor, phrase: Tensor, answers: Tensor) -> Tensor:
+        """Mean cross entropy over the words inside phrases.
+
+        Args:
+            tokens: ``[B, 24]``.
+            phrase: index of the object each token speaks of, ``[B, 24]``, -1 for none.
+            answers: colour, shape, motion and background of each object, ``[B, 2, 4]``.
+        """
+        states = self.text_encoder(tokens, (tokens != 0).long()).last_hidden_state
+        row, place = (phrase >= 0).nonzero(as_tuple=True)
+        wanted = answers[row, phrase[row, place]]  # [words, 4]
+        losses = [
+            nn.functional.cross_entropy(head(states[row, place]), wanted[:, i])
+            for i, head in enumerate(self.heads)
+        ]
+        return torch.stack(losses).mean()
+
+
+def phrase_batch(
+    tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments of `PhraseReader` for random captions of the training set, two objects each."""
+    drawn = []
+    while len(drawn) < size:
+        scene = sample_words(rng, 2)
+        if not held_out(caption(scene)):
+            drawn.append(scene)
+    texts = [caption(s) for s in drawn]
+    tokens = tokenizer(texts, padding="max_length", max_length=TEXT_TOKENS, return_tensors="pt")
+    phrase = torch.full((size, TEXT_TOKENS), -1)
+    answers = torch.empty(size, 2, 4, dtype=torch.long)
+    for row, scene in enumerate(drawn):
+        start = 0
+        for index, thing in enumerate(scene.things):
+            stop = start + len(thing.phrase().split())
+            phrase[row, start:stop] = index
+            start = stop + 1  # "and"
+            answers[row, index] = torch.tensor(
+                [
+                    list(COLOURS).index(thing.colour),
+                    SHAPES.index(thing.shape),
+                    MOTIONS.index(thing.motion),
+                    list(BACKGROUNDS).index(scene.background),
+                ]
+            )
+    return tokens["input_ids"], phrase, answers

@@ -1,4 +1,4 @@
-"""Train the bundled tiny world: ``vae``, then ``latents``, then ``dit``, then ``gate``; see
+"""Train the bundled tiny world: ``vae``, ``latents``, ``text``, ``dit``, ``export``; see
 assets/README.md.
 
 Every stage is seeded, logs to JSONL, checkpoints to safetensors and starts from the weights in
@@ -35,9 +35,11 @@ from tiny_world_student import (
     TEXT_TOKENS,
     Clips,
     PaddingBias,
+    PhraseReader,
     Student,
     matmul_attention,
     optimizers,
+    phrase_batch,
 )
 
 LATENT_NOISE = (
@@ -51,6 +53,11 @@ NOISE_SHIFT = {
     "study": 2.5,
     "show": 3.0,
 }  # more tokens need more noise to hide the same content
+
+
+# Attending to the word two places on takes biases of several units; Adam moves a number by about the
+# learning rate a step.
+BIAS, BIAS_PULL = "relative_attention_bias", 30.0
 
 
 def falling(step: int, done: float, warmup: int = 50) -> float:
@@ -197,6 +204,46 @@ def encode_latents(
         tokens = torch.tensor(texts["input_ids"])
         save_file({"latents": torch.cat(latents).contiguous(), "tokens": tokens}, temporary)
         temporary.replace(path)
+
+
+@main.command("text")
+@click.option("--model", type=click.Path(path_type=Path), default=tiny_world_path())
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--steps", default=3000)
+@click.option("--lr", default=2e-3)
+@click.option("--seed", default=0)
+@click.option("--device", default="cpu")
+def train_text(model: Path, out: Path, steps: int, lr: float, seed: int, device: str) -> None:
+    """Teach the text encoder which words of a caption belong together."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    tokenizer = AutoTokenizer.from_pretrained(model / "tokenizer")
+    encoder = UMT5EncoderModel.from_pretrained(model / "text_encoder", dtype=torch.float32)
+    reader = PhraseReader(encoder).to(device)
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": [p for n, p in reader.named_parameters() if (BIAS in n) == bias],
+                "pull": pull,
+            }
+            for bias, pull in ((False, 1.0), (True, BIAS_PULL))
+        ],
+        weight_decay=0.0,
+        betas=(0.9, 0.98),
+    )
+    smooth = 0.0
+    for step in tqdm(range(steps), desc="text"):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["pull"] * falling(step, step / steps)
+        loss = reader(*(x.to(device) for x in phrase_batch(tokenizer, rng, 64)))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+        optimizer.step()
+        smooth = loss.item() if step == 0 else 0.95 * smooth + 0.05 * loss.item()
+        if step % 100 == 99 or step == steps - 1:
+            log_line(out / "text.jsonl", {"step": step + 1, "loss": smooth})
+    encoder.save_pretrained(out / "text_encoder")
 
 
 def noise_levels(count: int, shift: float) -> Tensor:

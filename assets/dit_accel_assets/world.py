@@ -174,12 +174,16 @@ def closest_approach(scene: Scene) -> float:
     return float(gap) - 1.27 * (first.radius + second.radius)  # a square's corner is at 1.27 r
 
 
-def sample_scene(rng: np.random.Generator, objects: int) -> Scene:
-    """A random scene of one or two objects of different colours, objects apart from each other."""
+def sample_words(rng: np.random.Generator, objects: int) -> Scene:
+    """A random scene of one or two objects of different colours, at default radius and place."""
     colours = rng.choice(list(COLOURS), objects, replace=False)
     kinds = [(str(c), str(rng.choice(SHAPES)), str(rng.choice(MOTIONS))) for c in colours]
-    scene = Scene(tuple(Thing(*k) for k in kinds), str(rng.choice(list(BACKGROUNDS))))
-    return place(scene, rng)
+    return Scene(tuple(Thing(*k) for k in kinds), str(rng.choice(list(BACKGROUNDS))))
+
+
+def sample_scene(rng: np.random.Generator, objects: int) -> Scene:
+    """A random scene of one or two objects of different colours, objects apart from each other."""
+    return place(sample_words(rng, objects), rng)
 
 
 def scenes(rng: np.random.Generator, objects: Iterable[int], kept: bool) -> Iterator[Scene]:

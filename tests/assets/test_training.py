@@ -4,13 +4,15 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import WanPipeline
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
-from dit_accel_assets import tiny_world_path
+from dit_accel_assets import tiny_world_path, world
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "assets"))
 
@@ -43,6 +45,7 @@ def test_stages_follow_each_other(tmp_path: Path) -> None:
     invoke(train, "vae", "--out", work, "--steps", 2)
     invoke(train, "latents", "--out", work, "--size", "smoke", "--clips", 4)
     assert len(list((work / "latents/smoke").glob("*.safetensors"))) == 2
+    invoke(train, "text", "--out", work, "--steps", 2)
     shares = ("--study-share", 0, "--show-share", 0)
     invoke(train, "dit", "--out", work, "--steps", 2, "--eager", *shares)
     invoke(train, "export", "--trained", work, "--out", model)
@@ -81,6 +84,20 @@ def test_padding_bias_equals_real_padding() -> None:
     processor.count(489)
     attention.set_processor(processor)
     torch.testing.assert_close(attention(hidden, text), expected, rtol=0, atol=1e-4)
+
+
+def test_phrases_are_read_from_the_words_themselves() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_world_path() / "tokenizer")
+    tokens, phrase, answers = tiny_world_student.phrase_batch(
+        tokenizer, np.random.default_rng(0), 5
+    )
+    for row in range(5):
+        for index in range(2):
+            said = tokenizer.decode(tokens[row][phrase[row] == index]).split()
+            colour, shape, motion, background = answers[row, index].tolist()
+            assert said[:3] == ["a", list(world.COLOURS)[colour], world.SHAPES[shape]]
+            assert " ".join(said[3:]) == world.MOTIONS[motion]
+            assert list(world.BACKGROUNDS)[background] in tokenizer.decode(tokens[row]).split()
 
 
 def test_gpu_command_resumes_and_stops_training_at_the_gate(tmp_path: Path) -> None:
