@@ -8,18 +8,27 @@ import importlib.util
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dit_accel.config import crossover_tokens
 from dit_accel_assets import tiny_world_path
 from dit_accel_kernels import (
     BlockMap,
+    ContractError,
+    Precision,
+    centroid_attention,
     group_by_label,
+    kmeans,
+    merge_attention,
+    quantized_attention,
     sparse_attention,
     sparse_attention_reference,
+    strided_centroids,
 )
 
 PACKAGES = (
@@ -49,9 +58,15 @@ def examine() -> dict[str, dict[str, Any]]:
             or "none found",
         },
         "bundled model": {"tiny-world": _tiny_world()},
-        "checks": {"sparse attention on cpu": check_sparse_attention("cpu")},
+        "checks": {
+            line: verdict
+            for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
+            for line, verdict in check_ops(device).items()
+        },
         "will be used": {
-            "sparse attention": "eager grouped matrix products (no Triton kernels in this version)",
+            "sparse attention": "Triton kernels"
+            if torch.cuda.is_available()
+            else "grouped matrix products; quantized precisions are simulated",
             "crossover on cpu": f"{crossover_tokens('cpu')} tokens; shorter calls run dense",
             "dense attention": "the pipeline's own backend, unchanged",
         },
@@ -73,19 +88,71 @@ def devices() -> dict[str, str]:
     return found
 
 
-def check_sparse_attention(device: str) -> str:
-    """Compare the op with its reference on a small random case; says the largest difference."""
+def check_ops(device: str) -> dict[str, str]:
+    """Every op on the device against its float32 reference on the CPU, on a small random case."""
+    return {
+        f"{name} on {device}": _checked(op, tolerance, device)
+        for name, (op, tolerance) in OPS.items()
+    }
+
+
+def _checked(op: Callable[..., Tensor], tolerance: float, device: str) -> str:
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(1, 2, 97, 32, generator=generator).to(device) for _ in range(3)
-    )
-    labels = [torch.randint(0, 5, (1, 2, 97), generator=generator).to(device) for _ in range(2)]
-    selected = torch.rand(1, 2, 5, 5, generator=generator).to(device) > 0.5
-    block_map = BlockMap(selected, *group_by_label(labels[0], 5), *group_by_label(labels[1], 5))
-    out, _ = sparse_attention(query, key, value, block_map)
-    reference, _ = sparse_attention_reference(query, key, value, block_map)
-    error = float((out - reference).abs().max())
-    return f"{'usable' if error < 1e-4 else 'WRONG'}, largest difference from the reference {error:.1e}"
+    tensors = [torch.randn(1, 2, 197, 64, generator=generator) for _ in range(3)]
+    labels = [torch.randint(0, 5, (1, 2, 197), generator=generator) for _ in range(2)]
+    selected = torch.rand(1, 2, 5, 5, generator=generator) > 0.5
+    try:
+        found = op(*(x.to(device) for x in (*tensors, *labels, selected)), False)
+    except ContractError as refusal:
+        return f"not usable: {refusal}"
+    error = float((found.cpu() - op(*tensors, *labels, selected, True)).abs().max())
+    verdict = "usable" if error <= tolerance else "WRONG"
+    return f"{verdict}, largest difference from the reference {error:.1e}"
+
+
+def _map(query_labels: Tensor, key_labels: Tensor, selected: Tensor) -> BlockMap:
+    return BlockMap(selected, *group_by_label(query_labels, 5), *group_by_label(key_labels, 5))
+
+
+def _sparse(precision: Precision) -> Callable[..., Tensor]:
+    def op(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, s: Tensor, exact: bool) -> Tensor:
+        attend = sparse_attention_reference if exact else sparse_attention
+        return attend(q, k, v, _map(a, b, s), precision=precision)[0]
+
+    return op
+
+
+def _dense(precision: Precision) -> Callable[..., Tensor]:
+    def op(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
+        return quantized_attention(q, k, v, precision=precision)[0]
+
+    return op
+
+
+def _kmeans(q: Tensor, k: Tensor, *_: Any) -> Tensor:
+    return kmeans(k, strided_centroids(q, 5), 2)[1]
+
+
+def _centroids(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, s: Tensor, exact: bool
+) -> Tensor:
+    """Centroids of skipped groups, merged with the exact part."""
+    block_map = _map(a, b, s)
+    skipped = centroid_attention(q, k[:, :, :5], v[:, :, :5], block_map)
+    out, lse = sparse_attention(q, k, v, block_map)
+    assert lse is not None
+    return merge_attention(out, lse, *skipped)[0]
+
+
+OPS: dict[str, tuple[Callable[..., Tensor], float]] = {
+    "sparse attention": (_sparse("full"), 1e-4),
+    "sparse attention, int8": (_sparse("int8"), 1e-3),
+    "sparse attention, int8-fp8": (_sparse("int8-fp8"), 5e-2),
+    "dense attention, int8": (_dense("int8"), 1e-3),
+    "dense attention, int8-fp8": (_dense("int8-fp8"), 5e-2),
+    "k-means": (_kmeans, 1e-3),
+    "centroid and merge attention": (_centroids, 1e-4),
+}
 
 
 def _version(name: str) -> str:

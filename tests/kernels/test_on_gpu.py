@@ -1,28 +1,110 @@
-"""The same promises on a CUDA device."""
+"""The same promises on a CUDA device: every kernel against its float32 reference on the CPU."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from dit_accel import SVG2, Schedule
-from dit_accel_kernels import BlockMap, group_by_label, sparse_attention, sparse_attention_reference
+from dit_accel import SVG2, AttentionCall, Schedule
+from dit_accel.doctor import check_ops
+from dit_accel.ops import Ops
+from dit_accel.stopwatch import Stopwatch
+from dit_accel_kernels import (
+    BlockMap,
+    check_precision,
+    group_by_label,
+    kmeans_assign,
+    kmeans_update,
+    quantized_attention,
+    sparse_attention,
+    sparse_attention_reference,
+)
+from dit_accel_pipelines import TokenLayout
 
 pytestmark = pytest.mark.gpu
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+BOUNDS = {"int8": (0.9999, 0.02), "int8-fp8": (0.999, 0.045)}  # cosine, relative L1
 
 
-def test_sparse_attention_equals_reference() -> None:
-    generator = torch.Generator("cuda").manual_seed(0)
-    query, key, value = (
-        torch.randn(1, 3, 257, 64, generator=generator, device="cuda") for _ in range(3)
-    )
-    labels = [
-        torch.randint(0, 7, (1, 3, 257), generator=generator, device="cuda") for _ in range(2)
-    ]
-    selected = torch.rand(1, 3, 7, 7, generator=generator, device="cuda") < 0.4
-    block_map = BlockMap(selected, *group_by_label(labels[0], 7), *group_by_label(labels[1], 7))
-    out, lse = sparse_attention(query, key, value, block_map)
-    expected, expected_lse = sparse_attention_reference(query, key, value, block_map)
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-3)
-    torch.testing.assert_close(lse, expected_lse, rtol=0, atol=1e-3)
+def call(tokens: int, width: int, heads: int = 3, groups: int = 9, density: float = 0.4):
+    """Inputs on the CPU as transposed views of ``[B, S, H, D]``, and a random map."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(2, tokens, heads, width, generator=generator) for _ in range(3)]
+    labels = [torch.randint(0, groups, (2, heads, tokens), generator=generator) for _ in range(2)]
+    selected = torch.rand(2, heads, groups, groups, generator=generator) < density
+    parts = (p for x in labels for p in group_by_label(x, groups))
+    return [x.transpose(1, 2) for x in tensors], BlockMap(selected, *parts)
+
+
+def on_gpu(block_map: BlockMap) -> BlockMap:
+    return BlockMap(*(x.cuda() for x in vars(block_map).values()))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("width", [16, 64, 72, 96, 128, 256])
+@pytest.mark.parametrize("tokens", [1, 257, 1030])
+def test_sparse_attention(tokens: int, width: int, dtype: torch.dtype) -> None:
+    tensors, block_map = call(tokens, width)
+    inputs = [x.to(dtype) for x in tensors]
+    found = sparse_attention(*(x.cuda() for x in inputs), on_gpu(block_map))
+    expected = sparse_attention_reference(*(x.float() for x in inputs), block_map)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.cpu().float(), other, rtol=0, atol=TOLERANCE[dtype])
+    again = sparse_attention(*(x.cuda() for x in inputs), on_gpu(block_map))
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True)), "deterministic"
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("kind", ["normal", "biased keys"])
+def test_quantized_attention(kind: str, width: int, precision: str) -> None:
+    check_precision(precision, torch.device("cuda"))
+    (query, key, value), block_map = call(1000, width, density=1.1)
+    if kind == "biased keys":
+        key = key + 8 * (torch.arange(width) % 13 == 0)
+    exact = F.scaled_dot_product_attention(query, key, value)
+    inputs = [x.cuda().bfloat16() for x in (query, key, value)]
+    for found, _ in (
+        quantized_attention(*inputs, precision=precision),
+        sparse_attention(*inputs, on_gpu(block_map), precision=precision),
+    ):
+        out = found.cpu().float()
+        assert F.cosine_similarity(out.flatten(), exact.flatten(), dim=0) >= BOUNDS[precision][0]
+        assert (out - exact).abs().sum() / exact.abs().sum() <= BOUNDS[precision][1]
+
+
+def test_planner() -> None:
+    (tokens, other, _), _ = call(5000, 64)
+    centroids = other[:, :, :70].float().contiguous()
+    labels = kmeans_assign(tokens.cuda(), centroids.cuda())
+    assert (labels.cpu() == kmeans_assign(tokens, centroids)).float().mean() > 0.999
+    for one, expected in zip(
+        group_by_label(labels, 70), group_by_label(labels.cpu(), 70), strict=True
+    ):
+        assert torch.equal(one.cpu(), expected)
+    means = kmeans_update(tokens.cuda(), labels, centroids.cuda())
+    expected = kmeans_update(tokens, labels.cpu(), centroids)
+    torch.testing.assert_close(means.cpu(), expected, rtol=0, atol=1e-4)
+
+
+def test_doctor_finds_every_op_usable() -> None:
+    for line, verdict in check_ops("cuda").items():
+        assert verdict.startswith("usable"), f"{line}: {verdict}"
+
+
+@pytest.mark.parametrize("precision", ["full", "int8"])
+def test_planning_and_attention_never_wait_for_the_device(precision) -> None:
+    (query, key, value), _ = call(2000, 64)
+    tensors = [x.transpose(1, 2).cuda() for x in (query, key, value)]
+    layout = TokenLayout(1, 1, 2000)
+    made = AttentionCall(*tensors, 0.125, 0, 1, 0, 1, "cond", layout)
+    method, ops = SVG2(top_p=0.5), Ops(Stopwatch())
+    state = method.new_state()
+    ops.run(method.plan(made, state, ops), made, precision)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ops.run(method.plan(made, state, ops), made, precision)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_pipeline_full_selection_equals_dense(wan, run_wan) -> None:

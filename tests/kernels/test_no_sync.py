@@ -1,0 +1,86 @@
+"""The path to the kernels under fake tensors: a wait for the device, or a shape that depends on
+values, raises there. Launches are recorded, not made.
+"""
+
+import contextlib
+from unittest.mock import Mock
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from dit_accel import SVG2, AttentionCall
+from dit_accel.ops import Ops
+from dit_accel_kernels.gpu import (
+    dense_attention,
+    grouping,
+    kmeans,
+    launch,
+    planner,
+    quantize,
+    sparse_attention,
+)
+from dit_accel_pipelines import TokenLayout
+
+MODULES = (dense_attention, grouping, kmeans, planner, quantize, sparse_attention)
+
+
+class Recorder:
+    """Stands for a kernel; keeps the grids it was launched with."""
+
+    def __init__(self) -> None:
+        self.grids: list[tuple[int, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]):
+        assert all(type(size) is int for size in grid)
+        self.grids.append(grid)
+        return Mock()
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
+    found = {}
+    for module in MODULES:
+        for name in vars(module):
+            if name.startswith("_") and name.endswith("_kernel"):
+                found[name] = Recorder()
+                monkeypatch.setattr(module, name, found[name])
+    for module in (launch, dense_attention, sparse_attention):
+        monkeypatch.setattr(module, "capability", lambda _: 9)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _=None: (9, 0))
+    return found
+
+
+def planned(precision: str, method: SVG2) -> None:
+    ops = Ops(lambda *_: contextlib.nullcontext())
+    with FakeTensorMode():
+        tensors = [
+            torch.empty(2, 5000, 4, 128, dtype=torch.bfloat16, device="cuda") for _ in range(3)
+        ]
+        call = AttentionCall(*tensors, 0.1, 0, 1, 0, 1, "cond", TokenLayout(1, 1, 5000))
+        state = method.new_state()
+        for _ in range(2):
+            plan = method.plan(call, state, ops)
+            ops.density(plan.block_map)
+            out = ops.run(plan, call, precision)
+        assert out.shape == (2, 5000, 4, 128)
+
+
+@pytest.mark.parametrize("precision", ["full", "int8", "int8-fp8"])
+def test_planning_and_attention_do_not_wait(launches, precision: str) -> None:
+    planned(precision, SVG2())
+    assert launches["_sparse_attention_kernel"].grids
+    assert launches["_assign_kernel"].grids
+    assert bool(launches["_int8_kernel"].grids) == (precision != "full")
+
+
+def test_a_planted_wait_is_found(launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = planner.key_lists
+
+    def waiting(block_map, capacity):
+        lists, counts = build(block_map, capacity)
+        return lists[..., : int(counts.max())], counts
+
+    monkeypatch.setattr(sparse_attention, "key_lists", waiting)
+    with pytest.raises(DataDependentOutputException):
+        planned("full", SVG2())
