@@ -65,6 +65,23 @@ def steps_of(out: Path, device: str) -> list[Step]:
         Step("gate-before", (*gate, "--device", device, "--out", str(out / "gate.jsonl"))),
         *training_steps(out, device),
         Step("gpu-tests", ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")),
+        *bench_steps(out, device),
+    ]
+
+
+def bench_steps(out: Path, device: str) -> list[Step]:
+    """Kernels and layers at real shapes, one shape a step."""
+    common = ("--device", device, "--precisions", "full,int8,int8-fp8")
+    return [
+        Step(
+            f"bench-{what}-{shape}",
+            (
+                *("-m", "dit_accel", "bench", what, "--shapes", shape),
+                *("--out", str(out / f"bench-{what}.jsonl"), *common),
+            ),
+        )
+        for shape in ("flux-1024", "cogvideox", "wan-480p", "wan-720p", "hunyuanvideo-720p")
+        for what in ("kernels", "layer")
     ]
 
 

@@ -13,6 +13,7 @@ from dit_accel.errors import RunFailed
 UPWARD = {
     "psnr": "dit_accel_eval.metrics.psnr:psnr",
     "ssim": "dit_accel_eval.metrics.ssim:ssim",
+    "run_bench": "dit_accel_eval.bench.run:run_bench",
     "run_eval": "dit_accel_eval.runs:run_eval",
     "parse_setting": "dit_accel_eval.runs:Setting.parse",
 }

@@ -1,0 +1,79 @@
+"""A whole sparse attention call as a pipeline makes it: k-means from a warm start, grouping, selection,
+attention; against the fastest dense attention of the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from dit_accel import SVG2, AttentionCall, Plan
+from dit_accel.ops import Ops
+from dit_accel.stopwatch import Stopwatch
+from dit_accel_eval.bench.baselines import full_precision
+from dit_accel_eval.bench.cases import Shape, clustered
+from dit_accel_eval.bench.measure import extra_bytes, seconds
+from dit_accel_kernels import Precision
+from dit_accel_pipelines import TokenLayout
+
+
+def bench_layer(
+    shape: Shape,
+    dtype: torch.dtype,
+    device: str,
+    precisions: tuple[Precision, ...],
+    density: float,
+    query_clusters: int | None,
+) -> Iterator[dict[str, Any]]:
+    """Rows for one shape: each dense attention, then the sparse call with its parts."""
+    tensors = clustered(shape, dtype, device)
+    heads_first = [x.transpose(1, 2) for x in tensors]
+    times = {
+        name: seconds(partial(attend, *heads_first), device)
+        for name, attend in full_precision(device).items()
+    }
+    fastest = min(times, key=times.__getitem__)
+    yield from ({"attention": name, "milliseconds": 1e3 * took} for name, took in times.items())
+    layout = TokenLayout(1, 1, shape.tokens)
+    call = AttentionCall(*tensors, shape.head_dim**-0.5, 0, 1, 0, 1, "cond", layout)
+    method = SVG2(query_clusters=query_clusters, top_p=1e-6, min_key_share=density)
+    for precision in precisions:
+        yield {
+            "attention": "svg2",
+            "precision": precision,
+            **sparse_call(method, call, precision, device, times[fastest]),
+            "against": fastest,
+        }
+
+
+def sparse_call(
+    method: SVG2, call: AttentionCall, precision: Precision, device: str, dense: float
+) -> dict[str, Any]:
+    """Seconds of the whole call and of its planning, and its speed-up over dense."""
+    ops = Ops(Stopwatch())
+    state = method.new_state()
+    plan: Plan = method.new_plan(call, state, ops)
+
+    def planning() -> Plan:
+        return method.new_plan(call, state, ops)
+
+    def whole() -> torch.Tensor:
+        return ops.run(planning(), call, precision)
+
+    took, planned = seconds(whole, device), seconds(planning, device)
+    queries, keys = method.clusters(call.tokens)
+    density = float(plan.block_map.density())
+    return {
+        "query_clusters": queries,
+        "key_clusters": keys,
+        "density": density,
+        "milliseconds": 1e3 * took,
+        "planning_milliseconds": 1e3 * planned,
+        "planning_share": planned / took,
+        "speedup": dense / took,
+        "efficiency": density * dense / took,
+        "extra_bytes": extra_bytes(whole, device),
+    }

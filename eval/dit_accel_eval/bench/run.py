@@ -1,0 +1,80 @@
+"""What `dit-accel bench` does: one line of JSON per row, resumable by shape, and a table."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_accel.errors import BadInput
+from dit_accel.loading import DTYPES
+from dit_accel.records import append_record, read_records
+from dit_accel.render import check_device, versions
+from dit_accel_eval.bench.baselines import missing
+from dit_accel_eval.bench.cases import SHAPES
+from dit_accel_eval.bench.kernels import bench_kernels
+from dit_accel_eval.bench.layer import bench_layer
+from dit_accel_kernels import ContractError, Precision, check_precision
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where rows were measured."""
+    name = platform.processor() or platform.machine()
+    if device != "cpu":
+        name = torch.cuda.get_device_name(device)
+    return {"device": name, "threads": torch.get_num_threads(), "versions": versions()}
+
+
+def run_bench(
+    what: str,
+    shapes: Sequence[str],
+    precisions: tuple[Precision, ...],
+    dtype: str,
+    device: str,
+    density: float,
+    query_clusters: int | None,
+    out: Path,
+) -> Iterator[dict[str, Any]]:
+    """Measure what is not in ``out`` yet; yields every row, with the key that it is kept under.
+
+    Raises:
+        BadInput: for a shape, precision, device or density that there is not.
+    """
+    check_device(device)
+    for name in shapes:
+        if name not in SHAPES:
+            raise BadInput(f"unknown shape {name!r}: choose from {', '.join(SHAPES)}")
+    if not 0 < density <= 1:
+        raise BadInput(f"density must be in (0, 1], got {density}")
+    for precision in precisions:
+        try:
+            check_precision(precision, torch.device(device))
+        except ContractError as error:
+            raise BadInput(str(error)) from None
+    kept = read_records(out)
+    for name in shapes:
+        key = {
+            "bench": what,
+            "shape": name,
+            "dtype": dtype,
+            "precisions": list(precisions),
+            "density": density if what == "layer" else None,
+            "query_clusters": query_clusters if what == "layer" else None,
+            **machine(device),
+        }
+        rows = [r for r in kept if r["key"] == key]
+        if rows:
+            yield from rows
+            continue
+        settings = (SHAPES[name], DTYPES[dtype], device, precisions)
+        if what == "kernels":
+            measured = list(bench_kernels(*settings))
+        else:
+            measured = list(bench_layer(*settings, density, query_clusters))
+        for row in measured:
+            record = {"key": key, **row, "missing": missing()}
+            append_record(out, record)
+            yield record

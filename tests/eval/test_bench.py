@@ -1,0 +1,84 @@
+"""Benchmarks: what they count is right, and what they kept is not measured again."""
+
+import json
+
+import pytest
+import torch
+
+from dit_accel.cli import main
+from dit_accel_eval.bench import cases, run
+from dit_accel_eval.bench.cases import Shape, random_map
+from dit_accel_eval.bench.kernels import bench_kernels, mask_of_sample
+from dit_accel_eval.bench.measure import error_of, sampled_rows
+
+SMALL = Shape(2, 300, 16)
+
+
+@pytest.fixture(autouse=True)
+def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cases.SHAPES, "small", SMALL)
+    for module in ("kernels", "layer"):
+        monkeypatch.setattr(
+            f"dit_accel_eval.bench.{module}.seconds", lambda work, _: work() is None or 0.5
+        )
+
+
+def test_rows_of_kernels_add_up() -> None:
+    rows = list(bench_kernels(SMALL, torch.float32, "cpu", ("full", "int8")))
+    dense = [r for r in rows if r["kernel"] in ("SDPA", "plain matmul")]
+    sparse = [r for r in rows if r["kernel"] == "dit_accel sparse"]
+    assert len(dense) == 2
+    assert len(sparse) == 12
+    assert all(r["error"] < (1e-5 if r.get("precision", "full") == "full" else 0.05) for r in rows)
+    for row in sparse:
+        assert row["efficiency"] == pytest.approx(row["density"])  # every call "took" as long
+        assert row["tflops"] == pytest.approx(4 * row["density"] * 2 * 300**2 * 16 / 0.5 / 1e12)
+
+
+def test_error_is_against_the_masked_rows() -> None:
+    tensors = [x.transpose(1, 2) for x in cases.clustered(SMALL, torch.float32, "cpu")]
+    block_map = random_map(SMALL, (4, 18), 0.3, 0.5, "cpu")
+    mask = mask_of_sample(block_map)
+    assert torch.equal(mask, block_map.to_mask()[0, 0][sampled_rows(300)])
+    out = torch.zeros(1, 2, 300, 16)
+    assert error_of(out, *tensors, mask) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 0.9])
+def test_map_has_the_density_asked_for(sigma: float) -> None:
+    shape = Shape(2, 4000, 16)
+    assert float(random_map(shape, (20, 200), 0.25, sigma, "cpu").density()) == pytest.approx(
+        0.25, abs=0.02
+    )
+
+
+def test_layer_rows_are_kept(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "bench.jsonl"
+    arguments = ["bench", "layer", "--shapes", "small", "--dtype", "float32", "--out", str(out)]
+    assert main(arguments) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [r["attention"] for r in rows] == ["SDPA", "plain matmul", "svg2"]
+    assert rows[-1]["speedup"] == pytest.approx(1.0)
+    assert 0.15 < rows[-1]["density"] < 0.4
+    monkeypatch.setattr(run, "bench_layer", lambda *_: pytest.fail("measured again"))
+    assert main(arguments) == 0
+    assert len(out.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shapes", "huge"], "unknown shape 'huge': choose from wan-480p"),
+        (["--shapes", "small", "--precisions", "int3"], "precision must be one of full, int8"),
+        (["--shapes", "small", "--density", "0"], "density must be in (0, 1], got 0.0"),
+        (["--shapes", "small", "--device", "cuda"], "this machine has no CUDA device"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else None,
+)
+def test_bad_input_is_one_line(tmp_path, capsys, arguments: list[str], message: str) -> None:
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    out = tmp_path / "bench.jsonl"
+    assert main(["bench", "kernels", *arguments, "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
