@@ -15,6 +15,7 @@ from dit_accel_kernels.quantized_attention import (
 )
 from dit_accel_kernels.selection import centroid_mass, select_budget, select_top_p
 from dit_accel_kernels.sparse_attention import sparse_attention, sparse_attention_reference
+from dit_accel_kernels.text import with_dense_tokens
 
 __all__ = [
     "PRECISIONS",
@@ -38,4 +39,5 @@ __all__ = [
     "sparse_attention",
     "sparse_attention_reference",
     "strided_centroids",
+    "with_dense_tokens",
 ]

@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dit_accel_kernels.contracts import ContractError
+
 
 def centroid_mass(
     query_centroids: Tensor, key_centroids: Tensor, key_sizes: Tensor, scale: float
@@ -29,7 +31,14 @@ def centroid_mass(
     return (logits + key_sizes.float().log()[:, :, None]).softmax(-1)
 
 
-def select_top_p(mass: Tensor, top_p: float, min_share: float = 0.0) -> Tensor:
+def select_top_p(
+    mass: Tensor,
+    top_p: float,
+    min_share: float = 0.0,
+    *,
+    key_sizes: Tensor | None = None,
+    max_share: float = 1.0,
+) -> Tensor:
     """Smallest set of key groups per query group whose mass reaches ``top_p``.
 
     The largest group is always kept, the one that crosses ``top_p`` too; further ones are added, by
@@ -40,16 +49,24 @@ def select_top_p(mass: Tensor, top_p: float, min_share: float = 0.0) -> Tensor:
         mass: float32 ``[B, H, Gq, Gk]``, rows sum to 1.
         top_p: in (0, 1]; 1 selects every group.
         min_share: in [0, 1], a share of the number of key groups.
+        key_sizes: integer ``[B, H, Gk]``, needed for ``max_share``.
+        max_share: no query group keeps more than this share of the keys; groups of the lowest mass are
+            dropped. It gives the host a capacity that it knows without asking the device.
 
     Returns:
         bool ``[B, H, Gq, Gk]``.
     """
-    if top_p >= 1:
+    if top_p >= 1 and max_share >= 1:
         return torch.ones_like(mass, dtype=torch.bool)
     ranked, order = mass.sort(dim=-1, descending=True, stable=True)
     before = ranked.cumsum(-1) - ranked
     rank = torch.arange(mass.shape[-1], device=mass.device)
     keep = (before < top_p) | (rank < int(min_share * mass.shape[-1]))
+    if max_share < 1:
+        if key_sizes is None:
+            raise ContractError("key_sizes", "given with max_share below 1", None)
+        sizes = key_sizes[:, :, None].expand_as(order).gather(-1, order)
+        keep &= sizes.cumsum(-1) <= max_share * key_sizes.sum(-1)[..., None, None]
     return torch.zeros_like(keep).scatter_(-1, order, keep) & (mass > 0)
 
 

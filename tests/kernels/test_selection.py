@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_accel_kernels import centroid_mass, select_budget, select_top_p
+from dit_accel_kernels import ContractError, centroid_mass, select_budget, select_top_p
 
 
 def mass_of(groups: int, seed: int, sharpness: float = 3.0) -> torch.Tensor:
@@ -67,3 +67,18 @@ def test_budget_is_met_within_half_a_group(groups: int, seed: int) -> None:
     assert ((spent - budget).abs() <= 5).all()
     worst_kept = mass.masked_fill(~selected, 2.0).amin(-1)
     assert (mass.masked_fill(selected, -1).amax(-1) <= worst_kept).all()
+
+
+def test_max_share_drops_the_groups_of_lowest_mass() -> None:
+    mass = torch.tensor([[[[0.4, 0.3, 0.2, 0.1]]]])
+    sizes = torch.tensor([[[30, 30, 30, 10]]])
+    for share, kept in (
+        (1.0, [1, 1, 1, 1]),
+        (0.95, [1, 1, 1, 0]),
+        (0.6, [1, 1, 0, 0]),
+        (0.2, [0] * 4),
+    ):
+        selected = select_top_p(mass, 1.0, key_sizes=sizes, max_share=share)
+        assert selected.flatten().int().tolist() == kept
+    with pytest.raises(ContractError, match="key_sizes must be given with max_share below 1"):
+        select_top_p(mass, 0.9, max_share=0.5)
