@@ -82,6 +82,15 @@ def bench_steps(out: Path, device: str) -> list[Step]:
         )
         for shape in ("flux-1024", "cogvideox", "wan-480p", "wan-720p", "hunyuanvideo-720p")
         for what in ("kernels", "layer")
+    ] + [
+        Step(
+            f"bench-model-{name}",
+            (
+                *("-m", "dit_accel", "bench", "model", "--shapes", name),
+                *("--out", str(out / "bench-model.jsonl"), *common),
+            ),
+        )
+        for name in ("wan-1.3b-480p", "wan-14b-720p")
     ]
 
 

@@ -11,7 +11,7 @@ from dit_accel.lazy import load
 
 
 @click.command("bench")
-@click.argument("what", type=click.Choice(["kernels", "layer"]))
+@click.argument("what", type=click.Choice(["kernels", "layer", "model"]))
 @click.option("--shapes", required=True, help="Names separated by commas; a wrong one lists them.")
 @click.option("--precisions", default="full", show_default=True, help="Of the sparse calls.")
 @click.option(
@@ -21,7 +21,9 @@ from dit_accel.lazy import load
     show_default=True,
 )
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--density", default=0.25, show_default=True, help="Share of key clusters (layer).")
+@click.option(
+    "--density", default=0.25, show_default=True, help="Share of key clusters (layer, model)."
+)
 @click.option("--query-clusters", type=int, help="Per head (layer); default: svg2's own.")
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="JSONL file; what it has is kept."
@@ -36,7 +38,7 @@ def command(
     query_clusters: int | None,
     out: Path,
 ) -> None:
-    """Time attention KERNELS alone, or a whole LAYER call with its planning."""
+    """Time attention kernels alone, a whole layer call with its planning, or a model's forward."""
     rows = load("run_bench")(
         what,
         shapes.split(","),

@@ -10,6 +10,7 @@ from dit_accel_eval.bench import cases, run
 from dit_accel_eval.bench.cases import Shape, random_map
 from dit_accel_eval.bench.kernels import bench_kernels, mask_of_sample
 from dit_accel_eval.bench.measure import error_of, sampled_rows
+from dit_accel_eval.bench.model import Model, bench_model
 
 SMALL = Shape(2, 300, 16)
 
@@ -17,7 +18,7 @@ SMALL = Shape(2, 300, 16)
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cases.SHAPES, "small", SMALL)
-    for module in ("kernels", "layer"):
+    for module in ("kernels", "layer", "model"):
         monkeypatch.setattr(
             f"dit_accel_eval.bench.{module}.seconds", lambda work, _: work() is None or 0.5
         )
@@ -63,6 +64,15 @@ def test_layer_rows_are_kept(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "bench_layer", lambda *_: pytest.fail("measured again"))
     assert main(arguments) == 0
     assert len(out.read_text().splitlines()) == 3
+
+
+def test_model_rows() -> None:
+    tiny = Model(2, 2, 16, 32, (2, 8, 8))
+    dense, sparse = bench_model(tiny, torch.float32, "cpu", ("full",), 0.25)
+    assert dense["density"] is None
+    assert 0 < dense["attention_share"] < 1
+    assert 0 < sparse["density"] < 0.7
+    assert sparse["speedup"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

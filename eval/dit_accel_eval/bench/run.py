@@ -17,6 +17,7 @@ from dit_accel_eval.bench.baselines import missing
 from dit_accel_eval.bench.cases import SHAPES
 from dit_accel_eval.bench.kernels import bench_kernels
 from dit_accel_eval.bench.layer import bench_layer
+from dit_accel_eval.bench.model import MODELS, bench_model
 from dit_accel_kernels import ContractError, Precision, check_precision
 
 
@@ -44,9 +45,10 @@ def run_bench(
         BadInput: for a shape, precision, device or density that there is not.
     """
     check_device(device)
+    known = MODELS if what == "model" else SHAPES
     for name in shapes:
-        if name not in SHAPES:
-            raise BadInput(f"unknown shape {name!r}: choose from {', '.join(SHAPES)}")
+        if name not in known:
+            raise BadInput(f"unknown shape {name!r}: choose from {', '.join(known)}")
     if not 0 < density <= 1:
         raise BadInput(f"density must be in (0, 1], got {density}")
     for precision in precisions:
@@ -61,7 +63,7 @@ def run_bench(
             "shape": name,
             "dtype": dtype,
             "precisions": list(precisions),
-            "density": density if what == "layer" else None,
+            "density": None if what == "kernels" else density,
             "query_clusters": query_clusters if what == "layer" else None,
             **machine(device),
         }
@@ -69,12 +71,14 @@ def run_bench(
         if rows:
             yield from rows
             continue
-        settings = (SHAPES[name], DTYPES[dtype], device, precisions)
+        settings = (DTYPES[dtype], device, precisions)
         if what == "kernels":
-            measured = list(bench_kernels(*settings))
+            measured = bench_kernels(SHAPES[name], *settings)
+        elif what == "layer":
+            measured = bench_layer(SHAPES[name], *settings, density, query_clusters)
         else:
-            measured = list(bench_layer(*settings, density, query_clusters))
-        for row in measured:
+            measured = bench_model(MODELS[name], *settings, density)
+        for row in list(measured):
             record = {"key": key, **row, "missing": missing()}
             append_record(out, record)
             yield record
