@@ -71,7 +71,7 @@ def matmul_attention(
 
 
 class Student(nn.Module):
-    """Text encoder and transformer, trained together on the flow-matching loss."""
+    """Text encoder and transformer with the flow-matching loss."""
 
     def __init__(self, model: Path) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def optimizers(student: Student, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the transformer blocks, AdamW for everything else."""
     matrices = [p for p in student.transformer.blocks.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
-    rest = [p for p in student.parameters() if id(p) not in chosen]
+    rest = [p for p in student.parameters() if id(p) not in chosen and p.requires_grad]
     return [
         torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=(0.9, 0.98)),

@@ -261,6 +261,11 @@ def noise_levels(count: int, shift: float) -> Tensor:
 @click.option("--study-share", default=0.08)
 @click.option("--show-share", default=0.03)
 @click.option("--opening-share", default=0.3, help="Share of steps on first frames only.")
+@click.option(
+    "--train-text",
+    is_flag=True,
+    help="Train the text encoder, too; it then forgets part of what `text` taught it.",
+)
 @click.option("--seed", default=0)
 @click.option("--device", default="cpu")
 @click.option("--compile/--eager", "compiled", default=True)
@@ -273,11 +278,12 @@ def train_dit(
     study_share: float,
     show_share: float,
     opening_share: float,
+    train_text: bool,
     seed: int,
     device: str,
     compiled: bool,
 ) -> None:
-    """Train transformer and text encoder on the encoded clips."""
+    """Train the transformer on the encoded clips."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     clips = {size: Clips(out, size, rng) for size in SIZES}
@@ -287,6 +293,7 @@ def train_dit(
         "", padding="max_length", max_length=TEXT_TOKENS
     )
     student = Student(model).to(device)
+    student.text_encoder.requires_grad_(train_text)
     text_attention = PaddingBias(device)
     for block in student.transformer.blocks:
         block.attn2.set_processor(text_attention)
