@@ -125,7 +125,8 @@ class Layer:
         return self.owner.attend(self, query, key, value, scale, dense)
 
 
-@torch.library.custom_op("dit_accel::attend", mutates_args=())
+# It decides, keeps state and measures: a CUDA graph must not freeze it.
+@torch.library.custom_op("dit_accel::attend", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _attend(
     query: Tensor,
     key: Tensor,
@@ -152,7 +153,7 @@ class _Address:
     """Stands where the processor's backend name was: tells our dispatch which layer is calling."""
 
     def __init__(self, layer_id: int) -> None:
-        self.layer = torch.tensor(layer_id)
+        self.layer = torch.tensor(layer_id, device="cpu")
 
 
 def _dispatch(

@@ -76,6 +76,8 @@ class SVG2(Method):
         return min(queries, tokens), min(keys, tokens)
 
     def plan(self, call: AttentionCall, state: SVG2State, ops: Ops) -> Plan:
+        if self.refresh == 1:
+            return self.new_plan(call, state, ops)  # not kept: plans of all layers are gigabytes
         if state.made is None or call.step - state.step >= self.refresh:
             state.made, state.step = self.new_plan(call, state, ops), call.step
         return state.made

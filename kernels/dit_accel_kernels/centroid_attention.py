@@ -57,7 +57,8 @@ def centroid_attention(
     if query.is_cuda:
         from dit_accel_kernels.gpu.centroid_attention import centroid_attention as on_gpu
 
-        return on_gpu(query, key_centroids, value_centroids, block_map, scale, key_variance)
+        with torch.cuda.device_of(query):
+            return on_gpu(query, key_centroids, value_centroids, block_map, scale, key_variance)
     return _eager(query, key_centroids, value_centroids, block_map, scale, key_variance)
 
 

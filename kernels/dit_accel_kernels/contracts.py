@@ -107,6 +107,8 @@ def check_block_map(query: Tensor, key: Tensor, block_map: BlockMap) -> None:
         "key_offsets": (block_map.key_offsets, (batch, heads, groups["key"] + 1)),
         "selected": (block_map.selected, (batch, heads, groups["query"], groups["key"])),
     }
+    if block_map.selected.dtype != torch.bool:
+        raise ContractError("block_map.selected", "bool", block_map.selected.dtype)
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
             raise ContractError(f"block_map.{name}", f"of shape {list(shape)}", list(tensor.shape))

@@ -20,7 +20,8 @@ def group_by_label(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if labels.is_cuda:
         from dit_accel_kernels.gpu.grouping import group_by_label as on_gpu
 
-        return on_gpu(labels, count)
+        with torch.cuda.device_of(labels):
+            return on_gpu(labels, count)
     order = labels.argsort(dim=-1, stable=True)
     sizes = torch.zeros(*labels.shape[:-1], count + 1, dtype=torch.int64, device=labels.device)
     sizes.scatter_add_(-1, labels.long() + 1, torch.ones_like(labels, dtype=torch.int64))

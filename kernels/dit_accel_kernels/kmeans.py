@@ -48,7 +48,8 @@ def kmeans_assign(tokens: Tensor, centroids: Tensor) -> Tensor:
     if tokens.is_cuda:
         from dit_accel_kernels.gpu.kmeans import kmeans_assign as on_gpu
 
-        return on_gpu(tokens, centroids)
+        with torch.cuda.device_of(tokens):
+            return on_gpu(tokens, centroids)
     half_norm = 0.5 * centroids.float().square().sum(-1)[:, :, None]  # [B, H, 1, K]
     columns = centroids.float().transpose(-1, -2)  # [B, H, D, K]
     batch, heads, _, _ = tokens.shape
@@ -65,7 +66,8 @@ def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     if tokens.is_cuda:
         from dit_accel_kernels.gpu.kmeans import kmeans_update as on_gpu
 
-        return on_gpu(tokens, *group_by_label(labels, count), centroids)
+        with torch.cuda.device_of(tokens):
+            return on_gpu(tokens, *group_by_label(labels, count), centroids)
     rows = labels + count * torch.arange(batch * heads, device=labels.device).view(batch, heads, 1)
     sums = tokens.new_zeros(batch * heads * count, width, dtype=torch.float32)
     sums.index_add_(0, rows.flatten(), tokens.float().flatten(0, 2))

@@ -37,7 +37,8 @@ def merge_attention(
     if first.is_cuda:
         from dit_accel_kernels.gpu.merge import merge_attention as on_gpu
 
-        return on_gpu(first, first_lse, second, second_lse)
+        with torch.cuda.device_of(first):
+            return on_gpu(first, first_lse, second, second_lse)
     return merge_attention_reference(first, first_lse, second, second_lse)
 
 

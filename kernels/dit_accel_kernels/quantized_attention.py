@@ -39,8 +39,11 @@ def quantized_attention(
         from dit_accel_kernels.gpu.dense_attention import dense_attention
         from dit_accel_kernels.gpu.quantize import quantize
 
-        given = None if precision == "full" else quantize(query, key, value, precision != "int8")
-        out, lse = dense_attention(query, key, value, scale, True, quantized=given)
+        with torch.cuda.device_of(query):
+            given = None
+            if precision != "full":
+                given = quantize(query, key, value, precision != "int8", True)
+            out, lse = dense_attention(query, key, value, scale, True, quantized=given)
         assert lse is not None
         return out, lse
     return quantized_attention_reference(query, key, value, precision=precision, scale=scale)

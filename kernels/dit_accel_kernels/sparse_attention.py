@@ -4,6 +4,7 @@ a BlockMap names.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dit_accel_kernels.contracts import (
@@ -58,10 +59,20 @@ def sparse_attention(
         from dit_accel_kernels.gpu.quantize import quantize
         from dit_accel_kernels.gpu.sparse_attention import sparse_attention as on_gpu
 
-        given = None if precision == "full" else quantize(query, key, value, precision != "int8")
-        return on_gpu(
-            query, key, value, block_map, scale, return_lse, quantized=given, max_share=max_share
-        )
+        given = None
+        with torch.cuda.device_of(query):
+            if precision != "full":
+                given = quantize(query, key, value, precision != "int8", return_lse)
+            return on_gpu(
+                query,
+                key,
+                value,
+                block_map,
+                scale,
+                return_lse,
+                quantized=given,
+                max_share=max_share,
+            )
     return on_cpu(query, key, value, block_map, scale, precision, return_lse)
 
 

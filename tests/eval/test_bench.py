@@ -57,13 +57,14 @@ def test_layer_rows_are_kept(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "bench.jsonl"
     arguments = ["bench", "layer", "--shapes", "small", "--dtype", "float32", "--out", str(out)]
     assert main(arguments) == 0
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    *rows, end = (json.loads(line) for line in out.read_text().splitlines())
+    assert end["last"]
     assert [r["attention"] for r in rows] == ["SDPA", "plain matmul", "svg2"]
     assert rows[-1]["speedup"] == pytest.approx(1.0)
     assert 0.15 < rows[-1]["density"] < 0.4
     monkeypatch.setattr(run, "bench_layer", lambda *_: pytest.fail("measured again"))
     assert main(arguments) == 0
-    assert len(out.read_text().splitlines()) == 3
+    assert len(out.read_text().splitlines()) == 4
 
 
 def test_model_rows() -> None:

@@ -48,7 +48,7 @@ def errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize("kind", ["normal", "biased keys", "clustered"])
 def test_dense_error_is_within_bounds(kind: str, precision: str) -> None:
     query, key, value = inputs(kind)
-    given = quantize(query, key, value, precision != "int8")
+    given = quantize(query, key, value, precision != "int8", True)
     out, lse = dense_attention(query, key, value, 0.125, True, quantized=given, launch=SMALL)
     exact, exact_lse = quantized_attention_reference(query, key, value, precision="full")
     cosine, relative = errors(out, exact)
@@ -61,7 +61,7 @@ def test_dense_error_is_within_bounds(kind: str, precision: str) -> None:
 @pytest.mark.parametrize("precision", BOUNDS)
 def test_dense_equals_simulation(precision: str) -> None:
     query, key, value = inputs("biased keys")
-    given = quantize(query, key, value, precision != "int8")
+    given = quantize(query, key, value, precision != "int8", True)
     out, lse = dense_attention(query, key, value, 0.125, True, quantized=given, launch=SMALL)
     expected, expected_lse = quantized_attention_reference(query, key, value, precision=precision)
     # The kernel rounds weights against the largest score so far, the simulation against the row's.
@@ -77,7 +77,7 @@ def test_sparse_equals_simulation(precision: str) -> None:
     selected = torch.rand(1, 2, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.4
     selected[:, :, 3] = False
     block_map = BlockMap(selected, *group_by_label(labels, 8), *group_by_label(labels, 8))
-    given = quantize(query, key, value, precision != "int8")
+    given = quantize(query, key, value, precision != "int8", True)
     found = sparse_attention(
         query, key, value, block_map, 0.125, True, quantized=given, launches=BOTH
     )

@@ -47,6 +47,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
                 monkeypatch.setattr(module, name, found[name])
     for module in (launch, dense_attention, sparse_attention):
         monkeypatch.setattr(module, "capability", lambda _: 9)
+    monkeypatch.setattr("torch.cuda.device_of", contextlib.nullcontext)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _=None: (9, 0))
     return found
 

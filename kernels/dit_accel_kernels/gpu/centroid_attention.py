@@ -20,7 +20,7 @@ def _centroid_attention_kernel(
     query,
     key_centroids,  # [BH, Gk, D], the query's dtype
     value_centroids,
-    variance,  # scale / 2 times the variance, the query's dtype
+    variance,  # 256 scale / 2 times the variance, the query's dtype
     selected,  # bool [BH, Gq, Gk]
     log_size,  # float32 [BH, Gk]
     out,
@@ -76,7 +76,9 @@ def _centroid_attention_kernel(
             scores = dot(q, tl.trans(k), SIMULATE)
             if SECOND_ORDER:
                 spread = tl.load(variance + centre, cells, 0)
-                scores += dot(q * q, tl.trans(spread), SIMULATE)
+                sixteenth = q * 0.0625  # its square fits float16 where that of q does not
+                square = (sixteenth * sixteenth).to(q.dtype)
+                scores += dot(square, tl.trans(spread), SIMULATE)
             scores = tl.where(skipped[None, :], scores + bias[None, :], float("-inf"))
             acc, peak, total = softmax_step(scores, factor, v, acc, peak, total, False, SIMULATE)
     result, row_lse = softmax_end(factor, acc, peak, total, False)
@@ -100,7 +102,7 @@ def centroid_attention(
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     keys, values = (x.to(query.dtype).contiguous() for x in (key_centroids, value_centroids))
-    spread = keys if key_variance is None else (0.5 * scale * key_variance).to(query.dtype)
+    spread = keys if key_variance is None else (128 * scale * key_variance).to(query.dtype)
     # Logits are kept in units of scale: the bias ln n is divided by it.
     log_size = block_map.key_offsets.diff(dim=-1).float().log() / scale
     start, group = query_tiles(block_map.query_offsets, tokens, BLOCK_M, "all")

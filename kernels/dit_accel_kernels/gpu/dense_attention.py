@@ -79,7 +79,7 @@ def _dense_attention_kernel(
         if PV_FP8:  # transposed: what the matrix unit wants of 8-bit values
             v = tl.load(
                 value + channel.to(tl.int64)[:, None] * stride_vd + token[None, :],
-                real[:, None] & live[None, :],
+                real[:, None],  # zero, not absent, beyond the last token
                 0.0,
             )
             v = tl.trans(v)
@@ -103,6 +103,17 @@ def _dense_attention_kernel(
         tl.store(lse + at * query_tokens + row, row_lse, inside)
 
 
+def transposed(value: Tensor, block: int) -> Tensor:
+    """``[B, H, D, S']`` of ``[B, H, S, D]``, S' rounded up to whole tiles and zero there: rows that begin
+    at multiples of 16 bytes load in wide steps.
+    """
+    batch, heads, tokens, width = value.shape
+    whole = triton.cdiv(tokens, block) * block
+    out = torch.zeros(batch, heads, width, whole, dtype=value.dtype, device=value.device)
+    out[..., :tokens] = value.transpose(2, 3)
+    return out
+
+
 def dense_attention(
     query: Tensor,
     key: Tensor,
@@ -124,7 +135,7 @@ def dense_attention(
     q, k, v = (last_contiguous(x) for x in (given.query, given.key, given.value))
     fp8 = v.dtype == torch.float8_e4m3fn
     if fp8:
-        v = v.transpose(2, 3).contiguous()  # [B, H, D, S]
+        v = transposed(v, launch.block_n)
     _dense_attention_kernel[(triton.cdiv(tokens, launch.block_m), batch * heads)](
         q,
         k,
@@ -145,7 +156,7 @@ def dense_attention(
         key.shape[2],
         scale * LOG2E.value,
         D=width,
-        BLOCK_D=padded(width),
+        BLOCK_D=padded(width, 32),
         BLOCK_M=launch.block_m,
         BLOCK_N=launch.block_n,
         QK_INT8=k.dtype == torch.int8,

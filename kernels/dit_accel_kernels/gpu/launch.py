@@ -81,9 +81,9 @@ def capability(tensor: Tensor) -> int:
     return torch.cuda.get_device_capability(tensor.device)[0] if tensor.is_cuda else 9
 
 
-def padded(size: int) -> int:
-    """The power of two that a tile dimension needs, at least 16."""
-    return max(16, 1 << (size - 1).bit_length())
+def padded(size: int, least: int = 16) -> int:
+    """The power of two that a tile dimension needs; products of int8 need 32 at least."""
+    return max(least, 1 << (size - 1).bit_length())
 
 
 def interpreted(tensor: Tensor) -> bool:

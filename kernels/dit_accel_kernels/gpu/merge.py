@@ -38,7 +38,8 @@ def merge_attention(
 ) -> tuple[Tensor, Tensor]:
     """Out ``[B, H, S, D]`` and log-sum-exp ``[B, H, S]`` over the union of the keys."""
     first, second = first.contiguous(), second.contiguous()
-    out, lse = torch.empty_like(first), torch.empty_like(first_lse, dtype=torch.float32)
+    out = torch.empty_like(first)
+    lse = torch.empty(first_lse.shape, dtype=torch.float32, device=first.device)
     rows, width, block = lse.numel(), first.shape[-1], 32
     _merge_kernel[(triton.cdiv(rows, block),)](
         first,

@@ -127,7 +127,7 @@ def heads_of(block_map: BlockMap, batch: int, heads: slice) -> BlockMap:
     """The part of a map for some heads of one batch element."""
     at = (slice(batch, batch + 1), heads)
     return BlockMap(
-        block_map.selected[at],
+        block_map.selected[at].contiguous(),
         block_map.query_order[at].contiguous(),
         block_map.query_offsets[at].contiguous(),
         block_map.key_order[at].contiguous(),

@@ -113,12 +113,16 @@ def quantize_e4m3(value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (centred / scale[:, :, None]).to(torch.float8_e4m3fn), scale, mean
 
 
-def quantize(query: Tensor, key: Tensor, value: Tensor, values_too: bool) -> Quantized:
-    """All inputs of a quantized attention call ``[B, H, S, D]``."""
+def quantize(
+    query: Tensor, key: Tensor, value: Tensor, values_too: bool, with_lse: bool
+) -> Quantized:
+    """All inputs of a quantized attention call ``[B, H, S, D]``; ``with_lse``: also what puts its
+    log-sum-exp right.
+    """
     key_mean = key.mean(2, dtype=torch.float32)  # [B, H, D]
     int_query, query_scale = quantize_int8(query)
     int_key, key_scale = quantize_int8(key, key_mean)
-    shift = (query.float() @ key_mean[..., None])[..., 0]
+    shift = (query.float() @ key_mean[..., None])[..., 0] if with_lse else None
     given = Quantized(int_query, int_key, value, query_scale, key_scale, lse_shift=shift)
     if not values_too:
         return given

@@ -167,6 +167,7 @@ def sparse_attention(
             )
             _launch(call, large, "large")
             _launch(call, small, "small")
+            del call, lists, counts  # before the next lists are made
     if lse is not None and given.lse_shift is not None:
         lse += scale * given.lse_shift
     return out, lse
@@ -223,7 +224,7 @@ def _launch(call: _Call, launch: Launch, part: Literal["large", "small"]) -> Non
         call.lists.shape[3],
         call.scale * LOG2E.value,
         D=width,
-        BLOCK_D=padded(width),
+        BLOCK_D=padded(width, 32),
         BLOCK_M=launch.block_m,
         BLOCK_N=launch.block_n,
         QK_INT8=given.key.dtype == torch.int8,
