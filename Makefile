@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/dit-accel render "a red circle moving left on a black background" \
-		--size show --set top_p=0.7 --compare -o out/demo.mp4 --report out/demo.json
+		--size show --set top_p=0.5 --set min_key_share=0.17 --set refresh=2 --compare -o out/demo.mp4 --report out/demo.json
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
