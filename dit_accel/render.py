@@ -62,6 +62,10 @@ class RenderSettings:
     device: str = "cpu"
     dtype: str = "float32"
 
+    def as_dense(self) -> RenderSettings:
+        """The same clip with every call dense in full precision: what others are compared with."""
+        return dataclasses.replace(self, method="dense", knobs={}, dense_precision="full")
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RenderSettings:
         """Settings from a file's metadata.

@@ -63,15 +63,9 @@ def test_imports_follow_the_arrows(room: str) -> None:
 
 def test_kernels_know_only_torch_and_pipelines_no_method() -> None:
     for path in (ROOT / "kernels").rglob("*.py"):
-        allowed = {
-            "torch",
-            "dit_accel_kernels",
-            "__future__",
-            "dataclasses",
-            "typing",
-            "concurrent",
-        }
-        allowed |= {"gpu": {"triton"}}.get(path.parent.name, set())
+        allowed = {"torch", "dit_accel_kernels", "__future__", "dataclasses", "typing"}
+        if path.parent.name == "gpu":
+            allowed.add("triton")
         foreign = imported(path) - allowed
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
     for path in (ROOT / "pipelines").rglob("*.py"):

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +195,7 @@ def render_one(
         if not quiet:
             click.echo(f"{path}\n{clip.attention}")
         return clip, {}
-    plain = replace(settings, method="dense", knobs={}, dense_precision="full")
-    dense = render(pipe, plain)
+    dense = render(pipe, settings.as_dense())
     figures = quality(dense.frames, clip.frames, settings.prompt)
     both = path.with_name(f"{path.stem}-compare{path.suffix}")
     write_clip(both, side_by_side(dense.frames, clip.frames), settings.fps, metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,7 @@ def main(
     key = {
         "size": size,
         "steps": steps,
-        "top_p": top_p,
-        "min_key_share": min_key_share,
+        "svg2": asdict(base),
         "dense_steps": dense_steps,
         "weights": fingerprint(card.source),
     }

@@ -72,7 +72,7 @@ def run_eval(
     settings = unique(settings)
     for setting in settings:
         check(replace(base, prompt=prompts[0], method=setting.method, knobs=dict(setting.knobs)))
-    checked, card = check(replace(base, prompt=prompts[0], method="dense"))
+    checked, card = check(replace(base, prompt=prompts[0]).as_dense())
     check_writable(results)
     out.mkdir(parents=True, exist_ok=True)
     model = fingerprint(card.source)
@@ -103,10 +103,11 @@ def run_case(
     pipe: Any, case: RenderSettings, settings: Sequence[Setting]
 ) -> Iterator[dict[str, Any]]:
     """Dense once, then each setting against it; yields one record per setting."""
-    request, _ = check(replace(case, method="dense"))
+    request, _ = check(case.as_dense())
     dense = render(pipe, request)
     for setting in settings:
-        clip = render(pipe, replace(request, method=setting.method, knobs=dict(setting.knobs)))
+        wanted = replace(case, method=setting.method, knobs=dict(setting.knobs))
+        clip = render(pipe, check(wanted)[0])
         density = clip.attention.density
         yield {
             "setting": setting.label,

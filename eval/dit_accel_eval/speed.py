@@ -32,7 +32,7 @@ DENSE_BACKENDS = {"SDPA": "native", "plain matmul": "_native_math"}
 def dense_clip(pipe: DiffusionPipeline, settings: RenderSettings, backend: str) -> Clip:
     """A dense render on one of the two backends."""
     with attention_backend(DENSE_BACKENDS[backend]):
-        return render(pipe, replace(settings, method="dense", knobs={}))
+        return render(pipe, settings.as_dense())
 
 
 def fastest_dense(pipe: DiffusionPipeline, settings: RenderSettings) -> dict[str, float]:

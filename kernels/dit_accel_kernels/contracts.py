@@ -63,10 +63,15 @@ class BlockMap:
         return columns.gather(2, rows)
 
 
+def group_of_place(offsets: Tensor, tokens: int) -> Tensor:
+    """Group of each place of an order, int64 ``[B, H, S]``, from offsets ``[B, H, G + 1]``."""
+    place = torch.arange(tokens, device=offsets.device).expand(*offsets.shape[:2], tokens)
+    return torch.searchsorted(offsets[..., 1:].contiguous(), place.contiguous(), right=True)
+
+
 def group_of_token(order: Tensor, offsets: Tensor) -> Tensor:
     """Group of each token, int64 ``[B, H, S]``."""
-    place = torch.arange(order.shape[-1], device=order.device).expand_as(order).contiguous()
-    group = torch.searchsorted(offsets[..., 1:].contiguous(), place, right=True)
+    group = group_of_place(offsets, order.shape[-1])
     return torch.empty_like(order).scatter_(-1, order, group)
 
 

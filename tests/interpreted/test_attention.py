@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from attention_inputs import random_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,19 +25,6 @@ def tensors(batch: int, heads: int, queries: int, keys: int, width: int, seed: i
         torch.randn(batch, n, heads, width, generator=generator).transpose(1, 2)
         for n in (queries, keys, keys)
     ]
-
-
-def random_map(query, key, groups: tuple[int, int], density: float, seed: int = 0) -> BlockMap:
-    generator = torch.Generator().manual_seed(seed)
-    batch, heads = query.shape[:2]
-    labels = [
-        torch.randint(0, g, (batch, heads, x.shape[2]), generator=generator)
-        for g, x in zip(groups, (query, key), strict=True)
-    ]
-    selected = torch.rand(batch, heads, *groups, generator=generator) < density
-    return BlockMap(
-        selected, *group_by_label(labels[0], groups[0]), *group_by_label(labels[1], groups[1])
-    )
 
 
 def assert_same(found, expected, tolerance: float) -> None:

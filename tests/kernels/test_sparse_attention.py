@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_inputs import random_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,19 +23,6 @@ def tensors(batch: int, heads: int, queries: int, keys: int, width: int, seed: i
     generator = torch.Generator().manual_seed(seed)
     sizes = (queries, keys, keys)
     return [torch.randn(batch, heads, n, width, generator=generator) for n in sizes]
-
-
-def random_map(query, key, groups: tuple[int, int], density: float, seed: int = 0) -> BlockMap:
-    generator = torch.Generator().manual_seed(seed)
-    batch, heads = query.shape[:2]
-    labels = [
-        torch.randint(0, g, (batch, heads, x.shape[2]), generator=generator)
-        for g, x in zip(groups, (query, key), strict=True)
-    ]
-    selected = torch.rand(batch, heads, *groups, generator=generator) < density
-    return BlockMap(
-        selected, *group_by_label(labels[0], groups[0]), *group_by_label(labels[1], groups[1])
-    )
 
 
 @given(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from dit_accel_eval.bench.baselines import Attention, full_precision, quantized
 from dit_accel_eval.bench.cases import Inputs, Shape, clustered, random_map
 from dit_accel_eval.bench.measure import error_of, extra_bytes, sampled_rows, seconds
 from dit_accel_kernels import BlockMap, ContractError, Precision, sparse_attention
+from dit_accel_kernels.contracts import group_of_token
 
 DENSITIES = (0.1, 0.25, 0.5)
 SIGMAS = (0.5, 0.9)
@@ -24,10 +25,7 @@ def dense_rows(shape: Shape, tensors: Inputs, device: str) -> Iterator[dict[str,
     for name, attend in candidates.items():
         try:
             took = seconds(partial(attend, *tensors), device)
-        except (
-            RuntimeError,
-            ContractError,
-        ) as refusal:  # a backend that refuses the shape or dtype
+        except (RuntimeError, ContractError) as refusal:  # of this shape or dtype
             yield {"kernel": name, "refused": str(refusal).splitlines()[0]}
             continue
         yield {
@@ -90,15 +88,18 @@ def mask_of_sample(block_map: BlockMap) -> Tensor:
     """Which keys the sampled query rows of the first head may see, bool ``[64, S]``."""
     first = BlockMap(*(x[:1, :1] for x in vars(block_map).values()))
     rows = sampled_rows(first.query_order.shape[-1]).to(first.selected.device)
-    query_group = group_of(first.query_order, first.query_offsets)[rows]
-    return first.selected[0, 0][query_group][:, group_of(first.key_order, first.key_offsets)]
+    query_group = group_of_token(first.query_order, first.query_offsets)[0, 0, rows]
+    key_group = group_of_token(first.key_order, first.key_offsets)[0, 0]
+    return first.selected[0, 0][query_group][:, key_group]
 
 
-def group_of(order: Tensor, offsets: Tensor) -> Tensor:
-    """Group of each token of a single head, ``[S]``."""
-    place = torch.arange(order.shape[-1], device=order.device)
-    group = torch.searchsorted(offsets[0, 0, 1:].contiguous(), place, right=True)
-    return torch.empty_like(group).scatter_(0, order[0, 0], group)
+def fastest(rows: Sequence[Mapping[str, Any]], device: str) -> Mapping[str, Any]:
+    """The row of the fastest full-precision dense attention."""
+    known = full_precision(device)
+    return min(
+        (r for r in rows if r["kernel"] in known and "milliseconds" in r),
+        key=lambda row: float(row["milliseconds"]),
+    )
 
 
 def bench_kernels(
@@ -107,9 +108,7 @@ def bench_kernels(
     """Rows for one shape: dense ones, then sparse ones against the fastest full-precision dense."""
     query, key, value = clustered(shape, dtype, device)
     tensors = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-    times = []
-    for row in dense_rows(shape, tensors, device):
-        if row["kernel"] in full_precision(device) and "milliseconds" in row:
-            times.append(row["milliseconds"] / 1e3)
-        yield row
-    yield from sparse_rows(shape, tensors, device, precisions, min(times))
+    dense = list(dense_rows(shape, tensors, device))
+    yield from dense
+    seconds_of_dense = fastest(dense, device)["milliseconds"] / 1e3
+    yield from sparse_rows(shape, tensors, device, precisions, seconds_of_dense)

@@ -5,7 +5,6 @@ attention; against the fastest dense attention of the machine.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ import torch
 from dit_accel import SVG2, AttentionCall, Plan
 from dit_accel.ops import Ops
 from dit_accel.stopwatch import Stopwatch
-from dit_accel_eval.bench.baselines import full_precision
 from dit_accel_eval.bench.cases import Shape, clustered
+from dit_accel_eval.bench.kernels import dense_rows, fastest
 from dit_accel_eval.bench.measure import extra_bytes, seconds
 from dit_accel_kernels import Precision
 from dit_accel_pipelines import TokenLayout
@@ -30,13 +29,11 @@ def bench_layer(
 ) -> Iterator[dict[str, Any]]:
     """Rows for one shape: each dense attention, then the sparse call with its parts."""
     tensors = clustered(shape, dtype, device)
-    heads_first = [x.transpose(1, 2) for x in tensors]
-    times = {
-        name: seconds(partial(attend, *heads_first), device)
-        for name, attend in full_precision(device).items()
-    }
-    fastest = min(times, key=times.__getitem__)
-    yield from ({"attention": name, "milliseconds": 1e3 * took} for name, took in times.items())
+    query, key, value = tensors
+    heads_first = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    rows = list(dense_rows(shape, heads_first, device))
+    yield from ({"attention": row.pop("kernel"), **row} for row in map(dict, rows))
+    dense = fastest(rows, device)
     layout = TokenLayout(1, 1, shape.tokens)
     call = AttentionCall(*tensors, shape.head_dim**-0.5, 0, 1, 0, 1, "cond", layout)
     method = SVG2(query_clusters=query_clusters, top_p=1e-6, min_key_share=density)
@@ -44,8 +41,8 @@ def bench_layer(
         yield {
             "attention": "svg2",
             "precision": precision,
-            **sparse_call(method, call, precision, device, times[fastest]),
-            "against": fastest,
+            **sparse_call(method, call, precision, device, dense["milliseconds"] / 1e3),
+            "against": dense["kernel"],
         }
 
 

@@ -14,8 +14,8 @@ from dit_accel_kernels.attention import SCORE_ELEMENTS
 from dit_accel_kernels.contracts import BlockMap
 from dit_accel_kernels.precision import Precision, rounded_weights, simulate
 
-# Scores of bfloat16 inputs are bfloat16, too, while none is larger than this: that rounds a weight by
-# 1.6 % at most, 0.2 % in the middle. Larger scores are computed in float32.
+# Scores of bfloat16 inputs are bfloat16, too, while none is larger than this: half of
+# their last place is then 1/64, so a weight is off by 1.6 % at most. Larger scores are computed in float32.
 LARGEST_ROUNDED_SCORE = 8.0
 
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dit_accel_kernels.contracts import BlockMap
+from dit_accel_kernels.contracts import BlockMap, group_of_place
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def key_lists(block_map: BlockMap, capacity: int) -> tuple[Tensor, Tensor]:
     taken = (block_map.selected * sizes).to(torch.int32)
     ends = taken.cumsum(-1, dtype=torch.int32)  # [B, H, Gq, Gk]
     starts = ends - taken
-    key_group = group_of_place(block_map.key_offsets, tokens)
+    key_group = group_of_place(block_map.key_offsets, tokens).to(torch.int32)
     lists = taken.new_empty(batch, heads, query_groups, capacity)
     block = 1024
     _list_kernel[(triton.cdiv(tokens, block), query_groups, batch * heads)](
@@ -79,13 +79,6 @@ def key_lists(block_map: BlockMap, capacity: int) -> tuple[Tensor, Tensor]:
         BLOCK=block,
     )
     return lists, ends[..., -1].clamp(max=capacity)
-
-
-def group_of_place(offsets: Tensor, tokens: int) -> Tensor:
-    """Group of each place of an order, int32 ``[B, H, S]``."""
-    place = torch.arange(tokens, device=offsets.device).expand(*offsets.shape[:2], tokens)
-    inner = offsets[..., 1:].contiguous()
-    return torch.searchsorted(inner, place.contiguous(), right=True).to(torch.int32)
 
 
 def query_tiles(

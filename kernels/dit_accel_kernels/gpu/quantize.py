@@ -15,8 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dit_accel_kernels.gpu.launch import last_contiguous, padded
-
-E4M3_MAX = 448.0
+from dit_accel_kernels.precision import E4M3_MAX
 
 
 @dataclass(frozen=True)
