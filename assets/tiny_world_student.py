@@ -13,20 +13,13 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers import transformer_wan
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers import UMT5EncoderModel
 
-from dit_accel_assets.world import (
-    BACKGROUNDS,
-    COLOURS,
-    MOTIONS,
-    SHAPES,
-    caption,
-    held_out,
-    sample_words,
-)
+from tiny_world_readers import TEXT_TOKENS, TokenReader
 
-TEXT_TOKENS = 24  # the longest caption has 21 with its end mark; the rest is padding
 BATCH_TOKENS = 5120  # tokens of a step: 16 whole clips at `smoke`, 4 at `study`, 2 at `show`
+READ_AFTER = 4  # blocks of eight
+READ_WEIGHT = 0.1  # cross entropy against the velocity's squared error
 
 
 class PaddingBias(transformer_wan.WanAttnProcessor):
@@ -71,7 +64,9 @@ def matmul_attention(
 
 
 class Student(nn.Module):
-    """Text encoder and transformer with the flow-matching loss."""
+    """Text encoder and transformer with the flow-matching loss, and the loss of `TokenReader` on the
+    state of the video tokens half-way.
+    """
 
     def __init__(self, model: Path) -> None:
         super().__init__()
@@ -81,10 +76,17 @@ class Student(nn.Module):
         self.transformer = WanTransformer3DModel.from_pretrained(
             model / "transformer", dtype=torch.float32
         )
+        self.reader = TokenReader(self.transformer.config)
+        self.halfway: list[Tensor] = []
+        self.transformer.blocks[READ_AFTER - 1].register_forward_hook(
+            lambda _block, _given, states: self.halfway.append(states)
+        )
 
-    def forward(self, latent: Tensor, tokens: Tensor, sigma: Tensor) -> Tensor:
+    def forward(
+        self, latent: Tensor, tokens: Tensor, labels: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Mean squared error of the predicted velocity ``noise - latent`` at noise level sigma,
-        ``[B]``.
+        ``[B]``, and mean cross entropy of what the tokens show, ``[B, 3, T, H, W]``.
         """
         mask = (tokens != 0).long()
         text = self.text_encoder(tokens, mask).last_hidden_state * mask[..., None]
@@ -92,7 +94,8 @@ class Student(nn.Module):
         level = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1 - level) * latent + level * noise
         velocity = self.transformer(noisy, sigma * 1000, text, return_dict=False)[0]
-        return (velocity.float() - (noise - latent)).square().mean()
+        error = (velocity.float() - (noise - latent)).square().mean()
+        return error, self.reader(self.halfway.pop(), labels.flatten(2))
 
     def save(self, out: Path, average: dict[str, Tensor] | None = None) -> None:
         own = {k: v.clone() for k, v in self.state_dict().items()}
@@ -129,8 +132,9 @@ class Clips:
         self.data = load_shards(out, size)
         self.order = torch.empty(0, dtype=torch.long)
 
-    def batch(self, opening: bool) -> tuple[Tensor, Tensor]:
-        """``[B, C, T, h, w]`` latents and ``[B, 24]`` caption tokens, about BATCH_TOKENS of them.
+    def batch(self, opening: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """``[B, C, T, h, w]`` latents, ``[B, 24]`` caption tokens and ``[B, 3, T, h/2, w/2]`` labels;
+        about BATCH_TOKENS video tokens.
 
         ``opening`` takes the first latent frame only. Wan's encoder is causal, so that is a clip of
         one frame: a fifth to a thirteenth of the cost for what colours, shapes and places are.
@@ -143,67 +147,8 @@ class Clips:
             self.data = load_shards(self.out, self.size)
             self.order = torch.from_numpy(self.rng.permutation(len(self.data["tokens"])))
         index, self.order = self.order[:count], self.order[count:]
-        return self.data["latents"][index, :, :frames], self.data["tokens"][index]
-
-
-class PhraseReader(nn.Module):
-    """What teaches the text encoder which words belong together: from the state at any word of a
-    phrase, name colour, shape and motion of that phrase's object, and the background.
-
-    The diffusion loss alone leaves a bag of words for thousands of steps: captions of one object need
-    no more.
-    """
-
-    def __init__(self, text_encoder: UMT5EncoderModel) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-        words = (COLOURS, SHAPES, MOTIONS, BACKGROUNDS)
-        width = text_encoder.config.d_model
-        self.heads = nn.ModuleList(nn.Linear(width, len(w)) for w in words)
-
-    def forward(self, tokens: Tensor, phrase: Tensor, answers: Tensor) -> Tensor:
-        """Mean cross entropy over the words inside phrases.
-
-        Args:
-            tokens: ``[B, 24]``.
-            phrase: index of the object each token speaks of, ``[B, 24]``, -1 for none.
-            answers: colour, shape, motion and background of each object, ``[B, 2, 4]``.
-        """
-        states = self.text_encoder(tokens, (tokens != 0).long()).last_hidden_state
-        row, place = (phrase >= 0).nonzero(as_tuple=True)
-        wanted = answers[row, phrase[row, place]]  # [words, 4]
-        losses = [
-            nn.functional.cross_entropy(head(states[row, place]), wanted[:, i])
-            for i, head in enumerate(self.heads)
-        ]
-        return torch.stack(losses).mean()
-
-
-def phrase_batch(
-    tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments of `PhraseReader` for random captions of the training set, two objects each."""
-    drawn = []
-    while len(drawn) < size:
-        scene = sample_words(rng, 2)
-        if not held_out(caption(scene)):
-            drawn.append(scene)
-    texts = [caption(s) for s in drawn]
-    tokens = tokenizer(texts, padding="max_length", max_length=TEXT_TOKENS, return_tensors="pt")
-    phrase = torch.full((size, TEXT_TOKENS), -1)
-    answers = torch.empty(size, 2, 4, dtype=torch.long)
-    for row, scene in enumerate(drawn):
-        start = 0
-        for index, thing in enumerate(scene.things):
-            stop = start + len(thing.phrase().split())
-            phrase[row, start:stop] = index
-            start = stop + 1  # "and"
-            answers[row, index] = torch.tensor(
-                [
-                    list(COLOURS).index(thing.colour),
-                    SHAPES.index(thing.shape),
-                    MOTIONS.index(thing.motion),
-                    list(BACKGROUNDS).index(scene.background),
-                ]
-            )
-    return tokens["input_ids"], phrase, answers
+        return (
+            self.data["latents"][index, :, :frames],
+            self.data["tokens"][index],
+            self.data["labels"][index, :, :frames].long(),
+        )

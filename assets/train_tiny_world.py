@@ -31,15 +31,14 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from dit_accel_assets import tiny_world_path
 from dit_accel_assets.world import SIZES, caption, path_of, render, scenes
+from tiny_world_readers import TEXT_TOKENS, PhraseReader, phrase_batch, token_labels
 from tiny_world_student import (
-    TEXT_TOKENS,
+    READ_WEIGHT,
     Clips,
     PaddingBias,
-    PhraseReader,
     Student,
     matmul_attention,
     optimizers,
-    phrase_batch,
 )
 
 LATENT_NOISE = (
@@ -171,7 +170,7 @@ def train_vae(
 def encode_latents(
     model: Path, out: Path, size: str, clips: int, one_object: float, seed: int, device: str
 ) -> None:
-    """Render clips, encode them, and keep latents and caption tokens as safetensors shards."""
+    """Render clips, encode them, and keep latents, caption tokens and labels as safetensors shards."""
     vae = AutoencoderKLWan.from_pretrained(model / "vae", dtype=torch.float32).to(device)
     convolutions_channels_last(vae)
     tokenizer = AutoTokenizer.from_pretrained(model / "tokenizer")
@@ -202,7 +201,9 @@ def encode_latents(
             latents.append(((latent.float() - mean) / std).bfloat16().contiguous().cpu())
         temporary = path.with_suffix(".part")
         tokens = torch.tensor(texts["input_ids"])
-        save_file({"latents": torch.cat(latents).contiguous(), "tokens": tokens}, temporary)
+        labels = torch.from_numpy(np.stack([token_labels(s, *SIZES[size]) for s in drawn]))
+        shard_of = {"latents": torch.cat(latents).contiguous(), "tokens": tokens, "labels": labels}
+        save_file(shard_of, temporary)
         temporary.replace(path)
 
 
@@ -311,12 +312,12 @@ def train_dit(
         size = str(rng.choice(list(SIZES), p=shares / shares.sum()))
         opening = rng.uniform() < opening_share
         text_attention.count(int(rng.choice(PROMPT_LENGTHS)) - (TEXT_TOKENS - 1))
-        latent, tokens = (x.to(device) for x in clips[size].batch(opening))
+        latent, tokens, labels = (x.to(device) for x in clips[size].batch(opening))
         tokens[torch.rand(len(tokens)) < 0.1] = torch.tensor(empty["input_ids"], device=device)
         sigma = noise_levels(len(tokens), NOISE_SHIFT[size]).to(device)
         with torch.autocast(device, torch.bfloat16):
-            loss = student(latent.float(), tokens, sigma)
-        loss.backward()
+            loss, read = student(latent.float(), tokens, labels, sigma)
+        (loss + READ_WEIGHT * read).backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         for optimizer in both:
             optimizer.step()
@@ -326,7 +327,8 @@ def train_dit(
             for name, value in student.state_dict().items():
                 average[name].lerp_(value, 1 - decay)
         name = f"{size} opening" if opening else size
-        smooth[name] = 0.98 * smooth.get(name, loss.item()) + 0.02 * loss.item()
+        for key, value in ((name, loss.item()), (f"{name} read", read.item())):
+            smooth[key] = 0.98 * smooth.get(key, value) + 0.02 * value
         if step % 50 == 49:
             log_line(
                 out / "dit.jsonl", {"step": step + 1, "seconds": time.time() - start, **smooth}
