@@ -69,6 +69,28 @@ def test_half_precision_holds_on_large_logits(dtype: torch.dtype) -> None:
     torch.testing.assert_close(lse.double(), scores.logsumexp(-1), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("spread", "tolerance"), [(3.0, 0.02), (5.0, 0.004)], ids=str)
+def test_rounded_scores_are_small_ones(spread: float, tolerance: float) -> None:
+    """Without log-sum-exp bfloat16 scores up to 64 may be rounded, larger ones (spread 5) never."""
+    query, key, value = (t.bfloat16() for t in tensors(1, 2, 300, 300, 64))
+    query, key = spread * query, spread * key
+    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    block_map = random_map(query, key, (5, 9), 2.0)
+    out, _ = sparse_attention(query, key, value, block_map, return_lse=False)
+    assert (out - exact).norm() / exact.norm() <= tolerance
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_both_layouts_give_the_same(dtype: torch.dtype) -> None:
+    by_head = [t.to(dtype) for t in tensors(2, 3, 200, 170, 32)]
+    by_token = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in by_head]
+    block_map = random_map(by_head[0], by_head[1], (5, 9), 0.4)
+    for one, other in zip(
+        sparse_attention(*by_head, block_map), sparse_attention(*by_token, block_map), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
 def test_nothing_selected_is_zero_and_minus_infinity() -> None:
     query, key, value = tensors(1, 1, 9, 9, 16)
     block_map = random_map(query, key, (2, 2), -1.0)
