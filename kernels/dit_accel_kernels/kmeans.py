@@ -50,12 +50,15 @@ def kmeans_assign(tokens: Tensor, centroids: Tensor) -> Tensor:
 
         with torch.cuda.device_of(tokens):
             return on_gpu(tokens, centroids)
-    half_norm = 0.5 * centroids.float().square().sum(-1)[:, :, None]  # [B, H, 1, K]
-    columns = centroids.float().transpose(-1, -2)  # [B, H, D, K]
-    batch, heads, _, _ = tokens.shape
-    rows = max(1, SCORE_ELEMENTS // (batch * heads * centroids.shape[2]))
-    pieces = [(x.float() @ columns - half_norm).argmax(-1) for x in tokens.split(rows, dim=2)]
-    return torch.cat(pieces, dim=2)
+    centroids = centroids.float().flatten(0, 1)
+    minus_half_norm = -0.5 * centroids.square().sum(-1)[:, None]  # [B H, 1, K]
+    columns = centroids.transpose(1, 2)  # [B H, D, K]
+    rows = max(1, SCORE_ELEMENTS // (centroids.shape[0] * centroids.shape[1]))
+    pieces = [
+        torch.baddbmm(minus_half_norm, x.float().flatten(0, 1), columns).argmax(-1)
+        for x in tokens.split(rows, dim=2)
+    ]
+    return torch.cat(pieces, dim=1).view(tokens.shape[:3])
 
 
 def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
@@ -89,6 +92,8 @@ def kmeans(tokens: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, 
     """
     if iterations < 1:
         raise ContractError("iterations", "at least 1", iterations)
+    if not tokens.is_cuda:
+        tokens = tokens.float().contiguous()  # once, not in every pass
     for _ in range(iterations):
         labels = kmeans_assign(tokens, centroids)
         centroids = kmeans_update(tokens, labels, centroids)

@@ -5,6 +5,7 @@ costs several times more: hundreds of small products wait for the second core ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,8 +15,8 @@ from torch import Tensor
 from dit_accel_kernels.contracts import BlockMap
 from dit_accel_kernels.precision import Precision, rounded_weights, simulate
 
-TILE_ROWS = 128
-PACK_BYTES = 1 << 20  # scores of one pack: what the cores' L2 caches hold
+TILE_ROWS = 256
+PACK_BYTES = 1 << 22  # scores of one pack
 # Packs are of few shapes: oneDNN, which multiplies 16-bit numbers, compiles a product at its first use.
 ROWS, COLUMNS = 16, 32  # twice as many for 16-bit numbers
 
@@ -87,6 +88,27 @@ class Rows:
         return (torch.arange(batch)[:, None, None] * heads + head) * tokens + order
 
 
+class Buffers:
+    """Memory that the packs of a call use in turn: the first touch of a page of new memory takes longer
+    than what is then written there.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor with whatever it held before, valid until the name is taken again."""
+        size = math.prod(shape)
+        if (name, dtype) not in self.held or len(self.held[name, dtype]) < size:
+            self.held[name, dtype] = torch.empty(size, dtype=dtype)
+        return self.held[name, dtype][:size].view(shape)
+
+    def rows(self, name: str, x: Tensor, rows: Tensor) -> Tensor:
+        """``[n, R, D]`` from rows ``[N, D]``."""
+        out = self.take(name, (rows.numel(), x.shape[1]), x.dtype)
+        return torch.index_select(x, 0, rows.flatten(), out=out).view(*rows.shape, -1)
+
+
 @dataclass(frozen=True)
 class Call:
     """Inputs as rows, the mean to add to each head's output ``[B H, D]`` if values lack it, and the
@@ -100,6 +122,7 @@ class Call:
     scale: float
     out: Tensor
     lse: Tensor | None
+    buffers: Buffers
 
 
 def sparse_attention(
@@ -127,6 +150,7 @@ def sparse_attention(
         scale=scale,
         out=query.new_zeros(count + 1, query.shape[-1], dtype=dtype),
         lse=query.new_full((count + 1,), -torch.inf, dtype=torch.float32) if return_lse else None,
+        buffers=Buffers(),
     )
     tiles = tiles_of(block_map, rows)
     for pack in packs_of(tiles, query.element_size()):
@@ -202,19 +226,23 @@ def _attend(call: Call, tiles: Tiles, pack: Pack) -> None:
         tiles.query_rows, tiles.first_query[at], tiles.queries[at], pack.height
     )
     key_rows, key_there = _padded(tiles.key_rows, tiles.first_key[at], tiles.keys[at], pack.length)
-    query = _taken(call.query, query_rows)  # [n, R, D]
-    key, value = _taken(call.key, key_rows), _taken(call.value, key_rows)  # [n, L, D]
-    scores = scores_of(query, key, key_there, call.scale, call.lse is not None)  # [n, R, L]
-    weights = torch.softmax(scores, -1)
+    buffers = call.buffers
+    query = buffers.rows("query", call.query, query_rows)  # [n, R, D]
+    key = buffers.rows("key", call.key, key_rows)  # [n, L, D]
+    value = buffers.rows("value", call.value, key_rows)
+    scores = scores_of(call, query, key, key_there)  # [n, R, L]
+    top = None if call.lse is None else scores.amax(-1)
+    weights = torch.softmax(scores, -1, out=scores)
     if call.value_mean is None:
-        out = torch.bmm(weights.to(value.dtype), value)
+        out = buffers.take("out", query.shape, value.dtype)
+        torch.bmm(weights.to(value.dtype), value, out=out)
     else:
         mean = call.value_mean[tiles.head[at], None]
         out = torch.baddbmm(mean, rounded_weights(weights), value)
     rows = query_rows.masked_fill_(~query_there, len(call.out) - 1).flatten()
     call.out.index_copy_(0, rows, out.flatten(0, 1).to(call.out.dtype))
-    if call.lse is not None:  # the largest weight is exp(largest score - lse)
-        lse = scores.amax(-1) - weights.amax(-1).log()
+    if call.lse is not None and top is not None:  # the largest weight is exp(largest score - lse)
+        lse = top - weights.amax(-1).log()
         call.lse.index_copy_(0, rows, lse.flatten())
 
 
@@ -227,19 +255,18 @@ def _padded(rows: Tensor, first: Tensor, count: Tensor, length: int) -> tuple[Te
     return rows.index_select(0, place.flatten()).view_as(place), step < count[:, None]
 
 
-def _taken(x: Tensor, rows: Tensor) -> Tensor:
-    """``[n, R, D]`` from rows ``[N, D]``."""
-    return x.index_select(0, rows.flatten()).view(*rows.shape, -1)
-
-
-def scores_of(query: Tensor, key: Tensor, there: Tensor, scale: float, exact: bool) -> Tensor:
+def scores_of(call: Call, query: Tensor, key: Tensor, there: Tensor) -> Tensor:
     """Scaled scores ``[n, R, L]``, -inf where no key is ``there`` ``[n, L]``: float32, or bfloat16 of
-    bfloat16 inputs if all that matter are small enough and it need not be ``exact``.
+    bfloat16 inputs if all that matter are small enough and no log-sum-exp is wanted.
     """
+    shape = (*query.shape[:2], key.shape[1])
     absent = query.new_zeros(there.shape).masked_fill_(~there, -torch.inf)[:, None]
-    if query.dtype == torch.bfloat16 and not exact:
-        scores = torch.baddbmm(absent, query, key.transpose(1, 2), alpha=scale)
+    if query.dtype == torch.bfloat16 and call.lse is None:
+        out = call.buffers.take("scores", shape, torch.bfloat16)
+        scores = torch.baddbmm(absent, query, key.transpose(1, 2), alpha=call.scale, out=out)
         first = scores[..., 0]  # no row's largest score is below its first
         if max(scores.aminmax().max, -first.amin()) <= LARGEST_ROUNDED_SCORE:
             return scores
-    return torch.baddbmm(absent.float(), query.float(), key.float().transpose(1, 2), alpha=scale)
+    out = call.buffers.take("scores", shape, torch.float32)
+    keys = key.float().transpose(1, 2)
+    return torch.baddbmm(absent.float(), query.float(), keys, alpha=call.scale, out=out)
