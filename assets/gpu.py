@@ -65,7 +65,23 @@ def steps_of(out: Path, device: str) -> list[Step]:
         Step("gate-before", (*gate, "--device", device, "--out", str(out / "gate.jsonl"))),
         *training_steps(out, device),
         Step("gpu-tests", ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")),
+        *tune_steps(out, device),
         *bench_steps(out, device),
+    ]
+
+
+def tune_steps(out: Path, device: str) -> list[Step]:
+    """Launch tables for this GPU, in OUT/launch.json; benchmarks use what is in the repository."""
+    return [
+        Step(
+            f"tune-{precision}-{width}",
+            (
+                *("-m", "dit_accel_eval.bench.tune", "--precision", precision),
+                *("--head-dim", width, "--device", device, "--out", str(out / "launch.json")),
+            ),
+        )
+        for precision in ("full", "int8-fp8")
+        for width in ("128", "64")
     ]
 
 

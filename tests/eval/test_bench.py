@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dit_accel.cli import main
-from dit_accel_eval.bench import cases, run
+from dit_accel_eval.bench import cases, peers, run
 from dit_accel_eval.bench.cases import Shape, random_map
 from dit_accel_eval.bench.kernels import bench_kernels, mask_of_sample
 from dit_accel_eval.bench.measure import error_of, sampled_rows
@@ -22,6 +22,7 @@ def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             f"dit_accel_eval.bench.{module}.seconds", lambda work, _: work() is None or 0.5
         )
+    monkeypatch.setattr(peers, "compiled_flex", lambda: peers.flex_attention)
 
 
 def test_rows_of_kernels_add_up() -> None:
@@ -30,7 +31,11 @@ def test_rows_of_kernels_add_up() -> None:
     sparse = [r for r in rows if r["kernel"] == "dit_accel sparse"]
     assert len(dense) == 2
     assert len(sparse) == 12
-    assert all(r["error"] < (1e-5 if r.get("precision", "full") == "full" else 0.05) for r in rows)
+    flex = [r for r in rows if r["kernel"].startswith("FlexAttention")]
+    assert len(flex) == 3
+    assert [r["clusters"] for r in rows if r["kernel"] == "dit_accel k-means"] == [18]
+    for row in (*dense, *sparse, *flex):
+        assert row["error"] < (1e-5 if row.get("precision", "full") == "full" else 0.05)
     for row in sparse:
         assert row["efficiency"] == pytest.approx(row["density"])  # every call "took" as long
         assert row["tflops"] == pytest.approx(4 * row["density"] * 2 * 300**2 * 16 / 0.5 / 1e12)

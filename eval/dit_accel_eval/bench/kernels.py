@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor
 from dit_accel_eval.bench.baselines import Attention, full_precision, quantized
 from dit_accel_eval.bench.cases import Inputs, Shape, clustered, random_map
 from dit_accel_eval.bench.measure import error_of, extra_bytes, sampled_rows, seconds
+from dit_accel_eval.bench.peers import flashinfer, flex, kmeans_rounds, uniform_blocks
 from dit_accel_kernels import BlockMap, ContractError, Precision, sparse_attention
 from dit_accel_kernels.contracts import group_of_token
+from dit_accel_kernels.kmeans import strided_centroids
 
 DENSITIES = (0.1, 0.25, 0.5)
 SIGMAS = (0.5, 0.9)
@@ -47,39 +49,74 @@ def sparse_rows(
     """One row for each density, spread of cluster sizes and precision; ``dense``: seconds of the fastest
     full-precision dense attention.
     """
-    groups = (min(300, shape.tokens // 64), min(1000, shape.tokens // 16))
+
+    def ours(block_map: BlockMap, precision: Precision) -> Tensor:
+        return sparse_attention(*tensors, block_map, precision=precision, return_lse=False)[0]
+
     for density in DENSITIES:
+        blocks = uniform_blocks(shape, density, device)
+        rows = sampled_rows(shape.tokens).to(device)
+        masked = blocks.density(), blocks.mask_of(rows, shape.tokens), dense
+        yield {
+            "kernel": "FlexAttention, uniform blocks",
+            **sparse_row(shape, tensors, flex(tensors, blocks), masked, device),
+        }
         for sigma in SIGMAS:
-            block_map = random_map(shape, groups, density, sigma, device)
+            block_map = random_map(shape, groups_of(shape), density, sigma, device)
+            masked = float(block_map.density()), mask_of_sample(block_map), dense
+            theirs = flashinfer(tensors, block_map)
+            if theirs is not None:
+                row = sparse_row(shape, tensors, theirs, masked, device)
+                yield {"kernel": "flashinfer with its plan", "sigma": sigma, **row}
             for precision in precisions:
                 yield {
                     "kernel": "dit_accel sparse",
                     "precision": precision,
                     "sigma": sigma,
-                    **sparse_row(shape, tensors, block_map, precision, device, dense),
+                    **sparse_row(
+                        shape, tensors, partial(ours, block_map, precision), masked, device
+                    ),
                 }
+
+
+def groups_of(shape: Shape) -> tuple[int, int]:
+    """svg2's numbers of query and key clusters."""
+    return min(300, shape.tokens // 64), min(1000, shape.tokens // 16)
+
+
+def kmeans_rows(shape: Shape, key: Tensor, device: str) -> Iterator[dict[str, Any]]:
+    """One round of k-means over the keys."""
+    clusters = groups_of(shape)[1]
+    for name, work in kmeans_rounds(key, strided_centroids(key, clusters)).items():
+        yield {
+            "kernel": name,
+            "clusters": clusters,
+            "milliseconds": 1e3 * seconds(work, device),
+            "extra_bytes": extra_bytes(work, device),
+        }
 
 
 def sparse_row(
     shape: Shape,
     tensors: Inputs,
-    block_map: BlockMap,
-    precision: Precision,
+    work: Callable[[], Tensor],
+    masked: tuple[float, Tensor, float],
     device: str,
-    dense: float,
 ) -> dict[str, Any]:
-    """Time, efficiency and error of one sparse call. Efficiency is density x dense / sparse."""
-
-    def work() -> Tensor:
-        return sparse_attention(*tensors, block_map, precision=precision, return_lse=False)[0]
-
-    took, density = seconds(work, device), float(block_map.density())
+    """Time, efficiency and error of one sparse call; ``masked``: its density, what the sampled rows see,
+    and seconds of dense attention. Efficiency is density x dense / sparse. What refuses is named.
+    """
+    density, mask, dense = masked
+    try:
+        took = seconds(work, device)
+    except RuntimeError as refusal:  # of this shape, dtype, or for want of a compiler
+        return {"density": density, "refused": str(refusal).strip().splitlines()[0]}
     return {
         "density": density,
         "milliseconds": 1e3 * took,
         "tflops": 4 * density * shape.pairs() * shape.head_dim / took / 1e12,
         "efficiency": density * dense / took,
-        "error": error_of(work(), *tensors, mask_of_sample(block_map)),
+        "error": error_of(work(), *tensors, mask),
         "extra_bytes": extra_bytes(work, device),
     }
 
@@ -111,4 +148,5 @@ def bench_kernels(
     dense = list(dense_rows(shape, tensors, device))
     yield from dense
     seconds_of_dense = fastest(dense, device)["milliseconds"] / 1e3
+    yield from kmeans_rows(shape, tensors[1], device)
     yield from sparse_rows(shape, tensors, device, precisions, seconds_of_dense)

@@ -1,11 +1,15 @@
 """How kernels are launched: a static table of tile shapes per architecture, tuned offline.
 
-No autotuning in the hot path: the first call of a shape would pay for all candidates.
+``launch.json`` holds what was measured (`dit_accel_eval.bench.tune`), by major compute capability; the
+tables here serve where it has nothing. No autotuning in the hot path: the first call of a shape would
+pay for all candidates.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -70,10 +74,24 @@ WIDE: dict[Kind, Launch] = {
 }
 
 
+def read_measured(path: Path) -> dict[tuple[int, str, int, int], Launch]:
+    """(major capability, kind, bytes, head_dim) -> launch, from ``{"9": {"dense 2 128": [...]}}``."""
+    found = {}
+    for major, entries in json.loads(path.read_text()).items():
+        for name, numbers in entries.items():
+            kind, size, width = name.split()
+            found[int(major), kind, int(size), int(width)] = Launch(*numbers)
+    return found
+
+
+MEASURED = read_measured(Path(__file__).with_name("launch.json"))
+
+
 def attention_launch(kind: Kind, dtype: torch.dtype, head_dim: int, major: int) -> Launch:
     """Tile shapes for queries of a dtype on a compute capability ``major``."""
+    entry = (kind, dtype.itemsize, max(64, padded(head_dim)))
     table = WARPGROUP if major in (9, 10) else WARP
-    return table.get((kind, dtype.itemsize, max(64, padded(head_dim))), WIDE[kind])
+    return MEASURED.get((major, *entry)) or table.get(entry, WIDE[kind])
 
 
 def capability(tensor: Tensor) -> int:

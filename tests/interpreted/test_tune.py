@@ -1,0 +1,41 @@
+"""Tuning runs the kernels with the tile shapes it tries, and writes what the table reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dit_accel_eval.bench import tune
+from dit_accel_kernels.gpu import launch as table
+from dit_accel_kernels.gpu.launch import Launch, attention_launch
+
+
+def test_fastest_launch_is_written_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = [Launch(32, 16, 4, 1), Launch(32, 32, 4, 1)]
+    times = iter([3.0, 2.0, 1.0, 2.0])
+
+    def timed(work, *_, **__) -> float:
+        work()
+        return next(times)
+
+    monkeypatch.setattr(tune, "HEADS", 1)
+    monkeypatch.setattr(tune, "TOKENS", 128)
+    monkeypatch.setattr(tune, "candidates", lambda: tried)
+    monkeypatch.setattr(tune, "seconds", timed)
+    monkeypatch.setattr(tune.torch, "bfloat16", torch.float16)  # the interpreter has no bfloat16
+    out = tmp_path / "launch.json"
+    out.write_text(json.dumps({"8": {"dense 2 64": [1, 2, 3, 4]}}))
+    result = CliRunner().invoke(tune.main, ["--device", "cpu", "--head-dim", "64", "--out", out])
+    assert result.exit_code == 0, result.output
+    found = table.read_measured(out)
+    assert found[8, "dense", 2, 64] == Launch(1, 2, 3, 4)
+    assert found[9, "dense", 2, 64] == tried[1]
+    assert found[9, "sparse", 2, 64] == tried[0]
+    assert found[9, "small", 2, 64] == Launch(16, 16, 4, 1)
+    monkeypatch.setattr(table, "MEASURED", found)
+    assert attention_launch("sparse", torch.float16, 64, 9) == tried[0]
+    assert attention_launch("sparse", torch.float16, 128, 9) != tried[0]
