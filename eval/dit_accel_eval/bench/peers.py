@@ -44,12 +44,17 @@ def uniform_blocks(shape: Shape, density: float, device: str) -> UniformBlocks:
     selected = torch.zeros(shape.heads, blocks, blocks, dtype=torch.bool, device=device)
     selected.scatter_(-1, order[..., :count], True)
     counts = torch.full((1, shape.heads, blocks), count, dtype=torch.int32, device=device)
+
+    def sees(_batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return selected[head, row // FLEX_BLOCK, column // FLEX_BLOCK]
+
     mask = BlockMask.from_kv_blocks(
         torch.zeros_like(counts),
         torch.zeros_like(order[None], dtype=torch.int32),
         counts,
         order[None].int(),
         BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=sees,  # not asked for whole blocks, except without compilation
         seq_lengths=(shape.tokens, shape.tokens),
     )
     return UniformBlocks(selected, mask)
