@@ -51,6 +51,22 @@ def test_full_selection_equals_dense(wan, run_wan, batch: int) -> None:
     assert report.density == {"sparse_calls": 1.0, "all_calls": 1.0}
 
 
+def test_autocast_gives_bfloat16_attention_and_float32_plans(wan, run_wan) -> None:
+    seen = set()
+
+    class Watched(SVG2):
+        def plan(self, call, state, ops):
+            seen.add((call.query.dtype, torch.is_autocast_enabled("cpu")))
+            return super().plan(call, state, ops)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = run_wan(wan)
+        wan.enable_sparse_attention(Watched(top_p=1.0), schedule=ALWAYS)
+        found = run_wan(wan)
+    assert seen == {(torch.bfloat16, False)}
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
+
+
 def test_sparse_differs_and_is_counted(wan, run_wan) -> None:
     expected = run_wan(wan)
     wan.enable_sparse_attention(COARSE, schedule=SPARSE)
