@@ -7,7 +7,7 @@ Importing this package gives every ``DiffusionPipeline`` the verbs ``enable_spar
 
 from dit_accel.call import AttentionCall, Plan
 from dit_accel.config import Schedule
-from dit_accel.methods import METHODS, SVG2, Dense, Method
+from dit_accel.methods import METHODS, SVG2, Dense, Method, SVGEar
 from dit_accel.report import AttentionReport
 from dit_accel.session import (
     Session,
@@ -31,6 +31,7 @@ __all__ = [
     "Dense",
     "Method",
     "Plan",
+    "SVGEar",
     "Schedule",
     "Session",
     "attention_report",

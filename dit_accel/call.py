@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -42,8 +43,13 @@ class AttentionCall:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method decided for a call: the blocks to compute. Plain tensors, so it can be kept,
-    reused and drawn.
+    """What a method decided for a call. Plain tensors, so it can be kept, reused and drawn.
+
+    Attributes:
+        block_map: the blocks to compute.
+        skipped: what becomes of the key groups that a query group does not select: nothing, or each
+            stands as its centroid, with its variance in the logit (``"second-order"``) or without.
     """
 
     block_map: BlockMap
+    skipped: Literal["drop", "centroid", "second-order"] = "drop"

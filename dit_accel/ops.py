@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dit_accel.call import AttentionCall, Plan
@@ -9,11 +10,17 @@ from dit_accel.stopwatch import Stopwatch
 from dit_accel_kernels import (
     BlockMap,
     Precision,
+    centroid_error,
+    centroid_logits,
     centroid_mass,
     group_by_label,
+    group_moments,
     kmeans,
+    merge_attention,
     quantized_attention,
+    select_budget,
     select_top_p,
+    skipped_attention,
     sparse_attention,
     strided_centroids,
 )
@@ -55,20 +62,62 @@ class Ops:
             mass = centroid_mass(query_centroids, key_centroids, key_sizes, scale)
             return select_top_p(mass, top_p, min_share)
 
+    def centroid_logits(
+        self,
+        query_centroids: Tensor,
+        key_centroids: Tensor,
+        scale: float,
+        key_variance: Tensor | None,
+    ) -> Tensor:
+        """Estimated logit of a key of each group, float32 ``[B, H, Gq, Gk]``."""
+        with self.stopwatch("selection", query_centroids.device):
+            return centroid_logits(query_centroids, key_centroids, scale, key_variance)
+
+    def centroid_error(
+        self,
+        query_centroids: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_order: Tensor,
+        key_offsets: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """Error per key of a centroid in place of its group, float32 ``[B, H, Gq, Gk]``."""
+        with self.stopwatch("selection", key.device):
+            return centroid_error(query_centroids, key, value, key_order, key_offsets, scale)
+
+    def group_variance(self, tokens: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+        """Variance of each group per channel, float32 ``[B, H, G, D]``."""
+        with self.stopwatch("selection", tokens.device):
+            return group_moments(tokens, order, offsets)[1]
+
+    def select_budget(self, score: Tensor, key_sizes: Tensor, keys: float) -> Tensor:
+        """Key groups by falling score, about ``keys`` keys for every query group."""
+        with self.stopwatch("selection", score.device):
+            budget = torch.full(score.shape[:3], keys, device=score.device)
+            return select_budget(score, key_sizes, budget)
+
     def run(self, plan: Plan, call: AttentionCall, precision: Precision = "full") -> Tensor:
         """Attention of a call by a plan, ``[B, S, H, D]``."""
+        query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
         with self.stopwatch("attention", call.query.device):
-            query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
-            out, _ = sparse_attention(
+            out, lse = sparse_attention(
                 query,
                 key,
                 value,
                 plan.block_map,
                 scale=call.scale,
                 precision=precision,
-                return_lse=False,
+                return_lse=plan.skipped != "drop",
             )
-            return out.transpose(1, 2).contiguous()
+        if lse is not None:
+            with self.stopwatch("centroids", call.query.device):
+                rest = skipped_attention(
+                    *(query, key, value, plan.block_map, call.scale),
+                    second_order=plan.skipped == "second-order",
+                )
+                out, _ = merge_attention(out, lse, *rest)
+        return out.transpose(1, 2).contiguous()
 
     def quantized(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, precision: Precision

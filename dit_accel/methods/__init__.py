@@ -3,8 +3,9 @@
 from dit_accel.methods.base import Method
 from dit_accel.methods.dense import Dense
 from dit_accel.methods.svg2 import SVG2
+from dit_accel.methods.svg_ear import SVGEar
 
-METHODS: dict[str, type[Method]] = {"dense": Dense, "svg2": SVG2}
+METHODS: dict[str, type[Method]] = {"dense": Dense, "svg2": SVG2, "svg-ear": SVGEar}
 
 
 def find_method(name: str) -> type[Method]:
@@ -18,4 +19,4 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "SVG2", "Dense", "Method", "find_method"]
+__all__ = ["METHODS", "SVG2", "Dense", "Method", "SVGEar", "find_method"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dit_accel import SVG2, AttentionCall, Method, Plan
-from dit_accel.methods.svg2 import SVG2State
+from dit_accel.methods.clustered import ClusterState
 from dit_accel.ops import Ops
 from dit_accel_kernels import BlockMap, centroid_mass, group_by_label, select_budget
 
@@ -26,7 +26,7 @@ class Control(Method):
     base: SVG2 = field(default_factory=SVG2)
     seed: int = 0
 
-    def new_state(self) -> SVG2State:
+    def new_state(self) -> ClusterState:
         return self.base.new_state()
 
     def generator(self, call: AttentionCall) -> torch.Generator:
@@ -41,7 +41,7 @@ class ShuffledLabels(Control):
     name: ClassVar[str] = "shuffled-labels"
     source: ClassVar[str] = "control"
 
-    def plan(self, call: AttentionCall, state: SVG2State, ops: Ops) -> Plan:
+    def plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
         block_map = self.base.plan(call, state, ops).block_map
         order = shuffled(block_map.key_order, self.generator(call))
         return Plan(replace(block_map, key_order=order))
@@ -54,7 +54,7 @@ class RandomKeys(Control):
     name: ClassVar[str] = "random-keys"
     source: ClassVar[str] = "control"
 
-    def plan(self, call: AttentionCall, state: SVG2State, ops: Ops) -> Plan:
+    def plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
         block_map = self.base.plan(call, state, ops).block_map
         budget = keys_per_query_group(block_map)
         noise = torch.rand(*budget.shape, call.tokens, generator=self.generator(call))
@@ -68,7 +68,7 @@ class PositionalBlocks(Control):
     name: ClassVar[str] = "positional-blocks"
     source: ClassVar[str] = "control"
 
-    def plan(self, call: AttentionCall, state: SVG2State, ops: Ops) -> Plan:
+    def plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
         block_map = self.base.plan(call, state, ops).block_map
         queries, keys = self.base.clusters(call.tokens)
         query_labels, key_labels = (uniform_labels(call, count) for count in (queries, keys))
@@ -95,7 +95,7 @@ class OracleBlocks(Control):
     name: ClassVar[str] = "oracle-blocks"
     source: ClassVar[str] = "control (upper bound)"
 
-    def plan(self, call: AttentionCall, state: SVG2State, ops: Ops) -> Plan:
+    def plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
         block_map = self.base.plan(call, state, ops).block_map
         sizes = block_map.key_offsets.diff(dim=-1)
         mass = true_mass(call, block_map)

@@ -3,17 +3,29 @@ implementation.
 """
 
 from dit_accel_kernels.attention import dense_attention
-from dit_accel_kernels.centroid_attention import centroid_attention
+from dit_accel_kernels.centroid_attention import centroid_attention, skipped_attention
+from dit_accel_kernels.centroid_error import centroid_error
 from dit_accel_kernels.contracts import BlockMap, ContractError
 from dit_accel_kernels.grouping import group_by_label
-from dit_accel_kernels.kmeans import kmeans, kmeans_assign, kmeans_update, strided_centroids
+from dit_accel_kernels.kmeans import (
+    group_moments,
+    kmeans,
+    kmeans_assign,
+    kmeans_update,
+    strided_centroids,
+)
 from dit_accel_kernels.merge import merge_attention, merge_attention_reference
 from dit_accel_kernels.precision import PRECISIONS, Precision, check_precision
 from dit_accel_kernels.quantized_attention import (
     quantized_attention,
     quantized_attention_reference,
 )
-from dit_accel_kernels.selection import centroid_mass, select_budget, select_top_p
+from dit_accel_kernels.selection import (
+    centroid_logits,
+    centroid_mass,
+    select_budget,
+    select_top_p,
+)
 from dit_accel_kernels.sparse_attention import sparse_attention, sparse_attention_reference
 from dit_accel_kernels.text import with_dense_tokens
 
@@ -23,10 +35,13 @@ __all__ = [
     "ContractError",
     "Precision",
     "centroid_attention",
+    "centroid_error",
+    "centroid_logits",
     "centroid_mass",
     "check_precision",
     "dense_attention",
     "group_by_label",
+    "group_moments",
     "kmeans",
     "kmeans_assign",
     "kmeans_update",
@@ -36,6 +51,7 @@ __all__ = [
     "quantized_attention_reference",
     "select_budget",
     "select_top_p",
+    "skipped_attention",
     "sparse_attention",
     "sparse_attention_reference",
     "strided_centroids",

@@ -13,6 +13,32 @@ from dit_accel_kernels.contracts import (
     check_tokens,
     group_of_token,
 )
+from dit_accel_kernels.kmeans import group_moments
+
+
+def skipped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_map: BlockMap,
+    scale: float,
+    *,
+    second_order: bool,
+) -> tuple[Tensor, Tensor]:
+    """`centroid_attention` with the centroids of the map's key groups, all ``[B, H, S, D]``; with
+    ``second_order`` also their variance.
+    """
+    groups = (block_map.key_order, block_map.key_offsets)
+    keys, variance = group_moments(key, *groups)
+    values, _ = group_moments(value, *groups)
+    return centroid_attention(
+        query,
+        keys,
+        values,
+        block_map,
+        scale=scale,
+        key_variance=variance if second_order else None,
+    )
 
 
 def centroid_attention(

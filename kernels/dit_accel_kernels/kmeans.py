@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dit_accel_kernels.contracts import ContractError, check_tokens
+from dit_accel_kernels.contracts import ContractError, check_tokens, group_of_token
 from dit_accel_kernels.grouping import group_by_label
 
 SCORE_ELEMENTS = 1 << 20  # scores held at a time: 4 MiB of float32
@@ -78,6 +78,27 @@ def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     sizes = ones.new_zeros(batch, heads, count).scatter_add_(2, labels, ones)[..., None]
     means = sums.view(batch, heads, count, width) / sizes.clamp(min=1)
     return torch.where(sizes > 0, means, centroids)
+
+
+def group_moments(tokens: Tensor, order: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each group's tokens per channel, float32 ``[B, H, G, D]``; 0 for an empty one.
+
+    Args:
+        tokens: ``[B, H, S, D]``.
+        order, offsets: groups as `group_by_label` gives them.
+    """
+    batch, heads, _, width = tokens.shape
+    both = torch.cat([tokens.float(), tokens.float().square()], -1)  # [B, H, S, 2 D]
+    nothing = both.new_zeros(batch, heads, offsets.shape[-1] - 1, 2 * width)
+    if tokens.is_cuda:
+        from dit_accel_kernels.gpu.kmeans import kmeans_update as on_gpu
+
+        with torch.cuda.device_of(tokens):
+            moments = on_gpu(both, order, offsets, nothing)
+    else:
+        moments = kmeans_update(both, group_of_token(order, offsets), nothing)
+    mean, square = moments.split(width, -1)
+    return mean, (square - mean.square()).clamp(min=0)
 
 
 def kmeans(tokens: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:

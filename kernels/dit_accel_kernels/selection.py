@@ -10,6 +10,26 @@ from torch import Tensor
 from dit_accel_kernels.contracts import ContractError
 
 
+def centroid_logits(
+    query_centroids: Tensor,
+    key_centroids: Tensor,
+    scale: float,
+    key_variance: Tensor | None = None,
+) -> Tensor:
+    """Estimated logit of a key of each group, float32 ``[B, H, Gq, Gk]``: ``scale q_i . k_j``, and with
+    the variance of the keys per channel also ``scale^2 / 2 sum_d q_id^2 var_jd``.
+
+    Args:
+        query_centroids: ``[B, H, Gq, D]``; key_centroids, key_variance: ``[B, H, Gk, D]``.
+        scale: softmax scale.
+    """
+    query = scale * query_centroids.float()
+    logits = query @ key_centroids.float().transpose(-1, -2)
+    if key_variance is not None:
+        logits = logits + 0.5 * query.square() @ key_variance.float().transpose(-1, -2)
+    return logits
+
+
 def centroid_mass(
     query_centroids: Tensor, key_centroids: Tensor, key_sizes: Tensor, scale: float
 ) -> Tensor:
@@ -27,7 +47,7 @@ def centroid_mass(
     Returns:
         float32 ``[B, H, Gq, Gk]``; rows sum to 1.
     """
-    logits = scale * (query_centroids.float() @ key_centroids.float().transpose(-1, -2))
+    logits = centroid_logits(query_centroids, key_centroids, scale)
     return (logits + key_sizes.float().log()[:, :, None]).softmax(-1)
 
 

@@ -1,0 +1,111 @@
+"""What the methods that attend from clusters of queries to clusters of keys have in common."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dit_accel.call import AttentionCall, Plan
+from dit_accel.methods.base import Method
+from dit_accel.ops import Ops
+from dit_accel_kernels import BlockMap
+
+
+@dataclass
+class ClusterState:
+    """Centroids of the last plan, ``[B, H, K, D]``, from which the next k-means starts; the plan, and
+    the step it was made in.
+    """
+
+    query_centroids: Tensor | None = None
+    key_centroids: Tensor | None = None
+    made: Plan | None = None
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Queries and keys of a call by cluster: centroids float32 ``[B, H, K, D]``, orders ``[B, H, S]`` and
+    offsets ``[B, H, K + 1]`` as in `BlockMap`.
+    """
+
+    query_centroids: Tensor
+    key_centroids: Tensor
+    query_order: Tensor
+    query_offsets: Tensor
+    key_order: Tensor
+    key_offsets: Tensor
+
+    def map_of(self, selected: Tensor) -> BlockMap:
+        return BlockMap(
+            selected, self.query_order, self.query_offsets, self.key_order, self.key_offsets
+        )
+
+
+@dataclass(frozen=True)
+class Clustered(Method):
+    """Cluster queries and keys by k-means, once a step or less often; subclasses choose the blocks.
+
+    Attributes:
+        query_clusters: clusters of queries per head; None: one per 64 tokens, at most 300.
+        key_clusters: clusters of keys per head; None: one per 16 tokens, at most 1000.
+        kmeans_iterations: rounds of k-means (at the first sparse step, at later steps, which start
+            warm).
+        refresh: a plan serves this many steps, 1: it is made anew at every step.
+    """
+
+    query_clusters: int | None = None
+    key_clusters: int | None = None
+    kmeans_iterations: tuple[int, int] = (8, 1)
+    refresh: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("query_clusters", "key_clusters"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if min(self.kmeans_iterations) < 1:
+            raise ValueError(
+                f"kmeans_iterations must both be at least 1, got {self.kmeans_iterations}"
+            )
+        if self.refresh < 1:
+            raise ValueError(f"refresh must be at least 1, got {self.refresh}")
+
+    def new_state(self) -> ClusterState:
+        return ClusterState()
+
+    def clusters(self, tokens: int) -> tuple[int, int]:
+        """Number of query and key clusters for a number of tokens."""
+        queries = self.query_clusters or min(300, max(1, tokens // 64))
+        keys = self.key_clusters or min(1000, max(1, tokens // 16))
+        return min(queries, tokens), min(keys, tokens)
+
+    def plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
+        if self.refresh == 1:
+            return self.new_plan(call, state, ops)  # not kept: plans of all layers are gigabytes
+        if state.made is None or call.step - state.step >= self.refresh:
+            state.made, state.step = self.new_plan(call, state, ops), call.step
+        return state.made
+
+    def new_plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
+        """Cluster, then choose."""
+        query, key = call.query.transpose(1, 2), call.key.transpose(1, 2)  # [B, H, S, D]
+        queries, keys = self.clusters(call.tokens)
+        rounds = self.kmeans_iterations
+        query_labels, state.query_centroids = ops.kmeans(
+            query, queries, state.query_centroids, rounds
+        )
+        key_labels, state.key_centroids = ops.kmeans(key, keys, state.key_centroids, rounds)
+        clusters = Clusters(
+            state.query_centroids,
+            state.key_centroids,
+            *ops.group(query_labels, queries),
+            *ops.group(key_labels, keys),
+        )
+        return self.choose(call, clusters, ops)
+
+    @abc.abstractmethod
+    def choose(self, call: AttentionCall, clusters: Clusters, ops: Ops) -> Plan:
+        """Which blocks to compute, and what becomes of the others."""

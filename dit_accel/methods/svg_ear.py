@@ -1,0 +1,58 @@
+"""SVG-EAR: exact attention where centroids err most, centroids elsewhere (arXiv 2603.08982)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from dit_accel.call import AttentionCall, Plan
+from dit_accel.methods.clustered import Clustered, Clusters
+from dit_accel.ops import Ops
+
+Selection = Literal["density", "error"]
+
+
+@dataclass(frozen=True)
+class SVGEar(Clustered):
+    """svg2's clusters; a share of the keys is attended exactly, every other key cluster as one key, its
+    centroid, merged by log-sum-exp. Nothing is dropped, so the softmax keeps its whole mass.
+
+    Attributes, besides those of `Clustered`:
+        density: share of the keys that each query cluster attends to exactly, in [0, 1].
+        selection: which: by estimated attention mass per token (``"density"``), or by the error that
+            their centroid would make per token (``"error"``, the paper's, which reads all keys for
+            every query cluster).
+        second_order: add the variance of a cluster's keys to its centroid's logit, the next term of
+            ``ln sum exp``.
+    """
+
+    name: ClassVar[str] = "svg-ear"
+    source: ClassVar[str] = "SVG-EAR, arXiv 2603.08982"
+
+    density: float = 0.1
+    selection: Selection = "density"
+    second_order: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.density <= 1.0:
+            raise ValueError(f"density must be in [0, 1], got {self.density}")
+        if self.selection not in ("density", "error"):
+            raise ValueError(f"selection must be density or error, got {self.selection!r}")
+
+    def choose(self, call: AttentionCall, clusters: Clusters, ops: Ops) -> Plan:
+        key, value = call.key.transpose(1, 2), call.value.transpose(1, 2)  # [B, H, S, D]
+        order, offsets = clusters.key_order, clusters.key_offsets
+        if self.selection == "error":
+            score = ops.centroid_error(
+                clusters.query_centroids, key, value, order, offsets, call.scale
+            )
+        else:
+            variance = ops.group_variance(key, order, offsets) if self.second_order else None
+            score = ops.centroid_logits(
+                clusters.query_centroids, clusters.key_centroids, call.scale, variance
+            )
+        selected = ops.select_budget(score, offsets.diff(dim=-1), self.density * call.tokens)
+        return Plan(
+            clusters.map_of(selected), skipped="second-order" if self.second_order else "centroid"
+        )

@@ -1,0 +1,62 @@
+"""What it costs to let a key group stand as its centroid: the probe of SVG-EAR (arXiv 2603.08982)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dit_accel_kernels.contracts import group_of_token
+from dit_accel_kernels.kmeans import group_moments
+
+SCORE_ELEMENTS = 1 << 26  # scores held at a time: 256 MiB of float32
+
+
+def centroid_error(
+    query_centroids: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_order: Tensor,
+    key_offsets: Tensor,
+    scale: float,
+) -> Tensor:
+    """Mean squared error per key of ``exp(s_ij) v_j`` in place of ``exp(s_it) v_t`` for the keys t of
+    group j, as query group i's centroid sees them; relative to the largest weight of i.
+
+    Args:
+        query_centroids: ``[B, H, Gq, D]``.
+        key, value: ``[B, H, S, D]``.
+        key_order, key_offsets: groups of keys, as in `BlockMap`.
+        scale: softmax scale.
+
+    Returns:
+        float32 ``[B, H, Gq, Gk]``; 0 for an empty group.
+    """
+    batch, heads, tokens, _ = key.shape
+    groups = (key_order, key_offsets)
+    key_means, value_means = group_moments(key, *groups)[0], group_moments(value, *groups)[0]
+    label = group_of_token(*groups)  # [B, H, S]
+    mean_of = value_means.gather(2, label[..., None].expand(*label.shape, value.shape[-1]))
+    overlap = (value.float() * mean_of).sum(-1)  # [B, H, S]
+    square = value.float().square().sum(-1)
+    query = scale * query_centroids.float()
+    rows = max(1, SCORE_ELEMENTS // (batch * heads * tokens))
+    pieces = []
+    for piece in query.split(rows, dim=2):  # [B, H, R, D]
+        logits = piece @ key.float().transpose(-1, -2)  # [B, H, R, S]
+        top = logits.amax(-1, keepdim=True)
+        weight = (logits - top).exp()
+        mean_weight = (piece @ key_means.transpose(-1, -2) - top).exp()  # [B, H, R, Gk]
+        # |a v_j - b_t v_t|^2 = a^2 |v_j|^2 - 2 a b_t v_j . v_t + b_t^2 |v_t|^2, mean over t
+        parts = torch.stack([weight * overlap[:, :, None], weight.square() * square[:, :, None]])
+        cross, own = (group_mean(x, key_order, key_offsets) for x in parts)
+        kept = mean_weight.square() * value_means.square().sum(-1)[:, :, None]
+        pieces.append(kept - 2 * mean_weight * cross + own)
+    return torch.cat(pieces, 2).clamp(min=0)
+
+
+def group_mean(x: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    """Mean over each group of keys: ``[B, H, R, S]`` to ``[B, H, R, G]``; 0 for an empty one."""
+    by_key = x.transpose(2, 3)  # [B, H, S, R]
+    sorted_keys = by_key.gather(2, order[..., None].expand_as(by_key))
+    sums = torch.segment_reduce(sorted_keys, "sum", offsets=offsets, axis=2, initial=0)
+    return (sums / offsets.diff(dim=-1)[..., None].clamp(min=1)).transpose(2, 3)
