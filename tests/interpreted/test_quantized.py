@@ -15,7 +15,7 @@ from dit_accel_kernels import (
 )
 from dit_accel_kernels.gpu.dense_attention import dense_attention
 from dit_accel_kernels.gpu.launch import Launch
-from dit_accel_kernels.gpu.quantize import quantize, quantize_int8
+from dit_accel_kernels.gpu.quantize import quantize, quantize_e4m3, quantize_int8
 from dit_accel_kernels.gpu.sparse_attention import sparse_attention
 from dit_accel_kernels.precision import rounded
 
@@ -56,6 +56,18 @@ def test_dense_error_is_within_bounds(kind: str, precision: str) -> None:
     assert cosine >= BOUNDS[precision][0]
     assert relative <= BOUNDS[precision][1]
     torch.testing.assert_close(lse, exact_lse, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("tokens", [1, 500, 1100], ids=lambda n: f"{n} tokens")
+def test_values_have_one_scale_a_channel(tokens: int) -> None:
+    value = torch.randn(2, tokens, 3, 40, generator=torch.Generator().manual_seed(0))
+    value = (value * torch.linspace(0.1, 5, 40) + 2).transpose(1, 2)
+    quantized, scale, mean = quantize_e4m3(value)
+    torch.testing.assert_close(mean, value.mean(2), rtol=0, atol=1e-5)
+    largest = (value - value.mean(2, keepdim=True)).abs().amax(2)
+    torch.testing.assert_close(448 * scale, largest, rtol=0, atol=1e-4)
+    back = quantized.float() * scale[:, :, None] + mean[:, :, None]
+    assert ((back - value).abs() <= largest[:, :, None] / 28 + 1e-4).all()  # half of 1/16, near 448
 
 
 @pytest.mark.parametrize("precision", BOUNDS)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dit_accel_kernels.gpu.launch import last_contiguous, padded
+from dit_accel_kernels.gpu.launch import interpreted, last_contiguous, padded
 from dit_accel_kernels.precision import E4M3_MAX
 
 
@@ -104,12 +104,123 @@ def quantize_int8(x: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor
     return quantized, scale
 
 
+@triton.jit
+def _channel_kernel(
+    x,
+    sums,
+    lows,
+    highs,
+    stride_b,
+    stride_h,
+    stride_s,
+    heads,
+    tokens,
+    chunks,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    at = tl.program_id(1).to(tl.int64)
+    chunk = tl.program_id(0)
+    channel = tl.arange(0, BLOCK_D)
+    base = x + (at // heads) * stride_b + (at % heads) * stride_h
+    total = tl.zeros([BLOCK_D], tl.float32)
+    low = tl.full([BLOCK_D], float("inf"), tl.float32)
+    high = tl.full([BLOCK_D], float("-inf"), tl.float32)
+    for step in range(STEPS):
+        row = (chunk * STEPS + step) * BLOCK_S + tl.arange(0, BLOCK_S)
+        inside = (row < tokens)[:, None] & (channel < D)[None, :]
+        values = tl.load(base + row.to(tl.int64)[:, None] * stride_s + channel, inside, 0.0)
+        values = values.to(tl.float32)
+        total += tl.sum(values, 0)
+        low = tl.minimum(low, tl.min(tl.where(inside, values, float("inf")), 0))
+        high = tl.maximum(high, tl.max(tl.where(inside, values, float("-inf")), 0))
+    target = (at * chunks + chunk) * D + channel
+    tl.store(sums + target, total, channel < D)
+    tl.store(lows + target, low, channel < D)
+    tl.store(highs + target, high, channel < D)
+
+
+def channel_scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """e4m3 scale of what is left of each channel without its mean, and that mean, float32
+    ``[B, H, D]``.
+    """
+    batch, heads, tokens, width = x.shape
+    block, steps = 64, 8
+    chunks = triton.cdiv(tokens, block * steps)
+    found = x.new_empty(3, batch, heads, chunks, width, dtype=torch.float32)
+    _channel_kernel[(chunks, batch * heads)](
+        x,
+        *found,
+        x.stride(0),
+        x.stride(1),
+        x.stride(2),
+        heads,
+        tokens,
+        chunks,
+        D=width,
+        BLOCK_D=padded(width),
+        BLOCK_S=block,
+        STEPS=steps,
+    )
+    mean = found[0].sum(2) / tokens
+    largest = torch.maximum(found[2].amax(2) - mean, mean - found[1].amin(2))
+    return (largest / E4M3_MAX).clamp(min=1e-12), mean
+
+
+@triton.jit
+def _e4m3_kernel(
+    x,
+    mean,
+    scale,
+    quantized,
+    stride_b,
+    stride_h,
+    stride_s,
+    heads,
+    tokens,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    at = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    channel = tl.arange(0, BLOCK_D)
+    inside = (row < tokens)[:, None] & (channel < D)[None, :]
+    base = x + (at // heads) * stride_b + (at % heads) * stride_h
+    values = tl.load(base + row.to(tl.int64)[:, None] * stride_s + channel, inside, 0.0)
+    middle = tl.load(mean + at * D + channel, channel < D, 0.0)
+    step = tl.load(scale + at * D + channel, channel < D, 1.0)
+    ratio = (values.to(tl.float32) - middle[None, :]) / step[None, :]
+    target = (at * tokens + row)[:, None] * D + channel
+    tl.store(quantized + target, ratio.to(quantized.dtype.element_ty), inside)
+
+
 def quantize_e4m3(value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """e4m3 ``[B, H, S, D]``, scale and mean float32 ``[B, H, D]`` of values smoothed per channel."""
-    mean = value.mean(2, dtype=torch.float32)
-    centred = value.float() - mean[:, :, None]
-    scale = (centred.abs().amax(2) / E4M3_MAX).clamp(min=1e-12)
-    return (centred / scale[:, :, None]).to(torch.float8_e4m3fn), scale, mean
+    value = last_contiguous(value)
+    scale, mean = channel_scale(value)
+    # The interpreter cannot cast to e4m3: there the kernel writes float32.
+    dtype = torch.float32 if interpreted(value) else torch.float8_e4m3fn
+    quantized = torch.empty(value.shape, dtype=dtype, device=value.device)
+    batch, heads, tokens, width = value.shape
+    block = 32
+    _e4m3_kernel[(triton.cdiv(tokens, block), batch * heads)](
+        value,
+        mean,
+        scale,
+        quantized,
+        value.stride(0),
+        value.stride(1),
+        value.stride(2),
+        heads,
+        tokens,
+        D=width,
+        BLOCK_D=padded(width),
+        BLOCK_S=block,
+    )
+    return quantized.to(torch.float8_e4m3fn), scale, mean
 
 
 def quantize(
