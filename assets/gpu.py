@@ -80,7 +80,7 @@ def tune_steps(out: Path, device: str) -> list[Step]:
                 *("--head-dim", width, "--device", device, "--out", str(out / "launch.json")),
             ),
         )
-        for precision in ("full", "int8-fp8")
+        for precision in ("full", "int8", "int8-fp8")
         for width in ("128", "64")
     ]
 

@@ -24,6 +24,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.models.transformers import transformer_wan
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -182,7 +183,7 @@ def encode_latents(
     folder.mkdir(parents=True, exist_ok=True)
     for shard in tqdm(range(clips // SHARD), desc=f"encode {size}"):
         path = folder / f"{seed}-{shard:04d}.safetensors"
-        if path.exists():
+        if path.exists() and "labels" in set(safe_open(path, "pt").keys()):
             continue
         rng = np.random.default_rng(1000 * seed + shard)
         objects = np.where(rng.uniform(size=SHARD) < one_object, 1, 2)

@@ -14,7 +14,7 @@ from dit_accel_kernels import (
     centroid_logits,
     centroid_mass,
     group_by_label,
-    group_moments,
+    group_variance,
     kmeans,
     merge_attention,
     quantized_attention,
@@ -36,8 +36,8 @@ class Ops:
         self, tokens: Tensor, count: int, centroids: Tensor | None, iterations: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Cluster ``[B, H, S, D]`` tokens: ``iterations[0]`` rounds from strided tokens, or
-        ``iterations[1]`` from
-        ``centroids``; returns labels and centroids."""
+        ``iterations[1]`` from ``centroids``; returns labels and centroids.
+        """
         with self.stopwatch("kmeans", tokens.device):
             if centroids is None:
                 return kmeans(tokens, strided_centroids(tokens, count), iterations[0])
@@ -86,10 +86,12 @@ class Ops:
         with self.stopwatch("selection", key.device):
             return centroid_error(query_centroids, key, value, key_order, key_offsets, scale)
 
-    def group_variance(self, tokens: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-        """Variance of each group per channel, float32 ``[B, H, G, D]``."""
+    def group_variance(
+        self, tokens: Tensor, order: Tensor, offsets: Tensor, means: Tensor
+    ) -> Tensor:
+        """Variance of each group per channel around its mean, float32 ``[B, H, G, D]``."""
         with self.stopwatch("selection", tokens.device):
-            return group_moments(tokens, order, offsets)[1]
+            return group_variance(tokens, order, offsets, means)
 
     def select_budget(self, score: Tensor, key_sizes: Tensor, keys: float) -> Tensor:
         """Key groups by falling score, about ``keys`` keys for every query group."""

@@ -24,7 +24,8 @@ class AttentionReport:
         fallbacks: reason to number of calls.
         density: computed share of the (query, key) pairs, mean over ``sparse_calls`` and over
             ``all_calls`` (dense and fallback calls count as 1); None without such calls.
-        seconds: time in ``attention`` (sparse), ``dense``, ``kmeans`` and ``selection``.
+        seconds: time in ``attention`` (sparse), ``centroids`` (what stands for skipped keys),
+            ``dense``, ``kmeans`` and ``selection`` (whatever a plan takes besides k-means).
         layers: mean density of the sparse calls of each layer.
     """
 

@@ -141,7 +141,8 @@ def _attend(
         raise RuntimeError(
             "this attention layer was uninstalled: compiled code outlived its pipeline's session"
         )
-    return found.attend(query, key, value, mask, causal, scale).contiguous()
+    with torch.autocast(query.device.type, enabled=False):  # plans are made of float32 products
+        return found.attend(query, key, value, mask, causal, scale).contiguous()
 
 
 @_attend.register_fake
@@ -178,6 +179,9 @@ def _dispatch(
         raise NotImplementedError(
             "attention with dropout, grouped queries or backend arguments cannot be made sparse yet"
         )
+    if torch.is_autocast_enabled(query.device.type):  # here, so that compiled code casts, too
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     return torch.ops.dit_accel.attend(query, key, value, attn_mask, is_causal, scale, backend.layer)
 
 

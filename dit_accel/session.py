@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor, nn
@@ -152,7 +151,9 @@ class Session:
         if query.shape[1] < least:
             return self.fall_back(f"fewer than {least} tokens", dense)
         call = AttentionCall(
-            *_as_autocast(query, key, value),
+            query,
+            key,
+            value,
             scale,
             layer.index,
             layer.count,
@@ -174,13 +175,11 @@ class Session:
         place = (call.branch, tuple(call.query.shape))
         if place not in layer.states:
             layer.states[place] = self.method.new_state()
-        device = call.query.device.type
-        with torch.autocast(device, enabled=False):  # plans are made of float32 products
-            plan = self.method.plan(call, layer.states[place], self._ops)
-            if plan is not None:
-                self._tally.sparse(f"{layer.stack}.{layer.name}", self._ops.density(plan.block_map))
-                return self._ops.run(plan, call, self._choose(self.precision, call.query))
-        return self._dense(dense, call.scale)
+        plan = self.method.plan(call, layer.states[place], self._ops)
+        if plan is None:
+            return self._dense(dense, call.scale)
+        self._tally.sparse(f"{layer.stack}.{layer.name}", self._ops.density(plan.block_map))
+        return self._ops.run(plan, call, self._choose(self.precision, call.query))
 
     def _dense(self, dense: seam.DenseCall, scale: float) -> Tensor:
         self._tally.dense()
@@ -206,15 +205,6 @@ class Session:
         for installation in self._installations:
             for layer in installation.layers:
                 layer.states.clear()
-
-
-def _as_autocast(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value in the dtype that attention runs in under autocast, which casts them."""
-    device = tensors[0].device.type
-    if torch.is_autocast_enabled(device):
-        tensors = tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
-    query, key, value = tensors
-    return query, key, value
 
 
 def transformers_of(target: Any) -> dict[str, nn.Module]:

@@ -44,7 +44,7 @@ class Clusters:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Clustered(Method):
     """Cluster queries and keys by k-means, once a step or less often; subclasses choose the blocks.
 

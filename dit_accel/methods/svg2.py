@@ -10,7 +10,7 @@ from dit_accel.methods.clustered import Clustered, Clusters
 from dit_accel.ops import Ops
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SVG2(Clustered):
     """Cluster queries and keys by k-means; each query cluster attends to the key clusters that hold
     its mass.

@@ -12,7 +12,7 @@ from dit_accel.ops import Ops
 Selection = Literal["density", "error"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SVGEar(Clustered):
     """svg2's clusters; a share of the keys is attended exactly, every other key cluster as one key, its
     centroid, merged by log-sum-exp. Nothing is dropped, so the softmax keeps its whole mass.
@@ -48,10 +48,10 @@ class SVGEar(Clustered):
                 clusters.query_centroids, key, value, order, offsets, call.scale
             )
         else:
-            variance = ops.group_variance(key, order, offsets) if self.second_order else None
-            score = ops.centroid_logits(
-                clusters.query_centroids, clusters.key_centroids, call.scale, variance
-            )
+            means, variance = clusters.key_centroids, None
+            if self.second_order:
+                variance = ops.group_variance(key, order, offsets, means)
+            score = ops.centroid_logits(clusters.query_centroids, means, call.scale, variance)
         selected = ops.select_budget(score, offsets.diff(dim=-1), self.density * call.tokens)
         return Plan(
             clusters.map_of(selected), skipped="second-order" if self.second_order else "centroid"

@@ -8,7 +8,8 @@ from dit_accel_kernels.centroid_error import centroid_error
 from dit_accel_kernels.contracts import BlockMap, ContractError
 from dit_accel_kernels.grouping import group_by_label
 from dit_accel_kernels.kmeans import (
-    group_moments,
+    group_means,
+    group_variance,
     kmeans,
     kmeans_assign,
     kmeans_update,
@@ -41,7 +42,8 @@ __all__ = [
     "check_precision",
     "dense_attention",
     "group_by_label",
-    "group_moments",
+    "group_means",
+    "group_variance",
     "kmeans",
     "kmeans_assign",
     "kmeans_update",

@@ -13,7 +13,7 @@ from dit_accel_kernels.contracts import (
     check_tokens,
     group_of_token,
 )
-from dit_accel_kernels.kmeans import group_moments
+from dit_accel_kernels.kmeans import group_means, group_variance
 
 
 def skipped_attention(
@@ -29,15 +29,14 @@ def skipped_attention(
     ``second_order`` also their variance.
     """
     groups = (block_map.key_order, block_map.key_offsets)
-    keys, variance = group_moments(key, *groups)
-    values, _ = group_moments(value, *groups)
+    keys, values = group_means(key, *groups), group_means(value, *groups)
     return centroid_attention(
         query,
         keys,
         values,
         block_map,
         scale=scale,
-        key_variance=variance if second_order else None,
+        key_variance=group_variance(key, *groups, keys) if second_order else None,
     )
 
 

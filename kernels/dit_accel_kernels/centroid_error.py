@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dit_accel_kernels.contracts import group_of_token
-from dit_accel_kernels.kmeans import group_moments
+from dit_accel_kernels.kmeans import group_means
 
 SCORE_ELEMENTS = 1 << 26  # scores held at a time: 256 MiB of float32
 
@@ -33,19 +33,21 @@ def centroid_error(
     """
     batch, heads, tokens, _ = key.shape
     groups = (key_order, key_offsets)
-    key_means, value_means = group_moments(key, *groups)[0], group_moments(value, *groups)[0]
+    key_means, value_means = group_means(key, *groups), group_means(value, *groups)
     label = group_of_token(*groups)  # [B, H, S]
     mean_of = value_means.gather(2, label[..., None].expand(*label.shape, value.shape[-1]))
     overlap = (value.float() * mean_of).sum(-1)  # [B, H, S]
     square = value.float().square().sum(-1)
-    query = scale * query_centroids.float()
+    query, keys = scale * query_centroids.float(), key.float().transpose(-1, -2)
     rows = max(1, SCORE_ELEMENTS // (batch * heads * tokens))
     pieces = []
     for piece in query.split(rows, dim=2):  # [B, H, R, D]
-        logits = piece @ key.float().transpose(-1, -2)  # [B, H, R, S]
+        logits = piece @ keys  # [B, H, R, S]
         top = logits.amax(-1, keepdim=True)
         weight = (logits - top).exp()
-        mean_weight = (piece @ key_means.transpose(-1, -2) - top).exp()  # [B, H, R, Gk]
+        mean_weight = (
+            (piece @ key_means.transpose(-1, -2) - top).clamp(max=0).exp()
+        )  # [B, H, R, Gk]
         # |a v_j - b_t v_t|^2 = a^2 |v_j|^2 - 2 a b_t v_j . v_t + b_t^2 |v_t|^2, mean over t
         parts = torch.stack([weight * overlap[:, :, None], weight.square() * square[:, :, None]])
         cross, own = (group_mean(x, key_order, key_offsets) for x in parts)

@@ -80,25 +80,27 @@ def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     return torch.where(sizes > 0, means, centroids)
 
 
-def group_moments(tokens: Tensor, order: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each group's tokens per channel, float32 ``[B, H, G, D]``; 0 for an empty one.
+def group_means(tokens: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    """Mean of each group's tokens, float32 ``[B, H, G, D]``; 0 for an empty one.
 
     Args:
         tokens: ``[B, H, S, D]``.
         order, offsets: groups as `group_by_label` gives them.
     """
     batch, heads, _, width = tokens.shape
-    both = torch.cat([tokens.float(), tokens.float().square()], -1)  # [B, H, S, 2 D]
-    nothing = both.new_zeros(batch, heads, offsets.shape[-1] - 1, 2 * width)
+    nothing = tokens.new_zeros(batch, heads, offsets.shape[-1] - 1, width, dtype=torch.float32)
     if tokens.is_cuda:
         from dit_accel_kernels.gpu.kmeans import kmeans_update as on_gpu
 
         with torch.cuda.device_of(tokens):
-            moments = on_gpu(both, order, offsets, nothing)
-    else:
-        moments = kmeans_update(both, group_of_token(order, offsets), nothing)
-    mean, square = moments.split(width, -1)
-    return mean, (square - mean.square()).clamp(min=0)
+            return on_gpu(tokens, order, offsets, nothing)
+    return kmeans_update(tokens, group_of_token(order, offsets), nothing)
+
+
+def group_variance(tokens: Tensor, order: Tensor, offsets: Tensor, means: Tensor) -> Tensor:
+    """Variance of each group's tokens per channel, float32 ``[B, H, G, D]``, around their `group_means`."""
+    squares = group_means(tokens.float().square(), order, offsets)
+    return (squares - means.square()).clamp(min=0)
 
 
 def kmeans(tokens: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:

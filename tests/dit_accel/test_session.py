@@ -59,12 +59,21 @@ def test_autocast_gives_bfloat16_attention_and_float32_plans(wan, run_wan) -> No
             seen.add((call.query.dtype, torch.is_autocast_enabled("cpu")))
             return super().plan(call, state, ops)
 
+    class Float(torch.nn.Module):  # as normalisation is under autocast on CUDA
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.float()
+
+    for block in wan.transformer.blocks:
+        block.attn1.norm_q = torch.nn.Sequential(block.attn1.norm_q, Float())
     with torch.autocast("cpu", torch.bfloat16):
         expected = run_wan(wan)
         wan.enable_sparse_attention(Watched(top_p=1.0), schedule=ALWAYS)
         found = run_wan(wan)
+        wan.transformer.compile_repeated_blocks(backend="aot_eager", fullgraph=True)
+        compiled = run_wan(wan)
     assert seen == {(torch.bfloat16, False)}
     torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
+    torch.testing.assert_close(compiled, expected, rtol=0, atol=0.1)
 
 
 def test_sparse_differs_and_is_counted(wan, run_wan) -> None:

@@ -28,14 +28,14 @@ def test_fastest_launch_is_written_and_read(
     monkeypatch.setattr(tune, "seconds", timed)
     monkeypatch.setattr(tune.torch, "bfloat16", torch.float16)  # the interpreter has no bfloat16
     out = tmp_path / "launch.json"
-    out.write_text(json.dumps({"8": {"dense 2 64": [1, 2, 3, 4]}}))
+    out.write_text(json.dumps({"80": {"dense 2 2 64": [1, 2, 3, 4]}}))
     result = CliRunner().invoke(tune.main, ["--device", "cpu", "--head-dim", "64", "--out", out])
     assert result.exit_code == 0, result.output
     found = table.read_measured(out)
-    assert found[8, "dense", 2, 64] == Launch(1, 2, 3, 4)
-    assert found[9, "dense", 2, 64] == tried[1]
-    assert found[9, "sparse", 2, 64] == tried[0]
-    assert found[9, "small", 2, 64] == Launch(16, 16, 4, 1)
+    assert found[80, "dense", 2, 2, 64] == Launch(1, 2, 3, 4)
+    assert found[90, "dense", 2, 2, 64] == tried[1]
+    assert found[90, "sparse", 2, 2, 64] == tried[0]
+    assert found[90, "small", 2, 2, 64] == Launch(16, 16, 4, 1)
     monkeypatch.setattr(table, "MEASURED", found)
-    assert attention_launch("sparse", torch.float16, 64, 9) == tried[0]
-    assert attention_launch("sparse", torch.float16, 128, 9) != tried[0]
+    assert attention_launch("sparse", torch.float16, torch.float16, 64, 90) == tried[0]
+    assert attention_launch("sparse", torch.float16, torch.float16, 128, 90) != tried[0]

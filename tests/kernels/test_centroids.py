@@ -10,7 +10,8 @@ from dit_accel_kernels import (
     centroid_error,
     centroid_logits,
     group_by_label,
-    group_moments,
+    group_means,
+    group_variance,
     merge_attention,
     skipped_attention,
     sparse_attention,
@@ -32,7 +33,8 @@ def grouped(tokens: int, groups: int, seed: int = 0):
 def test_moments_equal_those_of_each_group(tokens: int, groups: int, seed: int) -> None:
     (x,) = tensors(1, 2, 3, tokens, 8, seed=seed)
     labels, order, offsets = grouped(tokens, groups, seed)
-    mean, variance = group_moments(x, order, offsets)
+    mean = group_means(x, order, offsets)
+    variance = group_variance(x, order, offsets, mean)
     for group in range(groups):
         member = x[1, 2][labels[1, 2] == group]
         expected = member.mean(0) if len(member) else torch.zeros(8)
@@ -47,7 +49,7 @@ def test_error_equals_its_definition() -> None:
     (query,) = tensors(1, 2, 3, 5, 16, seed=1)
     labels, order, offsets = grouped(60, 7)
     found = centroid_error(query, key, value, order, offsets, 0.25)
-    keys, values = (group_moments(x, order, offsets)[0] for x in (key, value))
+    keys, values = (group_means(x, order, offsets) for x in (key, value))
     logits = 0.25 * query[1, 2] @ key[1, 2].t()  # [5, 60]
     for group in range(7):
         member = labels[1, 2] == group
@@ -59,13 +61,23 @@ def test_error_equals_its_definition() -> None:
             torch.testing.assert_close(found[1, 2, row, group], error, rtol=1e-4, atol=1e-7)
 
 
+def test_error_of_an_empty_group_is_zero() -> None:
+    key, value = torch.full((1, 1, 6, 4), 10.0), torch.ones(1, 1, 6, 4)
+    order, offsets = torch.arange(6).expand(1, 1, -1), torch.tensor([[[0, 3, 6, 6]]])
+    found = centroid_error(torch.full((1, 1, 1, 4), -3.0), key, value, order, offsets, 0.5)
+    assert found.isfinite().all()
+    assert found[..., 2] == 0
+
+
 def test_second_order_logit_is_nearer_to_the_group() -> None:
     """Keys scattered around their centre: mean of exp(q . k) over the group."""
     (noise,) = tensors(1, 1, 1, 4000, 16)
     (query,) = tensors(1, 1, 1, 8, 16, seed=1)
     key = noise + 0.3
     order = torch.arange(4000).expand(1, 1, -1)
-    mean, variance = group_moments(key, order, torch.tensor([[[0, 4000]]]))
+    whole = torch.tensor([[[0, 4000]]])
+    mean = group_means(key, order, whole)
+    variance = group_variance(key, order, whole, mean)
     exact = (0.25 * query @ key.transpose(-1, -2)).exp().mean(-1).log()[..., None]
     first = centroid_logits(query, mean, 0.25) - exact
     second = centroid_logits(query, mean, 0.25, variance) - exact

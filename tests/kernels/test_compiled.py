@@ -108,7 +108,7 @@ def test_attention_kernel(
 ) -> None:
     if value == "float8_e4m3fn" and arch < 89:
         pytest.skip("e4m3 products need sm_89")
-    launch = attention_launch(kind, getattr(torch, query), width, arch // 10)
+    launch = attention_launch(kind, getattr(torch, query), getattr(torch, value), width, arch)
     dense, sparse = (
         dense_attention._dense_attention_kernel,
         sparse_attention._sparse_attention_kernel,

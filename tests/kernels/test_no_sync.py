@@ -9,20 +9,31 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from dit_accel import SVG2, AttentionCall
+from dit_accel import SVG2, AttentionCall, Method, SVGEar
 from dit_accel.ops import Ops
 from dit_accel_kernels.gpu import (
+    centroid_attention,
     dense_attention,
     grouping,
     kmeans,
     launch,
+    merge,
     planner,
     quantize,
     sparse_attention,
 )
 from dit_accel_pipelines import TokenLayout
 
-MODULES = (dense_attention, grouping, kmeans, planner, quantize, sparse_attention)
+MODULES = (
+    centroid_attention,
+    dense_attention,
+    grouping,
+    kmeans,
+    merge,
+    planner,
+    quantize,
+    sparse_attention,
+)
 
 
 class Recorder:
@@ -46,13 +57,13 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
                 found[name] = Recorder()
                 monkeypatch.setattr(module, name, found[name])
     for module in (launch, dense_attention, sparse_attention):
-        monkeypatch.setattr(module, "capability", lambda _: 9)
+        monkeypatch.setattr(module, "capability", lambda _: 90)
     monkeypatch.setattr("torch.cuda.device_of", contextlib.nullcontext)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _=None: (9, 0))
     return found
 
 
-def planned(precision: str, method: SVG2) -> None:
+def planned(precision: str, method: Method) -> None:
     ops = Ops(lambda *_: contextlib.nullcontext())
     with FakeTensorMode():
         tensors = [
@@ -73,6 +84,13 @@ def test_planning_and_attention_do_not_wait(launches, precision: str) -> None:
     assert launches["_sparse_attention_kernel"].grids
     assert launches["_assign_kernel"].grids
     assert bool(launches["_int8_kernel"].grids) == (precision != "full")
+
+
+@pytest.mark.parametrize("selection", ["density", "error"])
+def test_centroids_do_not_wait(launches, selection: str) -> None:
+    planned("int8-fp8", SVGEar(selection=selection))
+    for name in ("_sparse_attention_kernel", "_centroid_attention_kernel", "_merge_kernel"):
+        assert launches[name].grids
 
 
 def test_a_planted_wait_is_found(launches, monkeypatch: pytest.MonkeyPatch) -> None:

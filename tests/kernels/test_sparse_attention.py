@@ -91,6 +91,24 @@ def test_both_layouts_give_the_same(dtype: torch.dtype) -> None:
         assert torch.equal(one, other)
 
 
+def test_few_keys_listed_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = tensors(2, 3, 90, 80, 16)
+    block_map = random_map(inputs[0], inputs[1], (5, 9), 0.4)
+    expected = sparse_attention(*inputs, block_map)
+    monkeypatch.setattr("dit_accel_kernels.cpu.sparse_attention.LIST_KEYS", 900)
+    found = sparse_attention(*inputs, block_map)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_default_device_does_not_matter() -> None:
+    inputs = tensors(1, 2, 60, 60, 16)
+    block_map = random_map(inputs[0], inputs[1], (3, 4), 0.5)
+    expected = sparse_attention(*inputs, block_map)
+    with torch.device("meta"):
+        found = sparse_attention(*inputs, block_map)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_nothing_selected_is_zero_and_minus_infinity() -> None:
     query, key, value = tensors(1, 1, 9, 9, 16)
     block_map = random_map(query, key, (2, 2), -1.0)

@@ -51,11 +51,11 @@ def of_density(method: SVG2, call: AttentionCall, density: float) -> SVG2:
     """The method with the share of key clusters that gives the density: large clusters come first, so
     a share of the clusters holds a larger share of the keys.
     """
-    low, high = 0.0, 1.0
+    low, high, state, ops = 0.0, 1.0, method.new_state(), Ops(Stopwatch())
     for _ in range(10):
         share = (low + high) / 2
         tried = replace(method, min_key_share=share)
-        plan = tried.new_plan(call, tried.new_state(), Ops(Stopwatch()))
+        plan = tried.new_plan(call, state, ops)
         low, high = (low, share) if plan.block_map.density() > density else (share, high)
     return replace(method, min_key_share=low)
 

@@ -41,6 +41,7 @@ def uniform_blocks(shape: Shape, density: float, device: str) -> UniformBlocks:
     count = max(1, round(density * blocks))
     generator = torch.Generator().manual_seed(3)
     order = torch.rand(shape.heads, blocks, blocks, generator=generator).argsort(-1).to(device)
+    order[..., :count] = order[..., :count].sort(-1).values  # the ragged last block comes last
     selected = torch.zeros(shape.heads, blocks, blocks, dtype=torch.bool, device=device)
     selected.scatter_(-1, order[..., :count], True)
     counts = torch.full((1, shape.heads, blocks), count, dtype=torch.int32, device=device)
@@ -71,11 +72,11 @@ def flex(tensors: Inputs, blocks: UniformBlocks) -> Callable[[], Tensor]:
 
 
 def flashinfer(tensors: Inputs, block_map: BlockMap) -> Callable[[], Tensor] | None:
-    """The whole call: permute, plan, run, permute back; None where flashinfer is missing."""
+    """The whole call, as its users make it: wrapper, plan, permute, run, permute back; None where
+    flashinfer is missing.
+    """
     if importlib.util.find_spec("flashinfer") is None:
         return None
-    from flashinfer.sparse import VariableBlockSparseAttentionWrapper
-
     query, key, value = tensors
     batch, heads, tokens, width = query.shape
     workspace = torch.empty(128 << 20, dtype=torch.uint8, device=query.device)
@@ -84,6 +85,8 @@ def flashinfer(tensors: Inputs, block_map: BlockMap) -> Callable[[], Tensor] | N
         return x.gather(2, order[..., None].expand_as(x)).flatten(0, 1)
 
     def work() -> Tensor:
+        from flashinfer.sparse import VariableBlockSparseAttentionWrapper
+
         wrapper = VariableBlockSparseAttentionWrapper(workspace, backend="auto")
         wrapper.plan(
             block_mask_map=block_map.selected.flatten(0, 1),

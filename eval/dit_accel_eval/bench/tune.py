@@ -14,11 +14,12 @@ from pathlib import Path
 import click
 import torch
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
+from triton.errors import TritonError
 
+from dit_accel import SVG2
 from dit_accel_eval.bench.cases import Shape, clustered, random_map
 from dit_accel_eval.bench.measure import seconds
-from dit_accel_kernels import Precision
+from dit_accel_kernels import ContractError, Precision, check_precision
 from dit_accel_kernels.gpu.dense_attention import dense_attention
 from dit_accel_kernels.gpu.launch import Launch, capability
 from dit_accel_kernels.gpu.quantize import Quantized, quantize
@@ -45,7 +46,7 @@ def fastest(work_of: Callable[[Launch], Work], tried: list[Launch], device: str)
     for launch in tried:
         try:
             times[launch] = seconds(work_of(launch), device, least=0.2)
-        except (OutOfResources, RuntimeError) as refusal:
+        except (TritonError, RuntimeError) as refusal:
             click.echo(f"{launch}: {str(refusal).splitlines()[0]}")
             continue
         click.echo(f"{launch}: {1e3 * times[launch]:.3f} ms")
@@ -55,14 +56,14 @@ def fastest(work_of: Callable[[Launch], Work], tried: list[Launch], device: str)
 def tuned(
     shape: Shape, precision: Precision, device: str, tried: list[Launch]
 ) -> Iterator[tuple[str, Launch]]:
-    """Entries of the table: ``kind bytes head_dim`` and the launch."""
+    """Entries of the table: ``kind bytes-of-Q bytes-of-V head_dim`` and the launch."""
     query, key, value = (x.transpose(1, 2) for x in clustered(shape, torch.bfloat16, device))
     given = Quantized(query, key, value)
     if precision != "full":
         given = quantize(query, key, value, precision == "int8-fp8", False)
-    scale, size = shape.head_dim**-0.5, given.query.element_size()
-    groups = (shape.tokens // 64, shape.tokens // 16)
-    block_map = random_map(shape, groups, DENSITY, SIGMA, device)
+    scale = shape.head_dim**-0.5
+    sizes = f"{given.query.element_size()} {given.value.element_size()} {shape.head_dim}"
+    block_map = random_map(shape, SVG2().clusters(shape.tokens), DENSITY, SIGMA, device)
 
     def dense(launch: Launch) -> Work:
         return lambda: dense_attention(
@@ -80,30 +81,37 @@ def tuned(
         best = fastest(work_of, tried, device)
         if best is None:
             continue
-        yield f"{kind} {size} {shape.head_dim}", best
+        yield f"{kind} {sizes}", best
         if kind == "sparse":
-            yield f"small {size} {shape.head_dim}", half(best)
+            yield f"small {sizes}", half(best)
 
 
 @click.command()
 @click.option(
-    "--precision", type=click.Choice(["full", "int8-fp8"]), default="full", show_default=True
+    "--precision",
+    type=click.Choice(["full", "int8", "int8-fp8"]),
+    default="full",
+    show_default=True,
 )
 @click.option("--head-dim", type=click.Choice(["64", "128"]), default="128", show_default=True)
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(precision: Precision, head_dim: str, device: str, out: Path) -> None:
     """Time all tile shapes for one precision and head_dim."""
+    try:
+        check_precision(precision, torch.device(device))
+    except ContractError as error:
+        raise click.UsageError(str(error)) from None
     table = json.loads(out.read_text()) if out.exists() else {}
     shape = Shape(HEADS, TOKENS, int(head_dim))
-    major = str(capability(torch.empty(0, device=device)))
+    arch = str(capability(torch.empty(0, device=device)))
     for name, launch in tuned(shape, precision, device, candidates()):
         entry = [launch.block_m, launch.block_n, launch.num_warps, launch.num_stages]
-        table.setdefault(major, {})[name] = entry
-        click.echo(f"capability {major}, {name}: {entry}")
-    temporary = out.with_suffix(".part")
-    temporary.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
-    temporary.replace(out)
+        table.setdefault(arch, {})[name] = entry
+        click.echo(f"capability {arch}, {name}: {entry}")
+        temporary = out.with_suffix(".part")
+        temporary.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
+        temporary.replace(out)
 
 
 if __name__ == "__main__":

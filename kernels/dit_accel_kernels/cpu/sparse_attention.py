@@ -17,12 +17,14 @@ from dit_accel_kernels.precision import Precision, rounded_weights, simulate
 
 TILE_ROWS = 256
 PACK_BYTES = 1 << 22  # scores of one pack
+LIST_KEYS = 1 << 23  # keys listed at a time, at most: 64 MiB of indices
 # Packs are of few shapes: oneDNN, which multiplies 16-bit numbers, compiles a product at its first use.
 ROWS, COLUMNS = 16, 32  # twice as many for 16-bit numbers
 
 # Scores of bfloat16 inputs are bfloat16, too, as plain products give them, while none is larger than
-# this, and float32 otherwise. With scores up to 40 the output is then off by .1 to .3 % on attention of a
-# trained model and by 1.3 % on independent random numbers; the rounding of the output alone makes .2 %.
+# this, and float32 otherwise. Half their last place is then 1/8 at most: a single weight may be off by 13 %.
+# With scores up to 40 the output was off by .1 to .3 % on attention of a trained model and by 1.3 % on
+# independent random numbers; the rounding of the output alone makes .2 %.
 LARGEST_ROUNDED_SCORE = 64.0
 
 
@@ -82,10 +84,11 @@ class Rows:
     def index(self, order: Tensor) -> Tensor:
         """Row of each token of ``[B, H, S]``."""
         batch, heads, tokens = order.shape
-        head = torch.arange(heads)[:, None]
+        head = torch.arange(heads, device=order.device)[:, None]
+        sample = torch.arange(batch, device=order.device)[:, None, None]
         if self.by_token:
-            return (torch.arange(batch)[:, None, None] * tokens + order) * heads + head
-        return (torch.arange(batch)[:, None, None] * heads + head) * tokens + order
+            return (sample * tokens + order) * heads + head
+        return (sample * heads + head) * tokens + order
 
 
 class Buffers:
@@ -100,7 +103,7 @@ class Buffers:
         """A tensor with whatever it held before, valid until the name is taken again."""
         size = math.prod(shape)
         if (name, dtype) not in self.held or len(self.held[name, dtype]) < size:
-            self.held[name, dtype] = torch.empty(size, dtype=dtype)
+            self.held[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
         return self.held[name, dtype][:size].view(shape)
 
     def rows(self, name: str, x: Tensor, rows: Tensor) -> Tensor:
@@ -152,9 +155,10 @@ def sparse_attention(
         lse=query.new_full((count + 1,), -torch.inf, dtype=torch.float32) if return_lse else None,
         buffers=Buffers(),
     )
-    tiles = tiles_of(block_map, rows)
-    for pack in packs_of(tiles, query.element_size()):
-        _attend(call, tiles, pack)
+    bytes_each = 4 if return_lse else query.element_size()
+    for tiles in tiles_of(block_map, rows):
+        for pack in packs_of(tiles, bytes_each):
+            _attend(call, tiles, pack)
     out = rows.whole(call.out[:-1])
     if call.lse is None:
         return out, None
@@ -162,36 +166,64 @@ def sparse_attention(
     return out, lse if given is None else lse + scale * given.lse_shift
 
 
-def tiles_of(block_map: BlockMap, rows: Rows) -> Tiles:
-    """Cut the query groups that select a key into tiles and list the selected keys of each group."""
-    batch_heads = block_map.selected.shape[0] * block_map.selected.shape[1]
-    head_of = torch.arange(batch_heads)[:, None]
-    sizes = block_map.key_offsets.flatten(0, 1).diff()  # [B H, Gk]
-    starts = block_map.key_offsets.flatten(0, 1)[:, :-1] + head_of * block_map.key_order.shape[-1]
-    selected = block_map.selected.flatten(0, 1)  # [B H, Gq, Gk]
+def tiles_of(block_map: BlockMap, rows: Rows) -> Iterator[Tiles]:
+    """Tiles of some heads at a time, as many as LIST_KEYS allows."""
+    query_rows = rows.index(block_map.query_order).flatten(0, 1)  # [B H, Sq]
+    key_rows = rows.index(block_map.key_order).flatten(0, 1)
+    heads, groups, _ = block_map.selected.flatten(0, 1).shape
+    step = max(1, LIST_KEYS // (groups * key_rows.shape[1]))
+    for first in range(0, heads, step):
+        part = slice(first, first + step)
+        yield _tiles_of_heads(
+            first,
+            block_map.selected.flatten(0, 1)[part],
+            query_rows[part],
+            block_map.query_offsets.flatten(0, 1)[part],
+            key_rows[part],
+            block_map.key_offsets.flatten(0, 1)[part],
+        )
+
+
+def _tiles_of_heads(
+    first_head: int,
+    selected: Tensor,
+    query_rows: Tensor,
+    query_offsets: Tensor,
+    key_rows: Tensor,
+    key_offsets: Tensor,
+) -> Tiles:
+    """Cut the query groups that select a key into tiles and list the selected keys of each group.
+
+    Args:
+        first_head: number of the first of n heads.
+        selected: ``[n, Gq, Gk]``; query_rows, key_rows: ``[n, S]``, group by group; query_offsets,
+            key_offsets: ``[n, G + 1]``.
+    """
+    heads, groups, _ = selected.shape
+    head_of = torch.arange(heads, device=selected.device)[:, None]
+    sizes = key_offsets.diff()  # [n, Gk]
+    starts = key_offsets[:, :-1] + head_of * key_rows.shape[1]
     head, group, column = selected.nonzero().unbind(1)
     size = sizes[head, column]
     shift = starts[head, column] - (size.cumsum(0) - size)
     place = shift.repeat_interleave(size)
-    place += torch.arange(len(place))
-    groups = selected.shape[1]
-    keys = size.new_zeros(batch_heads * groups).index_add_(0, head * groups + group, size)
+    place += torch.arange(len(place), device=place.device)
+    keys = size.new_zeros(heads * groups).index_add_(0, head * groups + group, size)
 
-    offsets = block_map.query_offsets.flatten(0, 1)
-    queries = offsets.diff().flatten()
-    first = (offsets[:, :-1] + head_of * block_map.query_order.shape[-1]).flatten()
+    queries = query_offsets.diff().flatten()
+    first = (query_offsets[:, :-1] + head_of * query_rows.shape[1]).flatten()
     pieces = ((queries + TILE_ROWS - 1) // TILE_ROWS) * (keys > 0)
-    of = torch.arange(len(pieces)).repeat_interleave(pieces)
-    piece = torch.arange(len(of)) - (pieces.cumsum(0) - pieces)[of]
+    of = torch.arange(len(pieces), device=pieces.device).repeat_interleave(pieces)
+    piece = torch.arange(len(of), device=of.device) - (pieces.cumsum(0) - pieces)[of]
     height = (queries[of] + pieces[of] - 1) // pieces[of]  # a group's tiles are of even height
     return Tiles(
-        of // groups,
+        first_head + of // groups,
         first[of] + piece * height,
         torch.minimum(height, queries[of] - piece * height),
         (keys.cumsum(0) - keys)[of],
         keys[of],
-        rows.index(block_map.query_order).flatten(),
-        rows.index(block_map.key_order).flatten().index_select(0, place),
+        query_rows.flatten(),
+        key_rows.flatten().index_select(0, place),
     )
 
 
@@ -250,7 +282,7 @@ def _padded(rows: Tensor, first: Tensor, count: Tensor, length: int) -> tuple[Te
     """Rows ``first .. first + count`` of each tile, ``[n, length]``, the last repeated; and which are
     no repetition.
     """
-    step = torch.arange(length)
+    step = torch.arange(length, device=rows.device)
     place = first[:, None] + torch.minimum(step, count[:, None] - 1)
     return rows.index_select(0, place.flatten()).view_as(place), step < count[:, None]
 
@@ -268,5 +300,7 @@ def scores_of(call: Call, query: Tensor, key: Tensor, there: Tensor) -> Tensor:
         if max(scores.aminmax().max, -first.amin()) <= LARGEST_ROUNDED_SCORE:
             return scores
     out = call.buffers.take("scores", shape, torch.float32)
-    keys = key.float().transpose(1, 2)
+    if key.dtype != torch.float32:
+        key = call.buffers.take("float32 key", key.shape, torch.float32).copy_(key)
+    keys = key.transpose(1, 2)
     return torch.baddbmm(absent.float(), query.float(), keys, alpha=call.scale, out=out)

@@ -127,7 +127,7 @@ def dense_attention(
     """Attention of ``[B, H, S, D]`` tensors; ``quantized`` stands for them in the products."""
     given = quantized or Quantized(query, key, value)
     launch = launch or attention_launch(
-        "dense", given.query.dtype, query.shape[-1], capability(query)
+        "dense", given.query.dtype, given.value.dtype, query.shape[-1], capability(query)
     )
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32) if return_lse else None

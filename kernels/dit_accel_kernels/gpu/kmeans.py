@@ -134,8 +134,8 @@ def kmeans_update(tokens: Tensor, order: Tensor, offsets: Tensor, centroids: Ten
     means = torch.empty_like(centroids)
     _means_kernel[(count, batch * heads)](
         tokens,
-        order,
-        offsets,
+        order.contiguous(),
+        offsets.contiguous(),
         centroids,
         means,
         *tokens.stride()[:3],

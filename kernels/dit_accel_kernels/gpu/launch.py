@@ -1,6 +1,6 @@
 """How kernels are launched: a static table of tile shapes per architecture, tuned offline.
 
-``launch.json`` holds what was measured (`dit_accel_eval.bench.tune`), by major compute capability; the
+``launch.json`` holds what was measured (`dit_accel_eval.bench.tune`), by compute capability; the
 tables here serve where it has nothing. No autotuning in the hot path: the first call of a shape would
 pay for all candidates.
 """
@@ -74,29 +74,39 @@ WIDE: dict[Kind, Launch] = {
 }
 
 
-def read_measured(path: Path) -> dict[tuple[int, str, int, int], Launch]:
-    """(major capability, kind, bytes, head_dim) -> launch, from ``{"9": {"dense 2 128": [...]}}``."""
+def read_measured(path: Path) -> dict[tuple[int, str, int, int, int], Launch]:
+    """(capability, kind, bytes of Q, bytes of V, head_dim) -> launch, from
+    ``{"90": {"dense 2 2 128": [...]}}``.
+    """
     found = {}
-    for major, entries in json.loads(path.read_text()).items():
+    for arch, entries in json.loads(path.read_text()).items():
         for name, numbers in entries.items():
-            kind, size, width = name.split()
-            found[int(major), kind, int(size), int(width)] = Launch(*numbers)
+            kind, *sizes = name.split()
+            query, value, width = map(int, sizes)
+            found[int(arch), kind, query, value, width] = Launch(*numbers)
     return found
 
 
 MEASURED = read_measured(Path(__file__).with_name("launch.json"))
 
 
-def attention_launch(kind: Kind, dtype: torch.dtype, head_dim: int, major: int) -> Launch:
-    """Tile shapes for queries of a dtype on a compute capability ``major``."""
-    entry = (kind, dtype.itemsize, max(64, padded(head_dim)))
-    table = WARPGROUP if major in (9, 10) else WARP
-    return MEASURED.get((major, *entry)) or table.get(entry, WIDE[kind])
+def attention_launch(
+    kind: Kind, query: torch.dtype, value: torch.dtype, head_dim: int, arch: int
+) -> Launch:
+    """Tile shapes for queries and values of some dtypes on a compute capability such as 90."""
+    width = max(64, padded(head_dim))
+    table = WARPGROUP if arch // 10 in (9, 10) else WARP
+    return MEASURED.get((arch, kind, query.itemsize, value.itemsize, width)) or table.get(
+        (kind, query.itemsize, width), WIDE[kind]
+    )
 
 
 def capability(tensor: Tensor) -> int:
-    """Major compute capability of a tensor's device; in the interpreter that of Hopper."""
-    return torch.cuda.get_device_capability(tensor.device)[0] if tensor.is_cuda else 9
+    """Compute capability of a tensor's device as 10 major + minor; in the interpreter that of Hopper."""
+    if not tensor.is_cuda:
+        return 90
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
 
 
 def padded(size: int, least: int = 16) -> int:

@@ -142,9 +142,10 @@ def sparse_attention(
             the static table by default.
     """
     given = quantized or Quantized(query, key, value)
+    kinds = given.query.dtype, given.value.dtype, query.shape[-1], capability(query)
     large, small = launches or (
-        attention_launch("sparse", given.query.dtype, query.shape[-1], capability(query)),
-        attention_launch("small", given.query.dtype, query.shape[-1], capability(query)),
+        attention_launch("sparse", *kinds),
+        attention_launch("small", *kinds),
     )
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32) if return_lse else None
