@@ -19,11 +19,12 @@ class SVGEar(Clustered):
 
     Attributes, besides those of `Clustered`:
         density: share of the keys that each query cluster attends to exactly, in [0, 1].
-        selection: which: by estimated attention mass per token (``"density"``), or by the error that
-            their centroid would make per token (``"error"``, the paper's, which reads all keys for
-            every query cluster).
-        second_order: add the variance of a cluster's keys to its centroid's logit, the next term of
-            ``ln sum exp``.
+        selection: which: by estimated attention mass per token, with the variance of a cluster's keys
+            in the estimate (``"density"``), or by the error that their centroid would make per token
+            (``"error"``, the paper's, which reads all keys for every query cluster).
+        second_order: add the variance of a cluster's keys to the logit of a centroid that stands for
+            skipped keys, too: the next term of ``ln sum exp``. It helps where logits are small and
+            overshoots where they are large (above 20 or so).
     """
 
     name: ClassVar[str] = "svg-ear"
@@ -31,7 +32,7 @@ class SVGEar(Clustered):
 
     density: float = 0.1
     selection: Selection = "density"
-    second_order: bool = True
+    second_order: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,9 +49,8 @@ class SVGEar(Clustered):
                 clusters.query_centroids, key, value, order, offsets, call.scale
             )
         else:
-            means, variance = clusters.key_centroids, None
-            if self.second_order:
-                variance = ops.group_variance(key, order, offsets, means)
+            means = clusters.key_centroids
+            variance = ops.group_variance(key, order, offsets, means)
             score = ops.centroid_logits(clusters.query_centroids, means, call.scale, variance)
         selected = ops.select_budget(score, offsets.diff(dim=-1), self.density * call.tokens)
         return Plan(

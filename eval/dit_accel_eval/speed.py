@@ -1,14 +1,14 @@
-"""``python -m dit_accel_eval.speed``: a method against the fastest dense attention of this machine, paired, in one run.
+"""``python -m dit_accel_eval.speed``: methods against the fastest dense attention of this machine, paired, in one run.
 
 Dense runs through SDPA and by plain matrix products; the faster one, over a few steps of the first clip,
-is the baseline of the ratio. Everything is warmed up first; per clip dense and the method run in turn;
+is the baseline of the ratio. Everything is warmed up first; per clip dense and the methods run in turn;
 ratios are medians over clips.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from diffusers import DiffusionPipeline
 from diffusers.models.attention_dispatch import attention_backend
 from tqdm import tqdm
 
-from dit_accel.cli.options import knobs_of, read_prompts, size_of
+from dit_accel.cli.options import read_prompts, size_of
 from dit_accel.compare import quality, where_time_went
 from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import Clip, RenderSettings, check, render, versions
-from dit_accel_eval.runs import estimate
+from dit_accel_eval.runs import Setting, estimate
 
 DENSE_BACKENDS = {"SDPA": "native", "plain matmul": "_native_math"}
 TRIAL_STEPS = 4
@@ -42,21 +42,26 @@ def fastest_dense(pipe: DiffusionPipeline, settings: RenderSettings) -> dict[str
     return dict(sorted(seconds.items(), key=lambda item: item[1]))
 
 
-def one_clip(pipe: DiffusionPipeline, settings: RenderSettings, backend: str) -> dict[str, Any]:
-    """Dense and the method for one prompt and seed."""
-    dense, clip = dense_clip(pipe, settings, backend), render(pipe, settings)
-    return {
-        "prompt": settings.prompt,
-        "seed": settings.seed,
-        "dense_denoise": dense.seconds["denoise"],
-        "denoise": clip.seconds["denoise"],
-        "speedup": dense.seconds["denoise"] / clip.seconds["denoise"],
-        "density": clip.attention.density,
-        "seconds": clip.attention.seconds,
-        "where": where_time_went(clip),
-        "dense_where": where_time_went(dense),
-        **quality(dense.frames, clip.frames, settings.prompt),
-    }
+def one_clip(
+    pipe: DiffusionPipeline, settings: Mapping[str, RenderSettings], backend: str
+) -> Iterator[dict[str, Any]]:
+    """Dense, then each of the methods by label, for one prompt and seed."""
+    dense = dense_clip(pipe, next(iter(settings.values())), backend)
+    for label, wanted in settings.items():
+        clip = render(pipe, wanted)
+        yield {
+            "setting": label,
+            "prompt": wanted.prompt,
+            "seed": wanted.seed,
+            "dense_denoise": dense.seconds["denoise"],
+            "denoise": clip.seconds["denoise"],
+            "speedup": dense.seconds["denoise"] / clip.seconds["denoise"],
+            "density": clip.attention.density,
+            "seconds": clip.attention.seconds,
+            "where": where_time_went(clip),
+            "dense_where": where_time_went(dense),
+            **quality(dense.frames, clip.frames, wanted.prompt),
+        }
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -83,8 +88,12 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 @click.option("--clips", default=10, show_default=True, help="Clip i takes prompt i and seed i.")
 @click.option("--size", type=click.Choice(["smoke", "study", "show"]), default="show")
 @click.option("--steps", default=25, show_default=True)
-@click.option("--method", default="svg2", show_default=True)
-@click.option("--set", "assignments", multiple=True, metavar="KNOB=VALUE")
+@click.option(
+    "--methods",
+    default="svg2",
+    show_default=True,
+    help="Settings separated by commas: METHOD[:KNOB=VALUE]...",
+)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
 def main(
@@ -92,8 +101,7 @@ def main(
     clips: int,
     size: str,
     steps: int,
-    method: str,
-    assignments: tuple[str, ...],
+    methods: str,
     dtype: str,
     out: Path,
 ) -> None:
@@ -101,20 +109,21 @@ def main(
     prompts, pixels = read_prompts(prompt_file), size_of(size, None, None, None)
     base = RenderSettings(
         prompts[0],
-        method=method,
-        knobs=knobs_of(assignments),
         height=pixels.height,
         width=pixels.width,
         frames=pixels.frames,
         steps=steps,
         dtype=dtype,
     )
-    base, card = check(base)
+    wanted = {text: Setting.parse(text) for text in methods.split(",")}
+    checked = {
+        label: check(replace(base, method=s.method, knobs=dict(s.knobs)))[0]
+        for label, s in wanted.items()
+    }
+    _, card = check(base)
     key = {
         "size": size,
         "steps": steps,
-        "method": method,
-        "knobs": dict(base.knobs),
         "dtype": dtype,
         "threads": torch.get_num_threads(),
         "weights": fingerprint(card.source),
@@ -122,20 +131,28 @@ def main(
     }
     out.mkdir(parents=True, exist_ok=True)
     log = out / "speed.jsonl"
-    records = [r for r in read_records(log) if r["key"] == key]
+    records = [r for r in read_records(log) if r["key"] == key and r["setting"] in checked]
     pipe = load_pipeline(card, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    render(pipe, replace(base, steps=1))
-    backends = fastest_dense(pipe, replace(base, steps=min(steps, TRIAL_STEPS)))
+    first = next(iter(checked.values()))
+    render(pipe, replace(first, steps=1))
+    backends = fastest_dense(pipe, replace(first, steps=min(steps, TRIAL_STEPS)))
     for index in tqdm(range(clips), desc="speed"):
-        case = replace(base, prompt=prompts[index % len(prompts)], seed=index)
-        if any((r["prompt"], r["seed"]) == (case.prompt, case.seed) for r in records):
-            continue
-        records.append({"key": key, **one_clip(pipe, case, next(iter(backends)))})
-        append_record(log, records[-1])
-    shown = to_json(
-        {"settings": key, "dense_seconds": backends, **summary(records[:clips])}, indent=2
-    )
+        prompt = prompts[index % len(prompts)]
+        done = {r["setting"] for r in records if (r["prompt"], r["seed"]) == (prompt, index)}
+        missing = {
+            label: replace(s, prompt=prompt, seed=index)
+            for label, s in checked.items()
+            if label not in done
+        }
+        for record in one_clip(pipe, missing, next(iter(backends))) if missing else ():
+            records.append({"key": key, **record})
+            append_record(log, records[-1])
+    rows = {
+        label: summary([r for r in records if r["setting"] == label and r["seed"] < clips])
+        for label in checked
+    }
+    shown = to_json({"settings": key, "dense_seconds": backends, "methods": rows}, indent=2)
     (out / "speed.json").write_text(shown + "\n")
     click.echo(shown)
 

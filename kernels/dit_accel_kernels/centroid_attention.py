@@ -99,19 +99,25 @@ def _eager(
     sizes = block_map.key_offsets.diff(dim=-1)  # [B, H, Gk]
     bias = sizes.float().log()[:, :, None]  # -inf for an empty group
     group = group_of_token(block_map.query_order, block_map.query_offsets)  # [B, H, Sq]
-    skipped = torch.where(block_map.selected, -torch.inf, bias)  # [B, H, Gq, Gk]
-    keys, values = key_centroids.float().transpose(-1, -2), value_centroids.float()
+    skipped = torch.where(block_map.selected, -torch.inf, bias).flatten(0, 2)  # [B H Gq, Gk]
+    heads = group.shape[0] * group.shape[1]
+    first_group = torch.arange(heads, device=group.device)[:, None] * block_map.selected.shape[2]
+    place = group.flatten(0, 1) + first_group  # [B H, Sq], rows of `skipped`
+    keys = key_centroids.float().flatten(0, 1).transpose(1, 2)  # [B H, D, Gk]
+    values = value_centroids.float().flatten(0, 1)
     rows = max(16, SCORE_ELEMENTS // keys.shape[-1])
     outs, sums = [], []
     for first in range(0, query.shape[2], rows):
-        piece = slice(first, first + rows)
-        q = query[:, :, piece].float() * scale
-        labels = group[:, :, piece, None].expand(-1, -1, -1, keys.shape[-1])
-        scores = q @ keys + skipped.gather(2, labels)
+        q = query[:, :, first : first + rows].flatten(0, 1).float()  # [B H, R, D]
+        labels = place[:, first : first + rows]
+        own = skipped.index_select(0, labels.flatten()).view(*labels.shape, -1)
+        scores = torch.baddbmm(own, q, keys, alpha=scale)
         if key_variance is not None:
-            scores = scores + 0.5 * q.square() @ key_variance.float().transpose(-1, -2)
-        lse = scores.logsumexp(-1)
-        weights = (scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None]).exp()
+            spread = key_variance.float().flatten(0, 1).transpose(1, 2)
+            scores = torch.baddbmm(scores, q.square(), spread, alpha=0.5 * scale**2)
+        top = scores.amax(-1)
+        weights = torch.softmax(scores, -1).nan_to_num_(0.0)  # a row that skips no group has none
+        sums.append(top - weights.amax(-1).log().nan_to_num_(neginf=0.0))
         outs.append(weights @ values)
-        sums.append(lse)
-    return torch.cat(outs, 2).to(query.dtype), torch.cat(sums, 2)
+    shape = query.shape
+    return torch.cat(outs, 1).view(shape).to(query.dtype), torch.cat(sums, 1).view(shape[:3])
