@@ -13,8 +13,9 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/dit-accel render "a red circle moving left on a black background" \
-		--size show --set top_p=0.5 --set min_key_share=0.17 --set refresh=2 --compare -o out/demo.mp4 --report out/demo.json
+	$(BIN)/dit-accel render "a red circle moving up on a navy background" \
+		--size show --method svg-ear --set density=0.1 --set refresh=2 --set schedule.dense_steps=0.16 \
+		--compare -o out/demo.mp4 --report out/demo.json
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
