@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "assets"))
 
 import gate_tiny_world
 import gpu
+import tiny_world_readers
 import tiny_world_student
 import train_tiny_world
 
@@ -88,7 +89,7 @@ def test_padding_bias_equals_real_padding() -> None:
 
 def test_phrases_are_read_from_the_words_themselves() -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_world_path() / "tokenizer")
-    tokens, phrase, answers = tiny_world_student.phrase_batch(
+    tokens, phrase, answers = tiny_world_readers.phrase_batch(
         tokenizer, np.random.default_rng(0), 5
     )
     for row in range(5):
@@ -98,6 +99,20 @@ def test_phrases_are_read_from_the_words_themselves() -> None:
             assert said[:3] == ["a", list(world.COLOURS)[colour], world.SHAPES[shape]]
             assert " ".join(said[3:]) == world.MOTIONS[motion]
             assert list(world.BACKGROUNDS)[background] in tokenizer.decode(tokens[row]).split()
+
+
+def test_labels_say_what_the_tokens_show() -> None:
+    """A still circle under a square that moves over it: frames first, then groups of four."""
+    circle = world.Thing("red", "circle", "standing still", 0.18, (0.5, 0.5))
+    square = world.Thing("blue", "square", "moving right", 0.18, (0.5, 0.5))
+    labels = tiny_world_readers.token_labels(world.Scene((circle, square), "gray"), 128, 128, 17)
+    assert labels.shape == (3, 5, 8, 8)
+    still, moving = ((1 + list(world.COLOURS).index(t.colour), 1 + world.SHAPES.index(t.shape),
+                      1 + world.MOTIONS.index(t.motion)) for t in (circle, square))  # fmt: skip
+    assert tuple(labels[:, 0, 3, 3]) == still, "before the square comes"
+    assert tuple(labels[:, 0, 3, 1]) == moving
+    assert tuple(labels[:, 2, 3, 3]) == moving, "the later object covers the earlier one"
+    assert not labels[:, :, 0].any(), "no object at the upper edge"
 
 
 def test_gpu_command_resumes_and_stops_training_at_the_gate(tmp_path: Path) -> None:
