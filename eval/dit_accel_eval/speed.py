@@ -24,6 +24,7 @@ from dit_accel.compare import quality, where_time_went
 from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import Clip, RenderSettings, check, render, versions
+from dit_accel_eval.ablation import held_out_prompts
 from dit_accel_eval.runs import Setting, estimate
 
 DENSE_BACKENDS = {"SDPA": "native", "plain matmul": "_native_math"}
@@ -84,7 +85,12 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--prompts", "prompt_file", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--prompts",
+    "prompt_file",
+    type=click.Path(path_type=Path),
+    help="One a line; captions held out from the bundled model's training by default.",
+)
 @click.option("--clips", default=10, show_default=True, help="Clip i takes prompt i and seed i.")
 @click.option("--size", type=click.Choice(["smoke", "study", "show"]), default="show")
 @click.option("--steps", default=25, show_default=True)
@@ -97,7 +103,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
 def main(
-    prompt_file: Path,
+    prompt_file: Path | None,
     clips: int,
     size: str,
     steps: int,
@@ -106,7 +112,8 @@ def main(
     out: Path,
 ) -> None:
     """Append to OUT/speed.jsonl what is missing there, then write OUT/speed.json."""
-    prompts, pixels = read_prompts(prompt_file), size_of(size, None, None, None)
+    prompts = read_prompts(prompt_file) if prompt_file else held_out_prompts(clips, seed=0)
+    pixels = size_of(size, None, None, None)
     base = RenderSettings(
         prompts[0],
         height=pixels.height,

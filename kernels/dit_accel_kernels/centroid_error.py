@@ -45,20 +45,11 @@ def centroid_error(
         logits = piece @ keys  # [B, H, R, S]
         top = logits.amax(-1, keepdim=True)
         weight = (logits - top).exp()
-        mean_weight = (
-            (piece @ key_means.transpose(-1, -2) - top).clamp(max=0).exp()
-        )  # [B, H, R, Gk]
+        mean_logits = piece @ key_means.transpose(-1, -2)  # [B, H, R, Gk], none above top
+        mean_weight = (mean_logits - top).clamp(max=0).exp()
         # |a v_j - b_t v_t|^2 = a^2 |v_j|^2 - 2 a b_t v_j . v_t + b_t^2 |v_t|^2, mean over t
-        parts = torch.stack([weight * overlap[:, :, None], weight.square() * square[:, :, None]])
-        cross, own = (group_mean(x, key_order, key_offsets) for x in parts)
+        parts = (weight * overlap[:, :, None], weight.square() * square[:, :, None])
+        cross, own = (group_means(x.transpose(2, 3), *groups).transpose(2, 3) for x in parts)
         kept = mean_weight.square() * value_means.square().sum(-1)[:, :, None]
         pieces.append(kept - 2 * mean_weight * cross + own)
     return torch.cat(pieces, 2).clamp(min=0)
-
-
-def group_mean(x: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-    """Mean over each group of keys: ``[B, H, R, S]`` to ``[B, H, R, G]``; 0 for an empty one."""
-    by_key = x.transpose(2, 3)  # [B, H, S, R]
-    sorted_keys = by_key.gather(2, order[..., None].expand_as(by_key))
-    sums = torch.segment_reduce(sorted_keys, "sum", offsets=offsets, axis=2, initial=0)
-    return (sums / offsets.diff(dim=-1)[..., None].clamp(min=1)).transpose(2, 3)

@@ -46,6 +46,27 @@ class Quantized:
 
 
 @triton.jit
+def _tile(
+    x,
+    at,
+    row,
+    heads,
+    tokens,
+    stride_b,
+    stride_h,
+    stride_s,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Some rows of one head as float32 ``[S, D]``, zero outside; their channels; which are inside."""
+    channel = tl.arange(0, BLOCK_D)
+    inside = (row < tokens)[:, None] & (channel < D)[None, :]
+    base = x + (at // heads) * stride_b + (at % heads) * stride_h
+    values = tl.load(base + row.to(tl.int64)[:, None] * stride_s + channel, inside, 0.0)
+    return values.to(tl.float32), channel, inside
+
+
+@triton.jit
 def _int8_kernel(
     x,
     mean,
@@ -63,11 +84,9 @@ def _int8_kernel(
 ):
     at = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    channel = tl.arange(0, BLOCK_D)
-    inside = (row < tokens)[:, None] & (channel < D)[None, :]
-    base = x + (at // heads) * stride_b + (at % heads) * stride_h
-    values = tl.load(base + row.to(tl.int64)[:, None] * stride_s + channel, inside, 0.0)
-    values = values.to(tl.float32)
+    values, channel, inside = _tile(
+        x, at, row, heads, tokens, stride_b, stride_h, stride_s, D, BLOCK_D
+    )
     if HAS_MEAN:
         values -= tl.load(mean + at * D + channel, channel < D, 0.0)[None, :]
         values = tl.where(inside, values, 0.0)
@@ -124,15 +143,14 @@ def _channel_kernel(
     at = tl.program_id(1).to(tl.int64)
     chunk = tl.program_id(0)
     channel = tl.arange(0, BLOCK_D)
-    base = x + (at // heads) * stride_b + (at % heads) * stride_h
     total = tl.zeros([BLOCK_D], tl.float32)
     low = tl.full([BLOCK_D], float("inf"), tl.float32)
     high = tl.full([BLOCK_D], float("-inf"), tl.float32)
     for step in range(STEPS):
         row = (chunk * STEPS + step) * BLOCK_S + tl.arange(0, BLOCK_S)
-        inside = (row < tokens)[:, None] & (channel < D)[None, :]
-        values = tl.load(base + row.to(tl.int64)[:, None] * stride_s + channel, inside, 0.0)
-        values = values.to(tl.float32)
+        values, channel, inside = _tile(
+            x, at, row, heads, tokens, stride_b, stride_h, stride_s, D, BLOCK_D
+        )
         total += tl.sum(values, 0)
         low = tl.minimum(low, tl.min(tl.where(inside, values, float("inf")), 0))
         high = tl.maximum(high, tl.max(tl.where(inside, values, float("-inf")), 0))
@@ -186,13 +204,12 @@ def _e4m3_kernel(
 ):
     at = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    channel = tl.arange(0, BLOCK_D)
-    inside = (row < tokens)[:, None] & (channel < D)[None, :]
-    base = x + (at // heads) * stride_b + (at % heads) * stride_h
-    values = tl.load(base + row.to(tl.int64)[:, None] * stride_s + channel, inside, 0.0)
+    values, channel, inside = _tile(
+        x, at, row, heads, tokens, stride_b, stride_h, stride_s, D, BLOCK_D
+    )
     middle = tl.load(mean + at * D + channel, channel < D, 0.0)
     step = tl.load(scale + at * D + channel, channel < D, 1.0)
-    ratio = (values.to(tl.float32) - middle[None, :]) / step[None, :]
+    ratio = (values - middle[None, :]) / step[None, :]
     target = (at * tokens + row)[:, None] * D + channel
     tl.store(quantized + target, ratio.to(quantized.dtype.element_ty), inside)
 
