@@ -6,8 +6,22 @@ Importing this package gives every ``DiffusionPipeline`` the verbs ``enable_spar
 """
 
 from dit_accel.call import AttentionCall, Plan
-from dit_accel.config import Schedule
-from dit_accel.methods import METHODS, SVG2, Dense, Method, SVGEar
+from dit_accel.config import Guard, Rule, Schedule
+from dit_accel.methods import (
+    METHODS,
+    SVG,
+    SVG2,
+    Band,
+    Dense,
+    Method,
+    Neighborhood,
+    PermutedBlocks,
+    Radial,
+    ReTtention,
+    SVGEar,
+    XAttention,
+)
+from dit_accel.profile import Profile
 from dit_accel.report import AttentionReport
 from dit_accel.session import (
     Session,
@@ -25,15 +39,25 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "SVG",
     "SVG2",
     "AttentionCall",
     "AttentionReport",
+    "Band",
     "Dense",
+    "Guard",
     "Method",
+    "Neighborhood",
+    "PermutedBlocks",
     "Plan",
+    "Profile",
+    "Radial",
+    "ReTtention",
+    "Rule",
     "SVGEar",
     "Schedule",
     "Session",
+    "XAttention",
     "attention_report",
     "disable_quantized_attention",
     "disable_sparse_attention",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
-from dit_accel_kernels import BlockMap
+from dit_accel_kernels import BlockMap, Precision
 from dit_accel_pipelines import TokenLayout
 
 
@@ -23,6 +23,7 @@ class AttentionCall:
         branch: which forward of the step this is (``"cond"``, ``"uncond"``, or ``"call0"``,
         ``"call1"``, ...).
         layout: where the visual tokens are.
+        precision: what sparse products run in.
     """
 
     query: Tensor
@@ -35,10 +36,21 @@ class AttentionCall:
     num_steps: int | None
     branch: str
     layout: TokenLayout
+    precision: Precision = "full"
 
     @property
     def tokens(self) -> int:
         return self.query.shape[1]
+
+    def visual(self) -> AttentionCall:
+        """The same call without its text tokens."""
+        layout = self.layout
+        if not layout.text_tokens:
+            return self
+        first = layout.text_tokens if layout.text_first else 0
+        tensors = (self.query, self.key, self.value)
+        query, key, value = (t.narrow(1, first, layout.visual_tokens) for t in tensors)
+        return replace(self, query=query, key=key, value=value)
 
 
 @dataclass(frozen=True)

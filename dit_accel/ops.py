@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Hashable
+
 import torch
 from torch import Tensor
 
@@ -29,8 +32,25 @@ from dit_accel_kernels import (
 class Ops:
     """Kernels as methods call them, each measured under the name that the report shows."""
 
-    def __init__(self, stopwatch: Stopwatch) -> None:
+    def __init__(self, stopwatch: Stopwatch, plans: Counter[str] | None = None) -> None:
         self.stopwatch = stopwatch
+        self.plans = Counter() if plans is None else plans
+        self._shared: dict[Hashable, Plan | None] = {}
+
+    def planned(self, *, reused: bool) -> None:
+        """Count a plan, ``made`` or ``reused``."""
+        self.plans["reused" if reused else "made"] += 1
+
+    def shared(self, key: Hashable, make: Callable[[], Plan | None]) -> Plan | None:
+        """A plan that all layers, branches and steps share, made when it is first asked for."""
+        self.planned(reused=key in self._shared)
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+    def forget(self) -> None:
+        """Drop the shared plans: the run is over."""
+        self._shared.clear()
 
     def kmeans(
         self, tokens: Tensor, count: int, centroids: Tensor | None, iterations: tuple[int, int]
@@ -93,33 +113,49 @@ class Ops:
         with self.stopwatch("selection", tokens.device):
             return group_variance(tokens, order, offsets, means)
 
-    def select_budget(self, score: Tensor, key_sizes: Tensor, keys: float) -> Tensor:
-        """Key groups by falling score, about ``keys`` keys for every query group."""
+    def select_budget(self, score: Tensor, key_sizes: Tensor, keys: float | list[float]) -> Tensor:
+        """Key groups by falling score, about ``keys`` keys for every query group, in all heads or head
+        by head.
+        """
         with self.stopwatch("selection", score.device):
-            budget = torch.full(score.shape[:3], keys, device=score.device)
+            budget = torch.as_tensor(keys, dtype=torch.float32, device=score.device)
+            budget = budget.view(-1, 1).expand(score.shape[:3])
             return select_budget(score, key_sizes, budget)
 
-    def run(self, plan: Plan, call: AttentionCall, precision: Precision = "full") -> Tensor:
+    def run(self, plan: Plan, call: AttentionCall) -> Tensor:
         """Attention of a call by a plan, ``[B, S, H, D]``."""
-        query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
-        with self.stopwatch("attention", call.query.device):
-            out, lse = sparse_attention(
-                query,
-                key,
-                value,
-                plan.block_map,
-                scale=call.scale,
-                precision=precision,
-                return_lse=plan.skipped != "drop",
-            )
+        drop = plan.skipped == "drop"
+        out, lse = self.part(plan.block_map, call, return_lse=not drop)
         if lse is not None:
             with self.stopwatch("centroids", call.query.device):
                 rest = skipped_attention(
-                    *(query, key, value, plan.block_map, call.scale),
+                    *heads_first(call),
+                    plan.block_map,
+                    call.scale,
                     second_order=plan.skipped == "second-order",
                 )
                 out, _ = merge_attention(out, lse, *rest)
         return out.transpose(1, 2).contiguous()
+
+    def part(
+        self, block_map: BlockMap, call: AttentionCall, *, return_lse: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention over the keys that a map selects, ``[B, H, S, D]``, and its log-sum-exp."""
+        with self.stopwatch("attention", call.query.device):
+            return sparse_attention(
+                *heads_first(call),
+                block_map,
+                scale=call.scale,
+                precision=call.precision,
+                return_lse=return_lse,
+            )
+
+    def merge(
+        self, first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Attention over two disjoint sets of keys from that over each, ``[B, H, S, D]``."""
+        with self.stopwatch("merge", first.device):
+            return merge_attention(first, first_lse, second, second_lse)
 
     def quantized(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, precision: Precision
@@ -133,3 +169,8 @@ class Ops:
     def density(self, block_map: BlockMap) -> Tensor:
         with self.stopwatch("selection", block_map.selected.device):
             return block_map.density()
+
+
+def heads_first(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value as ``[B, H, S, D]`` views."""
+    return call.query.transpose(1, 2), call.key.transpose(1, 2), call.value.transpose(1, 2)

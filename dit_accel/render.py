@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from pydantic import TypeAdapter, ValidationError
 
-from dit_accel.config import Schedule
+from dit_accel.config import Guard, Schedule
 from dit_accel.errors import BadInput
 from dit_accel.loading import DTYPES, TINY_WORLD, ModelCard, read_card
-from dit_accel.methods import Method, find_method
-from dit_accel.precision import Precision, checked_precision
+from dit_accel.parsing import parsed, parsed_knobs
+from dit_accel.precision import checked_precision
+from dit_accel.profile import Profile, method_of
 from dit_accel.report import AttentionReport
 from dit_accel.session import enable_sparse_attention, session_of, transformers_of
 from dit_accel_assets.world import SIZES
 
-SCHEDULE_PREFIX = "schedule."
 TINY_WORLD_DEFAULTS = {"steps": 25, "guidance_scale": 4.0, "size": "show"}
 
 
@@ -37,8 +35,10 @@ class RenderSettings:
         prompt, negative_prompt: texts.
         model: ``tiny-world``, a folder, or a hub id.
         method: name of the attention method.
-        knobs: knobs of the method, and of the schedule as ``schedule.NAME``; texts or values.
+        knobs: knobs of the method, of the schedule as ``schedule.NAME`` and of the guard as
+            ``guard.NAME``; texts or values.
         precision, dense_precision: of the sparse and of the dense calls.
+        guard: ``off``, ``warn`` or ``on``.
         height, width, frames: pixels and number of frames.
         steps, guidance_scale, seed: of the denoising loop; the seed feeds a CPU generator.
         fps: frames per second of the file.
@@ -52,6 +52,7 @@ class RenderSettings:
     knobs: Mapping[str, Any] = field(default_factory=dict)
     precision: str = "full"
     dense_precision: str = "full"
+    guard: str = "off"
     height: int | None = None
     width: int | None = None
     frames: int | None = None
@@ -64,7 +65,9 @@ class RenderSettings:
 
     def as_dense(self) -> RenderSettings:
         """The same clip with every call dense in full precision: what others are compared with."""
-        return dataclasses.replace(self, method="dense", knobs={}, dense_precision="full")
+        return dataclasses.replace(
+            self, method="dense", knobs={}, dense_precision="full", guard="off"
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RenderSettings:
@@ -87,60 +90,30 @@ class Clip:
     attention: AttentionReport
 
 
-def parsed(target: Any, values: Mapping[str, Any], what: str) -> Any:
-    """Build a dataclass from values, with the key in the error.
-
-    Raises:
-        BadInput: for an unknown key, a value of the wrong type, or one that the dataclass refuses.
-    """
-    known = [f.name for f in dataclasses.fields(target)]
-    for key in values:
-        if key not in known:
-            raise BadInput(f"unknown {what} {key!r}: choose from {', '.join(known)}")
-    try:
-        return TypeAdapter(target).validate_python(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        place = ".".join(str(p) for p in first["loc"] if p in known)
-        given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-        raise BadInput(f"{what} {place + ': ' if place else ''}{message}{given}") from None
-
-
-def parsed_knobs(target: Any, texts: Mapping[str, Any], what: str) -> Any:
-    """`parsed` for texts of the command line: ``none``, and sequences as ``8,2`` or ``8+2``."""
-    types = get_type_hints(target)
-    return parsed(target, {k: _knob(v, types.get(k)) for k, v in texts.items()}, what)
-
-
-def _knob(value: Any, kind: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if type(None) in get_args(kind) and value.lower() == "none":
-        return None
-    if tuple in (get_origin(kind), *map(get_origin, get_args(kind))):
-        return [part for part in re.split("[,+]", value) if part]
-    return value
-
-
-def build_method(settings: RenderSettings) -> tuple[Method, Schedule]:
-    """The method and schedule that settings name.
+def build_profile(settings: RenderSettings) -> Profile:
+    """How attention runs by some settings.
 
     Raises:
         BadInput: for an unknown method or knob, or a value out of range.
     """
+    knobs: dict[str, dict[str, Any]] = {"": {}, "schedule": {}, "guard": {}}
+    for name, value in settings.knobs.items():
+        part, _, knob = name.rpartition(".")
+        if part not in knobs:
+            raise BadInput(f"unknown knob {name!r}: use KNOB, schedule.KNOB or guard.KNOB")
+        knobs[part][knob] = value
     try:
-        method_class = find_method(settings.method)
+        return Profile(
+            method=method_of(settings.method, knobs[""]),
+            schedule=parsed_knobs(Schedule, knobs["schedule"], "schedule knob"),
+            precision=checked_precision("precision", settings.precision),
+            dense_precision=checked_precision("dense_precision", settings.dense_precision),
+            guard=parsed_knobs(Guard, {"mode": settings.guard, **knobs["guard"]}, "guard knob"),
+        )
+    except BadInput:
+        raise
     except ValueError as error:
         raise BadInput(str(error)) from None
-    knobs = {k: v for k, v in settings.knobs.items() if not k.startswith(SCHEDULE_PREFIX)}
-    timing = {
-        k.removeprefix(SCHEDULE_PREFIX): v
-        for k, v in settings.knobs.items()
-        if k.startswith(SCHEDULE_PREFIX)
-    }
-    method = parsed_knobs(method_class, knobs, f"{settings.method} knob")
-    return method, parsed_knobs(Schedule, timing, "schedule knob")
 
 
 def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
@@ -150,9 +123,7 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     Raises:
         BadInput: with one line that says what to change.
     """
-    build_method(settings)
-    for name in ("precision", "dense_precision"):
-        _precision(settings, name)
+    build_profile(settings)
     if settings.dtype not in DTYPES:
         raise BadInput(f"unknown dtype {settings.dtype!r}: choose one of {', '.join(DTYPES)}")
     if settings.steps is not None and settings.steps < 1:
@@ -171,13 +142,6 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     if complaint:
         raise BadInput(complaint)
     return settings, card
-
-
-def _precision(settings: RenderSettings, name: str) -> Precision:
-    try:
-        return checked_precision(name, getattr(settings, name))
-    except ValueError as error:
-        raise BadInput(str(error)) from None
 
 
 def check_device(device: str) -> None:
@@ -206,35 +170,21 @@ def _with_tiny_world_defaults(settings: RenderSettings) -> RenderSettings:
 
 def render(pipe: DiffusionPipeline, settings: RenderSettings) -> Clip:
     """Run a loaded pipeline once with checked settings; attention is as before afterwards."""
-    return render_with(pipe, settings, *build_method(settings))
+    return render_with(pipe, settings, build_profile(settings))
 
 
-def render_with(
-    pipe: DiffusionPipeline, settings: RenderSettings, method: Method, schedule: Schedule
-) -> Clip:
-    """`render` with a method and schedule that need no name."""
+def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Profile) -> Clip:
+    """`render` with a profile whose method needs no name."""
     before = session_of(pipe)
     try:
-        session = enable_sparse_attention(
-            pipe,
-            method,
-            schedule=schedule,
-            precision=_precision(settings, "precision"),
-            dense_precision=_precision(settings, "dense_precision"),
-        )
+        session = enable_sparse_attention(pipe, profile=profile)
         with session, LoopTimer(pipe) as timer:
             output = pipe(**call_arguments(settings))
             frames = output.frames[0] if hasattr(output, "frames") else output.images[:1]
             return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
     finally:
         if before is not None:
-            enable_sparse_attention(
-                pipe,
-                before.method,
-                schedule=before.schedule,
-                precision=before.precision,
-                dense_precision=before.dense_precision,
-            )
+            enable_sparse_attention(pipe, profile=before.profile)
 
 
 def call_arguments(settings: RenderSettings) -> dict[str, Any]:
@@ -321,6 +271,8 @@ def report_of(
         "attention_seconds": attention["seconds"],
         "calls": attention["calls"],
         "fallbacks": attention["fallbacks"],
+        "plans": attention["plans"],
+        "faults": attention["faults"],
         "ran_in": attention["precision"],
         "remarks": attention["remarks"],
         "density": attention["density"],

@@ -24,8 +24,11 @@ class AttentionReport:
         fallbacks: reason to number of calls.
         density: computed share of the (query, key) pairs, mean over ``sparse_calls`` and over
             ``all_calls`` (dense and fallback calls count as 1); None without such calls.
+        plans: number of plans ``made`` and ``reused``; their ratio is the hit rate.
+        faults: what the guard found, to number of forwards.
         seconds: time in ``attention`` (sparse), ``centroids`` (what stands for skipped keys),
-            ``dense``, ``kmeans`` and ``selection`` (whatever a plan takes besides k-means).
+            ``merge``, ``dense``, ``kmeans``, ``selection`` (whatever a plan takes besides k-means) and
+            ``guard``.
         layers: mean density of the sparse calls of each layer.
     """
 
@@ -37,6 +40,8 @@ class AttentionReport:
     fallbacks: dict[str, int]
     remarks: list[str]
     density: dict[str, float | None]
+    plans: dict[str, int]
+    faults: dict[str, int]
     seconds: dict[str, float]
     layers: dict[str, float]
 
@@ -48,10 +53,17 @@ class AttentionReport:
         lines = [f"{self.method} on {self.family}: {calls}"]
         lines += [f"  fallback x{n}: {reason}" for reason, n in self.fallbacks.items()]
         lines += [f"  {remark}" for remark in self.remarks]
+        lines += [f"  guard x{n}: {fault}" for fault, n in self.faults.items()]
         shown = {k: "-" if v is None else f"{v:.3f}" for k, v in self.density.items()}
         lines.append(
             f"  density {shown['sparse_calls']} over sparse calls, {shown['all_calls']} over all calls"
         )
+        plans = sum(self.plans.values())
+        if self.plans["reused"]:
+            share = self.plans["reused"] / plans
+            lines.append(
+                f"  plans {self.plans['made']} made, {share:.0%} of {plans} calls reused one"
+            )
         lines.append(
             "  seconds " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(self.seconds.items()))
         )
@@ -66,12 +78,14 @@ class Tally:
     calls: Counter[str] = field(default_factory=Counter)
     fallbacks: Counter[str] = field(default_factory=Counter)
     densities: dict[str, list[Tensor]] = field(default_factory=dict)
+    plans: Counter[str] = field(default_factory=Counter)
 
     def reset(self) -> None:
         self.stopwatch.reset()
         self.calls.clear()
         self.fallbacks.clear()
         self.densities.clear()
+        self.plans.clear()
 
     def dense(self) -> None:
         self.calls["dense"] += 1

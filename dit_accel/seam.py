@@ -85,6 +85,10 @@ class Owner(Protocol):
         context: CacheContext | None,
     ) -> None: ...
 
+    def may_run_again(self) -> bool: ...
+
+    def wants_dense_rerun(self) -> bool: ...
+
     def end_forward(self) -> None: ...
 
     def end_run(self) -> None: ...
@@ -258,9 +262,17 @@ class RootHook(ModelHook):
         if owner is None:
             return self.fn_ref.original_forward(*args, **kwargs)
         arguments = self.signature.bind(module, *args, **kwargs).arguments
+        if owner.may_run_again() and getattr(module, "is_cache_enabled", False):
+            raise RuntimeError(
+                "guard 'on' cannot run a forward again under a diffusers cache, which would count it "
+                "twice: use guard 'warn', or disable the cache"
+            )
         owner.begin_forward(self.stack, arguments, config_of(module), self.contexts._context)
         try:
-            return self.fn_ref.original_forward(*args, **kwargs)
+            output = self.fn_ref.original_forward(*args, **kwargs)
+            if owner.wants_dense_rerun():
+                output = self.fn_ref.original_forward(*args, **kwargs)
+            return output
         except BaseException:
             owner.end_run()
             raise

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from dit_accel import seam
 from dit_accel.call import AttentionCall
 from dit_accel.clock import Moment, RunClock
-from dit_accel.config import Schedule, crossover_tokens
+from dit_accel.config import Guard, GuardMode, Place, Schedule, crossover_tokens
+from dit_accel.guard import Watch
 from dit_accel.methods import Dense, Method, find_method
 from dit_accel.ops import Ops
-from dit_accel.precision import Chosen, Precision, checked_precision, choose
+from dit_accel.precision import Chosen, Precision, choose
+from dit_accel.profile import Profile, knobs_of
 from dit_accel.report import AttentionReport, Tally
 from dit_accel_kernels import Precision as KernelPrecision
 from dit_accel_pipelines import Family, TokenLayout, find_family
@@ -36,17 +39,16 @@ class Session:
         self,
         target: Any,
         family: Family,
-        method: Method,
-        schedule: Schedule,
-        precision: Precision = "full",
-        dense_precision: Precision = "full",
+        profile: Profile,
     ) -> None:
-        self.family, self.method, self.schedule = family, method, schedule
-        self.precision, self.dense_precision = precision, dense_precision
+        self.family, self.profile = family, profile
+        self._variants: dict[tuple[int, ...], Method] = {}  # by the rules that hold
+        self._watch = Watch(profile.guard)
+        self._running_again = False
         self._chosen: dict[Precision, Chosen] = {}
         self._clock = RunClock(target if isinstance(target, DiffusionPipeline) else None)
         self._tally = Tally()
-        self._ops = Ops(self._tally.stopwatch)
+        self._ops = Ops(self._tally.stopwatch, self._tally.plans)
         self._moment: Moment | None = None
         self._layout: TokenLayout | None = None
         self._installations: list[seam.Installation] = []
@@ -77,19 +79,22 @@ class Session:
     def report(self) -> AttentionReport:
         """Counts, densities and seconds of the latest run."""
         return AttentionReport(
-            method=self.method.name,
+            method=self.profile.method.name,
             config={
-                **dataclasses.asdict(self.method),
-                "schedule": dataclasses.asdict(self.schedule),
+                **knobs_of(self.profile.method),
+                "schedule": dataclasses.asdict(self.profile.schedule),
+                "guard": dataclasses.asdict(self.profile.guard),
             },
             precision={
-                "sparse": self._ran(self.precision),
-                "dense": self._ran(self.dense_precision),
+                "sparse": self._ran(self.profile.precision),
+                "dense": self._ran(self.profile.dense_precision),
             },
             remarks=[chosen.remark for chosen in self._chosen.values() if chosen.remark],
             family=self.family.name,
             calls={kind: self._tally.calls[kind] for kind in ("dense", "sparse", "fallback")},
             fallbacks=dict(self._tally.fallbacks),
+            plans={kind: self._tally.plans[kind] for kind in ("made", "reused")},
+            faults=dict(self._watch.faults),
             density=self._tally.density(),
             seconds=self._tally.stopwatch.seconds(),
             layers=self._tally.layer_densities(),
@@ -109,13 +114,26 @@ class Session:
         if moment.new_run:
             self._forget()
             self._tally.reset()
+            self._watch.faults.clear()
         for installation in self._installations:
             for name in installation.replaced(stack):
                 self._tally.fallback(f"the processor of {name} was replaced: enable again")
         self._moment, self._layout = moment, self.family.layout(arguments, config)
 
+    def may_run_again(self) -> bool:
+        """Whether the guard may ask for a second, dense forward."""
+        return self.profile.guard.mode == "on"
+
+    def wants_dense_rerun(self) -> bool:
+        """Whether the forward that just ended has to run again, dense; then the next one does."""
+        self._running_again = self._watch.read()
+        if self._running_again:
+            self._forget_layers()
+        return self._running_again
+
     def end_forward(self) -> None:
         self._moment = self._layout = None
+        self._running_again = False
 
     def end_run(self) -> None:
         """The pipeline call is over: free the state, keep the report."""
@@ -142,11 +160,25 @@ class Session:
         moment, layout = self._moment, self._layout
         if moment is None or layout is None:
             return self.fall_back("attention called outside the transformer's forward", dense)
-        if layout.visual_tokens != query.shape[1]:
+        if layout.visual_tokens + layout.text_tokens != query.shape[1]:
             return self.fall_back("tokens do not match the grid of the transformer's input", dense)
-        if self._scheduled_dense(layer, moment):
+        place = Place(
+            moment.step,
+            moment.num_steps,
+            layer.index,
+            layer.count,
+            layer.stack,
+            moment.branch,
+        )
+        method = self._method_at(place)
+        if isinstance(method, Dense) or self.profile.schedule.is_dense(place):
             return self._dense(dense, scale)
-        least = self.schedule.min_tokens
+        if self._running_again:
+            return self.fall_back("guard: this forward ran again", dense)
+        fault = self._watch.reason(f"{layer.stack}.{layer.name}")
+        if fault is not None:
+            return self.fall_back(f"guard: {fault}", dense)
+        least = self.profile.schedule.min_tokens
         least = crossover_tokens(query.device.type) if least is None else least
         if query.shape[1] < least:
             return self.fall_back(f"fewer than {least} tokens", dense)
@@ -161,29 +193,35 @@ class Session:
             moment.num_steps,
             moment.branch,
             layout,
+            self._choose(self.profile.precision, query),
         )
-        return self._sparse(call, layer, dense)
+        return self._sparse(method, call, layer, dense)
 
-    def _scheduled_dense(self, layer: seam.Layer, moment: Moment) -> bool:
-        return (
-            isinstance(self.method, Dense)
-            or self.schedule.step_is_dense(moment.step, moment.num_steps)
-            or self.schedule.layer_is_dense(layer.index, layer.count)
-        )
+    def _method_at(self, place: Place) -> Method:
+        """The method with the knobs that hold at a place; one object per set of rules."""
+        rules = self.profile.schedule.rules_at(place)
+        if rules not in self._variants:
+            self._variants[rules] = self.profile.at(rules)
+        return self._variants[rules]
 
-    def _sparse(self, call: AttentionCall, layer: seam.Layer, dense: seam.DenseCall) -> Tensor:
-        place = (call.branch, tuple(call.query.shape))
-        if place not in layer.states:
-            layer.states[place] = self.method.new_state()
-        plan = self.method.plan(call, layer.states[place], self._ops)
-        if plan is None:
+    def _sparse(
+        self, method: Method, call: AttentionCall, layer: seam.Layer, dense: seam.DenseCall
+    ) -> Tensor:
+        owner = (call.branch, tuple(call.query.shape))
+        if owner not in layer.states:
+            layer.states[owner] = method.new_state()
+        attended = method.attend(call, layer.states[owner], self._ops)
+        if attended is None:
             return self._dense(dense, call.scale)
-        self._tally.sparse(f"{layer.stack}.{layer.name}", self._ops.density(plan.block_map))
-        return self._ops.run(plan, call, self._choose(self.precision, call.query))
+        name = f"{layer.stack}.{layer.name}"
+        self._tally.sparse(name, attended.density)
+        with self._tally.stopwatch("guard", call.query.device):
+            self._watch.look(call, attended.out, name)
+        return attended.out
 
     def _dense(self, dense: seam.DenseCall, scale: float) -> Tensor:
         self._tally.dense()
-        precision = self._choose(self.dense_precision, dense.query)
+        precision = self._choose(self.profile.dense_precision, dense.query)
         if precision == "full":
             return self._timed_dense(dense)
         return self._ops.quantized(dense.query, dense.key, dense.value, scale, precision)
@@ -202,6 +240,11 @@ class Session:
             return dense()
 
     def _forget(self) -> None:
+        self._forget_layers()
+        self._ops.forget()
+        self._watch.begin_run()
+
+    def _forget_layers(self) -> None:
         for installation in self._installations:
             for layer in installation.layers:
                 layer.states.clear()
@@ -228,36 +271,50 @@ def session_of(target: Any) -> Session | None:
 
 def enable_sparse_attention(
     target: Any,
-    method: str | Method = "svg2",
+    method: str | Method | None = None,
     *,
     schedule: Schedule | None = None,
-    precision: Precision = "full",
-    dense_precision: Precision = "full",
+    precision: Precision | None = None,
+    dense_precision: Precision | None = None,
+    guard: Guard | GuardMode | None = None,
+    profile: Profile | str | Path | None = None,
 ) -> Session:
     """Make the self-attention of a diffusers pipeline (or bare transformer) sparse; replaces what
     was enabled before.
 
     Args:
         target: a ``DiffusionPipeline`` or a transformer module.
-        method: a name (its default knobs) or a method such as ``SVG2(top_p=0.85)``.
-        schedule: which steps and layers stay dense.
-        precision: of the sparse calls: ``"full"``, ``"int8"`` (queries and keys), ``"int8-fp8"``
-            (also weights and values, from compute capability 8.9), or ``"auto"``. On a CPU the
-            quantized ones are simulated, which is slow, and the report says so.
+        method: a name (its default knobs) or a method such as ``SVG2(top_p=0.85)``; ``"svg2"`` by
+            default.
+        schedule: which steps and layers stay dense, and where knobs differ.
+        precision: of the sparse calls: ``"full"`` (the default), ``"int8"`` (queries and keys),
+            ``"int8-fp8"`` (also weights and values, from compute capability 8.9), or ``"auto"``. On a
+            CPU the quantized ones are simulated, which is slow, and the report says so.
         dense_precision: likewise, of the calls that the schedule leaves dense.
+        guard: ``"off"`` (the default), ``"warn"`` or ``"on"``, or a `Guard` with its limit: what to do
+            about output that is not finite or far from exact attention.
+        profile: all of these, or a YAML or JSON file of them; what is given besides wins.
 
     Returns:
         The session; ``disable_sparse_attention`` or ``session.close()`` undoes everything.
 
     Raises:
-        ValueError: for an unknown method or precision.
+        ValueError: for an unknown method or precision, or a profile that does not fit.
         UnknownFamily: for a transformer that no family declares.
         UnsupportedProcessor: for a processor that we cannot lead; the pipeline is unchanged then.
     """
-    if isinstance(method, str):
-        method = find_method(method)()
-    precision = checked_precision("precision", precision)
-    dense_precision = checked_precision("dense_precision", dense_precision)
+    if not isinstance(profile, Profile):
+        profile = Profile() if profile is None else Profile.load(profile)
+    if method is not None:
+        profile = profile.with_method(find_method(method)() if isinstance(method, str) else method)
+    given: dict[str, Any] = {
+        "schedule": schedule,
+        "precision": precision,
+        "dense_precision": dense_precision,
+        "guard": Guard(guard) if isinstance(guard, str) else guard,
+    }
+    changed = {name: value for name, value in given.items() if value is not None}
+    profile = dataclasses.replace(profile, **changed)
     transformers = transformers_of(target)
     if not transformers:
         raise ValueError(f"{type(target).__name__} has no transformer to make sparse")
@@ -271,7 +328,7 @@ def enable_sparse_attention(
     for transformer, family in zip(transformers.values(), found, strict=True):
         seam.check_processors(transformer, family)
     disable_sparse_attention(target)
-    return Session(target, found[0], method, schedule or Schedule(), precision, dense_precision)
+    return Session(target, found[0], profile)
 
 
 def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Session:

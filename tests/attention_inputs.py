@@ -1,8 +1,11 @@
-"""Maps that the tests of the eager ops and of the kernels share."""
+"""Maps and calls that the tests of ops, kernels and methods share."""
 
 import torch
+from torch import Tensor
 
+from dit_accel import AttentionCall
 from dit_accel_kernels import BlockMap, group_by_label
+from dit_accel_pipelines import TokenLayout
 
 
 def random_map(query, key, groups: tuple[int, int], density: float, seed: int = 0) -> BlockMap:
@@ -16,3 +19,24 @@ def random_map(query, key, groups: tuple[int, int], density: float, seed: int = 
     return BlockMap(
         selected, *group_by_label(labels[0], groups[0]), *group_by_label(labels[1], groups[1])
     )
+
+
+def attention_call(layout: TokenLayout, batch: int = 1, seed: int = 0) -> AttentionCall:
+    """A call of three heads of 16 whose queries and keys have clusters, so that attention is peaked."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (batch, layout.visual_tokens + layout.text_tokens, 3, 16)
+    centers = 1.5 * torch.randn(batch, 7, 3, 16, generator=generator)
+    query, key = (
+        centers[:, torch.randint(7, (size[1],), generator=generator)]
+        + 0.5 * torch.randn(size, generator=generator)
+        for _ in range(2)
+    )
+    value = torch.randn(size, generator=generator)
+    return AttentionCall(query, key, value, 0.25, 0, 1, 0, 10, "cond", layout)
+
+
+def exact_attention(call: AttentionCall) -> Tensor:
+    """Dense attention of a call, ``[B, S, H, D]``."""
+    query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
+    weights = (call.scale * query @ key.transpose(-1, -2)).softmax(-1)
+    return (weights @ value).transpose(1, 2)

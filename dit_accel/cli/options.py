@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,27 @@ def knobs_of(assignments: tuple[str, ...]) -> dict[str, str]:
             raise BadInput(f"--set takes KNOB=VALUE, got {text!r}")
         knobs[name.strip()] = value.strip()
     return knobs
+
+
+def attention_settings(
+    path: Path | None, given: Mapping[str, str | None], knobs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Method, knobs, precisions and guard of a render: what is given wins over the profile's file, and
+    another method drops the profile's knobs of its own.
+
+    Raises:
+        BadInput: as `Profile.load`.
+    """
+    from dit_accel.profile import Profile, method_of
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    kept: dict[str, Any] = {"knobs": {}}
+    if path:
+        profile = Profile.load(path)
+        if chosen.get("method") not in (None, profile.method.name):
+            profile = profile.with_method(method_of(chosen["method"], {}))
+        kept = profile.as_settings()
+    return {**kept, **chosen, "knobs": {**kept["knobs"], **knobs}}
 
 
 class Size(NamedTuple):

@@ -12,9 +12,15 @@ from typing import Any
 
 import click
 
-from dit_accel.cli.options import knobs_of, model_options, read_prompts, size_of
+from dit_accel.cli.options import (
+    attention_settings,
+    knobs_of,
+    model_options,
+    read_prompts,
+    size_of,
+)
 from dit_accel.errors import BadInput
-from dit_accel.media import check_writable
+from dit_accel.files import check_writable
 from dit_accel.records import to_json
 
 
@@ -29,18 +35,27 @@ from dit_accel.records import to_json
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="File (.mp4, .png), or folder for several."
 )
-@click.option("--method", default="svg2", show_default=True, help="See `dit-accel methods`.")
 @click.option(
-    "--set", "assignments", multiple=True, metavar="KNOB=VALUE", help="A knob, or schedule.KNOB."
+    "--profile",
+    type=click.Path(path_type=Path),
+    help="YAML or JSON file with all of the next six; they win over it.",
+)
+@click.option("--method", help="See `dit-accel methods`.  [default: svg2]")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KNOB=VALUE",
+    help="A knob, schedule.KNOB or guard.KNOB.",
 )
 @click.option(
-    "--precision",
-    default="full",
-    show_default=True,
-    help="Of the sparse calls: full, int8, int8-fp8 or auto.",
+    "--precision", help="Of the sparse calls: full, int8, int8-fp8 or auto.  [default: full]"
 )
+@click.option("--dense-precision", help="Of the dense calls, likewise.  [default: full]")
 @click.option(
-    "--dense-precision", default="full", show_default=True, help="Of the dense calls, likewise."
+    "--guard",
+    type=click.Choice(["off", "warn", "on"]),
+    help="Watch sparse output for faults: tell, or mend by dense attention.  [default: off]",
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option("--fps", default=16, show_default=True)
@@ -55,10 +70,12 @@ def command(
     prompts: tuple[str, ...],
     prompt_file: Path | None,
     out: Path | None,
-    method: str,
+    profile: Path | None,
+    method: str | None,
     assignments: tuple[str, ...],
-    precision: str,
-    dense_precision: str,
+    precision: str | None,
+    dense_precision: str | None,
+    guard: str | None,
     seed: int,
     fps: int,
     compare: bool,
@@ -83,15 +100,19 @@ def command(
     if not texts:
         raise BadInput("no prompt: give PROMPT..., or --prompts FILE")
     pixels = size_of(size, height, width, frames)
+    given = {
+        "method": method,
+        "precision": precision,
+        "dense_precision": dense_precision,
+        "guard": guard,
+    }
+    attention = attention_settings(profile, given, knobs_of(assignments))
     settings = [
         RenderSettings(
             prompt=text,
             negative_prompt=negative_prompt,
             model=model,
-            method=method,
-            knobs=knobs_of(assignments),
-            precision=precision,
-            dense_precision=dense_precision,
+            **attention,
             height=pixels.height,
             width=pixels.width,
             frames=pixels.frames,
@@ -172,7 +193,7 @@ def render_all(
         clip, extra = render_one(pipe, settings, path, compare=compare, quiet=quiet)
         records.append({**report_of(settings, card, clip, seconds), "output": str(path), **extra})
         if report:
-            from dit_accel.media import written_whole
+            from dit_accel.files import written_whole
 
             with written_whole(report) as temporary:
                 temporary.write_text(
@@ -185,7 +206,8 @@ def render_one(
 ) -> tuple[Any, dict[str, Any]]:
     """Render one request to a file; with ``compare`` also dense, and the side-by-side files."""
     from dit_accel.compare import quality, speedup, summary
-    from dit_accel.media import side_by_side, strip, write_clip, written_whole
+    from dit_accel.files import written_whole
+    from dit_accel.media import side_by_side, strip, write_clip
     from dit_accel.render import render, versions
 
     clip = render(pipe, settings)

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from dit_accel.methods import METHODS
-from dit_accel.render import RenderSettings, build_method, render
+from dit_accel.render import RenderSettings, build_profile, render
 from dit_accel.seam import config_of
 from dit_accel.session import transformers_of
 from dit_accel_pipelines import SizeRule, find_family
@@ -81,7 +81,7 @@ class DitAccelRender:
             guidance_scale=guidance_scale,
             seed=seed,
         )
-        build_method(settings)
+        build_profile(settings)
         complaint = size_rule_of(pipeline).complaint(height, width, frames)
         if complaint:
             raise ValueError(complaint)

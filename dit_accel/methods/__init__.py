@@ -1,11 +1,30 @@
 """The sparse attention methods by name. To add one: a file beside these, and a line in METHODS."""
 
-from dit_accel.methods.base import Method
+from dit_accel.methods.band import Band
+from dit_accel.methods.base import Attended, Method
 from dit_accel.methods.dense import Dense
+from dit_accel.methods.neighborhood import Neighborhood
+from dit_accel.methods.permuted_blocks import PermutedBlocks
+from dit_accel.methods.radial import Radial
+from dit_accel.methods.re_ttention import ReTtention
+from dit_accel.methods.svg import SVG
 from dit_accel.methods.svg2 import SVG2
 from dit_accel.methods.svg_ear import SVGEar
+from dit_accel.methods.xattention import XAttention
 
-METHODS: dict[str, type[Method]] = {"dense": Dense, "svg2": SVG2, "svg-ear": SVGEar}
+_ALL: tuple[type[Method], ...] = (
+    Dense,
+    SVG2,
+    SVGEar,
+    ReTtention,
+    SVG,
+    XAttention,
+    PermutedBlocks,
+    Neighborhood,
+    Radial,
+    Band,
+)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 
 
 def find_method(name: str) -> type[Method]:
@@ -19,4 +38,19 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "SVG2", "Dense", "Method", "SVGEar", "find_method"]
+__all__ = [
+    "METHODS",
+    "SVG",
+    "SVG2",
+    "Attended",
+    "Band",
+    "Dense",
+    "Method",
+    "Neighborhood",
+    "PermutedBlocks",
+    "Radial",
+    "ReTtention",
+    "SVGEar",
+    "XAttention",
+    "find_method",
+]

@@ -8,21 +8,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dit_accel.call import AttentionCall, Plan
-from dit_accel.methods.base import Method
+from dit_accel.methods.base import MethodState, Refreshed, check_count
 from dit_accel.ops import Ops
 from dit_accel_kernels import BlockMap
 
 
 @dataclass
-class ClusterState:
-    """Centroids of the last plan, ``[B, H, K, D]``, from which the next k-means starts; the plan, and
-    the step it was made in.
-    """
+class ClusterState(MethodState):
+    """Also the centroids of the last plan, ``[B, H, K, D]``, from which the next k-means starts."""
 
     query_centroids: Tensor | None = None
     key_centroids: Tensor | None = None
-    made: Plan | None = None
-    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Clusters:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clustered(Method):
+class Clustered(Refreshed):
     """Cluster queries and keys by k-means, once a step or less often; subclasses choose the blocks.
 
     Attributes:
@@ -53,25 +49,23 @@ class Clustered(Method):
         key_clusters: clusters of keys per head; None: one per 16 tokens, at most 1000.
         kmeans_iterations: rounds of k-means (at the first sparse step, at later steps, which start
             warm).
-        refresh: a plan serves this many steps, 1: it is made anew at every step.
+        refresh: as in `Refreshed`; labels and centroids are then made anew, too.
     """
 
     query_clusters: int | None = None
     key_clusters: int | None = None
     kmeans_iterations: tuple[int, int] = (8, 1)
-    refresh: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("query_clusters", "key_clusters"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value is not None:
+                check_count(name, value)
         if min(self.kmeans_iterations) < 1:
             raise ValueError(
                 f"kmeans_iterations must both be at least 1, got {self.kmeans_iterations}"
             )
-        if self.refresh < 1:
-            raise ValueError(f"refresh must be at least 1, got {self.refresh}")
 
     def new_state(self) -> ClusterState:
         return ClusterState()
@@ -82,22 +76,16 @@ class Clustered(Method):
         keys = self.key_clusters or min(1000, max(1, tokens // 16))
         return min(queries, tokens), min(keys, tokens)
 
-    def plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
-        if self.refresh == 1:
-            return self.new_plan(call, state, ops)  # not kept: plans of all layers are gigabytes
-        if state.made is None or call.step - state.step >= self.refresh:
-            state.made, state.step = self.new_plan(call, state, ops), call.step
-        return state.made
-
     def new_plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
-        """Cluster, then choose."""
         query, key = call.query.transpose(1, 2), call.key.transpose(1, 2)  # [B, H, S, D]
         queries, keys = self.clusters(call.tokens)
         rounds = self.kmeans_iterations
         query_labels, state.query_centroids = ops.kmeans(
-            query, queries, state.query_centroids, rounds
+            query, queries, warm(state.query_centroids, queries), rounds
         )
-        key_labels, state.key_centroids = ops.kmeans(key, keys, state.key_centroids, rounds)
+        key_labels, state.key_centroids = ops.kmeans(
+            key, keys, warm(state.key_centroids, keys), rounds
+        )
         clusters = Clusters(
             state.query_centroids,
             state.key_centroids,
@@ -109,3 +97,8 @@ class Clustered(Method):
     @abc.abstractmethod
     def choose(self, call: AttentionCall, clusters: Clusters, ops: Ops) -> Plan:
         """Which blocks to compute, and what becomes of the others."""
+
+
+def warm(centroids: Tensor | None, count: int) -> Tensor | None:
+    """Centroids of the last plan, unless their number was changed since."""
+    return centroids if centroids is not None and centroids.shape[2] == count else None

@@ -17,5 +17,5 @@ class Dense(Method):
     name: ClassVar[str] = "dense"
     source: ClassVar[str] = "-"
 
-    def plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan | None:
+    def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan | None:
         return None

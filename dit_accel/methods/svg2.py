@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dit_accel.call import AttentionCall, Plan
+from dit_accel.methods.base import check_share
 from dit_accel.methods.clustered import Clustered, Clusters
 from dit_accel.ops import Ops
 
@@ -28,10 +29,8 @@ class SVG2(Clustered):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if not 0.0 <= self.min_key_share <= 1.0:
-            raise ValueError(f"min_key_share must be in [0, 1], got {self.min_key_share}")
+        check_share("top_p", self.top_p, above=0)
+        check_share("min_key_share", self.min_key_share)
 
     def choose(self, call: AttentionCall, clusters: Clusters, ops: Ops) -> Plan:
         selected = ops.select_top_p(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dit_accel.call import AttentionCall, Plan
+from dit_accel.methods.base import check_share
 from dit_accel.methods.clustered import Clustered, Clusters
 from dit_accel.ops import Ops
 
@@ -18,7 +19,8 @@ class SVGEar(Clustered):
     centroid, merged by log-sum-exp. Nothing is dropped, so the softmax keeps its whole mass.
 
     Attributes, besides those of `Clustered`:
-        density: share of the keys that each query cluster attends to exactly, in [0, 1].
+        density: share of the keys that each query cluster attends to exactly, in [0, 1]; a sequence
+            gives one for each head.
         selection: which: by estimated attention mass per token, with the variance of a cluster's keys
             in the estimate (``"density"``), or by the error that their centroid would make per token
             (``"error"``, the paper's, which reads all keys for every query cluster).
@@ -30,16 +32,21 @@ class SVGEar(Clustered):
     name: ClassVar[str] = "svg-ear"
     source: ClassVar[str] = "SVG-EAR, arXiv 2603.08982"
 
-    density: float = 0.1
+    density: float | tuple[float, ...] = 0.1
     selection: Selection = "density"
     second_order: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.density <= 1.0:
-            raise ValueError(f"density must be in [0, 1], got {self.density}")
+        for share in self.densities:
+            check_share("density", share)
         if self.selection not in ("density", "error"):
             raise ValueError(f"selection must be density or error, got {self.selection!r}")
+
+    @property
+    def densities(self) -> tuple[float, ...]:
+        """One for all heads, or one for each."""
+        return self.density if isinstance(self.density, tuple) else (self.density,)
 
     def choose(self, call: AttentionCall, clusters: Clusters, ops: Ops) -> Plan:
         key, value = call.key.transpose(1, 2), call.value.transpose(1, 2)  # [B, H, S, D]
@@ -52,7 +59,11 @@ class SVGEar(Clustered):
             means = clusters.key_centroids
             variance = ops.group_variance(key, order, offsets, means)
             score = ops.centroid_logits(clusters.query_centroids, means, call.scale, variance)
-        selected = ops.select_budget(score, offsets.diff(dim=-1), self.density * call.tokens)
+        heads = call.query.shape[2]
+        if len(self.densities) not in (1, heads):
+            raise ValueError(f"density has {len(self.densities)} shares for {heads} heads")
+        keys = [share * call.tokens for share in self.densities]
+        selected = ops.select_budget(score, offsets.diff(dim=-1), keys)
         return Plan(
             clusters.map_of(selected), skipped="second-order" if self.second_order else "centroid"
         )

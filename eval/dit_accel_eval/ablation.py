@@ -11,7 +11,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from dit_accel import SVG2, Dense, Method, Schedule
+from dit_accel import SVG2, Dense, Method, Profile, Schedule
 from dit_accel.cli.options import size_of
 from dit_accel.compare import quality
 from dit_accel.loading import fingerprint, load_pipeline
@@ -110,9 +110,9 @@ def main(
         if not missing:
             continue
         settings, _ = check(case)
-        dense = render_with(pipe, settings, Dense(), Schedule())
+        dense = render_with(pipe, settings, Profile(Dense()))
         for method in missing:
-            clip = render_with(pipe, settings, method, schedule)
+            clip = render_with(pipe, settings, Profile(method, schedule))
             kept.append({"key": key, **record_of(method, settings, dense, clip)})
             append_record(log, kept[-1])
     wanted = {(case.prompt, case.seed) for case in cases}

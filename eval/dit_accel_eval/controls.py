@@ -41,8 +41,8 @@ class ShuffledLabels(Control):
     name: ClassVar[str] = "shuffled-labels"
     source: ClassVar[str] = "control"
 
-    def plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
-        block_map = self.base.plan(call, state, ops).block_map
+    def new_plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
+        block_map = self.base.new_plan(call, state, ops).block_map
         order = shuffled(block_map.key_order, self.generator(call))
         return Plan(replace(block_map, key_order=order))
 
@@ -54,8 +54,8 @@ class RandomKeys(Control):
     name: ClassVar[str] = "random-keys"
     source: ClassVar[str] = "control"
 
-    def plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
-        block_map = self.base.plan(call, state, ops).block_map
+    def new_plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
+        block_map = self.base.new_plan(call, state, ops).block_map
         budget = keys_per_query_group(block_map)
         noise = torch.rand(*budget.shape, call.tokens, generator=self.generator(call))
         return Plan(single_keys(block_map, noise, budget))
@@ -68,8 +68,8 @@ class PositionalBlocks(Control):
     name: ClassVar[str] = "positional-blocks"
     source: ClassVar[str] = "control"
 
-    def plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
-        block_map = self.base.plan(call, state, ops).block_map
+    def new_plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
+        block_map = self.base.new_plan(call, state, ops).block_map
         queries, keys = self.base.clusters(call.tokens)
         query_labels, key_labels = (uniform_labels(call, count) for count in (queries, keys))
         query_order, query_offsets = group_by_label(query_labels, queries)
@@ -95,8 +95,8 @@ class OracleBlocks(Control):
     name: ClassVar[str] = "oracle-blocks"
     source: ClassVar[str] = "control (upper bound)"
 
-    def plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
-        block_map = self.base.plan(call, state, ops).block_map
+    def new_plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
+        block_map = self.base.new_plan(call, state, ops).block_map
         sizes = block_map.key_offsets.diff(dim=-1)
         mass = true_mass(call, block_map)
         density = mass / sizes[:, :, None].clamp(min=1)

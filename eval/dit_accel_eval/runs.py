@@ -7,7 +7,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,10 +15,12 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
+from dit_accel.cli.options import attention_settings
 from dit_accel.compare import quality, speedup
 from dit_accel.errors import BadInput
+from dit_accel.files import check_writable, written_whole
 from dit_accel.loading import fingerprint, load_pipeline
-from dit_accel.media import check_writable, written_whole
+from dit_accel.profile import SUFFIXES
 from dit_accel.records import append_record, read_records
 from dit_accel.render import RenderSettings, check, render, versions
 
@@ -29,27 +31,34 @@ FIGURES = ("psnr", "ssim", "psnr_objects", "speedup", "density_sparse", "density
 
 @dataclass(frozen=True)
 class Setting:
-    """A method with its knobs, as one column of an evaluation."""
+    """A way to run attention, as one column of an evaluation: its name, and what it sets in
+    `RenderSettings`.
+    """
 
-    method: str
-    knobs: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def label(self) -> str:
-        return ":".join([self.method, *(f"{k}={v}" for k, v in self.knobs)])
+    label: str
+    changes: Mapping[str, Any] = field(compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """``svg2:top_p=0.8:schedule.dense_steps=0`` as a setting.
+        """``svg2:top_p=0.8:schedule.dense_steps=0:precision=int8``; a profile's file may stand for the
+        method.
 
         Raises:
-            BadInput: for a part without ``=``.
+            BadInput: for a part without ``=``, or a file that is no profile.
         """
-        method, *parts = text.split(":")
+        name, *parts = text.split(":")
         for part in parts:
             if "=" not in part:
                 raise BadInput(f"setting {text!r}: {part!r} is not KNOB=VALUE")
-        return cls(method, tuple((k, v) for k, v in (part.split("=", 1) for part in parts)))
+        knobs = dict(part.split("=", 1) for part in parts)
+        given = {key: knobs.pop(key, None) for key in ("precision", "dense_precision", "guard")}
+        path = Path(name) if Path(name).suffix in SUFFIXES else None
+        method = None if path else name
+        return cls(text, attention_settings(path, {"method": method, **given}, knobs))
+
+    def of(self, case: RenderSettings) -> RenderSettings:
+        """A clip's settings with this way to run attention."""
+        return replace(case, **self.changes)
 
 
 def run_eval(
@@ -71,7 +80,7 @@ def run_eval(
     cases = [replace(base, prompt=p, seed=s) for p in unique(prompts) for s in unique(seeds)]
     settings = unique(settings)
     for setting in settings:
-        check(replace(base, prompt=prompts[0], method=setting.method, knobs=dict(setting.knobs)))
+        check(setting.of(replace(base, prompt=prompts[0])))
     checked, card = check(replace(base, prompt=prompts[0]).as_dense())
     check_writable(results)
     out.mkdir(parents=True, exist_ok=True)
@@ -106,8 +115,7 @@ def run_case(
     request, _ = check(case.as_dense())
     dense = render(pipe, request)
     for setting in settings:
-        wanted = replace(case, method=setting.method, knobs=dict(setting.knobs))
-        clip = render(pipe, check(wanted)[0])
+        clip = render(pipe, check(setting.of(case))[0])
         density = clip.attention.density
         yield {
             "setting": setting.label,
@@ -124,8 +132,9 @@ def run_case(
 
 def key_of(case: RenderSettings, setting: Setting, model: str) -> str:
     """What makes a measurement the same measurement: settings, weights and versions."""
-    request = {**asdict(case), "method": setting.method, "knobs": dict(setting.knobs)}
-    return json.dumps({**request, "weights": model, "versions": versions()}, sort_keys=True)
+    return json.dumps(
+        {**asdict(setting.of(case)), "weights": model, "versions": versions()}, sort_keys=True
+    )
 
 
 class Estimate(NamedTuple):

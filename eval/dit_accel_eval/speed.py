@@ -123,10 +123,7 @@ def main(
         dtype=dtype,
     )
     wanted = {text: Setting.parse(text) for text in methods.split(",")}
-    checked = {
-        label: check(replace(base, method=s.method, knobs=dict(s.knobs)))[0]
-        for label, s in wanted.items()
-    }
+    checked = {label: check(setting.of(base))[0] for label, setting in wanted.items()}
     _, card = check(base)
     key = {
         "size": size,

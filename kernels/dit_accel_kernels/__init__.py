@@ -2,6 +2,7 @@
 implementation.
 """
 
+from dit_accel_kernels.antidiagonal import antidiagonal_mass
 from dit_accel_kernels.attention import dense_attention
 from dit_accel_kernels.centroid_attention import centroid_attention, skipped_attention
 from dit_accel_kernels.centroid_error import centroid_error
@@ -21,6 +22,7 @@ from dit_accel_kernels.quantized_attention import (
     quantized_attention,
     quantized_attention_reference,
 )
+from dit_accel_kernels.sampling import sampled_attention, sampled_importance, spread_rows
 from dit_accel_kernels.selection import (
     centroid_logits,
     centroid_mass,
@@ -35,6 +37,7 @@ __all__ = [
     "BlockMap",
     "ContractError",
     "Precision",
+    "antidiagonal_mass",
     "centroid_attention",
     "centroid_error",
     "centroid_logits",
@@ -51,11 +54,14 @@ __all__ = [
     "merge_attention_reference",
     "quantized_attention",
     "quantized_attention_reference",
+    "sampled_attention",
+    "sampled_importance",
     "select_budget",
     "select_top_p",
     "skipped_attention",
     "sparse_attention",
     "sparse_attention_reference",
+    "spread_rows",
     "strided_centroids",
     "with_dense_tokens",
 ]

@@ -10,7 +10,7 @@ empty.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -50,6 +50,15 @@ class BlockMap:
         key_sizes = self.key_offsets.diff(dim=-1).float()  # [B, H, Gk]
         pairs = (query_sizes * (self.selected.float() @ key_sizes[..., None])[..., 0]).sum(-1)
         return (pairs / (self.query_order.shape[-1] * self.key_order.shape[-1])).mean()
+
+    def complement(self) -> BlockMap:
+        """The map of exactly the pairs that this one leaves out."""
+        return replace(self, selected=~self.selected)
+
+    def of_heads(self, heads: Tensor) -> BlockMap:
+        """The map of some heads, int64 ``[N]``."""
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return BlockMap(*(tensor.index_select(1, heads) for tensor in tensors))
 
     def to_mask(self) -> Tensor:
         """The same selection token by token, bool ``[B, H, Sq, Sk]``. Quadratic: for tests and

@@ -135,4 +135,4 @@ def test_rendering_keeps_what_the_user_enabled(wan) -> None:
     render(wan, settings)
     session = session_of(wan)
     assert session is not None
-    assert (session.method, session.schedule) == (COARSE, SPARSE)
+    assert (session.profile.method, session.profile.schedule) == (COARSE, SPARSE)

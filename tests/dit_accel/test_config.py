@@ -2,7 +2,7 @@ import pytest
 
 from dit_accel import SVG2, Schedule
 from dit_accel.errors import BadInput
-from dit_accel.render import RenderSettings, build_method
+from dit_accel.render import RenderSettings, build_profile
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,8 @@ def test_knobs_are_read_from_texts() -> None:
         "schedule.dense_steps": "0.1",
         "schedule.dense_layers": "0,-1",
     }
-    method, schedule = build_method(RenderSettings("a", knobs=knobs))
+    profile = build_profile(RenderSettings("a", knobs=knobs))
+    method, schedule = profile.method, profile.schedule
     assert method == SVG2(top_p=0.8, kmeans_iterations=(4, 1))
     assert schedule == Schedule(dense_steps=0.1, dense_layers=(0, -1))
 
@@ -45,7 +46,7 @@ def test_knobs_are_read_from_texts() -> None:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"top_q": "1"}, "unknown svg2 knob 'top_q': choose from query_clusters"),
+        ({"top_q": "1"}, "unknown svg2 knob 'top_q': choose from refresh"),
         ({"top_p": "0"}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"top_p": "1.5"}, r"top_p must be in \(0, 1\], got 1.5"),
         ({"top_p": "high"}, "svg2 knob top_p: .*got 'high'"),
@@ -60,13 +61,14 @@ def test_knobs_are_read_from_texts() -> None:
 )
 def test_bad_knobs_are_one_line(knobs: dict[str, str], message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
-        build_method(RenderSettings("a", knobs=knobs))
+        build_profile(RenderSettings("a", knobs=knobs))
     assert "\n" not in str(caught.value)
 
 
 def test_single_values_and_plus_make_sequences() -> None:
     knobs = {"kmeans_iterations": "4+1", "schedule.dense_layers": "3"}
-    method, schedule = build_method(RenderSettings("a", knobs=knobs))
+    profile = build_profile(RenderSettings("a", knobs=knobs))
+    method, schedule = profile.method, profile.schedule
     assert method == SVG2(kmeans_iterations=(4, 1))
     assert schedule == Schedule(dense_layers=(3,))
 

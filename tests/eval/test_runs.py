@@ -29,8 +29,12 @@ def test_estimate_says_how_many_values_it_used() -> None:
 
 def test_setting_texts() -> None:
     setting = Setting.parse("svg2:top_p=0.8:schedule.dense_steps=0")
-    assert setting.method == "svg2"
-    assert dict(setting.knobs) == {"top_p": "0.8", "schedule.dense_steps": "0"}
+    assert setting.changes == {
+        "method": "svg2",
+        "knobs": {"top_p": "0.8", "schedule.dense_steps": "0"},
+    }
+    int8 = Setting.parse("svg2:precision=int8:guard=warn").changes
+    assert int8 == {"method": "svg2", "knobs": {}, "precision": "int8", "guard": "warn"}
     assert Setting.parse(setting.label) == setting
     with pytest.raises(BadInput, match="'top_p' is not KNOB=VALUE"):
         Setting.parse("svg2:top_p")
@@ -38,7 +42,7 @@ def test_setting_texts() -> None:
 
 def test_repetitions_are_no_independent_clips() -> None:
     assert unique([3, 1, 3]) == [3, 1]
-    assert len(unique([Setting("svg2"), Setting("svg2")])) == 1
+    assert len(unique([Setting.parse("svg2"), Setting.parse("svg2")])) == 1
 
 
 def test_summary_has_one_line_per_setting(tmp_path: Path) -> None:

@@ -96,13 +96,13 @@ def test_planning_and_attention_never_wait_for_the_device(precision) -> None:
     (query, key, value), _ = call(2000, 64)
     tensors = [x.transpose(1, 2).cuda() for x in (query, key, value)]
     layout = TokenLayout(1, 1, 2000)
-    made = AttentionCall(*tensors, 0.125, 0, 1, 0, 1, "cond", layout)
+    made = AttentionCall(*tensors, 0.125, 0, 1, 0, 1, "cond", layout, precision)
     method, ops = SVG2(top_p=0.5), Ops(Stopwatch())
     state = method.new_state()
-    ops.run(method.plan(made, state, ops), made, precision)  # compiles
+    method.attend(made, state, ops)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        ops.run(method.plan(made, state, ops), made, precision)
+        method.attend(made, state, ops)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -65,14 +65,14 @@ def sparse_call(
 ) -> dict[str, Any]:
     """Seconds of the whole call and of its planning, and its speed-up over dense."""
     ops = Ops(Stopwatch())
-    state = method.new_state()
+    state, call = method.new_state(), replace(call, precision=precision)
     plan: Plan = method.new_plan(call, state, ops)
 
     def planning() -> Plan:
         return method.new_plan(call, state, ops)
 
     def whole() -> torch.Tensor:
-        return ops.run(planning(), call, precision)
+        return ops.run(planning(), call)
 
     took, planned = seconds(whole, device), seconds(planning, device)
     queries, keys = method.clusters(call.tokens)

@@ -1,0 +1,101 @@
+"""Groups of tokens that depend on positions alone: runs of neighbours and tiles of the token grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dit_accel.call import AttentionCall
+from dit_accel_kernels import BlockMap
+from dit_accel_pipelines import TokenLayout
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A partition of the visual tokens, the same for all heads: order int64 ``[S]``, offsets int64
+    ``[G + 1]``, and the place of each group, float32 ``[G, 3]`` (frame, row, column of its middle) or
+    ``[G, 2]`` (frame, index within the frame).
+    """
+
+    order: Tensor
+    offsets: Tensor
+    place: Tensor
+
+    def of(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
+        """Order ``[B, H, S]`` and offsets ``[B, H, G + 1]`` for a call."""
+        return for_heads(self.order, call), for_heads(self.offsets, call)
+
+    @property
+    def sizes(self) -> Tensor:
+        return self.offsets.diff()
+
+
+def for_heads(table: Tensor, call: AttentionCall) -> Tensor:
+    """A table repeated for every batch entry and head of a call, ``[B, H, ...]``."""
+    return table.expand(call.query.shape[0], call.query.shape[2], *table.shape).contiguous()
+
+
+def static_map(call: AttentionCall, queries: Groups, keys: Groups, selected: Tensor) -> BlockMap:
+    """The map of one selection ``[Gq, Gk]`` for all heads."""
+    return BlockMap(for_heads(selected, call), *queries.of(call), *keys.of(call))
+
+
+def run_offsets(tokens: int, size: int, device: torch.device) -> Tensor:
+    """Offsets of ``ceil(tokens / size)`` runs of almost equal length, int64 ``[G + 1]``."""
+    count = -(-tokens // size)
+    return torch.arange(count + 1, device=device) * tokens // count
+
+
+def frame_runs(layout: TokenLayout, size: int, device: torch.device) -> Groups:
+    """Runs of at most ``size`` neighbouring tokens that end with their frame."""
+    per_frame = layout.height * layout.width
+    inside = run_offsets(per_frame, size, device)
+    starts = torch.arange(layout.frames, device=device)[:, None] * per_frame + inside[:-1]
+    offsets = torch.cat([starts.flatten(), starts.new_tensor([layout.visual_tokens])])
+    middle = (inside[:-1] + inside[1:] - 1).float() / 2
+    frames = torch.arange(layout.frames, device=device, dtype=torch.float32)
+    place = torch.cartesian_prod(frames, middle)
+    return Groups(torch.arange(layout.visual_tokens, device=device), offsets, place.view(-1, 2))
+
+
+def tiles(layout: TokenLayout, tile: tuple[int, int, int], device: torch.device) -> Groups:
+    """Boxes of at most ``tile`` (frames, rows, columns) tokens, as equal as the grid allows."""
+    grid = (layout.frames, layout.height, layout.width)
+    edges = [run_offsets(n, size, device) for n, size in zip(grid, tile, strict=True)]
+    index = [  # tile of each place, along each axis
+        torch.searchsorted(edge[1:], torch.arange(n, device=device), right=True)
+        for n, edge in zip(grid, edges, strict=True)
+    ]
+    counts = [len(edge) - 1 for edge in edges]
+    label = (index[0][:, None, None] * counts[1] + index[1][:, None]) * counts[2] + index[2]
+    lengths = [edge.diff() for edge in edges]
+    sizes = lengths[0][:, None, None] * lengths[1][:, None] * lengths[2]
+    offsets = torch.nn.functional.pad(sizes.flatten().cumsum(0), (1, 0))
+    middles = [(edge[:-1] + edge[1:] - 1).float() / 2 for edge in edges]
+    order = label.flatten().argsort(stable=True)
+    return Groups(order, offsets, torch.cartesian_prod(*middles).view(-1, 3))
+
+
+def nearest(distance: Tensor, sizes: Tensor, keys: float) -> Tensor:
+    """The nearest key groups of every query group, about ``keys`` keys, at least one group; bool
+    ``[Gq, Gk]`` from distances ``[Gq, Gk]``. At the border the window is shifted, not cut.
+    """
+    order = distance.argsort(dim=-1, stable=True)
+    taken = sizes.expand_as(distance).gather(-1, order).float()
+    before = taken.cumsum(-1) - taken
+    keep = (before + taken / 2 <= keys) | (before == 0)
+    return torch.zeros_like(keep).scatter_(-1, order, keep)
+
+
+def uniform_blocks(call: AttentionCall, size: int) -> tuple[Tensor, Tensor]:
+    """Blocks of exactly ``size`` neighbouring tokens, the last one shorter: order ``[B, H, S]`` and
+    offsets ``[B, H, G + 1]``.
+    """
+    device, tokens = call.query.device, call.tokens
+    edges = torch.arange(-(-tokens // size) + 1, device=device) * size
+    return (
+        for_heads(torch.arange(tokens, device=device), call),
+        for_heads(edges.clamp(max=tokens), call),
+    )

@@ -1,0 +1,50 @@
+"""Static windows in space and time: neighborhood attention on tiles (arXiv 2504.16922, 2502.04507)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from dit_accel.call import AttentionCall, Plan
+from dit_accel.methods.base import Method, check_count, check_share
+from dit_accel.methods.blocks import nearest, static_map, tiles
+from dit_accel.ops import Ops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighborhood(Method):
+    """Tiles of the token grid attend to the tiles around them, as in sliding tile attention; at the
+    border the window is shifted inward, as in neighborhood attention.
+
+    Attributes:
+        density: share of the keys, in [0, 1]; the window has the proportions of the grid.
+        window: proportions of the window instead (frames, rows, columns), any positive numbers.
+        tile: tokens of a tile along (frames, rows, columns), at most.
+    """
+
+    name: ClassVar[str] = "neighborhood"
+    source: ClassVar[str] = "Generalized Neighborhood Attention, arXiv 2504.16922"
+    static: ClassVar[bool] = True
+
+    density: float = 0.3
+    window: tuple[float, float, float] | None = None
+    tile: tuple[int, int, int] = (2, 4, 4)
+
+    def __post_init__(self) -> None:
+        check_share("density", self.density)
+        for size in self.tile:
+            check_count("tile", size)
+        if self.window is not None and min(self.window) <= 0:
+            raise ValueError(f"window must be three positive numbers, got {self.window}")
+
+    def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
+        layout, device = call.layout, call.query.device
+        with ops.stopwatch("selection", device):
+            groups = tiles(layout, self.tile, device)
+            shape = self.window or (layout.frames, layout.height, layout.width)
+            place = groups.place / torch.tensor(shape, dtype=torch.float32, device=device)
+            distance = torch.cdist(place, place, p=float("inf"))
+            keep = nearest(distance, groups.sizes, self.density * groups.order.numel())
+            return Plan(static_map(call, groups, groups, keep))

@@ -1,0 +1,62 @@
+"""Permuted block-sparse attention (PBS-Attn, arXiv 2510.21270): keys by importance, then blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dit_accel.call import AttentionCall, Plan
+from dit_accel.methods.base import Refreshed, check_count, check_share
+from dit_accel.methods.blocks import uniform_blocks
+from dit_accel.ops import Ops
+from dit_accel_kernels import (
+    BlockMap,
+    centroid_mass,
+    group_means,
+    sampled_importance,
+    select_top_p,
+    spread_rows,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutedBlocks(Refreshed):
+    """Keys are sorted by the attention that sampled queries give them, so that what matters shares
+    blocks; each block of queries keeps the key blocks that hold ``top_p`` of its estimated mass, and
+    always the first. The paper sorts within segments for a causal mask; here one segment is all.
+
+    Attributes, besides `Refreshed`'s:
+        top_p: share of the estimated mass, in (0, 1].
+        samples: queries that tell the importance, spread over the whole sequence.
+        block: tokens of a block.
+    """
+
+    name: ClassVar[str] = "permuted-blocks"
+    source: ClassVar[str] = "PBS-Attn, arXiv 2510.21270"
+
+    top_p: float = 0.9
+    samples: int = 128
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("top_p", self.top_p, above=0)
+        check_count("samples", self.samples)
+        check_count("block", self.block)
+
+    def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
+        query, key = call.query.transpose(1, 2), call.key.transpose(1, 2)  # [B, H, S, D]
+        with ops.stopwatch("selection", call.query.device):
+            rows = spread_rows(call.tokens, self.samples, call.query.device)
+            importance = sampled_importance(query, key, rows, call.scale)  # [B, H, S]
+            raster, offsets = uniform_blocks(call, self.block)
+            key_order = importance.argsort(dim=-1, descending=True, stable=True)
+            mass = centroid_mass(
+                group_means(query, raster, offsets),
+                group_means(key, key_order, offsets),
+                offsets.diff(dim=-1),
+                call.scale,
+            )
+            selected = select_top_p(mass, self.top_p)
+            selected[..., 0] = True
+            return Plan(BlockMap(selected, raster, offsets, key_order, offsets))

@@ -1,0 +1,54 @@
+"""Radial attention (arXiv 2506.19852): a static mask whose width halves with the distance in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from dit_accel.call import AttentionCall, Plan
+from dit_accel.methods.base import Method, check_count
+from dit_accel.methods.blocks import frame_runs, static_map
+from dit_accel.ops import Ops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Radial(Method):
+    """Frames next to each other attend fully; farther ones in a band about the same place, half as wide
+    for every doubling of their distance; where it would be narrower than a block, only in every n-th
+    pair of frames. All attend to the first frame.
+
+    Attributes:
+        decay: factor on the width of the band, above 0 (the paper's models: 0.2 to 0.95).
+        block: tokens of a group, at most; groups end with their frame.
+    """
+
+    name: ClassVar[str] = "radial"
+    source: ClassVar[str] = "Radial attention, arXiv 2506.19852"
+    static: ClassVar[bool] = True
+
+    decay: float = 0.8
+    block: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.decay > 0:
+            raise ValueError(f"decay must be above 0, got {self.decay}")
+        check_count("block", self.block)
+
+    def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
+        device = call.query.device
+        with ops.stopwatch("selection", device):
+            groups = frame_runs(call.layout, self.block, device)
+            frame, inside = groups.place.unbind(-1)
+            apart = (frame[:, None] - frame).abs()
+            offset = (inside[:, None] - inside).abs()
+            keep = self.selected(apart, offset, call.layout.height * call.layout.width)
+            return Plan(static_map(call, groups, groups, keep | (frame == 0)))
+
+    def selected(self, apart: Tensor, offset: Tensor, per_frame: int) -> Tensor:
+        """Which pairs of groups attend, from their distance in frames and within the frame, ``[G, G]``."""
+        width = 2.0 ** per_frame.bit_length() / 2.0 ** apart.frexp().exponent  # 2 ** bit_length
+        every = (self.block / width).clamp(min=1).floor()  # of such pairs of frames only each n-th
+        near = offset <= (width * self.decay).clamp(min=self.block)
+        return (apart <= 1) | (near & (apart % every == 0))

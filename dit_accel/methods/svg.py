@@ -1,0 +1,103 @@
+"""Sparse VideoGen (arXiv 2502.01776): each head attends in space or in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dit_accel.call import AttentionCall, Plan
+from dit_accel.methods.base import Refreshed, check_count, check_share
+from dit_accel.methods.blocks import Groups, nearest, run_offsets, static_map
+from dit_accel.ops import Ops
+from dit_accel_kernels import BlockMap, sampled_attention, spread_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class SVG(Refreshed):
+    """A band about the diagonal, with tokens in the order of frames (spatial heads) or with all frames
+    of a place side by side (temporal heads); sampled queries tell which errs less, head by head.
+
+    Attributes, besides `Refreshed`'s:
+        density: share of the keys, in [0, 1], the first frame included.
+        samples: queries that decide, spread over the whole sequence (the paper's code draws them from
+            the first 10,000 tokens).
+        block: tokens of a group of queries; a group of keys has a quarter of that.
+        first_frame: every query attends to the first frame.
+    """
+
+    name: ClassVar[str] = "svg"
+    source: ClassVar[str] = "Sparse VideoGen, arXiv 2502.01776"
+
+    density: float = 0.3
+    samples: int = 64
+    block: int = 64
+    first_frame: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("density", self.density)
+        check_count("samples", self.samples)
+        check_count("block", self.block)
+
+    def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
+        with ops.stopwatch("selection", call.query.device):
+            spatial, temporal = (self.band(call, time) for time in (False, True))
+            errors = [self.error(call, block_map) for block_map in (spatial, temporal)]
+            return Plan(where(errors[1] < errors[0], temporal, spatial))
+
+    def band(self, call: AttentionCall, temporal: bool) -> BlockMap:
+        """The band in one of the two orders, for all heads."""
+        layout, device = call.layout, call.query.device
+        per_frame, tokens = layout.height * layout.width, layout.visual_tokens
+        order = torch.arange(tokens, device=device)
+        if temporal:
+            order = order.view(layout.frames, per_frame).t().flatten()
+        queries = _runs(order, 0, self.block)
+        sink = per_frame if self.first_frame else 0
+        in_sink = order < sink
+        keys = _runs(torch.cat([order[in_sink], order[~in_sink]]), sink, max(1, self.block // 4))
+        place = torch.empty(tokens, device=device)
+        place[order] = torch.arange(tokens, dtype=torch.float32, device=device)
+        centers = [_middles(place, groups) for groups in (queries, keys)]
+        distance = (centers[0][:, None] - centers[1]).abs()
+        distance[:, keys.offsets[:-1] < sink] = -1.0
+        keep = nearest(distance, keys.sizes, self.density * tokens)
+        return static_map(call, queries, keys, keep | (distance < 0))
+
+    def error(self, call: AttentionCall, block_map: BlockMap) -> Tensor:
+        """Squared error of a map on sampled queries, float32 ``[B, H]``."""
+        query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
+        rows = spread_rows(call.tokens, self.samples, call.query.device)
+        exact = sampled_attention(query, key, value, rows, call.scale)
+        found = sampled_attention(query, key, value, rows, call.scale, block_map)
+        return (found - exact).square().mean((-1, -2))
+
+
+def _runs(order: Tensor, sink: int, size: int) -> Groups:
+    """Runs of at most ``size`` tokens of an order, of which none crosses place ``sink``."""
+    tokens, device = order.numel(), order.device
+    head = run_offsets(sink, size, device)[:-1] if sink else order.new_empty(0)
+    tail = (
+        run_offsets(tokens - sink, size, device) + sink
+        if tokens > sink
+        else order.new_tensor([sink])
+    )
+    return Groups(order, torch.cat([head, tail]), order.new_empty(0, 2))
+
+
+def _middles(place: Tensor, groups: Groups) -> Tensor:
+    """Mean place of each group's tokens, ``[G]``."""
+    sums = torch.nn.functional.pad(place[groups.order].double().cumsum(0), (1, 0))
+    return (sums[groups.offsets].diff() / groups.sizes).float()
+
+
+def where(choice: Tensor, first: BlockMap, second: BlockMap) -> BlockMap:
+    """The first map in the heads that ``choice`` ``[B, H]`` marks, else the second; equal shapes."""
+    picked = []
+    for field in fields(BlockMap):
+        one, other = getattr(first, field.name), getattr(second, field.name)
+        picked.append(torch.where(choice.view(*choice.shape, *[1] * (one.dim() - 2)), one, other))
+    return BlockMap(*picked)

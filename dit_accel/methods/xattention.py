@@ -1,0 +1,46 @@
+"""XAttention (arXiv 2503.16428): blocks chosen by the sums of their antidiagonals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dit_accel.call import AttentionCall, Plan
+from dit_accel.methods.base import Refreshed, check_count, check_share
+from dit_accel.methods.blocks import uniform_blocks
+from dit_accel.ops import Ops
+from dit_accel_kernels import BlockMap, antidiagonal_mass, select_top_p
+
+
+@dataclass(frozen=True, kw_only=True)
+class XAttention(Refreshed):
+    """Uniform blocks of neighbouring tokens; of every ``stride`` x ``stride`` square of scores the
+    antidiagonal is summed, and each query block keeps the key blocks that hold ``threshold`` of the mass.
+
+    Attributes, besides `Refreshed`'s:
+        threshold: share of the estimated mass, in (0, 1].
+        stride: side of the squares; the estimate costs 1 / stride of the full scores.
+        block: tokens of a block, a multiple of the stride.
+    """
+
+    name: ClassVar[str] = "xattention"
+    source: ClassVar[str] = "XAttention, arXiv 2503.16428"
+
+    threshold: float = 0.9
+    stride: int = 8
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("threshold", self.threshold, above=0)
+        check_count("stride", self.stride)
+        if self.block < 1 or self.block % self.stride:
+            raise ValueError(f"block must be a multiple of stride {self.stride}, got {self.block}")
+
+    def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
+        query, key = call.query.transpose(1, 2), call.key.transpose(1, 2)  # [B, H, S, D]
+        with ops.stopwatch("selection", call.query.device):
+            mass = antidiagonal_mass(query, key, self.block, self.stride, call.scale)
+            selected = select_top_p(mass, self.threshold)
+            order, offsets = uniform_blocks(call, self.block)
+            return Plan(BlockMap(selected, order, offsets, order, offsets))

@@ -1,0 +1,207 @@
+"""A profile: everything that decides how attention runs, in one file for the library, the command
+line, the evaluation and the nodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dit_accel.config import Guard, Schedule
+from dit_accel.errors import BadInput
+from dit_accel.files import written_whole
+from dit_accel.methods import SVG2, Method, find_method
+from dit_accel.parsing import parsed, parsed_knobs
+from dit_accel.precision import Precision, checked_precision
+
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How the attention of a pipeline runs.
+
+    Attributes:
+        method: with its knobs.
+        schedule: what stays dense, and where knobs differ.
+        precision, dense_precision: of the sparse and of the dense calls.
+        guard: what to do about faulty output.
+        provenance: where this comes from, free of form: model, size, steps, measured figures, versions.
+    """
+
+    method: Method = field(default_factory=SVG2)
+    schedule: Schedule = field(default_factory=Schedule)
+    precision: Precision = "full"
+    dense_precision: Precision = "full"
+    guard: Guard = field(default_factory=Guard)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for rule in self.schedule.rules:
+            with_knobs(self.method, rule.knobs)  # a wrong knob is found now, not in step 12
+        for name in ("precision", "dense_precision"):
+            checked_precision(name, getattr(self, name))
+
+    def at(self, rules: tuple[int, ...]) -> Method:
+        """The method with the knobs of some of the schedule's rules."""
+        knobs: dict[str, Any] = {}
+        for index in rules:
+            knobs.update(self.schedule.rules[index].knobs)
+        return with_knobs(self.method, knobs)
+
+    def with_method(self, method: Method) -> Profile:
+        """The same profile for another method; knobs in rules go if it is another kind."""
+        same = type(method) is type(self.method)
+        schedule = self.schedule if same else self.schedule.without_knobs()
+        return dataclasses.replace(self, method=method, schedule=schedule)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `from_dict` reads it."""
+        return {
+            "method": self.method.name,
+            "knobs": knobs_of(self.method),
+            "schedule": dataclasses.asdict(self.schedule),
+            "precision": self.precision,
+            "dense_precision": self.dense_precision,
+            "guard": dataclasses.asdict(self.guard),
+            "provenance": dict(self.provenance),
+        }
+
+    def as_settings(self) -> dict[str, Any]:
+        """The same as fields of `RenderSettings`: knobs by name, the schedule's and the guard's with
+        ``schedule.`` and ``guard.`` before them.
+        """
+        plain = self.to_dict()
+        knobs = dict(plain["knobs"])
+        for part in ("schedule", "guard"):
+            knobs |= {f"{part}.{k}": v for k, v in plain[part].items() if k != "mode"}
+        return {
+            "method": self.method.name,
+            "knobs": knobs,
+            "precision": self.precision,
+            "dense_precision": self.dense_precision,
+            "guard": self.guard.mode,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Profile:
+        """A profile from plain values; what is left out has its default.
+
+        Raises:
+            BadInput: naming the key that is unknown or does not fit.
+        """
+        known = [
+            "method",
+            "knobs",
+            *(f.name for f in dataclasses.fields(cls) if f.name != "method"),
+        ]
+        for key in values:
+            if key not in known:
+                raise BadInput(f"unknown profile key {key!r}: choose from {', '.join(known)}")
+        for key in ("knobs", "schedule", "guard", "provenance"):
+            if not isinstance(values.get(key, {}), Mapping):
+                raise BadInput(f"profile {key} must hold keys and values, got {values[key]!r}")
+        try:
+            rest = {
+                k: values[k] for k in ("precision", "dense_precision", "provenance") if k in values
+            }
+            return cls(
+                method=method_of(values.get("method", SVG2.name), values.get("knobs", {})),
+                schedule=parsed(Schedule, values.get("schedule", {}), "schedule"),
+                guard=parsed(Guard, values.get("guard", {}), "guard"),
+                **rest,
+            )
+        except BadInput:
+            raise
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read a YAML or JSON file.
+
+        Raises:
+            BadInput: for a file that cannot be read or is no profile, naming the key.
+        """
+        path = Path(path)
+        if path.suffix not in SUFFIXES:
+            raise BadInput(f"profile {path} must end in {', '.join(SUFFIXES)}")
+        try:
+            text = path.read_text()
+            values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise BadInput(f"cannot read profile {path}: {' '.join(str(error).split())}") from None
+        if not isinstance(values, Mapping):
+            raise BadInput(f"profile {path} must hold keys and values")
+        try:
+            return cls.from_dict(values)
+        except BadInput as error:
+            raise BadInput(f"profile {path}: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write a YAML or JSON file, by its ending.
+
+        Raises:
+            BadInput: for another ending.
+        """
+        path = Path(path)
+        if path.suffix not in SUFFIXES:
+            raise BadInput(f"profile {path} must end in {', '.join(SUFFIXES)}")
+        plain = json.loads(json.dumps(self.to_dict()))
+        as_json = path.suffix == ".json"
+        text = (
+            json.dumps(plain, indent=2) + "\n"
+            if as_json
+            else yaml.safe_dump(plain, sort_keys=False)
+        )
+        with written_whole(path) as temporary:
+            temporary.write_text(text)
+
+
+def knobs_of(method: Method) -> dict[str, Any]:
+    """The knobs of a method as plain values; a method among them is ``{"method": name, ...}``."""
+    knobs = {}
+    for knob in dataclasses.fields(method):
+        value = getattr(method, knob.name)
+        if isinstance(value, Method):
+            value = {"method": value.name, **knobs_of(value)}
+        knobs[knob.name] = value
+    return knobs
+
+
+def method_of(name: Any, knobs: Mapping[str, Any]) -> Method:
+    """The method of a name with knobs, as `knobs_of` gives them.
+
+    Raises:
+        BadInput: for an unknown method or knob, or a value that does not fit.
+    """
+    try:
+        kind = find_method(name)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    values = dict(knobs)
+    for knob, value in knobs.items():
+        if isinstance(value, Mapping) and "method" in value:
+            inner = {k: v for k, v in value.items() if k != "method"}
+            values[knob] = method_of(value["method"], inner)
+    method: Method = parsed_knobs(kind, values, f"{name} knob")
+    return method
+
+
+def with_knobs(method: Method, knobs: Mapping[str, Any]) -> Method:
+    """A method with some knobs changed.
+
+    Raises:
+        BadInput: as `method_of`.
+    """
+    if not knobs:
+        return method
+    own = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    changed: Method = parsed(type(method), {**own, **knobs}, f"{method.name} knob")
+    return changed
