@@ -14,6 +14,8 @@ UPWARD = {
     "psnr": "dit_accel_eval.metrics.psnr:psnr",
     "ssim": "dit_accel_eval.metrics.ssim:ssim",
     "run_bench": "dit_accel_eval.bench.run:run_bench",
+    "capture": "dit_accel_eval.bench.capture:capture",
+    "recall": "dit_accel_eval.bench.recall:recall",
     "run_eval": "dit_accel_eval.runs:run_eval",
     "parse_setting": "dit_accel_eval.runs:Setting.parse",
 }

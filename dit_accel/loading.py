@@ -27,12 +27,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the JSON files of a model say, read before any weight is."""
+    """What the JSON files of a model say, read before any weight is: configs of its transformer and VAE,
+    and how many transformers it has.
+    """
 
     source: str
     pipeline: str
     family: Family
-    sizes: SizeRule
+    transformer: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    transformers: int
+
+    @property
+    def sizes(self) -> SizeRule:
+        return self.family.size_rule(self.transformer, self.vae)
 
 
 def read_card(model: str) -> ModelCard:
@@ -55,10 +63,10 @@ def read_card(model: str) -> ModelCard:
         family = find_family(transformer_class)
     except UnknownFamily as error:
         raise BadInput(f"model {model!r}: {error}") from None
-    part = "transformer" if index.get("transformer") else "transformer_2"
-    transformer = _read_json(source, f"{part}/config.json")
+    parts = [p for p in ("transformer", "transformer_2") if (index.get(p) or [None])[0]]
+    transformer = _read_json(source, f"{parts[0]}/config.json")
     vae = _read_json(source, "vae/config.json")
-    return ModelCard(source, index["_class_name"], family, family.size_rule(transformer, vae))
+    return ModelCard(source, index["_class_name"], family, transformer, vae, len(parts))
 
 
 def load_pipeline(

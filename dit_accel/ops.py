@@ -48,6 +48,15 @@ class Ops:
             self._shared[key] = make()
         return self._shared[key]
 
+    def kept(self) -> list[Plan | None]:
+        """The shared plans."""
+        return list(self._shared.values())
+
+    def read(self, values: Tensor) -> list[float]:
+        """A few values as Python numbers; waits for the device."""
+        found: list[float] = values.tolist()
+        return found
+
     def forget(self) -> None:
         """Drop the shared plans: the run is over."""
         self._shared.clear()

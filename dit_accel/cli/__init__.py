@@ -11,7 +11,7 @@ import click
 COMMANDS = {
     "render": "Turn prompts into videos.",
     "eval": "Measure quality against speed over prompts, seeds and settings.",
-    "bench": "Time kernels and layers against what else this machine has.",
+    "bench": "Time kernels, layers and models; capture attention and measure methods on it.",
     "methods": "List the attention methods and their knobs.",
     "models": "List the model families.",
     "doctor": "Say what this machine can run.",

@@ -1,34 +1,157 @@
-"""``dit-accel bench``: kernels and layers against what else this machine has."""
+"""``dit-accel bench``: kernels, layers and models against what else this machine has; captured attention."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dit_accel.cli.options import model_options, size_of, whole_numbers
 from dit_accel.lazy import load
 
 
-@click.command("bench")
-@click.argument("what", type=click.Choice(["kernels", "layer", "model"]))
-@click.option("--shapes", required=True, help="Names separated by commas; a wrong one lists them.")
-@click.option("--precisions", default="full", show_default=True, help="Of the sparse calls.")
+@click.group("bench")
+def command() -> None:
+    """Measure attention: kernels alone, a layer with its planning, a model's forward, or the error on
+    captured queries, keys and values.
+    """
+
+
+def timing_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of what is timed."""
+    options = [
+        click.option("--shapes", required=True, help="Names by commas; a wrong one lists them."),
+        click.option("--precisions", default="full", show_default=True, help="Of sparse calls."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16", "float16"]),
+            default="bfloat16",
+            show_default=True,
+        ),
+        click.option("--device", default="cpu", show_default=True),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            required=True,
+            help="JSONL file; what it has is kept.",
+        ),
+    ]
+    return functools.reduce(lambda f, option: option(f), reversed(options), function)
+
+
+density_option = click.option(
+    "--density", default=0.25, show_default=True, help="Share of key clusters."
+)
+
+
+@command.command()
+@timing_options
+def kernels(shapes: str, precisions: str, dtype: str, device: str, out: Path) -> None:
+    """Time attention kernels alone."""
+    _timed("kernels", shapes, precisions, dtype, device, 0.25, None, out)
+
+
+@command.command()
+@timing_options
+@density_option
+@click.option("--query-clusters", type=int, help="Per head; default: svg2's own.")
+def layer(
+    shapes: str,
+    precisions: str,
+    dtype: str,
+    device: str,
+    density: float,
+    query_clusters: int | None,
+    out: Path,
+) -> None:
+    """Time a whole layer call with its planning."""
+    _timed("layer", shapes, precisions, dtype, device, density, query_clusters, out)
+
+
+@command.command()
+@timing_options
+@density_option
+def model(shapes: str, precisions: str, dtype: str, device: str, density: float, out: Path) -> None:
+    """Time a model's forward."""
+    _timed("model", shapes, precisions, dtype, device, density, None, out)
+
+
+@command.command()
+@click.argument("prompt")
+@click.option("--layers", required=True, help="Indices separated by commas, from 0.")
 @click.option(
-    "--dtype",
+    "--steps-kept", required=True, help="Likewise; take steps next to each other, for re-ttention."
+)
+@click.option("--branch", default="cond", show_default=True, help="Or all.")
+@click.option(
+    "--keep",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="bfloat16",
+    default="float16",
     show_default=True,
+    help="What tensors are kept in.",
 )
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help=".safetensors file.")
+@model_options
+def capture(
+    prompt: str,
+    layers: str,
+    steps_kept: str,
+    branch: str,
+    keep: str,
+    seed: int,
+    out: Path,
+    model: str,
+    size: str | None,
+    height: int | None,
+    width: int | None,
+    frames: int | None,
+    steps: int | None,
+    guidance_scale: float | None,
+    negative_prompt: str | None,
+    device: str,
+    dtype: str,
+) -> None:
+    """Render PROMPT dense and write queries, keys and values of chosen layers and steps."""
+    from dit_accel.render import RenderSettings
+
+    pixels = size_of(size, height, width, frames)
+    settings = RenderSettings(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        model=model,
+        height=pixels.height,
+        width=pixels.width,
+        frames=pixels.frames,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    wanted = (whole_numbers("--layers", layers), whole_numbers("--steps-kept", steps_kept))
+    calls = load("capture")(settings, *wanted, None if branch == "all" else branch, keep, out)
+    for call in calls:
+        click.echo(f"layer {call['layer']}, step {call['step']}, {call['branch']}")
+    click.echo(f"written: {out}")
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--density", default=0.25, show_default=True, help="Share of key clusters (layer, model)."
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder for JSON and PNG."
 )
-@click.option("--query-clusters", type=int, help="Per head (layer); default: svg2's own.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="JSONL file; what it has is kept."
-)
-def command(
+def recall(file: Path, out: Path) -> None:
+    """Draw the error of every method against its density, on a captured FILE."""
+    for row in load("recall")(file, out):
+        click.echo(_line(row))
+    click.echo(f"written: {out / 'recall.json'}, {out / 'recall.png'}")
+
+
+def _timed(
     what: str,
     shapes: str,
     precisions: str,
@@ -38,7 +161,6 @@ def command(
     query_clusters: int | None,
     out: Path,
 ) -> None:
-    """Time attention kernels alone, a whole layer call with its planning, or a model's forward."""
     rows = load("run_bench")(
         what,
         shapes.split(","),
@@ -50,10 +172,10 @@ def command(
         out,
     )
     for row in rows:
-        click.echo(f"{row['key']['shape']} {row['key']['dtype']}: {line(row)}")
+        click.echo(f"{row['key']['shape']} {row['key']['dtype']}: {_line(row)}")
 
 
-def line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any]) -> str:
     """A row's figures, three digits each."""
     hidden = ("key", "missing")
     shown = {k: v for k, v in row.items() if k not in hidden and v is not None}

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from dit_accel.cli.options import model_options, read_prompts, size_of
-from dit_accel.errors import BadInput
+from dit_accel.cli.options import model_options, read_prompts, size_of, whole_numbers
 
 
 @click.command("eval")
@@ -66,13 +65,8 @@ def command(
         dtype=dtype,
     )
     settings = [parse(text) for text in methods.split(",")]
-    summary = run_eval(base, read_prompts(prompt_file), _seeds(seeds), settings, out)
+    summary = run_eval(
+        base, read_prompts(prompt_file), whole_numbers("--seeds", seeds), settings, out
+    )
     click.echo(summary.read_text().strip())
     click.echo(f"written: {summary}")
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise BadInput(f"--seeds takes whole numbers separated by commas, got {text!r}") from None

@@ -83,6 +83,18 @@ def attention_settings(
     return {**kept, **chosen, "knobs": {**kept["knobs"], **knobs}}
 
 
+def whole_numbers(name: str, text: str) -> list[int]:
+    """``0,1,2`` as numbers.
+
+    Raises:
+        BadInput: for anything else.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput(f"{name} takes whole numbers separated by commas, got {text!r}") from None
+
+
 class Size(NamedTuple):
     """Pixels and number of frames; None leaves a value to the pipeline."""
 

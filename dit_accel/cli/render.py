@@ -145,8 +145,11 @@ def run(
     for path in [*paths, *([report] if report else [])]:
         check_writable(path)
     if dry_run:
-        for path, (settings, _) in zip(paths, checked, strict=True):
-            click.echo(json.dumps({**asdict(settings), "output": str(path)}, indent=2))
+        from dit_accel.memory import state_of_render
+
+        for path, (settings, card) in zip(paths, checked, strict=True):
+            told = {"output": str(path), "method_state": state_of_render(settings, card)}
+            click.echo(json.dumps({**asdict(settings), **told}, indent=2))
         return
     render_all(checked, paths, compare=compare, report=report, quiet=quiet)
 

@@ -130,7 +130,7 @@ class ReTtention(Method):
         whole, _ = ops.merge(out, lse, rest, rest_lse)
         state.step, state.by, state.uses = call.step, self, 0
         state.block_map = mask
-        state.heads = heads = self.policy(lse, rest_lse)
+        state.heads = heads = self.policy(lse, rest_lse, ops)
         state.repeated = None
         if heads is not None:
             state.repeated = whole.index_select(1, heads.reused)
@@ -138,11 +138,11 @@ class ReTtention(Method):
         state.rest, state.rest_lse, state.mask_lse = rest, rest_lse, lse
         return Attended(whole.transpose(1, 2).contiguous(), torch.ones((), device=whole.device))
 
-    def policy(self, mask_lse: Tensor, rest_lse: Tensor) -> Heads | None:
+    def policy(self, mask_lse: Tensor, rest_lse: Tensor, ops: Ops) -> Heads | None:
         """What each head does until the next full step, from its mean rho over rows and batch."""
         if self.local_above >= 1 and self.reuse_below <= 0:
             return None
-        rho = torch.sigmoid(mask_lse - rest_lse).mean((0, 2)).tolist()
+        rho = ops.read(torch.sigmoid(mask_lse - rest_lse).mean((0, 2)))
         kinds = [1 if r > self.local_above else 2 if r < self.reuse_below else 0 for r in rho]
         merged, local, reused = (
             torch.tensor(

@@ -57,13 +57,13 @@ class SVG(Refreshed):
             order = order.view(layout.frames, per_frame).t().flatten()
         queries = _runs(order, 0, self.block)
         sink = per_frame if self.first_frame else 0
-        in_sink = order < sink
-        keys = _runs(torch.cat([order[in_sink], order[~in_sink]]), sink, max(1, self.block // 4))
+        first = (order >= sink).to(torch.int8).argsort(stable=True)
+        keys = _runs(order[first], sink, max(1, self.block // 4))
         place = torch.empty(tokens, device=device)
         place[order] = torch.arange(tokens, dtype=torch.float32, device=device)
         centers = [_middles(place, groups) for groups in (queries, keys)]
         distance = (centers[0][:, None] - centers[1]).abs()
-        distance[:, keys.offsets[:-1] < sink] = -1.0
+        distance = distance.masked_fill(keys.offsets[:-1] < sink, -1.0)
         keep = nearest(distance, keys.sizes, self.density * tokens)
         return static_map(call, queries, keys, keep | (distance < 0))
 

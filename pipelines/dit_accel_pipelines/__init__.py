@@ -4,6 +4,7 @@ family.
 
 from dit_accel_pipelines import wan
 from dit_accel_pipelines.family import (
+    AttentionShape,
     Family,
     SizeRule,
     TokenLayout,
@@ -16,6 +17,7 @@ from dit_accel_pipelines.family import (
 register_family(wan.WAN)
 
 __all__ = [
+    "AttentionShape",
     "Family",
     "SizeRule",
     "TokenLayout",

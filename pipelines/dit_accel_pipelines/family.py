@@ -58,6 +58,15 @@ Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class AttentionShape:
+    """The self-attention of a transformer: number of layers, heads and channels of a head."""
+
+    layers: int
+    heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
 class Family:
     """Everything the rest of the project knows about a kind of transformer.
 
@@ -69,6 +78,9 @@ class Family:
         layout: from the forward call's arguments (by name) and the transformer's config to the
         TokenLayout.
         size_rule: from the transformer's and the VAE's config (plain JSON) to the sizes that work.
+        attention_shape: from the transformer's config.
+        video_layout: the TokenLayout of a video of (frames, height, width) in pixels, from the configs of
+            transformer and VAE.
         cfg: how the pipeline runs classifier-free guidance.
         output: what the pipeline makes.
         tested: how far this family is covered by tests.
@@ -79,6 +91,8 @@ class Family:
     attention: str
     layout: Callable[[Mapping[str, Any], Config], TokenLayout]
     size_rule: Callable[[Config, Config], SizeRule]
+    attention_shape: Callable[[Config], AttentionShape]
+    video_layout: Callable[[int, int, int, Config, Config], TokenLayout]
     cfg: Literal["two calls", "one batch", "embedded"]
     output: Literal["video", "image"] = "video"
     tested: Literal["tested", "declared"] = "tested"

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout
+from dit_accel_pipelines.family import AttentionShape, Config, Family, SizeRule, TokenLayout
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
@@ -24,11 +24,31 @@ def size_rule(transformer: Config, vae: Config) -> SizeRule:
     )
 
 
+def attention_shape(transformer: Config) -> AttentionShape:
+    return AttentionShape(
+        transformer["num_layers"],
+        transformer["num_attention_heads"],
+        transformer["attention_head_dim"],
+    )
+
+
+def video_layout(
+    frames: int, height: int, width: int, transformer: Config, vae: Config
+) -> TokenLayout:
+    """Tokens of a video of some frames of height x width pixels."""
+    depth, rows, columns = transformer["patch_size"]
+    space = vae.get("scale_factor_spatial", 8)
+    latents = (frames - 1) // vae.get("scale_factor_temporal", 4) + 1
+    return TokenLayout(latents // depth, height // space // rows, width // space // columns)
+
+
 WAN = Family(
     name="wan",
     transformers=("WanTransformer3DModel",),
     attention=r"blocks\.\d+\.attn1",
     layout=layout,
     size_rule=size_rule,
+    attention_shape=attention_shape,
+    video_layout=video_layout,
     cfg="two calls",
 )

@@ -95,6 +95,6 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments: list[str], message: 
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     out = tmp_path / "bench.jsonl"
-    assert main(["bench", "kernels", *arguments, "--out", str(out)]) == 2
+    assert main(["bench", "layer", *arguments, "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()

@@ -9,7 +9,21 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from dit_accel import SVG2, AttentionCall, Method, SVGEar
+from dit_accel import (
+    SVG,
+    SVG2,
+    AttentionCall,
+    Band,
+    Guard,
+    Method,
+    Neighborhood,
+    PermutedBlocks,
+    Radial,
+    ReTtention,
+    SVGEar,
+    XAttention,
+)
+from dit_accel.guard import Watch
 from dit_accel.ops import Ops
 from dit_accel_kernels.gpu import (
     centroid_attention,
@@ -82,6 +96,36 @@ def test_planning_and_attention_do_not_wait(launches, precision: str) -> None:
     assert launches["_sparse_attention_kernel"].grids
     assert launches["_assign_kernel"].grids
     assert bool(launches["_int8_kernel"].grids) == (precision != "full")
+
+
+OTHERS = (
+    ReTtention(mask="svg-ear"),
+    ReTtention(mode="paper"),
+    SVG(),
+    XAttention(),
+    PermutedBlocks(),
+    Neighborhood(),
+    Radial(),
+    Band(),
+)
+
+
+@pytest.mark.parametrize("method", OTHERS, ids=str)
+def test_other_methods_do_not_wait(launches, method: Method) -> None:
+    planned("full", method)
+    assert launches["_sparse_attention_kernel"].grids
+
+
+def test_the_guard_does_not_wait_before_the_end_of_a_forward(launches) -> None:
+    with FakeTensorMode():
+        tensors = [
+            torch.empty(1, 5000, 4, 128, dtype=torch.bfloat16, device="cuda") for _ in range(3)
+        ]
+        call = AttentionCall(*tensors, 0.1, 0, 1, 0, 1, "cond", TokenLayout(8, 25, 25))
+        watch = Watch(Guard("on"))
+        watch.look(call, tensors[0], "layer")
+        with pytest.raises(DataDependentOutputException):
+            watch.read()
 
 
 @pytest.mark.parametrize("selection", ["density", "error"])

@@ -1,0 +1,118 @@
+"""Queries, keys and values of a running pipeline, kept in a safetensors file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dit_accel import AttentionCall, Method, Profile, Schedule
+from dit_accel.errors import BadInput
+from dit_accel.files import check_writable, written_whole
+from dit_accel.loading import DTYPES, load_pipeline
+from dit_accel.ops import Ops
+from dit_accel.render import RenderSettings, check, render_with, versions
+from dit_accel_pipelines import TokenLayout
+
+TENSORS = ("query", "key", "value")
+FORMAT = "dit_accel capture 1"
+
+
+@dataclass(frozen=True)
+class Recorder(Method):
+    """Runs every call dense and keeps the tensors of some.
+
+    Attributes:
+        layers, steps: which calls.
+        branch: which forward of a step (``"cond"``, ...); None: all.
+        dtype: what the tensors are kept in.
+        taken: what was kept, by name.
+    """
+
+    name: ClassVar[str] = "recorder"
+    source: ClassVar[str] = "-"
+
+    layers: tuple[int, ...]
+    steps: tuple[int, ...]
+    branch: str | None
+    dtype: torch.dtype
+    taken: dict[str, Tensor] = field(default_factory=dict)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+    def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> None:
+        return None
+
+    def attend(self, call: AttentionCall, state: Any, ops: Ops) -> None:
+        wanted = call.layer in self.layers and call.step in self.steps
+        if not wanted or self.branch not in (None, call.branch):
+            return
+        number = len(self.calls)
+        for name in TENSORS:
+            kept = getattr(call, name).to("cpu", self.dtype)
+            self.taken[f"{number}.{name}"] = kept.contiguous().clone()
+        told = ("scale", "layer", "num_layers", "step", "num_steps", "branch")
+        self.calls.append({**{n: getattr(call, n) for n in told}, "layout": asdict(call.layout)})
+
+
+def capture(
+    settings: RenderSettings,
+    layers: Sequence[int],
+    steps: Sequence[int],
+    branch: str | None,
+    keep: str,
+    out: Path,
+) -> list[dict[str, Any]]:
+    """Render once, dense, and write the tensors of some calls ``[B, S, H, D]``; returns what each is.
+
+    Raises:
+        BadInput: for settings that do not work, or places that the run does not have.
+    """
+    settings, card = check(settings.as_dense())
+    check_writable(out)
+    if not layers or not steps:
+        raise BadInput("nothing to capture: give at least one layer and one step")
+    recorder = Recorder(tuple(layers), tuple(steps), branch, DTYPES[keep])
+    pipe = load_pipeline(card, device=settings.device, dtype=settings.dtype)
+    render_with(pipe, settings, Profile(recorder, Schedule(dense_steps=0, min_tokens=0)))
+    found = {(c["layer"], c["step"]) for c in recorder.calls}
+    for place in ((layer, step) for layer in layers for step in steps):
+        if place not in found:
+            raise BadInput(
+                f"no call at layer {place[0]}, step {place[1]}, branch {branch or 'any'}: "
+                "the run has fewer layers or steps, or no such branch"
+            )
+    about = {
+        "format": FORMAT,
+        "calls": json.dumps(recorder.calls),
+        "settings": json.dumps(asdict(settings)),
+        "versions": json.dumps(versions()),
+    }
+    with written_whole(out) as temporary:
+        save_file(recorder.taken, temporary, about)
+    return recorder.calls
+
+
+def read_capture(path: Path) -> Iterator[AttentionCall]:
+    """The calls of a file, in the order of the run, in float32.
+
+    Raises:
+        BadInput: for a file that is no capture.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != FORMAT:
+                raise BadInput(f"{path} is no capture: make one with `dit-accel bench capture`")
+            for number, place in enumerate(json.loads(about["calls"])):
+                layout = TokenLayout(**place.pop("layout"))
+                tensors = {n: file.get_tensor(f"{number}.{n}").float() for n in TENSORS}
+                yield AttentionCall(**tensors, **place, layout=layout)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"cannot read capture {path}: {error}") from None

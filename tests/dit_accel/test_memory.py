@@ -1,0 +1,70 @@
+"""What methods keep: the figure from shapes alone is what a run allocates."""
+
+import json
+
+import pytest
+import torch
+
+from dit_accel import SVG, SVG2, Neighborhood, ReTtention, Schedule, SVGEar, XAttention
+from dit_accel.cli import main
+from dit_accel.memory import size_of, state_bytes
+from dit_accel_pipelines import AttentionShape, TokenLayout
+
+ALWAYS = Schedule(dense_steps=0, min_tokens=0)
+METHODS = (
+    SVG2(),
+    SVG2(refresh=4),
+    SVGEar(density=0.2),
+    SVGEar(density=0.2, refresh=2, selection="error"),
+    ReTtention(),
+    ReTtention(mask="svg-ear", mode="paper"),
+    SVG(refresh=3),
+    XAttention(refresh=2, block=16),
+    Neighborhood(),
+)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_predicted_bytes_are_those_of_a_run(wan, run_wan, method) -> None:
+    session = wan.enable_sparse_attention(method, schedule=ALWAYS)
+    kept: list[tuple[int, int]] = []
+
+    def look(pipe, index, timestep, arguments):
+        layers = [layer for part in session._installations for layer in part.layers]
+        shared = size_of(session._ops.kept())
+        own = size_of([[layer.states for layer in layers], session._ops.kept()]) - shared
+        kept.append((own, shared))
+        return arguments
+
+    run_wan(wan, callback_on_step_end=look)
+    predicted = state_bytes(
+        method, TokenLayout(6, 4, 4), AttentionShape(3, 2, 16), dtype=torch.float32
+    )
+    own, shared = max(kept)
+    # the op's outputs on a CPU have a row more, for padding
+    assert own == pytest.approx(predicted.each * predicted.count, rel=0.01)
+    assert shared == predicted.shared
+    assert own + shared > 0
+
+
+def test_dry_run_tells_them(capsys) -> None:
+    arguments = [
+        "render",
+        "a red circle",
+        "--dry-run",
+        "--size",
+        "smoke",
+        "--method",
+        "re-ttention",
+    ]
+    assert main(arguments) == 0
+    state = json.loads(capsys.readouterr().out)["method_state"]
+    assert state["tokens"] == 320
+    assert state["bytes"] > 8 * 2 * 320 * 64 * 4
+
+
+def test_a_large_model_allocates_nothing() -> None:
+    wan_14b = AttentionShape(layers=40, heads=40, head_dim=128)
+    found = state_bytes(ReTtention(), TokenLayout(21, 45, 80), wan_14b)
+    # O_c in bf16 and two log-sum-exps for 75,600 tokens, 40 heads, 40 layers, two branches
+    assert found.each * found.count >= 75600 * 40 * (128 * 2 + 8) * 80

@@ -1,0 +1,74 @@
+"""Captured attention: what is written is what ran, and every method is measured on it."""
+
+import json
+
+import pytest
+import torch
+from attention_inputs import attention_call, exact_attention
+
+from dit_accel.cli import main
+from dit_accel.errors import BadInput
+from dit_accel.render import RenderSettings
+from dit_accel_eval.bench import recall as recalled
+from dit_accel_eval.bench.capture import capture, read_capture
+from dit_accel_pipelines import TokenLayout
+
+SMALL = RenderSettings("a red circle", steps=3, height=64, width=64, frames=9)
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory):
+    path = tmp_path_factory.mktemp("capture") / "c.safetensors"
+    capture(SMALL, [0, 3], [1, 2], "cond", "float32", path)
+    return path
+
+
+def test_capture_keeps_calls_in_order(captured) -> None:
+    calls = list(read_capture(captured))
+    assert [(c.layer, c.step) for c in calls] == [(0, 1), (3, 1), (0, 2), (3, 2)]
+    for call in calls:
+        assert call.query.shape == call.value.shape == (1, 48, call.query.shape[2], 64)
+        assert call.layout == TokenLayout(3, 4, 4)
+        assert (call.branch, call.num_steps, call.num_layers) == ("cond", 3, 8)
+        assert call.query.isfinite().all()
+    assert not torch.equal(calls[0].query, calls[2].query)
+
+
+def test_recall_measures_every_method(captured, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(recalled, "SHARES", (0.1, 0.9))
+    rows = recalled.recall(captured, tmp_path)
+    assert {r["method"] for r in rows} == {curve.label for curve in recalled.curves()}
+    assert all(0 <= r["density"] <= 1 and r["error"] >= 0 and r["calls"] == 2 for r in rows)
+    own = sorted((r["density"], r["error"]) for r in rows if r["method"] == "svg2")
+    assert own[0][0] < own[1][0]
+    assert own[0][1] > own[1][1]
+    assert json.loads((tmp_path / "recall.json").read_text())["rows"] == rows
+    assert (tmp_path / "recall.png").stat().st_size > 10_000
+
+
+def test_exact_is_dense_attention() -> None:
+    call = attention_call(TokenLayout(2, 4, 4))
+    torch.testing.assert_close(recalled.exact(call), exact_attention(call), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "steps", "message"),
+    [
+        ([9], [1], "no call at layer 9, step 1"),
+        ([0], [7], "no call at layer 0, step 7"),
+        ([], [1], "at least one layer"),
+    ],
+    ids=str,
+)
+def test_places_that_are_not_there(tmp_path, layers, steps, message: str) -> None:
+    out = tmp_path / "c.safetensors"
+    with pytest.raises(BadInput, match=message):
+        capture(SMALL, layers, steps, "cond", "float16", out)
+    assert not out.exists()
+
+
+def test_a_file_that_is_no_capture_is_one_line(tmp_path, capsys) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"nothing")
+    assert main(["bench", "recall", str(path), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
