@@ -22,10 +22,13 @@ def quality(dense: np.ndarray, other: np.ndarray, prompt: str) -> dict[str, Any]
         "lpips": None,
         "lpips_reason": "not measured in this version",
     }
-    if parse_caption(prompt) is not None:
+    scene = parse_caption(prompt)
+    if scene is not None:
         figures["psnr_objects"] = load("psnr")(other, dense, mask=oracle.object_mask(dense))
-        figures["seen_dense"] = str(oracle.look(dense))
-        figures["seen"] = str(oracle.look(other))
+        for end, frames in (("_dense", dense), ("", other)):
+            verdict = oracle.look(frames)
+            figures[f"seen{end}"] = str(verdict)
+            figures[f"correct{end}"] = verdict.agrees_with(scene)
     return figures
 
 

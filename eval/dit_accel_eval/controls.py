@@ -8,15 +8,23 @@ fast.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dit_accel import SVG2, AttentionCall, Method, Plan
-from dit_accel.methods.clustered import ClusterState
+from dit_accel import SVG2, AttentionCall, Method, Plan, ReTtention
+from dit_accel.methods import Attended
+from dit_accel.methods.clustered import Clusters, ClusterState
+from dit_accel.methods.re_ttention import Statistics
 from dit_accel.ops import Ops
-from dit_accel_kernels import BlockMap, centroid_mass, group_by_label, select_budget
+from dit_accel_kernels import (
+    BlockMap,
+    centroid_mass,
+    group_by_label,
+    select_budget,
+    select_top_p,
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,57 @@ class OracleBlocks(Control):
         density = mass / sizes[:, :, None].clamp(min=1)
         selected = select_budget(density, sizes, keys_per_query_group(block_map).float())
         return Plan(replace(block_map, selected=selected))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundedSums(SVG2):
+    """svg2 with masses and their cumulative sums in bfloat16, as its published code has them."""
+
+    name: ClassVar[str] = "sums-in-bfloat16"
+    source: ClassVar[str] = "control"
+
+    def choose(self, call: AttentionCall, clusters: Clusters, ops: Ops) -> Plan:
+        sizes = clusters.key_offsets.diff(dim=-1)
+        tables = (clusters.query_centroids, clusters.key_centroids, sizes)
+        mass = centroid_mass(*tables, call.scale).bfloat16()
+        return Plan(clusters.map_of(select_top_p(mass, self.top_p, self.min_key_share)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedDifference(ReTtention):
+    """The rule of DiTFastAttn (arXiv 2406.08552): the mask's output plus what the last full step had more."""
+
+    name: ClassVar[str] = "cached-difference"
+    source: ClassVar[str] = "control"
+
+    def full_step(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended | None:
+        attended = super().full_step(call, state, ops)
+        assert attended is not None
+        assert state.block_map is not None
+        out, _ = ops.part(state.block_map, call)
+        state.rest = attended.out.transpose(1, 2) - out
+        return attended
+
+    def combine(self, out: Tensor, lse: Tensor | None, state: Statistics) -> Tensor:
+        assert state.rest is not None
+        return out + state.rest
+
+
+@dataclass(frozen=True)
+class RoundedAttention(Method):
+    """Dense attention of tensors rounded to bfloat16: the floor that differences are compared with."""
+
+    name: ClassVar[str] = "rounded-attention"
+    source: ClassVar[str] = "control"
+
+    def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> None:
+        return None
+
+    def attend(self, call: AttentionCall, state: Any, ops: Ops) -> Attended:
+        tensors = (call.query, call.key, call.value)
+        query, key, value = (t.bfloat16().transpose(1, 2) for t in tensors)
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=call.scale)
+        return Attended(out.transpose(1, 2).to(call.query.dtype), torch.ones(()))
 
 
 CONTROLS: tuple[type[Control], ...] = (ShuffledLabels, PositionalBlocks, RandomKeys, OracleBlocks)

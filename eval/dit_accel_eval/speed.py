@@ -24,7 +24,7 @@ from dit_accel.compare import quality, where_time_went
 from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import Clip, RenderSettings, check, render, versions
-from dit_accel_eval.ablation import held_out_prompts
+from dit_accel_eval.paired import held_out_prompts
 from dit_accel_eval.runs import Setting, estimate
 
 DENSE_BACKENDS = {"SDPA": "native", "plain matmul": "_native_math"}

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from dit_accel.errors import BadInput
-from dit_accel_eval.ablation import paired_table
+from dit_accel_eval.paired import paired_table
 from dit_accel_eval.runs import Setting, estimate, unique, write_summary
 
 
@@ -58,22 +58,28 @@ def test_summary_has_one_line_per_setting(tmp_path: Path) -> None:
 def test_gains_are_paired_by_clip() -> None:
     records = [
         {
-            "method": m,
+            "label": m,
             "prompt": p,
             "seed": 0,
-            "density": 0.2,
+            "density": {"sparse_calls": 0.2, "all_calls": 0.4},
             "psnr": v,
             "psnr_objects": v,
             "ssim": 0.5,
+            "correct": v > 28,
+            "correct_dense": True,
         }
         for m, p, v in (
             ("svg2", "a", 40.0),
             ("svg2", "b", 30.0),
             ("x", "b", 27.0),
             ("x", "a", 38.0),
+            ("x", "c", 20.0),
         )
     ]
-    table = {row["method"]: row for row in paired_table(records)}
+    table = {row["label"]: row for row in paired_table(records, "svg2")}
     assert table["svg2"]["svg2_gain_psnr"].mean == 0
     assert table["x"]["svg2_gain_psnr"].mean == pytest.approx(2.5)
-    assert table["x"]["psnr"].n == 2
+    assert table["x"]["svg2_gain_psnr"].n == 2
+    assert (table["x"]["clips"], table["x"]["correct"], table["x"]["correct_dense"]) == (3, 1, 3)
+    assert table["x"]["density_all_calls"].mean == pytest.approx(0.4)
+    assert table["x"]["psnr"].n == 3

@@ -1,0 +1,129 @@
+"""Profiles against dense on the same clips of the tiny world: paired, resumable, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dit_accel import Dense, Profile
+from dit_accel.cli.options import size_of
+from dit_accel.compare import quality
+from dit_accel.loading import fingerprint, load_pipeline
+from dit_accel.records import append_record, read_records, to_json
+from dit_accel.render import RenderSettings, check, render_with, versions
+from dit_accel_assets.world import caption, scenes
+from dit_accel_eval.runs import estimate
+
+FIGURES = ("psnr", "psnr_objects", "ssim")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a table: its label, how attention runs, and over how many clips."""
+
+    label: str
+    profile: Profile
+    clips: int
+
+
+def held_out_prompts(count: int, seed: int) -> list[str]:
+    """Captions kept from training, one object and two in turn."""
+    objects = [1 + index % 2 for index in range(count)]
+    return [caption(s) for s in scenes(np.random.default_rng(seed), objects, kept=True)]
+
+
+def clips_of(size: str, count: int, steps: int) -> list[RenderSettings]:
+    """Dense requests for held-out captions, clip i with seed i."""
+    pixels = size_of(size, None, None, None)
+    return [
+        RenderSettings(
+            prompt,
+            method="dense",
+            height=pixels.height,
+            width=pixels.width,
+            frames=pixels.frames,
+            steps=steps,
+            seed=seed,
+        )
+        for seed, prompt in enumerate(held_out_prompts(count, seed=0))
+    ]
+
+
+def run_paired(
+    entries: Sequence[Entry], size: str, steps: int, log: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Render what ``log`` does not hold yet; returns what all clips have in common, and the records of these
+    entries. A profile that changed is another measurement.
+    """
+    clips = clips_of(size, max(entry.clips for entry in entries), steps)
+    _, card = check(clips[0])
+    common = {
+        "size": size,
+        "steps": steps,
+        "weights": fingerprint(card.source),
+        "versions": versions(),
+    }
+    log.parent.mkdir(parents=True, exist_ok=True)
+    kept = [r for r in read_records(log) if r["common"] == common]
+    done = {(r["label"], _told(r["profile"]), r["seed"]): r for r in kept}
+    pipe = load_pipeline(card)
+    pipe.set_progress_bar_config(disable=True)
+    records = []
+    for case in tqdm(clips, desc="clips"):
+        dense = None
+        settings, _ = check(case)
+        for entry in entries:
+            if case.seed >= entry.clips:
+                continue
+            profile = entry.profile.to_dict()
+            record = done.get((entry.label, _told(profile), case.seed))
+            if record is None:
+                dense = dense or render_with(pipe, settings, Profile(Dense()))
+                clip = render_with(pipe, settings, entry.profile)
+                record = {
+                    "common": common,
+                    "label": entry.label,
+                    "profile": profile,
+                    "prompt": case.prompt,
+                    "seed": case.seed,
+                    "density": clip.attention.density,
+                    "seconds": clip.seconds["denoise"],
+                    "dense_seconds": dense.seconds["denoise"],
+                    **quality(dense.frames, clip.frames, case.prompt),
+                }
+                append_record(log, record)
+            records.append(record)
+    return common, records
+
+
+def paired_table(records: Sequence[Mapping[str, Any]], base: str) -> list[dict[str, Any]]:
+    """Per label: mean and 95 % interval of each figure, and of the gain of ``base`` over it on the clips that
+    both have.
+    """
+    clips = {(r["label"], r["prompt"], r["seed"]): r for r in records}
+    rows = []
+    for label in dict.fromkeys(r["label"] for r in records):
+        own = [r for r in records if r["label"] == label]
+        row: dict[str, Any] = {"label": label, "clips": len(own)}
+        for name in ("sparse_calls", "all_calls"):
+            row[f"density_{name}"] = estimate([r["density"][name] for r in own])
+        pairs = [(clips.get((base, r["prompt"], r["seed"])), r) for r in own]
+        for name in FIGURES:
+            row[name] = estimate([r[name] for r in own])
+            row[f"{base}_gain_{name}"] = estimate(
+                [float(b[name]) - float(r[name]) for b, r in pairs if b and b[name] and r[name]]
+            )
+        for name in ("correct", "correct_dense"):
+            row[name] = sum(bool(r.get(name)) for r in own)
+        rows.append(row)
+    return rows
+
+
+def _told(profile: Any) -> str:
+    """A profile as text, to compare what was read with what is asked."""
+    return to_json(profile)
