@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TESTED := $(VENV)/.tested
 
 .PHONY: demo test test-all lint interpreted gpu
 
@@ -10,6 +11,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(TESTED): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,torchao]"
 	touch $@
 
 demo: $(READY)
@@ -26,11 +31,12 @@ lint: $(READY)
 interpreted: $(READY)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted
 
-test: lint interpreted
+test: $(TESTED) lint interpreted
 	$(BIN)/python -m pytest
 
-test-all: lint interpreted
-	$(BIN)/python -m pytest --all
+# Also writes which combinations of methods, precisions, guidance, batches and features were run.
+test-all: $(TESTED) lint interpreted
+	$(BIN)/python -m pytest --all --matrix eval/results/composition.md
 
 # Everything a GPU is needed for and that is not done yet; see eval/results/README.md.
 gpu:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,6 @@ from diffusers import (
 from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig
 from torch import Tensor, nn
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from dit_accel import (
     SVG,
@@ -95,6 +94,8 @@ def group_offload(pipe: WanPipeline) -> None:
 
 
 def torchao_linears(pipe: WanPipeline) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
     def in_blocks(module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Linear) and name.startswith("blocks")
 
@@ -224,20 +225,41 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def table(outcomes: dict[Case, str], rows: str, columns: str) -> Sequence[str]:
-    """Lines of a Markdown table: for each pair of values how many cases ran and how many were as they
-    should be.
-    """
+REFUSED = {
+    "guard 'on' with a diffusers cache": "the cache would count the second forward as a step: "
+    "use guard 'warn'",
+    "a transformer wrapped by torch.compile": "enable first, or compile its repeated blocks",
+    "context parallelism": "not yet",
+    "model offload on a CPU": "diffusers itself needs an accelerator for it",
+}
+
+
+def document(outcomes: Mapping[Case, str]) -> list[str]:
+    """The matrix as Markdown: two axes at a time."""
+    lines = [
+        "# What was run together",
+        "",
+        f"{len(outcomes)} of {sum(1 for _ in every())} combinations, on tiny random Wan pipelines on a CPU; "
+        "a cell has passed/run. Passed: at full selection the pipeline renders what it renders without us, "
+        "a second run is the same, and after `disable` it is bit for bit itself again.",
+    ]
+    for rows, columns in (("feature", "method"), ("feature", "precision"), ("feature", "guidance")):
+        lines += ["", *table(outcomes, rows, columns)]
+    for rows, columns in (("method", "precision"), ("method", "guidance"), ("method", "batch")):
+        lines += ["", *table(outcomes, rows, columns)]
+    lines += ["", "Refused, with the reason in the error:"]
+    return [*lines, *(f"- {what}: {why}" for what, why in REFUSED.items())]
+
+
+def table(outcomes: Mapping[Case, str], rows: str, columns: str) -> Sequence[str]:
+    """One Markdown table: for each pair of values how many cases passed of how many that ran."""
     lines = [f"| {rows} | " + " | ".join(AXES[columns]) + " |"]
     lines.append("|---" * (len(AXES[columns]) + 1) + "|")
     for row in AXES[rows]:
         cells = []
         for column in AXES[columns]:
-            own = [
-                outcome
-                for case, outcome in outcomes.items()
-                if getattr(case, rows) == row and getattr(case, columns) == column
-            ]
+            wanted = {rows: row, columns: column}.items()
+            own = [o for case, o in outcomes.items() if wanted <= vars(case).items()]
             cells.append(f"{own.count('passed')}/{len(own)}" if own else "-")
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return lines

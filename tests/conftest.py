@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from composition import Case, document
 from diffusers import (
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
@@ -18,9 +20,28 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from dit_accel_assets import tiny_world_path
 
+OUTCOMES = pytest.StashKey[dict[Case, str]]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="also run tests marked slow")
+    parser.addoption("--matrix", type=Path, help="write the composition matrix as Markdown")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[OUTCOMES] = {}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path, outcomes = session.config.getoption("--matrix"), session.config.stash[OUTCOMES]
+    if path and outcomes:
+        path.write_text("\n".join(document(outcomes)) + "\n")
+
+
+@pytest.fixture
+def outcomes(request: pytest.FixtureRequest) -> dict[Case, str]:
+    """Where the tests of the composition matrix leave what they found."""
+    return request.config.stash[OUTCOMES]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

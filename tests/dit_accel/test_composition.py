@@ -13,7 +13,8 @@ FEW = pairwise()
 CACHES = ("FirstBlockCache", "MagCache", "TaylorSeer", "PyramidAttentionBroadcast")
 
 
-def check(build_wan, case: Case) -> None:
+def check(build_wan, case: Case, outcomes: dict[Case, str]) -> None:
+    outcomes[case] = "failed"
     pipe = build_wan(two_transformers=case.feature == "two transformers")
     FEATURES[case.feature](pipe)
     expected = render(pipe, case)
@@ -26,6 +27,7 @@ def check(build_wan, case: Case) -> None:
     assert torch.equal(render(pipe, case), found), "a second run differs"
     pipe.disable_sparse_attention()
     assert torch.equal(render(pipe, case), expected), "not itself again"
+    outcomes[case] = "passed"
 
 
 def test_pairs_are_covered() -> None:
@@ -34,17 +36,17 @@ def test_pairs_are_covered() -> None:
 
 
 @pytest.mark.parametrize("case", FEW, ids=str)
-def test_pairs(build_wan, case: Case) -> None:
-    check(build_wan, case)
+def test_pairs(build_wan, outcomes, case: Case) -> None:
+    check(build_wan, case, outcomes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("method", METHODS)
-def test_product(build_wan, method: str, feature: str) -> None:
+def test_product(build_wan, outcomes, method: str, feature: str) -> None:
     for case in every():
         if (case.method, case.feature) == (method, feature):
-            check(build_wan, case)
+            check(build_wan, case, outcomes)
 
 
 @pytest.mark.parametrize("cache", CACHES)
