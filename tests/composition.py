@@ -65,7 +65,11 @@ def fused_lora(pipe: WanPipeline) -> None:
 
 def taylor_seer(pipe: WanPipeline) -> None:
     pipe.transformer.enable_cache(
-        TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=1, max_order=1)
+        TaylorSeerCacheConfig(
+            cache_interval=2,
+            disable_cache_before_step=1,
+            cache_identifiers=[r"blocks\.\d+\.attn1"],  # its own pattern matches none of Wan's
+        )
     )
 
 
@@ -109,7 +113,7 @@ def plain(_: WanPipeline) -> None:
 FEATURES: dict[str, Callable[[WanPipeline], object]] = {
     "plain": plain,
     "FirstBlockCache": lambda pipe: pipe.transformer.enable_cache(
-        FirstBlockCacheConfig(threshold=0.05)
+        FirstBlockCacheConfig(threshold=10.0)
     ),
     "MagCache": mag_cache,
     "TaylorSeer": taylor_seer,
