@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dit_accel.cli.options import model_options, size_of, whole_numbers
+from dit_accel.cli.options import model_options, whole_numbers
 from dit_accel.lazy import load
 
 
@@ -104,34 +104,12 @@ def capture(
     keep: str,
     seed: int,
     out: Path,
-    model: str,
-    size: str | None,
-    height: int | None,
-    width: int | None,
-    frames: int | None,
-    steps: int | None,
-    guidance_scale: float | None,
-    negative_prompt: str | None,
-    device: str,
-    dtype: str,
+    request: dict[str, Any],
 ) -> None:
     """Render PROMPT dense and write queries, keys and values of chosen layers and steps."""
     from dit_accel.render import RenderSettings
 
-    pixels = size_of(size, height, width, frames)
-    settings = RenderSettings(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        model=model,
-        height=pixels.height,
-        width=pixels.width,
-        frames=pixels.frames,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-    )
+    settings = RenderSettings(prompt, seed=seed, **request)
     wanted = (whole_numbers("--layers", layers), whole_numbers("--steps-kept", steps_kept))
     calls = load("capture")(settings, *wanted, None if branch == "all" else branch, keep, out)
     for call in calls:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from dit_accel.cli.options import model_options, read_prompts, size_of, whole_numbers
+from dit_accel.cli.options import model_options, read_prompts, whole_numbers
 
 
 @click.command("eval")
@@ -35,35 +36,14 @@ def command(
     methods: str,
     seeds: str,
     out: Path,
-    model: str,
-    size: str | None,
-    height: int | None,
-    width: int | None,
-    frames: int | None,
-    steps: int | None,
-    guidance_scale: float | None,
-    negative_prompt: str | None,
-    device: str,
-    dtype: str,
+    request: dict[str, Any],
 ) -> None:
     """Render every prompt and seed dense, then with each setting, and compare frame by frame."""
     from dit_accel.lazy import load
     from dit_accel.render import RenderSettings
 
     run_eval, parse = load("run_eval"), load("parse_setting")
-    pixels = size_of(size, height, width, frames)
-    base = RenderSettings(
-        prompt="",
-        negative_prompt=negative_prompt,
-        model=model,
-        height=pixels.height,
-        width=pixels.width,
-        frames=pixels.frames,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        device=device,
-        dtype=dtype,
-    )
+    base = RenderSettings("", **request)
     settings = [parse(text) for text in methods.split(",")]
     summary = run_eval(
         base, read_prompts(prompt_file), whole_numbers("--seeds", seeds), settings, out

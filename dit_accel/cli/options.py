@@ -13,8 +13,8 @@ from dit_accel.errors import BadInput
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--model``, ``--device``, ``--dtype``, sizes, steps and guidance, as one keyword argument
-    each.
+    """``--model``, ``--device``, ``--dtype``, sizes, steps and guidance; the function gets them as
+    ``request``, fields of `RenderSettings`.
     """
     options = [
         click.option(
@@ -44,7 +44,15 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
         ),
     ]
-    return functools.reduce(lambda f, option: option(f), reversed(options), function)
+
+    @functools.wraps(function)
+    def with_request(*arguments: Any, **given: Any) -> Any:
+        pixels = size_of(*(given.pop(name) for name in ("size", "height", "width", "frames")))
+        names = ("model", "steps", "guidance_scale", "negative_prompt", "device", "dtype")
+        request = {**pixels._asdict(), **{name: given.pop(name) for name in names}}
+        return function(*arguments, request=request, **given)
+
+    return functools.reduce(lambda f, option: option(f), reversed(options), with_request)
 
 
 def knobs_of(assignments: tuple[str, ...]) -> dict[str, str]:

@@ -17,7 +17,6 @@ from dit_accel.cli.options import (
     knobs_of,
     model_options,
     read_prompts,
-    size_of,
 )
 from dit_accel.errors import BadInput
 from dit_accel.files import check_writable
@@ -82,16 +81,7 @@ def command(
     report: Path | None,
     dry_run: bool,
     quiet: bool,
-    model: str,
-    size: str | None,
-    height: int | None,
-    width: int | None,
-    frames: int | None,
-    steps: int | None,
-    guidance_scale: float | None,
-    negative_prompt: str | None,
-    device: str,
-    dtype: str,
+    request: dict[str, Any],
 ) -> None:
     """Turn PROMPTS into videos (PNG for a single frame)."""
     from dit_accel.render import RenderSettings
@@ -99,7 +89,6 @@ def command(
     texts = [*prompts, *(read_prompts(prompt_file) if prompt_file else [])]
     if not texts:
         raise BadInput("no prompt: give PROMPT..., or --prompts FILE")
-    pixels = size_of(size, height, width, frames)
     given = {
         "method": method,
         "precision": precision,
@@ -107,24 +96,7 @@ def command(
         "guard": guard,
     }
     attention = attention_settings(profile, given, knobs_of(assignments))
-    settings = [
-        RenderSettings(
-            prompt=text,
-            negative_prompt=negative_prompt,
-            model=model,
-            **attention,
-            height=pixels.height,
-            width=pixels.width,
-            frames=pixels.frames,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            fps=fps,
-            device=device,
-            dtype=dtype,
-        )
-        for text in texts
-    ]
+    settings = [RenderSettings(text, seed=seed, fps=fps, **attention, **request) for text in texts]
     run(settings, out, compare=compare, report=report, dry_run=dry_run, quiet=quiet)
 
 

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dit_accel_kernels.contracts import ContractError, check_tokens
-
-SCORE_ELEMENTS = 1 << 26  # scores held at a time: 256 MiB of float32
+from dit_accel_kernels.contracts import HELD_SCORES, ContractError, check_tokens
 
 
 def antidiagonal_mass(query: Tensor, key: Tensor, block: int, stride: int, scale: float) -> Tensor:
@@ -40,7 +38,7 @@ def antidiagonal_mass(query: Tensor, key: Tensor, block: int, stride: int, scale
     keys = _strided(key, blocks * block, stride, reverse=False).transpose(-1, -2)
     per_block = block // stride
     real = torch.arange(blocks * per_block, device=query.device) < runs
-    rows = max(1, SCORE_ELEMENTS // (keys.shape[0] * keys.shape[1] * keys.shape[-1] * per_block))
+    rows = max(1, HELD_SCORES // (keys.shape[0] * keys.shape[1] * keys.shape[-1] * per_block))
     pieces = []
     for piece in queries.split(rows * per_block, dim=2):
         logits = (piece @ keys) * (scale / stride)

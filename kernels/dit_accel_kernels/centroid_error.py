@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dit_accel_kernels.contracts import group_of_token
+from dit_accel_kernels.contracts import HELD_SCORES, group_of_token
 from dit_accel_kernels.kmeans import group_means
-
-SCORE_ELEMENTS = 1 << 26  # scores held at a time: 256 MiB of float32
 
 
 def centroid_error(
@@ -39,7 +37,7 @@ def centroid_error(
     overlap = (value.float() * mean_of).sum(-1)  # [B, H, S]
     square = value.float().square().sum(-1)
     query, keys = scale * query_centroids.float(), key.float().transpose(-1, -2)
-    rows = max(1, SCORE_ELEMENTS // (batch * heads * tokens))
+    rows = max(1, HELD_SCORES // (batch * heads * tokens))
     pieces = []
     for piece in query.split(rows, dim=2):  # [B, H, R, D]
         logits = piece @ keys  # [B, H, R, S]

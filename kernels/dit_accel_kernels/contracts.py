@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+HELD_SCORES = 1 << 26  # scores that planning holds at a time: 256 MiB of float32
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
