@@ -80,12 +80,13 @@ def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     return torch.where(sizes > 0, means, centroids)
 
 
-def group_means(tokens: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+def group_means(tokens: Tensor, order: Tensor, offsets: Tensor, *, squared: bool = False) -> Tensor:
     """Mean of each group's tokens, float32 ``[B, H, G, D]``; 0 for an empty one.
 
     Args:
         tokens: ``[B, H, S, D]``.
         order, offsets: groups as `group_by_label` gives them.
+        squared: of the tokens' squares instead.
     """
     batch, heads, _, width = tokens.shape
     nothing = tokens.new_zeros(batch, heads, offsets.shape[-1] - 1, width, dtype=torch.float32)
@@ -93,13 +94,14 @@ def group_means(tokens: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
         from dit_accel_kernels.gpu.kmeans import kmeans_update as on_gpu
 
         with torch.cuda.device_of(tokens):
-            return on_gpu(tokens, order, offsets, nothing)
+            return on_gpu(tokens, order, offsets, nothing, squared)
+    tokens = tokens.float().square() if squared else tokens
     return kmeans_update(tokens, group_of_token(order, offsets), nothing)
 
 
 def group_variance(tokens: Tensor, order: Tensor, offsets: Tensor, means: Tensor) -> Tensor:
     """Variance of each group's tokens per channel, float32 ``[B, H, G, D]``, around their `group_means`."""
-    squares = group_means(tokens.float().square(), order, offsets)
+    squares = group_means(tokens, order, offsets, squared=True)
     return (squares - means.square()).clamp(min=0)
 
 

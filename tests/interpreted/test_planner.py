@@ -46,6 +46,9 @@ def test_means_of_groups_and_empty_ones_keep_their_centroid() -> None:
     centroids = torch.randn(2, 2, 5, 24, generator=generator)
     found = kmeans.kmeans_update(x, *group_by_label(labels, 5), centroids)
     torch.testing.assert_close(found, kmeans_update(x, labels, centroids), rtol=0, atol=1e-5)
+    squares = kmeans.kmeans_update(x, *group_by_label(labels, 5), centroids, squared=True)
+    expected = kmeans_update(x.float().square(), labels, centroids)
+    torch.testing.assert_close(squares, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_key_lists_hold_the_selected_groups_in_order() -> None:

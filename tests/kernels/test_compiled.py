@@ -147,7 +147,7 @@ PLANNER = {
     ),
     "kmeans means": (
         kmeans._means_kernel,
-        {"D": 128, "BLOCK_D": 128, "BLOCK_S": 32},
+        {"D": 128, "BLOCK_D": 128, "BLOCK_S": 32, "SQUARED": True},
         {"centroids": "*fp32"},
         Launch(0, 0, 4, 2),
     ),
@@ -168,13 +168,13 @@ PLANNER = {
     ),
     "e4m3": (
         quantize._e4m3_kernel,
-        {"D": 128, "BLOCK_D": 128, "BLOCK_S": 32},
+        {"D": 128, "BLOCK_D": 128, "BLOCK_S": 32, "SQUARED": True},
         {"quantized": "*fp8e4nv", "scale": "*fp32"},
         Launch(0, 0, 4, 2),
     ),
     "merge": (
         merge._merge_kernel,
-        {"D": 128, "BLOCK_D": 128, "BLOCK_S": 32},
+        {"D": 128, "BLOCK_D": 128, "BLOCK_S": 32, "SQUARED": True},
         {},
         Launch(0, 0, 4, 2),
     ),

@@ -102,6 +102,7 @@ def _means_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    SQUARED: tl.constexpr,  # means of squares
 ):
     at = tl.program_id(1).to(tl.int64)
     cluster = tl.program_id(0)
@@ -118,15 +119,18 @@ def _means_kernel(
         values = tl.load(
             x + token[:, None] * stride_s + channel, inside[:, None] & real[None, :], 0
         )
-        sums += tl.sum(values.to(tl.float32), 0)
+        values = values.to(tl.float32)
+        sums += tl.sum(values * values if SQUARED else values, 0)
     target = (at * count + cluster) * D + channel
     kept = tl.load(centroids + target, real, 0.0)
     size = (end - begin).to(tl.float32)
     tl.store(means + target, tl.where(end > begin, sums / tl.maximum(size, 1.0), kept), real)
 
 
-def kmeans_update(tokens: Tensor, order: Tensor, offsets: Tensor, centroids: Tensor) -> Tensor:
-    """Means float32 ``[B, H, K, D]`` of tokens grouped by ``order`` and ``offsets``."""
+def kmeans_update(
+    tokens: Tensor, order: Tensor, offsets: Tensor, centroids: Tensor, squared: bool = False
+) -> Tensor:
+    """Means float32 ``[B, H, K, D]`` of tokens grouped by ``order`` and ``offsets``, or of their squares."""
     tokens = last_contiguous(tokens)
     batch, heads, size, width = tokens.shape
     count = centroids.shape[2]
@@ -145,6 +149,7 @@ def kmeans_update(tokens: Tensor, order: Tensor, offsets: Tensor, centroids: Ten
         D=width,
         BLOCK_D=padded(width),
         BLOCK_S=32,
+        SQUARED=squared,
         num_warps=4,
     )
     return means
