@@ -61,7 +61,9 @@ class Plan:
         block_map: the blocks to compute.
         skipped: what becomes of the key groups that a query group does not select: nothing, or each
             stands as its centroid, with its variance in the logit (``"second-order"``) or without.
+        density: share of (query, key) pairs that are computed, float32 scalar on the device.
     """
 
     block_map: BlockMap
     skipped: Literal["drop", "centroid", "second-order"] = "drop"
+    density: Tensor | None = None

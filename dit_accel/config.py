@@ -104,12 +104,12 @@ class Schedule:
     def layer_is_dense(self, layer: int, num_layers: int) -> bool:
         return layer in self.dense_layers or layer - num_layers in self.dense_layers
 
-    def is_dense(self, place: Place) -> bool:
-        """Whether a call runs dense."""
+    def is_dense(self, place: Place, rules: tuple[int, ...]) -> bool:
+        """Whether a call runs dense, at a place where some rules hold."""
         return (
             self.step_is_dense(place.step, place.num_steps)
             or self.layer_is_dense(place.layer, place.num_layers)
-            or any(rule.dense and rule.fits(place) for rule in self.rules)
+            or any(self.rules[index].dense for index in rules)
         )
 
     def without_knobs(self) -> Schedule:
@@ -117,8 +117,8 @@ class Schedule:
         return replace(self, rules=tuple(replace(rule, knobs={}) for rule in self.rules))
 
     def rules_at(self, place: Place) -> tuple[int, ...]:
-        """Indices of the rules whose knobs hold at a place."""
-        return tuple(i for i, rule in enumerate(self.rules) if rule.knobs and rule.fits(place))
+        """Indices of the rules that hold at a place."""
+        return tuple(i for i, rule in enumerate(self.rules) if rule.fits(place))
 
 
 GuardMode = Literal["off", "warn", "on"]
@@ -130,8 +130,8 @@ class Guard:
 
     Attributes:
         mode: ``"off"``: nothing is looked at. ``"warn"``: faults are counted and told. ``"on"``: a
-            forward with output that is not finite runs again, dense; a layer whose error was above
-            the limit runs dense from the next step on.
+            forward with output that is not finite runs again, dense; that layer, and one whose error
+            was above the limit, runs dense from the next forward on, until the run ends.
         limit: largest relative error of the sampled queries' output, in the L2 norm over all of them.
         samples: queries per call that are computed exactly, spread over the sequence.
     """
@@ -168,6 +168,8 @@ def _spans(text: str, percent: bool) -> tuple[tuple[int, int | None, bool], ...]
         if first_percent and dash is None:
             return ()
         end = int(last) if last is not None else (None if dash else int(first))
+        if end is not None and (end < 0) == (int(first) < 0) and end < int(first):
+            return ()  # backwards
         spans.append((int(first), end, bool(first_percent)))
     return tuple(spans)
 

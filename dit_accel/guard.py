@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dit_accel.call import AttentionCall
 from dit_accel.config import Guard
+from dit_accel.ops import heads_first
 from dit_accel_kernels import sampled_attention, spread_rows
 
 
@@ -38,8 +39,6 @@ class Watch:
 
     def look(self, call: AttentionCall, out: Tensor, layer: str) -> None:
         """Note the error of a sparse call's output ``[B, S, H, D]``; nothing waits for the device."""
-        if self.guard.mode == "off":
-            return
         if self._errors is None or self._errors.numel() != call.num_layers:
             self._errors = torch.zeros(call.num_layers, device=out.device)
         self._names[call.layer] = layer
@@ -77,8 +76,7 @@ def sampled_error(call: AttentionCall, out: Tensor, samples: int) -> Tensor:
     device; infinite if any of the whole output is not finite.
     """
     rows = spread_rows(call.tokens, samples, out.device)
-    tensors = (call.query.transpose(1, 2), call.key.transpose(1, 2), call.value.transpose(1, 2))
-    exact = sampled_attention(*tensors, rows, call.scale)  # [B, H, R, D]
+    exact = sampled_attention(*heads_first(call), rows, call.scale)  # [B, H, R, D]
     found = out[:, rows].transpose(1, 2).float()
     error = (found - exact).norm() / exact.norm().clamp(min=torch.finfo(torch.float32).tiny)
     total = out.sum(dtype=torch.float32)

@@ -92,7 +92,9 @@ def state_bytes(
 
 
 def state_of_render(settings: RenderSettings, card: ModelCard) -> dict[str, Any] | None:
-    """What a render's method keeps; None where the size is left to the pipeline."""
+    """What a render's method keeps, with every layer sparse and without the schedule's rules; None where
+    the size is left to the pipeline.
+    """
     if settings.frames is None or settings.height is None or settings.width is None:
         return None
     family = card.family

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ from dit_accel_kernels import (
     strided_centroids,
 )
 
+T = TypeVar("T")
+
 
 class Ops:
     """Kernels as methods call them, each measured under the name that the report shows."""
@@ -35,21 +38,25 @@ class Ops:
     def __init__(self, stopwatch: Stopwatch, plans: Counter[str] | None = None) -> None:
         self.stopwatch = stopwatch
         self.plans = Counter() if plans is None else plans
-        self._shared: dict[Hashable, Plan | None] = {}
+        self._shared: dict[Hashable, Any] = {}
 
     def planned(self, *, reused: bool) -> None:
         """Count a plan, ``made`` or ``reused``."""
         self.plans["reused" if reused else "made"] += 1
 
-    def shared(self, key: Hashable, make: Callable[[], Plan | None]) -> Plan | None:
-        """A plan that all layers, branches and steps share, made when it is first asked for."""
-        self.planned(reused=key in self._shared)
+    def knows(self, key: Hashable) -> bool:
+        """Whether something shared was made."""
+        return key in self._shared
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What all layers, branches and steps share (a static plan), made when it is first asked for."""
         if key not in self._shared:
             self._shared[key] = make()
-        return self._shared[key]
+        found: T = self._shared[key]
+        return found
 
-    def kept(self) -> list[Plan | None]:
-        """The shared plans."""
+    def kept(self) -> list[Any]:
+        """All that is shared."""
         return list(self._shared.values())
 
     def read(self, values: Tensor) -> list[float]:
@@ -127,8 +134,9 @@ class Ops:
         by head.
         """
         with self.stopwatch("selection", score.device):
-            budget = torch.as_tensor(keys, dtype=torch.float32, device=score.device)
-            budget = budget.view(-1, 1).expand(score.shape[:3])
+            each = keys if isinstance(keys, list) else [keys]  # filled on the device: no copy to it
+            budget = torch.cat([torch.full((1, 1), k, device=score.device) for k in each])
+            budget = budget.expand(score.shape[:3])
             return select_budget(score, key_sizes, budget)
 
     def run(self, plan: Plan, call: AttentionCall) -> Tensor:

@@ -43,8 +43,14 @@ class Profile:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        rules = tuple(
+            dataclasses.replace(rule, knobs=json.loads(json.dumps(plain(rule.knobs))))
+            for rule in self.schedule.rules
+        )  # as a file holds them
+        object.__setattr__(self, "schedule", dataclasses.replace(self.schedule, rules=rules))
         for rule in self.schedule.rules:
-            with_knobs(self.method, rule.knobs)  # a wrong knob is found now, not in step 12
+            with_knobs(self.method, rule.knobs)  # a wrong knob is found now, not in step 12 ...
+        self.at(tuple(range(len(self.schedule.rules))))  # ... and two that do not go together
         for name in ("precision", "dense_precision"):
             checked_precision(name, getattr(self, name))
 
@@ -113,8 +119,8 @@ class Profile:
             }
             return cls(
                 method=method_of(values.get("method", SVG2.name), values.get("knobs", {})),
-                schedule=parsed(Schedule, values.get("schedule", {}), "schedule"),
-                guard=parsed(Guard, values.get("guard", {}), "guard"),
+                schedule=parsed(Schedule, _as_texts(values.get("schedule", {})), "schedule"),
+                guard=parsed(Guard, _as_texts(values.get("guard", {})), "guard"),
                 **rest,
             )
         except BadInput:
@@ -153,12 +159,12 @@ class Profile:
         path = Path(path)
         if path.suffix not in SUFFIXES:
             raise BadInput(f"profile {path} must end in {', '.join(SUFFIXES)}")
-        plain = json.loads(json.dumps(self.to_dict()))
+        values = json.loads(json.dumps(self.to_dict(), default=str))
         as_json = path.suffix == ".json"
         text = (
-            json.dumps(plain, indent=2) + "\n"
+            json.dumps(values, indent=2) + "\n"
             if as_json
-            else yaml.safe_dump(plain, sort_keys=False)
+            else yaml.safe_dump(values, sort_keys=False)
         )
         with written_whole(path) as temporary:
             temporary.write_text(text)
@@ -166,13 +172,15 @@ class Profile:
 
 def knobs_of(method: Method) -> dict[str, Any]:
     """The knobs of a method as plain values; a method among them is ``{"method": name, ...}``."""
-    knobs = {}
-    for knob in dataclasses.fields(method):
-        value = getattr(method, knob.name)
-        if isinstance(value, Method):
-            value = {"method": value.name, **knobs_of(value)}
-        knobs[knob.name] = value
-    return knobs
+    return plain({knob.name: getattr(method, knob.name) for knob in dataclasses.fields(method)})
+
+
+def plain(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Knobs with methods among them written as ``{"method": name, ...}``."""
+    return {
+        name: {"method": value.name, **knobs_of(value)} if isinstance(value, Method) else value
+        for name, value in knobs.items()
+    }
 
 
 def method_of(name: Any, knobs: Mapping[str, Any]) -> Method:
@@ -182,15 +190,10 @@ def method_of(name: Any, knobs: Mapping[str, Any]) -> Method:
         BadInput: for an unknown method or knob, or a value that does not fit.
     """
     try:
-        kind = find_method(name)
+        kind = find_method(str(name))
     except ValueError as error:
         raise BadInput(str(error)) from None
-    values = dict(knobs)
-    for knob, value in knobs.items():
-        if isinstance(value, Mapping) and "method" in value:
-            inner = {k: v for k, v in value.items() if k != "method"}
-            values[knob] = method_of(value["method"], inner)
-    method: Method = parsed_knobs(kind, values, f"{name} knob")
+    method: Method = parsed_knobs(kind, _with_methods(knobs, kind.name), f"{kind.name} knob")
     return method
 
 
@@ -203,5 +206,33 @@ def with_knobs(method: Method, knobs: Mapping[str, Any]) -> Method:
     if not knobs:
         return method
     own = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-    changed: Method = parsed(type(method), {**own, **knobs}, f"{method.name} knob")
+    values = {**own, **_with_methods(knobs, method.name)}
+    changed: Method = parsed(type(method), values, f"{method.name} knob")
     return changed
+
+
+def _with_methods(knobs: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """The inverse of `plain`."""
+    values = dict(knobs)
+    for knob, value in knobs.items():
+        if isinstance(value, Mapping):
+            if "method" not in value:
+                raise BadInput(
+                    f"{owner} knob {knob}: write a method as {{method: NAME, KNOB: VALUE}}"
+                )
+            inner = {k: v for k, v in value.items() if k != "method"}
+            values[knob] = method_of(value["method"], inner)
+    return values
+
+
+def _as_texts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What YAML reads as something else: ``on`` and ``off`` of a mode, whole numbers of steps and layers."""
+    texts = dict(values)
+    if isinstance(texts.get("mode"), bool):
+        texts["mode"] = "on" if texts["mode"] else "off"
+    if isinstance(texts.get("rules"), list | tuple):
+        texts["rules"] = [_as_texts(r) if isinstance(r, Mapping) else r for r in texts["rules"]]
+    for name in ("steps", "layers"):
+        if type(texts.get(name)) is int:
+            texts[name] = str(texts[name])
+    return texts

@@ -25,7 +25,8 @@ class AttentionReport:
         density: computed share of the (query, key) pairs, mean over ``sparse_calls`` and over
             ``all_calls`` (dense and fallback calls count as 1); None without such calls.
         plans: number of plans ``made`` and ``reused``; their ratio is the hit rate.
-        faults: what the guard found, to number of forwards.
+        faults: what the guard found, to number of forwards. A forward that ran again because of it counts
+            twice in ``calls``, ``plans``, ``density`` and ``seconds``: both were computed.
         seconds: time in ``attention`` (sparse), ``centroids`` (what stands for skipped keys),
             ``merge``, ``dense``, ``kmeans``, ``selection`` (whatever a plan takes besides k-means) and
             ``guard``.

@@ -262,7 +262,7 @@ class RootHook(ModelHook):
         if owner is None:
             return self.fn_ref.original_forward(*args, **kwargs)
         arguments = self.signature.bind(module, *args, **kwargs).arguments
-        if owner.may_run_again() and getattr(module, "is_cache_enabled", False):
+        if owner.may_run_again() and has_foreign_state(module):
             raise RuntimeError(
                 "guard 'on' cannot run a forward again under a diffusers cache, which would count it "
                 "twice: use guard 'warn', or disable the cache"
@@ -290,6 +290,13 @@ class RootHook(ModelHook):
         raise TypeError(
             "cannot pickle a transformer with sparse attention enabled: disable it first"
         )
+
+
+def has_foreign_state(transformer: nn.Module) -> bool:
+    """Whether hooks other than ours keep state between forwards: diffusers' caches do."""
+    registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
+    hooks = (hook for r in registries if r is not None for hook in r.hooks.values())
+    return any(hook._is_stateful and not isinstance(hook, RootHook) for hook in hooks)
 
 
 def processor_of(attention: nn.Module) -> Any:

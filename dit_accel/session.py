@@ -43,6 +43,7 @@ class Session:
     ) -> None:
         self.family, self.profile = family, profile
         self._variants: dict[tuple[int, ...], Method] = {}  # by the rules that hold
+        self._held: set[int] = set()
         self._watch = Watch(profile.guard)
         self._running_again = False
         self._chosen: dict[Precision, Chosen] = {}
@@ -82,14 +83,14 @@ class Session:
             method=self.profile.method.name,
             config={
                 **knobs_of(self.profile.method),
-                "schedule": dataclasses.asdict(self.profile.schedule),
+                "schedule": self.profile.to_dict()["schedule"],
                 "guard": dataclasses.asdict(self.profile.guard),
             },
             precision={
                 "sparse": self._ran(self.profile.precision),
                 "dense": self._ran(self.profile.dense_precision),
             },
-            remarks=[chosen.remark for chosen in self._chosen.values() if chosen.remark],
+            remarks=self._remarks(),
             family=self.family.name,
             calls={kind: self._tally.calls[kind] for kind in ("dense", "sparse", "fallback")},
             fallbacks=dict(self._tally.fallbacks),
@@ -99,6 +100,13 @@ class Session:
             seconds=self._tally.stopwatch.seconds(),
             layers=self._tally.layer_densities(),
         )
+
+    def _remarks(self) -> list[str]:
+        """Of precisions that are not simply what was asked for, and of rules that never held in a run."""
+        remarks = [chosen.remark for chosen in self._chosen.values() if chosen.remark]
+        rules = self.profile.schedule.rules if self._tally.calls.total() else ()
+        unused = (i for i in range(len(rules)) if i not in self._held)
+        return remarks + [f"rule {i} of the schedule never held" for i in unused]
 
     # What the seam calls.
 
@@ -115,6 +123,7 @@ class Session:
             self._forget()
             self._tally.reset()
             self._watch.faults.clear()
+            self._held.clear()
         for installation in self._installations:
             for name in installation.replaced(stack):
                 self._tally.fallback(f"the processor of {name} was replaced: enable again")
@@ -170,8 +179,10 @@ class Session:
             layer.stack,
             moment.branch,
         )
-        method = self._method_at(place)
-        if isinstance(method, Dense) or self.profile.schedule.is_dense(place):
+        rules = self.profile.schedule.rules_at(place)
+        self._held.update(rules)
+        method = self._method_by(rules)
+        if isinstance(method, Dense) or self.profile.schedule.is_dense(place, rules):
             return self._dense(dense, scale)
         if self._running_again:
             return self.fall_back("guard: this forward ran again", dense)
@@ -197,9 +208,8 @@ class Session:
         )
         return self._sparse(method, call, layer, dense)
 
-    def _method_at(self, place: Place) -> Method:
-        """The method with the knobs that hold at a place; one object per set of rules."""
-        rules = self.profile.schedule.rules_at(place)
+    def _method_by(self, rules: tuple[int, ...]) -> Method:
+        """The method with the knobs of some rules; one object per set of rules."""
         if rules not in self._variants:
             self._variants[rules] = self.profile.at(rules)
         return self._variants[rules]
@@ -215,8 +225,9 @@ class Session:
             return self._dense(dense, call.scale)
         name = f"{layer.stack}.{layer.name}"
         self._tally.sparse(name, attended.density)
-        with self._tally.stopwatch("guard", call.query.device):
-            self._watch.look(call, attended.out, name)
+        if self.profile.guard.mode != "off":
+            with self._tally.stopwatch("guard", call.query.device):
+                self._watch.look(call, attended.out, name)
         return attended.out
 
     def _dense(self, dense: seam.DenseCall, scale: float) -> Tensor:
@@ -284,8 +295,8 @@ def enable_sparse_attention(
 
     Args:
         target: a ``DiffusionPipeline`` or a transformer module.
-        method: a name (its default knobs) or a method such as ``SVG2(top_p=0.85)``; ``"svg2"`` by
-            default.
+        method: a name (its default knobs, or the profile's if it is its method) or a method such as
+            ``SVG2(top_p=0.85)``; ``"svg2"`` by default.
         schedule: which steps and layers stay dense, and where knobs differ.
         precision: of the sparse calls: ``"full"`` (the default), ``"int8"`` (queries and keys),
             ``"int8-fp8"`` (also weights and values, from compute capability 8.9), or ``"auto"``. On a
@@ -305,8 +316,13 @@ def enable_sparse_attention(
     """
     if not isinstance(profile, Profile):
         profile = Profile() if profile is None else Profile.load(profile)
+    if isinstance(method, str):
+        kind = find_method(method)
+        method = profile.method if type(profile.method) is kind else kind()
     if method is not None:
-        profile = profile.with_method(find_method(method)() if isinstance(method, str) else method)
+        profile = profile.with_method(method)
+    if guard is not None and not isinstance(guard, Guard | str):
+        raise ValueError(f"guard must be off, warn, on or a Guard, got {guard!r}")
     given: dict[str, Any] = {
         "schedule": schedule,
         "precision": precision,

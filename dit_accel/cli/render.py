@@ -37,7 +37,7 @@ from dit_accel.records import to_json
 @click.option(
     "--profile",
     type=click.Path(path_type=Path),
-    help="YAML or JSON file with all of the next six; they win over it.",
+    help="YAML or JSON file with all of the next five; they win over it.",
 )
 @click.option("--method", help="See `dit-accel methods`.  [default: svg2]")
 @click.option(

@@ -1,4 +1,4 @@
-"""The sparse attention methods by name. To add one: a file beside these, and a line in METHODS."""
+"""The sparse attention methods by name. To add one: a file beside these, and a line in _ALL."""
 
 from dit_accel.methods.band import Band
 from dit_accel.methods.base import Attended, Method

@@ -62,9 +62,9 @@ class Method(abc.ABC):
     def plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan | None:
         """The plan that is still good, or a new one, over all tokens: text stays dense."""
         if self.static:
-            return ops.shared(
-                (self, call.layout, call.query.shape), lambda: self._whole(call, state, ops)
-            )
+            key = (self, call.layout, call.query.shape, call.query.device)
+            ops.planned(reused=ops.knows(key))
+            return ops.shared(key, lambda: self._whole(call, state, ops))
         fresh = state.by is self and call.step - state.step < self.plan_steps()
         ops.planned(reused=state.made is not None and fresh)
         if state.made is not None and fresh:
@@ -75,14 +75,16 @@ class Method(abc.ABC):
         return plan
 
     def _whole(self, call: AttentionCall, state: Any, ops: Ops) -> Plan | None:
-        return with_text(self.new_plan(call.visual(), state, ops), call)
+        plan = with_text(self.new_plan(call.visual(), state, ops), call)
+        return plan and replace(plan, density=ops.density(plan.block_map))
 
     def attend(self, call: AttentionCall, state: Any, ops: Ops) -> Attended | None:
         """Attention of a call; None: it is better dense."""
         plan = self.plan(call, state, ops)
         if plan is None:
             return None
-        return Attended(ops.run(plan, call), ops.density(plan.block_map))
+        assert plan.density is not None
+        return Attended(ops.run(plan, call), plan.density)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +98,7 @@ class Refreshed(Method):
     refresh: int = 1
 
     def __post_init__(self) -> None:
-        if self.refresh < 1:
-            raise ValueError(f"refresh must be at least 1, got {self.refresh}")
+        check_count("refresh", self.refresh)
 
     def plan_steps(self) -> int:
         return self.refresh

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dit_accel.call import AttentionCall, Plan
 from dit_accel.methods.base import MethodState, Refreshed, check_count
-from dit_accel.ops import Ops
+from dit_accel.ops import Ops, heads_first
 from dit_accel_kernels import BlockMap
 
 
@@ -77,7 +77,7 @@ class Clustered(Refreshed):
         return min(queries, tokens), min(keys, tokens)
 
     def new_plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
-        query, key = call.query.transpose(1, 2), call.key.transpose(1, 2)  # [B, H, S, D]
+        query, key, _ = heads_first(call)
         queries, keys = self.clusters(call.tokens)
         rounds = self.kmeans_iterations
         query_labels, state.query_centroids = ops.kmeans(

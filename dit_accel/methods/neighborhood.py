@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from dit_accel.call import AttentionCall, Plan
-from dit_accel.methods.base import Method, check_count, check_share
+from dit_accel.methods.base import Method, check_share
 from dit_accel.methods.blocks import nearest, static_map, tiles
 from dit_accel.ops import Ops
 
@@ -34,10 +34,13 @@ class Neighborhood(Method):
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
-        for size in self.tile:
-            check_count("tile", size)
-        if self.window is not None and min(self.window) <= 0:
-            raise ValueError(f"window must be three positive numbers, got {self.window}")
+        for name in ("tile", "window"):
+            sizes = getattr(self, name)
+            if sizes is None:
+                continue
+            if len(sizes) != 3 or min(sizes) <= 0:
+                raise ValueError(f"{name} must be three positive numbers, got {sizes}")
+            object.__setattr__(self, name, tuple(sizes))  # a list would not be hashable
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         layout, device = call.layout, call.query.device

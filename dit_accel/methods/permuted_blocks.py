@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from dit_accel.call import AttentionCall, Plan
 from dit_accel.methods.base import Refreshed, check_count, check_share
 from dit_accel.methods.blocks import uniform_blocks
-from dit_accel.ops import Ops
+from dit_accel.ops import Ops, heads_first
 from dit_accel_kernels import (
     BlockMap,
     centroid_mass,
@@ -23,7 +23,8 @@ from dit_accel_kernels import (
 class PermutedBlocks(Refreshed):
     """Keys are sorted by the attention that sampled queries give them, so that what matters shares
     blocks; each block of queries keeps the key blocks that hold ``top_p`` of its estimated mass, and
-    always the first. The paper sorts within segments for a causal mask; here one segment is all.
+    always the first block of keys. The paper sorts within segments for a causal mask, and always keeps a
+    query's own segment and the block with token 0; here one segment is all.
 
     Attributes, besides `Refreshed`'s:
         top_p: share of the estimated mass, in (0, 1].
@@ -45,7 +46,7 @@ class PermutedBlocks(Refreshed):
         check_count("block", self.block)
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
-        query, key = call.query.transpose(1, 2), call.key.transpose(1, 2)  # [B, H, S, D]
+        query, key, _ = heads_first(call)
         with ops.stopwatch("selection", call.query.device):
             rows = spread_rows(call.tokens, self.samples, call.query.device)
             importance = sampled_importance(query, key, rows, call.scale)  # [B, H, S]

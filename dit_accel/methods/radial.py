@@ -17,7 +17,8 @@ from dit_accel.ops import Ops
 class Radial(Method):
     """Frames next to each other attend fully; farther ones in a band about the same place, half as wide
     for every doubling of their distance; where it would be narrower than a block, only in every n-th
-    pair of frames. All attend to the first frame.
+    pair of frames. All attend to the first frame. A block is kept by the distance of the
+    middles of its groups, where the published code counts the tokens of its mask.
 
     Attributes:
         decay: factor on the width of the band, above 0 (the paper's models: 0.2 to 0.95).

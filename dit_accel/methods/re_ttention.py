@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -41,6 +42,7 @@ class Statistics(MethodState):
 
     mask_state: Any = None
     block_map: BlockMap | None = None
+    density: Tensor | None = None
     heads: Heads | None = None  # None: all merge
     rest: Tensor | None = None
     rest_lse: Tensor | None = None
@@ -85,6 +87,8 @@ class ReTtention(Method):
         for name in ("density", "beta", "local_above", "reuse_below"):
             check_share(name, getattr(self, name))
         check_count("refresh", self.refresh)
+        if not math.isfinite(self.lam):
+            raise ValueError(f"lam must be finite, got {self.lam}")
         if self.mode not in ("merge", "paper"):
             raise ValueError(f"mode must be merge or paper, got {self.mode!r}")
         self.inner  # noqa: B018  # an unknown mask is an error of the knob
@@ -119,6 +123,8 @@ class ReTtention(Method):
 
     def full_step(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended | None:
         """Full attention by mask and complement; keeps what sparse steps need."""
+        if state.by is not self:  # a rule changed the knobs, perhaps the mask
+            state.mask_state = self.inner.new_state()
         plan = self.inner.plan(call, state.mask_state, ops)
         if plan is None:
             return None
@@ -129,7 +135,7 @@ class ReTtention(Method):
         assert rest_lse is not None
         whole, _ = ops.merge(out, lse, rest, rest_lse)
         state.step, state.by, state.uses = call.step, self, 0
-        state.block_map = mask
+        state.block_map, state.density = mask, plan.density
         state.heads = heads = self.policy(lse, rest_lse, ops)
         state.repeated = None
         if heads is not None:
@@ -155,41 +161,41 @@ class ReTtention(Method):
     def sparse_step(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended:
         """The mask alone, and what is remembered of the rest."""
         assert state.block_map is not None
-        heads, density = state.heads, ops.density(state.block_map)
+        assert state.density is not None
+        heads, density = state.heads, state.density
         if heads is None:
             out, lse = ops.part(state.block_map, call)
-            whole = self.combine(out, lse, state)
+            whole = self.combine(out, lse, state, ops)
         else:
             active = heads.active()
             whole = call.query.transpose(1, 2).new_empty(call.query.transpose(1, 2).shape)
-            density = density * (active.numel() / whole.shape[1])
+            density = torch.zeros_like(density)
             assert state.repeated is not None
             whole[:, heads.reused] = state.repeated
             if active.numel():
-                out, lse = ops.part(state.block_map.of_heads(active), of_heads(call, active))
+                block_map = state.block_map.of_heads(active)
+                density = ops.density(block_map) * (active.numel() / whole.shape[1])
+                out, lse = ops.part(block_map, of_heads(call, active))
                 assert lse is not None
                 local = heads.local.numel()
                 whole[:, heads.local] = out[:, :local]
-                whole[:, heads.merged] = self.combine(out[:, local:], lse[:, local:], state)
+                whole[:, heads.merged] = self.combine(out[:, local:], lse[:, local:], state, ops)
         state.uses += 1
         return Attended(whole.transpose(1, 2).contiguous(), density)
 
-    def combine(self, out: Tensor, lse: Tensor | None, state: Statistics) -> Tensor:
+    def combine(self, out: Tensor, lse: Tensor | None, state: Statistics, ops: Ops) -> Tensor:
         """Output over all keys from the fresh one over the mask and the kept rest, ``[B, N, S, D]``."""
         assert lse is not None
         assert state.rest is not None
         assert state.rest_lse is not None
         assert state.mask_lse is not None
-        kept = state.mask_lse - state.rest_lse  # log odds of the mask at the last full step
-        if self.mode == "merge":
-            # kept where the mask is empty: -inf; where it is everything: inf
-            share = torch.sigmoid(kept + self.beta * (lse - state.mask_lse).nan_to_num(0.0))
-            mass = share
-        else:
-            share = torch.sigmoid(kept)
-            mass = share + self.lam * state.uses
-        whole = mass[..., None] * out.float() + (1 - share)[..., None] * state.rest.float()
-        return whole.to(out.dtype)
+        weight = state.mask_lse
+        if self.mode == "merge":  # where the mask has no key, both are -inf
+            weight = weight + self.beta * (lse - weight).nan_to_num(0.0)
+        whole, _ = ops.merge(out, weight, state.rest, state.rest_lse)
+        if self.mode == "paper" and state.uses:
+            whole = whole + self.lam * state.uses * out
+        return whole
 
 
 def _knobs(kind: type[Method]) -> set[str]:

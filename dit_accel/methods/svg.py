@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from dit_accel.call import AttentionCall, Plan
 from dit_accel.methods.base import Refreshed, check_count, check_share
 from dit_accel.methods.blocks import Groups, nearest, run_offsets, static_map
-from dit_accel.ops import Ops
+from dit_accel.ops import Ops, heads_first
 from dit_accel_kernels import BlockMap, sampled_attention, spread_rows
 
 
@@ -21,7 +22,8 @@ class SVG(Refreshed):
     of a place side by side (temporal heads); sampled queries tell which errs less, head by head.
 
     Attributes, besides `Refreshed`'s:
-        density: share of the keys, in [0, 1], the first frame included.
+        density: share of the keys, in [0, 1], the first frame included; the nearest block of keys is kept
+            even where the first frame alone is more.
         samples: queries that decide, spread over the whole sequence (the paper's code draws them from
             the first 10,000 tokens).
         block: tokens of a group of queries; a group of keys has a quarter of that.
@@ -44,8 +46,11 @@ class SVG(Refreshed):
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         with ops.stopwatch("selection", call.query.device):
-            spatial, temporal = (self.band(call, time) for time in (False, True))
-            errors = [self.error(call, block_map) for block_map in (spatial, temporal)]
+            key = (self, call.layout, call.query.shape, call.query.device)
+            spatial, temporal = ops.shared(
+                key, lambda: [self.band(call, temporal) for temporal in (False, True)]
+            )
+            errors = self.errors(call, [spatial, temporal])
             return Plan(where(errors[1] < errors[0], temporal, spatial))
 
     def band(self, call: AttentionCall, temporal: bool) -> BlockMap:
@@ -56,24 +61,26 @@ class SVG(Refreshed):
         if temporal:
             order = order.view(layout.frames, per_frame).t().flatten()
         queries = _runs(order, 0, self.block)
-        sink = per_frame if self.first_frame else 0
+        sink = per_frame if self.first_frame and layout.frames > 1 else 0
         first = (order >= sink).to(torch.int8).argsort(stable=True)
         keys = _runs(order[first], sink, max(1, self.block // 4))
         place = torch.empty(tokens, device=device)
         place[order] = torch.arange(tokens, dtype=torch.float32, device=device)
         centers = [_middles(place, groups) for groups in (queries, keys)]
         distance = (centers[0][:, None] - centers[1]).abs()
-        distance = distance.masked_fill(keys.offsets[:-1] < sink, -1.0)
-        keep = nearest(distance, keys.sizes, self.density * tokens)
-        return static_map(call, queries, keys, keep | (distance < 0))
+        in_sink = keys.offsets[:-1] < sink
+        far = distance.masked_fill(in_sink, torch.inf)
+        keep = nearest(far, keys.sizes, self.density * tokens - sink)
+        return static_map(call, queries, keys, keep | in_sink)
 
-    def error(self, call: AttentionCall, block_map: BlockMap) -> Tensor:
-        """Squared error of a map on sampled queries, float32 ``[B, H]``."""
-        query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
+    def errors(self, call: AttentionCall, maps: Sequence[BlockMap]) -> list[Tensor]:
+        """Squared errors of maps on sampled queries, float32 ``[B, H]`` each."""
         rows = spread_rows(call.tokens, self.samples, call.query.device)
-        exact = sampled_attention(query, key, value, rows, call.scale)
-        found = sampled_attention(query, key, value, rows, call.scale, block_map)
-        return (found - exact).square().mean((-1, -2))
+        exact, *found = (
+            sampled_attention(*heads_first(call), rows, call.scale, block_map)
+            for block_map in (None, *maps)
+        )
+        return [(out - exact).square().mean((-1, -2)) for out in found]
 
 
 def _runs(order: Tensor, sink: int, size: int) -> Groups:

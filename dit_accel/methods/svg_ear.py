@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from dit_accel.call import AttentionCall, Plan
 from dit_accel.methods.base import check_share
 from dit_accel.methods.clustered import Clustered, Clusters
-from dit_accel.ops import Ops
+from dit_accel.ops import Ops, heads_first
 
 Selection = Literal["density", "error"]
 
@@ -38,6 +38,10 @@ class SVGEar(Clustered):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.density, list):
+            object.__setattr__(self, "density", tuple(self.density))
+        if not self.densities:
+            raise ValueError("density must be a share, or one for each head, got none")
         for share in self.densities:
             check_share("density", share)
         if self.selection not in ("density", "error"):
@@ -49,7 +53,7 @@ class SVGEar(Clustered):
         return self.density if isinstance(self.density, tuple) else (self.density,)
 
     def choose(self, call: AttentionCall, clusters: Clusters, ops: Ops) -> Plan:
-        key, value = call.key.transpose(1, 2), call.value.transpose(1, 2)  # [B, H, S, D]
+        _, key, value = heads_first(call)
         order, offsets = clusters.key_order, clusters.key_offsets
         if self.selection == "error":
             score = ops.centroid_error(

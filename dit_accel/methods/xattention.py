@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from dit_accel.call import AttentionCall, Plan
 from dit_accel.methods.base import Refreshed, check_count, check_share
 from dit_accel.methods.blocks import uniform_blocks
-from dit_accel.ops import Ops
+from dit_accel.ops import Ops, heads_first
 from dit_accel_kernels import BlockMap, antidiagonal_mass, select_top_p
 
 
@@ -38,7 +38,7 @@ class XAttention(Refreshed):
             raise ValueError(f"block must be a multiple of stride {self.stride}, got {self.block}")
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
-        query, key = call.query.transpose(1, 2), call.key.transpose(1, 2)  # [B, H, S, D]
+        query, key, _ = heads_first(call)
         with ops.stopwatch("selection", call.query.device):
             mass = antidiagonal_mass(query, key, self.block, self.stride, call.scale)
             selected = select_top_p(mass, self.threshold)

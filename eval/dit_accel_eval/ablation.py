@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dit_accel import SVG2, Method, Profile, Schedule
+from dit_accel.files import written_whole
 from dit_accel.records import to_json
 from dit_accel_eval.controls import CONTROLS, RoundedSums
 from dit_accel_eval.paired import Entry, paired_table, run_paired
@@ -40,7 +41,8 @@ def main(
     settings["dense_steps"] = dense_steps
     rows = paired_table(records, "svg2")
     shown = to_json({"settings": settings, "rows": rows}, indent=2)
-    (out / "ablation.json").write_text(shown + "\n")
+    with written_whole(out / "ablation.json") as temporary:
+        temporary.write_text(shown + "\n")
     click.echo(shown)
 
 

@@ -141,7 +141,7 @@ class CachedDifference(ReTtention):
         state.rest = attended.out.transpose(1, 2) - out
         return attended
 
-    def combine(self, out: Tensor, lse: Tensor | None, state: Statistics) -> Tensor:
+    def combine(self, out: Tensor, lse: Tensor | None, state: Statistics, ops: Ops) -> Tensor:
         assert state.rest is not None
         return out + state.rest
 

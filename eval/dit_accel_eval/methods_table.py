@@ -20,6 +20,7 @@ from dit_accel import (
     SVGEar,
     XAttention,
 )
+from dit_accel.files import written_whole
 from dit_accel.records import to_json
 from dit_accel_eval.controls import (
     CachedDifference,
@@ -93,7 +94,8 @@ def main(size: str, pairs: int, few: int, steps: int, out: Path) -> None:
     common, records = run_paired(entries(pairs, few), size, steps, out / "methods.jsonl")
     rows = paired_table(records, "svg-ear 0.15, 20 % dense steps")
     shown = to_json({"settings": common, "rows": rows}, indent=2)
-    (out / "methods.json").write_text(shown + "\n")
+    with written_whole(out / "methods.json") as temporary:
+        temporary.write_text(shown + "\n")
     for row in rows:
         click.echo(
             f"{row['label']:45} n {row['clips']:2}  density {row['density_sparse_calls'].mean:.3f} "

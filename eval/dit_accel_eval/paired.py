@@ -69,7 +69,7 @@ def run_paired(
         "versions": versions(),
     }
     log.parent.mkdir(parents=True, exist_ok=True)
-    kept = [r for r in read_records(log) if r["common"] == common]
+    kept = [r for r in read_records(log) if r.get("common") == common]
     done = {(r["label"], _told(r["profile"]), r["seed"]): r for r in kept}
     pipe = load_pipeline(card)
     pipe.set_progress_bar_config(disable=True)

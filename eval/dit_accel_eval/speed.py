@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dit_accel.cli.options import read_prompts, size_of
 from dit_accel.compare import quality, where_time_went
+from dit_accel.files import written_whole
 from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import Clip, RenderSettings, check, render, versions
@@ -157,7 +158,8 @@ def main(
         for label in checked
     }
     shown = to_json({"settings": key, "dense_seconds": backends, "methods": rows}, indent=2)
-    (out / "speed.json").write_text(shown + "\n")
+    with written_whole(out / "speed.json") as temporary:
+        temporary.write_text(shown + "\n")
     click.echo(shown)
 
 

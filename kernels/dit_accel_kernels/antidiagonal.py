@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dit_accel_kernels.contracts import HELD_SCORES, ContractError, check_tokens
+from dit_accel_kernels.sampling import product_float32
 
 
 def antidiagonal_mass(query: Tensor, key: Tensor, block: int, stride: int, scale: float) -> Tensor:
@@ -40,16 +41,17 @@ def antidiagonal_mass(query: Tensor, key: Tensor, block: int, stride: int, scale
     real = torch.arange(blocks * per_block, device=query.device) < runs
     rows = max(1, HELD_SCORES // (keys.shape[0] * keys.shape[1] * keys.shape[-1] * per_block))
     pieces = []
-    for piece in queries.split(rows * per_block, dim=2):
-        logits = (piece @ keys) * (scale / stride)
-        weights = logits.masked_fill(~real, -torch.inf).softmax(-1)
-        pieces.append(weights.unflatten(-1, (blocks, per_block)).sum(-1))  # [B, H, R, G]
-    mass = torch.cat(pieces, 2) * real[:, None]
-    sums = mass.unflatten(2, (blocks, per_block)).sum(3)
-    return sums / real.view(blocks, per_block).sum(1)[:, None]
+    for piece, counted in zip(
+        queries.split(rows * per_block, dim=2), real.split(rows * per_block), strict=True
+    ):
+        logits = product_float32(piece, keys).mul_(scale / stride)
+        weights = logits.masked_fill_(~real, -torch.inf).softmax(-1)
+        mass = weights.unflatten(-1, (blocks, per_block)).sum(-1) * counted[:, None]
+        pieces.append(mass.unflatten(2, (-1, per_block)).sum(3))  # [B, H, R, G]
+    return torch.cat(pieces, 2) / real.view(blocks, per_block).sum(1)[:, None]
 
 
 def _strided(tokens: Tensor, length: int, stride: int, reverse: bool) -> Tensor:
-    """Runs of ``stride`` tokens as one vector each, float32 ``[B, H, length / stride, stride D]``."""
-    runs = pad(tokens.float(), (0, 0, 0, length - tokens.shape[2])).unflatten(2, (-1, stride))
+    """Runs of ``stride`` tokens as one vector each, ``[B, H, length / stride, stride D]``."""
+    runs = pad(tokens, (0, 0, 0, length - tokens.shape[2])).unflatten(2, (-1, stride))
     return (runs.flip(3) if reverse else runs).flatten(3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dit_accel_kernels.contracts import BlockMap, group_of_token
+from dit_accel_kernels.contracts import HELD_SCORES, BlockMap, group_of_token
 
 
 def spread_rows(tokens: int, count: int, device: torch.device) -> Tensor:
@@ -33,13 +33,16 @@ def sampled_attention(
     Returns:
         float32 ``[B, H, R, D]``; 0 for a query that selects no key.
     """
-    logits = scale * _product(query[:, :, rows], key.transpose(-1, -2))  # [B, H, R, S]
-    if block_map is not None:
-        logits = logits.masked_fill(~rows_of_map(block_map, rows), -torch.inf)
-        weights = logits.softmax(-1).nan_to_num(0.0)
-    else:
+    pieces = []
+    for some in rows.split(_rows_at_once(key)):
+        logits = _logits(query, key, some, scale)
+        if block_map is not None:
+            logits.masked_fill_(~rows_of_map(block_map, some), -torch.inf)
         weights = logits.softmax(-1)
-    return _product(weights.to(value.dtype), value)
+        if block_map is not None:
+            weights.nan_to_num_(0.0)
+        pieces.append(product_float32(weights.to(value.dtype), value))
+    return torch.cat(pieces, 2)
 
 
 def sampled_importance(query: Tensor, key: Tensor, rows: Tensor, scale: float) -> Tensor:
@@ -50,8 +53,9 @@ def sampled_importance(query: Tensor, key: Tensor, rows: Tensor, scale: float) -
         rows: indices of the queries, int64 ``[R]``.
         scale: softmax scale.
     """
-    logits = scale * _product(query[:, :, rows], key.transpose(-1, -2))
-    return logits.softmax(-1).mean(2)
+    pieces = rows.split(_rows_at_once(key))
+    sums = (_logits(query, key, some, scale).softmax(-1).sum(2) for some in pieces)
+    return torch.stack(list(sums)).sum(0) / rows.numel()
 
 
 def rows_of_map(block_map: BlockMap, rows: Tensor) -> Tensor:
@@ -63,11 +67,18 @@ def rows_of_map(block_map: BlockMap, rows: Tensor) -> Tensor:
     return chosen.gather(3, key_group[:, :, None].expand(*group.shape, key_group.shape[-1]))
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Product in float32 of ``[B, H, R, N]`` and ``[B, H, N, M]``; on CUDA no float32 copy of the right one
-    is made.
-    """
+def _rows_at_once(key: Tensor) -> int:
+    return max(1, HELD_SCORES // (key.shape[0] * key.shape[1] * key.shape[2]))
+
+
+def _logits(query: Tensor, key: Tensor, rows: Tensor, scale: float) -> Tensor:
+    """Scaled scores of some queries, float32 ``[B, H, R, S]``."""
+    return product_float32(query[:, :, rows], key.transpose(-1, -2)).mul_(scale)
+
+
+def product_float32(left: Tensor, right: Tensor) -> Tensor:
+    """Product in float32 of ``[B, H, R, N]`` and ``[B, H, N, M]``; on CUDA neither is copied to float32."""
     if left.is_cuda and left.dtype != torch.float32:
-        product = torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out_dtype=torch.float32)
-        return product.unflatten(0, left.shape[:2])
+        pairs = zip(left, right, strict=True)  # batch by batch: a strided view is not copied
+        return torch.stack([torch.bmm(x, y, out_dtype=torch.float32) for x, y in pairs])
     return left.float() @ right.float()

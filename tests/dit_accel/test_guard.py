@@ -4,6 +4,8 @@ import warnings
 
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
+from diffusers.hooks import apply_first_block_cache
 
 from dit_accel import Guard, Plan, Schedule, SVGEar, guard
 from dit_accel.session import enable_sparse_attention
@@ -127,10 +129,13 @@ def test_the_limit_is_a_knob(wan, run_wan) -> None:
     assert len(wan.attention_report().faults) == 3
 
 
-def test_a_second_forward_under_a_cache_is_refused(wan, run_wan) -> None:
-    from diffusers import FirstBlockCacheConfig
-
-    wan.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+@pytest.mark.parametrize("by", ["enable_cache", "apply"])
+def test_a_second_forward_under_a_cache_is_refused(wan, run_wan, by: str) -> None:
+    config = FirstBlockCacheConfig(threshold=0.1)
+    if by == "apply":
+        apply_first_block_cache(wan.transformer, config)
+    else:
+        wan.transformer.enable_cache(config)
     enable_sparse_attention(wan, NEAR_DENSE, schedule=ALWAYS, guard="on")
     with pytest.raises(RuntimeError, match="use guard 'warn', or disable the cache"):
         run_wan(wan)

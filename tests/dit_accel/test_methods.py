@@ -200,6 +200,9 @@ def test_profiles_round_trip(tmp_path, method: Method) -> None:
         (XAttention, {"block": 12}, "block must be a multiple of stride 8, got 12"),
         (SVG, {"density": 2.0}, r"density must be in \[0, 1\], got 2.0"),
         (Neighborhood, {"window": (1, 0, 1)}, "window must be three positive numbers"),
+        (Neighborhood, {"tile": (2, 4)}, "tile must be three positive numbers"),
+        (SVGEar, {"density": ()}, "one for each head, got none"),
+        (ReTtention, {"lam": float("nan")}, "lam must be finite"),
         (Radial, {"decay": 0.0}, "decay must be above 0"),
         (PermutedBlocks, {"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
         (Band, {"block": 0}, "block must be at least 1"),
@@ -209,3 +212,23 @@ def test_profiles_round_trip(tmp_path, method: Method) -> None:
 def test_bad_knobs_are_named(kind, knobs, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**knobs)
+
+
+def test_static_plans_are_kept_by_device() -> None:
+    call, ops = attention_call(TokenLayout(6, 4, 4)), Ops(Stopwatch())
+    method = Neighborhood()
+    here = method.plan(call, method.new_state(), ops)
+    assert method.plan(call, method.new_state(), ops) is here
+    tensors = {n: getattr(call, n).to("meta") for n in ("query", "key", "value")}
+    there = method.plan(dataclasses.replace(call, **tensors), method.new_state(), ops)
+    assert there.block_map.selected.device.type == "meta"
+
+
+@pytest.mark.parametrize("frames", [1, 5, 21])
+def test_svg_keeps_the_neighbourhood_beside_the_first_frame(frames: int) -> None:
+    call = attention_call(TokenLayout(frames, 8, 8))
+    plan = SVG(density=0.05, block=16).plan(call, SVG().new_state(), Ops(Stopwatch()))
+    own = plan.block_map.to_mask().diagonal(dim1=2, dim2=3)
+    assert own.float().mean() > 0.2  # the nearest block of keys is a quarter of a block of queries
+    if frames == 1:
+        assert float(plan.density) < 0.3

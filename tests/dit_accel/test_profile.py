@@ -57,7 +57,14 @@ def test_a_share_of_an_unknown_number_of_steps_never_fits() -> None:
 
 @pytest.mark.parametrize(
     "knobs",
-    [{"steps": "a"}, {"steps": "20%"}, {"steps": "2%-3"}, {"layers": "5%-9%"}, {"layers": ""}],
+    [
+        {"steps": "a"},
+        {"steps": "9-5"},
+        {"steps": "20%"},
+        {"steps": "2%-3"},
+        {"layers": "5%-9%"},
+        {"layers": ""},
+    ],
     ids=str,
 )
 def test_wrong_spans_are_refused(knobs) -> None:
@@ -78,6 +85,23 @@ def test_rules_change_knobs_where_they_fit(wan, run_wan) -> None:
     assert report.calls == {"dense": 8, "sparse": 16, "fallback": 0}
     assert report.layers["transformer.blocks.0.attn1"] == 1.0
     assert report.layers["transformer.blocks.2.attn1"] == pytest.approx(0.6, abs=0.04)
+
+
+def test_a_rule_changes_the_mask_of_re_ttention(wan, run_wan) -> None:
+    rules = (Rule(steps="2-", knobs={"mask": SVGEar(density=0.3)}),)
+    schedule = Schedule(dense_steps=0, min_tokens=0, rules=rules)
+    wan.enable_sparse_attention(ReTtention(density=0.3, refresh=2), schedule=schedule)
+    assert run_wan(wan).isfinite().all()
+    assert wan.attention_report().calls["sparse"] == 24
+
+
+def test_rules_that_never_hold_are_told(wan, run_wan) -> None:
+    rules = (Rule(layers="47", dense=True), Rule(layers="0", dense=True), Rule(expert="transfomer"))
+    schedule = Schedule(dense_steps=0, min_tokens=0, rules=rules)
+    wan.enable_sparse_attention(SVGEar(density=0.3), schedule=schedule)
+    run_wan(wan)
+    told = wan.attention_report().remarks
+    assert told == ["rule 0 of the schedule never held", "rule 2 of the schedule never held"]
 
 
 def test_a_rule_by_expert(build_wan, run_wan) -> None:
@@ -103,10 +127,32 @@ def test_densities_by_head(wan, run_wan) -> None:
         run_wan(wan)
 
 
+def test_what_yaml_reads_as_something_else(tmp_path) -> None:
+    text = "guard: {mode: on}\nschedule: {rules: [{steps: 3, layers: -1, dense: true}]}\n"
+    (tmp_path / "p.yaml").write_text(text + "provenance: {date: 2026-01-01}\n")
+    profile = Profile.load(tmp_path / "p.yaml")
+    assert profile.guard.mode == "on"
+    assert profile.schedule.rules == (Rule(steps="3", layers="-1", dense=True),)
+    profile.save(tmp_path / "q.yaml")
+    assert Profile.load(tmp_path / "q.yaml").provenance == {"date": "2026-01-01"}
+
+
 FULL_PROFILE = Profile(
     ReTtention(mask=SVGEar(density=0.2), mode="paper"),
     Schedule(
-        0.1, (0, -1), 512, (Rule("20%-90%", "0,4-5", "transformer", "cond", False, {"lam": 0.0}),)
+        0.1,
+        (0, -1),
+        512,
+        (
+            Rule(
+                "20%-90%",
+                "0,4-5",
+                "transformer",
+                "cond",
+                False,
+                {"lam": 0.0, "mask": SVGEar(density=0.4)},
+            ),
+        ),
     ),
     "int8",
     "auto",
@@ -136,6 +182,8 @@ def test_what_is_given_besides_wins(tmp_path, wan) -> None:
     from dit_accel.cli.options import attention_settings
 
     FULL_PROFILE.save(tmp_path / "p.yaml")
+    same = wan.enable_sparse_attention("re-ttention", profile=tmp_path / "p.yaml")
+    assert same.profile == FULL_PROFILE
     other = wan.enable_sparse_attention("svg2", profile=tmp_path / "p.yaml", guard="off")
     assert other.profile.method == SVG2()
     assert other.profile.guard == Guard()
@@ -164,6 +212,18 @@ def test_what_is_given_besides_wins(tmp_path, wan) -> None:
         ({"schedule": {"rules": [{"knobs": {"top_p": 7}}]}}, r"top_p must be in \(0, 1\], got 7"),
         ({"precision": "int3"}, "unknown precision 'int3'"),
         ({"guard": {"mode": "maybe"}}, "guard mode: .*got 'maybe'"),
+        ({"method": ["svg2"]}, "unknown method"),
+        (
+            {"method": "re-ttention", "knobs": {"mask": {"density": 0.2}}},
+            "re-ttention knob mask: write a method as {method: NAME, KNOB: VALUE}",
+        ),
+        (
+            {
+                "method": "xattention",
+                "schedule": {"rules": [{"knobs": {"stride": 16}}, {"knobs": {"block": 24}}]},
+            },
+            "block must be a multiple of stride",
+        ),
         ({"guard": "on"}, "profile guard must hold keys and values, got 'on'"),
     ],
     ids=str,

@@ -54,8 +54,8 @@ def test_exact_is_dense_attention() -> None:
 @pytest.mark.parametrize(
     ("layers", "steps", "message"),
     [
-        ([9], [1], "no call at layer 9, step 1"),
-        ([0], [7], "no call at layer 0, step 7"),
+        ([9], [1], "no layer 9: the run has layers 0 to 7"),
+        ([0], [7], "no step 7: the run has steps 0 to 2"),
         ([], [1], "at least one layer"),
     ],
     ids=str,

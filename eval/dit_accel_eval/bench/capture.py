@@ -78,6 +78,11 @@ def capture(
     check_writable(out)
     if not layers or not steps:
         raise BadInput("nothing to capture: give at least one layer and one step")
+    count = card.family.attention_shape(card.transformer).layers
+    for name, places, end in (("layer", layers, count), ("step", steps, settings.steps)):
+        wrong = [p for p in places if p < 0 or (end is not None and p >= end)]
+        if wrong:
+            raise BadInput(f"no {name} {wrong[0]}: the run has {name}s 0 to {end and end - 1}")
     recorder = Recorder(tuple(layers), tuple(steps), branch, DTYPES[keep])
     pipe = load_pipeline(card, device=settings.device, dtype=settings.dtype)
     render_with(pipe, settings, Profile(recorder, Schedule(dense_steps=0, min_tokens=0)))
@@ -86,7 +91,7 @@ def capture(
         if place not in found:
             raise BadInput(
                 f"no call at layer {place[0]}, step {place[1]}, branch {branch or 'any'}: "
-                "the run has fewer layers or steps, or no such branch"
+                "the run has fewer steps, or no such branch (try --branch all)"
             )
     about = {
         "format": FORMAT,

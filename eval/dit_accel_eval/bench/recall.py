@@ -27,7 +27,8 @@ from dit_accel import (
 )
 from dit_accel.errors import BadInput
 from dit_accel.files import check_writable, written_whole
-from dit_accel.ops import Ops
+from dit_accel.methods.re_ttention import Mode
+from dit_accel.ops import Ops, heads_first
 from dit_accel.records import to_json
 from dit_accel.stopwatch import Stopwatch
 from dit_accel_eval.bench.capture import read_capture
@@ -41,18 +42,22 @@ SHARES = (0.04, 0.08, 0.15, 0.3, 0.5)
 
 @dataclass(frozen=True)
 class Curve:
-    """A method at rising densities; ``history`` if it needs an earlier step of the same layer."""
+    """A method at rising densities."""
 
     label: str
     methods: tuple[Method, ...]
-    history: bool = False
 
 
 def curves() -> list[Curve]:
-    """What is drawn: every method, the two selections of svg-ear, re-ttention in both modes."""
+    """What is drawn: every method, the two selections of svg-ear, re-ttention in both modes, which learns
+    from the first step of a sequence alone.
+    """
 
-    def by_share(label: str, make: Any, history: bool = False) -> Curve:
-        return Curve(label, tuple(make(share) for share in SHARES), history)
+    def by_share(label: str, make: Any) -> Curve:
+        return Curve(label, tuple(make(share) for share in SHARES))
+
+    def kept(share: float, mode: Mode = "merge", mask: str = "neighborhood") -> ReTtention:
+        return ReTtention(density=share, mode=mode, mask=mask, refresh=10**6)
 
     steps = (0.3, 0.5, 0.7, 0.9)
     return [
@@ -60,11 +65,9 @@ def curves() -> list[Curve]:
         by_share("svg-ear, mass per token", lambda s: SVGEar(density=s)),
         by_share("svg-ear, error probe", lambda s: SVGEar(density=s, selection="error")),
         by_share("svg-ear, second order", lambda s: SVGEar(density=s, second_order=True)),
-        by_share("re-ttention merge, window", lambda s: ReTtention(density=s), True),
-        by_share("re-ttention paper, window", lambda s: ReTtention(density=s, mode="paper"), True),
-        by_share(
-            "re-ttention merge, svg-ear", lambda s: ReTtention(density=s, mask="svg-ear"), True
-        ),
+        by_share("re-ttention merge, window", lambda s: kept(s)),
+        by_share("re-ttention paper, window", lambda s: kept(s, mode="paper")),
+        by_share("re-ttention merge, svg-ear", lambda s: kept(s, mask="svg-ear")),
         by_share("svg", lambda s: SVG(density=s)),
         Curve("xattention", tuple(XAttention(threshold=p, block=64) for p in steps)),
         Curve("permuted-blocks", tuple(PermutedBlocks(top_p=p, block=64) for p in steps)),
@@ -117,7 +120,7 @@ def measure(
             for number, call in enumerate(calls):
                 attended = method.attend(call, state, ops)
                 assert attended is not None
-                if number or (len(calls) == 1 and not curve.history):
+                if number:
                     errors.append(relative_error(attended.out, exact(call)))
                     densities.append(float(attended.density))
         if errors:
@@ -132,8 +135,7 @@ def measure(
 
 def exact(call: AttentionCall) -> Tensor:
     """Dense attention of a call, ``[B, S, H, D]``."""
-    query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
-    return dense_attention(query, key, value, scale=call.scale).transpose(1, 2)
+    return dense_attention(*heads_first(call), scale=call.scale).transpose(1, 2)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
