@@ -4,7 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dit_accel import SVG2, AttentionCall, Schedule
+from dit_accel import (
+    SVG,
+    SVG2,
+    AttentionCall,
+    Band,
+    Neighborhood,
+    PermutedBlocks,
+    Radial,
+    ReTtention,
+    Schedule,
+    SVGEar,
+    XAttention,
+)
 from dit_accel.doctor import check_ops
 from dit_accel.ops import Ops
 from dit_accel.stopwatch import Stopwatch
@@ -18,6 +30,7 @@ from dit_accel_kernels import (
     sparse_attention,
     sparse_attention_reference,
 )
+from dit_accel_kernels.sampling import product_float32
 from dit_accel_pipelines import TokenLayout
 
 pytestmark = pytest.mark.gpu
@@ -91,14 +104,37 @@ def test_doctor_finds_every_op_usable() -> None:
         assert verdict.startswith("usable"), f"{line}: {verdict}"
 
 
+METHODS = (
+    SVG2(top_p=0.5),
+    SVGEar(),
+    SVGEar(density=(0.1, 0.2, 0.3), selection="error"),
+    ReTtention(),
+    ReTtention(mode="paper", mask="svg-ear"),
+    SVG(),
+    XAttention(),
+    PermutedBlocks(),
+    Neighborhood(),
+    Radial(),
+    Band(),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_in_float32_without_copies(dtype) -> None:
+    left, right = torch.randn(2, 3, 5, 64), torch.randn(2, 90, 3, 64)
+    left, right = left.to(dtype), right.to(dtype).permute(0, 2, 3, 1)  # a strided view
+    found = product_float32(left.cuda(), right.cuda())
+    torch.testing.assert_close(found.cpu(), left.float() @ right.float(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("precision", ["full", "int8"])
-def test_planning_and_attention_never_wait_for_the_device(precision) -> None:
+def test_planning_and_attention_never_wait_for_the_device(precision, method) -> None:
     (query, key, value), _ = call(2000, 64)
     tensors = [x.transpose(1, 2).cuda() for x in (query, key, value)]
-    layout = TokenLayout(1, 1, 2000)
+    layout = TokenLayout(8, 10, 25)
     made = AttentionCall(*tensors, 0.125, 0, 1, 0, 1, "cond", layout, precision)
-    method, ops = SVG2(top_p=0.5), Ops(Stopwatch())
-    state = method.new_state()
+    ops, state = Ops(Stopwatch()), method.new_state()
     method.attend(made, state, ops)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
