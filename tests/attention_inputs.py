@@ -40,3 +40,17 @@ def exact_attention(call: AttentionCall) -> Tensor:
     query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
     weights = (call.scale * query @ key.transpose(-1, -2)).softmax(-1)
     return (weights @ value).transpose(1, 2)
+
+
+def precision_inputs(kind: str, tokens: int, width: int) -> list[Tensor]:
+    """Normal; keys with a large bias in some channels; or clustered queries and keys."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, tokens, width, generator=generator) for _ in range(3))
+    if kind == "biased keys":
+        key = key + 8 * (torch.rand(1, 2, 1, width, generator=generator) < 0.1)
+    if kind == "clustered":
+        centres = 1.5 * torch.randn(1, 2, 8, width, generator=generator)
+        query, key = (
+            c.repeat(1, 1, tokens // 8, 1) + 0.3 * x for c, x in ((centres, query), (centres, key))
+        )
+    return [query, key, value]

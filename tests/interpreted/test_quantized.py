@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_inputs import precision_inputs
 from torch import Tensor
 
 from dit_accel_kernels import (
@@ -25,20 +26,6 @@ BOUNDS = {"int8": (0.9999, 0.02), "int8-fp8": (0.999, 0.045)}  # cosine, relativ
 TOKENS, WIDTH = 256, 64
 
 
-def inputs(kind: str) -> list[Tensor]:
-    """Normal; keys with a large bias in some channels; or clustered queries and keys."""
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, 2, TOKENS, WIDTH, generator=generator) for _ in range(3))
-    if kind == "biased keys":
-        key = key + 8 * (torch.rand(1, 2, 1, WIDTH, generator=generator) < 0.1)
-    if kind == "clustered":
-        centres = 1.5 * torch.randn(1, 2, 8, WIDTH, generator=generator)
-        query, key = (
-            c.repeat(1, 1, TOKENS // 8, 1) + 0.3 * x for c, x in ((centres, query), (centres, key))
-        )
-    return [query, key, value]
-
-
 def errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
     cosine = F.cosine_similarity(found.flatten(), exact.flatten(), dim=0)
     return float(cosine), float((found - exact).abs().sum() / exact.abs().sum())
@@ -47,7 +34,7 @@ def errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize("precision", BOUNDS)
 @pytest.mark.parametrize("kind", ["normal", "biased keys", "clustered"])
 def test_dense_error_is_within_bounds(kind: str, precision: str) -> None:
-    query, key, value = inputs(kind)
+    query, key, value = precision_inputs(kind, TOKENS, WIDTH)
     given = quantize(query, key, value, precision != "int8", True)
     out, lse = dense_attention(query, key, value, 0.125, True, quantized=given, launch=SMALL)
     exact, exact_lse = quantized_attention_reference(query, key, value, precision="full")
@@ -72,7 +59,7 @@ def test_values_have_one_scale_a_channel(tokens: int) -> None:
 
 @pytest.mark.parametrize("precision", BOUNDS)
 def test_dense_equals_simulation(precision: str) -> None:
-    query, key, value = inputs("biased keys")
+    query, key, value = precision_inputs("biased keys", TOKENS, WIDTH)
     given = quantize(query, key, value, precision != "int8", True)
     out, lse = dense_attention(query, key, value, 0.125, True, quantized=given, launch=SMALL)
     expected, expected_lse = quantized_attention_reference(query, key, value, precision=precision)
@@ -84,7 +71,7 @@ def test_dense_equals_simulation(precision: str) -> None:
 
 @pytest.mark.parametrize("precision", BOUNDS)
 def test_sparse_equals_simulation(precision: str) -> None:
-    query, key, value = inputs("clustered")
+    query, key, value = precision_inputs("clustered", TOKENS, WIDTH)
     labels = torch.arange(TOKENS).expand(1, 2, TOKENS) % 8
     selected = torch.rand(1, 2, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.4
     selected[:, :, 3] = False
