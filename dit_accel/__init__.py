@@ -23,8 +23,8 @@ from dit_accel.methods import (
 )
 from dit_accel.profile import Profile
 from dit_accel.report import AttentionReport
-from dit_accel.session import (
-    Session,
+from dit_accel.session import Session
+from dit_accel.verbs import (
     add_verbs,
     attention_report,
     disable_quantized_attention,

@@ -21,7 +21,8 @@ from dit_accel.parsing import parsed, parsed_knobs
 from dit_accel.precision import checked_precision
 from dit_accel.profile import Profile, method_of
 from dit_accel.report import AttentionReport
-from dit_accel.session import enable_sparse_attention, session_of, transformers_of
+from dit_accel.session import session_of, transformers_of
+from dit_accel.verbs import enable_sparse_attention
 from dit_accel_assets.world import SIZES
 
 TINY_WORLD_DEFAULTS = {"steps": 25, "guidance_scale": 4.0, "size": "show"}

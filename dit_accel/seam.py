@@ -51,9 +51,7 @@ class DenseCall:
 
     def __call__(self) -> Tensor:
         out: Tensor = dispatch_attention_fn(
-            self.query,
-            self.key,
-            self.value,
+            *(self.query, self.key, self.value),
             attn_mask=self.mask,
             is_causal=self.causal,
             scale=self.scale,
@@ -283,13 +281,8 @@ class RootHook(ModelHook):
         if self.owner is not None:
             self.owner.end_run()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> RootHook:
-        raise TypeError("cannot copy a transformer with sparse attention enabled: disable it first")
-
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError(
-            "cannot pickle a transformer with sparse attention enabled: disable it first"
-        )
+        raise TypeError("cannot copy a transformer with sparse attention enabled: disable it first")
 
 
 def has_foreign_state(transformer: nn.Module) -> bool:

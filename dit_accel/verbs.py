@@ -1,0 +1,138 @@
+"""The verbs: what ``import dit_accel`` gives every diffusers pipeline, and functions for anything else."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from dit_accel import seam
+from dit_accel.config import Guard, GuardMode, Schedule
+from dit_accel.methods import Dense, Method, find_method
+from dit_accel.precision import Precision
+from dit_accel.profile import Profile
+from dit_accel.report import AttentionReport
+from dit_accel.session import Session, session_of, sessions_of, transformers_of
+from dit_accel_pipelines import find_family
+
+
+def enable_sparse_attention(
+    target: Any,
+    method: str | Method | None = None,
+    *,
+    schedule: Schedule | None = None,
+    precision: Precision | None = None,
+    dense_precision: Precision | None = None,
+    guard: Guard | GuardMode | None = None,
+    profile: Profile | str | Path | None = None,
+) -> Session:
+    """Make the self-attention of a diffusers pipeline (or bare transformer) sparse; replaces what
+    was enabled before.
+
+    Args:
+        target: a ``DiffusionPipeline`` or a transformer module.
+        method: a name (its default knobs, or the profile's if it is its method) or a method such as
+            ``SVG2(top_p=0.85)``; ``"svg2"`` by default.
+        schedule: which steps and layers stay dense, and where knobs differ.
+        precision: of the sparse calls: ``"full"`` (the default), ``"int8"`` (queries and keys),
+            ``"int8-fp8"`` (also weights and values, from compute capability 8.9), or ``"auto"``. On a
+            CPU the quantized ones are simulated, which is slow, and the report says so.
+        dense_precision: likewise, of the calls that the schedule leaves dense.
+        guard: ``"off"`` (the default), ``"warn"`` or ``"on"``, or a `Guard` with its limit: what to do
+            about output that is not finite or far from exact attention.
+        profile: all of these, or a YAML or JSON file of them; what is given besides wins.
+
+    Returns:
+        The session; ``disable_sparse_attention`` or ``session.close()`` undoes everything.
+
+    Raises:
+        ValueError: for an unknown method or precision, or a profile that does not fit.
+        UnknownFamily: for a transformer that no family declares.
+        UnsupportedProcessor: for a processor that we cannot lead; the pipeline is unchanged then.
+    """
+    if not isinstance(profile, Profile):
+        profile = Profile() if profile is None else Profile.load(profile)
+    if isinstance(method, str):
+        kind = find_method(method)
+        method = profile.method if type(profile.method) is kind else kind()
+    if method is not None:
+        profile = profile.with_method(method)
+    if guard is not None and not isinstance(guard, Guard | str):
+        raise ValueError(f"guard must be off, warn, on or a Guard, got {guard!r}")
+    given: dict[str, Any] = {
+        "schedule": schedule,
+        "precision": precision,
+        "dense_precision": dense_precision,
+        "guard": Guard(guard) if isinstance(guard, str) else guard,
+    }
+    changed = {name: value for name, value in given.items() if value is not None}
+    profile = dataclasses.replace(profile, **changed)
+    transformers = transformers_of(target)
+    if not transformers:
+        raise ValueError(f"{type(target).__name__} has no transformer to make sparse")
+    for name, transformer in transformers.items():
+        if hasattr(transformer, "_orig_mod"):
+            raise ValueError(
+                f"{name} is a torch.compile'd module: enable sparse attention first, "
+                "or compile with transformer.compile_repeated_blocks()"
+            )
+    found = [find_family(transformer) for transformer in transformers.values()]
+    for transformer, family in zip(transformers.values(), found, strict=True):
+        seam.check_processors(transformer, family)
+    disable_sparse_attention(target)
+    return Session(target, found[0], profile)
+
+
+def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Session:
+    """Run all self-attention of a pipeline (or bare transformer) dense, in a quantized precision;
+    replaces what was enabled before. For both, give precisions to ``enable_sparse_attention``.
+
+    Args:
+        target: a ``DiffusionPipeline`` or a transformer module.
+        precision: ``"int8"``, ``"int8-fp8"`` or ``"auto"``, as in ``enable_sparse_attention``.
+
+    Returns:
+        The session; ``disable_quantized_attention`` or ``session.close()`` undoes everything.
+
+    Raises:
+        ValueError, UnknownFamily, UnsupportedProcessor: as ``enable_sparse_attention``.
+    """
+    return enable_sparse_attention(target, Dense(), dense_precision=precision)
+
+
+def disable_sparse_attention(target: Any) -> None:
+    """Restore a pipeline or transformer exactly; without an enabled session this does nothing."""
+    for session in sessions_of(target):
+        session.close()
+
+
+def disable_quantized_attention(target: Any) -> None:
+    """The inverse of ``enable_quantized_attention``: the same as ``disable_sparse_attention``."""
+    disable_sparse_attention(target)
+
+
+def attention_report(target: Any) -> AttentionReport:
+    """What the latest run on a pipeline did.
+
+    Raises:
+        RuntimeError: if sparse attention is not enabled on it.
+    """
+    session = session_of(target)
+    if session is None:
+        raise RuntimeError("no attention report: call enable_sparse_attention first")
+    return session.report()
+
+
+def add_verbs() -> None:
+    """Give every diffusers pipeline the verbs of this module as methods."""
+    verbs = (
+        enable_sparse_attention,
+        disable_sparse_attention,
+        enable_quantized_attention,
+        disable_quantized_attention,
+        attention_report,
+    )
+    for verb in verbs:
+        setattr(DiffusionPipeline, verb.__name__, verb)
