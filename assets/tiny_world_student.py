@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
+from dit_accel_assets.world import MOTIONS
 from tiny_world_readers import TEXT_TOKENS, TokenReader
+
+ORBIT = 1 + MOTIONS.index("moving in a circle")  # as labels of tokens have it
 
 BATCH_TOKENS = 5120  # tokens of a step: 16 whole clips at `smoke`, 4 at `study`, 2 at `show`
 READ_AFTER = 4  # blocks of eight
@@ -124,11 +127,13 @@ def load_shards(out: Path, size: str) -> dict[str, Tensor]:
 
 class Clips:
     """Encoded clips of one size in shuffled batches; shards that were encoded meanwhile join at each
-    new round.
+    new round, in which a clip with an object that moves in a circle comes ``orbit_copies`` times.
     """
 
-    def __init__(self, out: Path, size: str, rng: np.random.Generator) -> None:
-        self.out, self.size, self.rng = out, size, rng
+    def __init__(
+        self, out: Path, size: str, rng: np.random.Generator, orbit_copies: int = 1
+    ) -> None:
+        self.out, self.size, self.rng, self.orbit_copies = out, size, rng, orbit_copies
         self.data = load_shards(out, size)
         self.order = torch.empty(0, dtype=torch.long)
 
@@ -145,7 +150,9 @@ class Clips:
         count = min(count, 64, len(self.data["tokens"]))
         if len(self.order) < count:
             self.data = load_shards(self.out, self.size)
-            self.order = torch.from_numpy(self.rng.permutation(len(self.data["tokens"])))
+            orbit = (self.data["labels"][:, 2] == ORBIT).flatten(1).any(1)
+            each = torch.arange(len(orbit)).repeat_interleave(1 + (self.orbit_copies - 1) * orbit)
+            self.order = each[torch.from_numpy(self.rng.permutation(len(each)))]
         index, self.order = self.order[:count], self.order[count:]
         return (
             self.data["latents"][index, :, :frames],

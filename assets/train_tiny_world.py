@@ -264,6 +264,13 @@ def noise_levels(count: int, shift: float) -> Tensor:
 @click.option("--show-share", default=0.03)
 @click.option("--opening-share", default=0.3, help="Share of steps on first frames only.")
 @click.option(
+    "--orbit-copies",
+    default=1,
+    help="How often a clip with an object that moves in a circle comes in a round: its phase, shared by "
+    "all frames, is the hardest thing to learn.",
+)
+@click.option("--noise-shift", type=float, help="Towards noise, for all sizes; else by size.")
+@click.option(
     "--train-text",
     is_flag=True,
     help="Train the text encoder, too; it then forgets part of what `text` taught it.",
@@ -280,6 +287,8 @@ def train_dit(
     study_share: float,
     show_share: float,
     opening_share: float,
+    orbit_copies: int,
+    noise_shift: float | None,
     train_text: bool,
     seed: int,
     device: str,
@@ -288,7 +297,7 @@ def train_dit(
     """Train the transformer on the encoded clips."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    clips = {size: Clips(out, size, rng) for size in SIZES}
+    clips = {size: Clips(out, size, rng, orbit_copies) for size in SIZES}
     shares = np.array([1 - study_share - show_share, study_share, show_share])
     shares = shares * [bool(clips[size].data) for size in SIZES]
     empty = AutoTokenizer.from_pretrained(model / "tokenizer")(
@@ -315,7 +324,7 @@ def train_dit(
         text_attention.count(int(rng.choice(PROMPT_LENGTHS)) - (TEXT_TOKENS - 1))
         latent, tokens, labels = (x.to(device) for x in clips[size].batch(opening))
         tokens[torch.rand(len(tokens)) < 0.1] = torch.tensor(empty["input_ids"], device=device)
-        sigma = noise_levels(len(tokens), NOISE_SHIFT[size]).to(device)
+        sigma = noise_levels(len(tokens), noise_shift or NOISE_SHIFT[size]).to(device)
         with torch.autocast(device, torch.bfloat16):
             loss, read = student(latent.float(), tokens, labels, sigma)
         (loss + READ_WEIGHT * read).backward()

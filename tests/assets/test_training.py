@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import WanPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from dit_accel_assets import tiny_world_path, world
@@ -113,6 +113,22 @@ def test_labels_say_what_the_tokens_show() -> None:
     assert tuple(labels[:, 0, 3, 1]) == moving
     assert tuple(labels[:, 2, 3, 3]) == moving, "the later object covers the earlier one"
     assert not labels[:, :, 0].any(), "no object at the upper edge"
+
+
+def test_clips_with_an_orbit_come_more_often(tmp_path: Path) -> None:
+    labels = torch.zeros(10, 3, 5, 8, 8, dtype=torch.uint8)
+    labels[:4, 2, 3, 2] = tiny_world_student.ORBIT
+    shard = {
+        "latents": torch.arange(10.0).view(10, 1, 1, 1, 1).expand(10, 8, 5, 16, 16).contiguous(),
+        "tokens": torch.zeros(10, 24, dtype=torch.long),
+        "labels": labels,
+    }
+    (tmp_path / "latents" / "smoke").mkdir(parents=True)
+    save_file(shard, tmp_path / "latents" / "smoke" / "00000.safetensors")
+    clips = tiny_world_student.Clips(tmp_path, "smoke", np.random.default_rng(0), orbit_copies=3)
+    clips.batch(opening=True)
+    drawn = 10 + len(clips.order)
+    assert drawn == 4 * 3 + 6
 
 
 def test_gpu_command_resumes_and_stops_training_at_the_gate(tmp_path: Path) -> None:
