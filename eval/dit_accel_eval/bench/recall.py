@@ -147,6 +147,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Error against density, one line per method."""
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
+    axes.set_prop_cycle(color=matplotlib.colormaps["tab20"](range(20)))
     markers = "os^vDP*Xd<>ph+"
     for number, label in enumerate(dict.fromkeys(r["method"] for r in rows)):
         own = sorted((r["density"], r["error"]) for r in rows if r["method"] == label)
@@ -155,6 +156,10 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
             *zip(*own, strict=True), style, marker=markers[number % len(markers)], label=label
         )
     axes.set(xscale="log", yscale="log", xlabel="density", ylabel="relative error of attention")
+    axes.set_xticks(
+        [0.04, 0.08, 0.15, 0.3, 0.5, 1.0], labels=["0.04", "0.08", "0.15", "0.3", "0.5", "1"]
+    )
+    axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7, ncols=2)
     return figure
