@@ -133,7 +133,8 @@ class Guard:
             forward with output that is not finite runs again, dense; that layer, and one whose error
             was above the limit, runs dense from the next forward on, until the run ends.
         limit: largest relative error of the sampled queries' output, in the L2 norm over all of them.
-        samples: queries per call that are computed exactly, spread over the sequence.
+        samples: queries per call that are computed exactly, spread over the sequence, in every other
+            head.
     """
 
     mode: GuardMode = "off"

@@ -77,8 +77,10 @@ def _logits(query: Tensor, key: Tensor, rows: Tensor, scale: float) -> Tensor:
 
 
 def product_float32(left: Tensor, right: Tensor) -> Tensor:
-    """Product in float32 of ``[B, H, R, N]`` and ``[B, H, N, M]``; on CUDA neither is copied to float32."""
+    """Product in float32 of ``[B, H, R, N]`` and ``[B, H, N, M]``, batch by batch, so that a strided view is
+    not copied; on CUDA neither is a float32 copy made.
+    """
+    pairs = zip(left, right, strict=True)
     if left.is_cuda and left.dtype != torch.float32:
-        pairs = zip(left, right, strict=True)  # batch by batch: a strided view is not copied
         return torch.stack([torch.bmm(x, y, out_dtype=torch.float32) for x, y in pairs])
-    return left.float() @ right.float()
+    return torch.stack([torch.bmm(x.float(), y.float()) for x, y in pairs])
