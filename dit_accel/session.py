@@ -82,7 +82,7 @@ class Session:
             method=self.profile.method.name,
             config={
                 **knobs_of(self.profile.method),
-                "schedule": self.profile.to_dict()["schedule"],
+                "schedule": dataclasses.asdict(self.profile.schedule),
                 "guard": dataclasses.asdict(self.profile.guard),
             },
             precision={
