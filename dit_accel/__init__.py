@@ -2,11 +2,12 @@
 cost in quality.
 
 Importing this package gives every ``DiffusionPipeline`` the verbs ``enable_sparse_attention``,
-``disable_sparse_attention`` and ``attention_report``; they are functions here, too.
+``enable_perturbed_guidance``, their inverses and ``attention_report``; they are functions here, too.
 """
 
 from dit_accel.call import AttentionCall, Plan
 from dit_accel.config import Guard, Rule, Schedule
+from dit_accel.guidance import HeadSet, PerturbedGuidance
 from dit_accel.methods import (
     METHODS,
     SVG,
@@ -25,10 +26,13 @@ from dit_accel.profile import Profile
 from dit_accel.report import AttentionReport
 from dit_accel.session import Session
 from dit_accel.verbs import (
+    Guided,
     add_verbs,
     attention_report,
+    disable_perturbed_guidance,
     disable_quantized_attention,
     disable_sparse_attention,
+    enable_perturbed_guidance,
     enable_quantized_attention,
     enable_sparse_attention,
 )
@@ -46,9 +50,12 @@ __all__ = [
     "Band",
     "Dense",
     "Guard",
+    "Guided",
+    "HeadSet",
     "Method",
     "Neighborhood",
     "PermutedBlocks",
+    "PerturbedGuidance",
     "Plan",
     "Profile",
     "Radial",
@@ -59,8 +66,10 @@ __all__ = [
     "Session",
     "XAttention",
     "attention_report",
+    "disable_perturbed_guidance",
     "disable_quantized_attention",
     "disable_sparse_attention",
+    "enable_perturbed_guidance",
     "enable_quantized_attention",
     "enable_sparse_attention",
 ]

@@ -31,6 +31,9 @@ class AttentionReport:
             ``merge``, ``dense``, ``kmeans``, ``selection`` (whatever a plan takes besides k-means) and
             ``guard``.
         layers: mean density of the sparse calls of each layer.
+        guidance: of perturbed guidance: its settings and heads, the number of guided ``forwards``, of ``blocks``
+            and of ``shared_blocks`` that the perturbed forward takes from the clean one, and the ``seconds`` of
+            the ``clean`` and of the ``perturbed`` ones; None without.
     """
 
     method: str
@@ -45,6 +48,7 @@ class AttentionReport:
     faults: dict[str, int]
     seconds: dict[str, float]
     layers: dict[str, float]
+    guidance: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,7 +72,18 @@ class AttentionReport:
         lines.append(
             "  seconds " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(self.seconds.items()))
         )
+        if self.guidance and self.guidance["forwards"]:
+            lines.append(_guidance_line(self.guidance))
         return "\n".join(lines)
+
+
+def _guidance_line(guidance: dict[str, Any]) -> str:
+    seconds = guidance["seconds"]
+    each = {name: seconds[name] / guidance["forwards"] for name in ("clean", "perturbed")}
+    return (
+        f"  guidance {guidance['scale']:g} in {guidance['forwards']} forwards: {each['perturbed']:.2f} s each "
+        f"beside {each['clean']:.2f} s, {guidance['shared_blocks']} of {guidance['blocks']} blocks shared"
+    )
 
 
 @dataclass

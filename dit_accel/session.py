@@ -1,11 +1,14 @@
-"""The session: what ``enable_sparse_attention`` returns. It owns all state, decides dense or
-sparse, and reports.
+"""The session: all that is enabled on one pipeline. It owns all state, decides dense or sparse,
+perturbed or not, and reports.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import weakref
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +21,7 @@ from dit_accel.call import AttentionCall
 from dit_accel.clock import Moment, RunClock
 from dit_accel.config import Place, crossover_tokens
 from dit_accel.guard import Watch
+from dit_accel.guidance import PerturbedBranch
 from dit_accel.methods import Dense, Method
 from dit_accel.ops import Ops
 from dit_accel.precision import Chosen, Precision, choose
@@ -26,37 +30,54 @@ from dit_accel.report import AttentionReport, Tally
 from dit_accel_kernels import Precision as KernelPrecision
 from dit_accel_pipelines import Family, TokenLayout
 
+IDLE = Profile(method=Dense())
+
 
 class Session:
-    """Sparse attention on one pipeline (or bare transformer), from ``enable`` to ``close``.
+    """What is enabled on one pipeline (or bare transformer): sparse attention, guidance, or both.
 
-    Use it as a context manager to disable at the end of a block. State of a method is kept per
-    (transformer, layer, branch, shape) and dropped when a run ends or a new one begins.
+    ``enable_sparse_attention`` returns it; use it as a context manager to disable that at the end of a
+    block. State of a method is kept per (transformer, layer, branch, shape) and dropped when a run ends
+    or a new one begins.
+
+    Args:
+        target: a pipeline or a transformer.
+        family: of its transformers.
+        profile: how attention runs; None: as without us.
+        guidance: the perturbed branch, if any.
     """
 
     def __init__(
         self,
         target: Any,
         family: Family,
-        profile: Profile,
+        profile: Profile | None,
+        guidance: PerturbedBranch | None = None,
     ) -> None:
-        self.family, self.profile = family, profile
+        self.family, self.guidance = family, guidance
+        self.sparse = profile is not None
+        self.profile = profile or IDLE
+        self._pipe = weakref.ref(target) if isinstance(target, DiffusionPipeline) else None
         self._variants: dict[tuple[int, ...], Method] = {}  # by the rules that hold
         self._held: set[int] = set()
-        self._watch = Watch(profile.guard)
+        self._watch = Watch(self.profile.guard)
         self._running_again = False
+        self._calls: Counter[int] = (
+            Counter()
+        )  # of this forward, by layer: one for each sample in Mochi
         self._chosen: dict[Precision, Chosen] = {}
         self._clock = RunClock(target if isinstance(target, DiffusionPipeline) else None)
         self._tally = Tally()
         self._ops = Ops(self._tally.stopwatch, self._tally.plans)
         self._moment: Moment | None = None
         self._layout: TokenLayout | None = None
+        self._layouts: dict[Hashable, TokenLayout] = {}
         self._installations: list[seam.Installation] = []
         try:
             for stack, transformer in transformers_of(target).items():
                 self._installations.append(seam.install(transformer, stack, family, self))
         except BaseException:
-            self.close()
+            self.uninstall()
             raise
 
     def __enter__(self) -> Session:
@@ -71,7 +92,23 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Restore the pipeline: the same processor objects, no hook. Closing twice is safe."""
+        """End sparse attention; closing twice is safe. Without guidance the pipeline is what it was: the
+        same processor objects, no hook.
+        """
+        self.sparse, self.profile, self._watch = False, IDLE, Watch(IDLE.guard)
+        self._variants.clear()
+        self._forget()
+        if self.guidance is None:
+            self.uninstall()
+
+    def end_guidance(self) -> None:
+        """End guidance likewise."""
+        self.guidance = None
+        if not self.sparse:
+            self.uninstall()
+
+    def uninstall(self) -> None:
+        """Restore the pipeline, whatever is enabled."""
         for installation in self._installations:
             installation.uninstall()
         self._installations = []
@@ -98,6 +135,7 @@ class Session:
             density=self._tally.density(),
             seconds=self._tally.stopwatch.seconds(),
             layers=self._tally.layer_densities(),
+            guidance=self.guidance.report() if self.guidance else None,
         )
 
     def _remarks(self) -> list[str]:
@@ -105,6 +143,7 @@ class Session:
         remarks = [chosen.remark for chosen in self._chosen.values() if chosen.remark]
         rules = self.profile.schedule.rules if self._tally.calls.total() else ()
         unused = (i for i in range(len(rules)) if i not in self._held)
+        remarks += sorted(self.guidance.remarks) if self.guidance else []
         return remarks + [f"rule {i} of the schedule never held" for i in unused]
 
     # What the seam calls.
@@ -126,7 +165,42 @@ class Session:
         for installation in self._installations:
             for name in installation.replaced(stack):
                 self._tally.fallback(f"the processor of {name} was replaced: enable again")
-        self._moment, self._layout = moment, self.family.layout(arguments, config)
+        self._moment, self._layout = moment, self._layout_of(moment, arguments, config)
+        self._calls.clear()
+        if self.guidance is not None:
+            self.guidance.begin_forward(moment, arguments, self._pipe() if self._pipe else None)
+
+    def _layout_of(
+        self, moment: Moment, arguments: Mapping[str, Any], config: Mapping[str, Any]
+    ) -> TokenLayout:
+        """The layout, made once in a run for tensors of the same shape: some are read from the device."""
+        if moment.new_run:
+            self._layouts.clear()
+        tensors = (arguments.get(name) for name in ("hidden_states", "encoder_hidden_states"))
+        key = (moment.branch, tuple(t.shape for t in tensors if isinstance(t, Tensor)))
+        if key not in self._layouts:
+            self._layouts[key] = self.family.layout(arguments, config)
+        return self._layouts[key]
+
+    def recording(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Around the clean forward."""
+        return self.guidance.recording(module) if self.guidance else nullcontext()
+
+    def guide(
+        self, module: nn.Module, arguments: Mapping[str, Any], output: Any, again: seam.Again
+    ) -> Any:
+        """The output of a clean forward, guided. The perturbed forward is a branch of its own."""
+        if self.guidance is None or self._moment is None:
+            return output
+
+        def perturbed(replaced: Mapping[str, Any]) -> Any:
+            assert self._moment is not None
+            self._moment = dataclasses.replace(self._moment, branch=seam.PERTURBED)
+            self._running_again = False
+            self._calls.clear()
+            return again(replaced)
+
+        return self.guidance.guide(module, arguments, output, perturbed)
 
     def may_run_again(self) -> bool:
         """Whether the guard may ask for a second, dense forward."""
@@ -137,6 +211,7 @@ class Session:
         self._running_again = self._watch.read()
         if self._running_again:
             self._forget_layers()
+            self._calls.clear()
         return self._running_again
 
     def end_forward(self) -> None:
@@ -146,6 +221,8 @@ class Session:
     def end_run(self) -> None:
         """The pipeline call is over: free the state, keep the report."""
         self._forget()
+        if self.guidance is not None:
+            self.guidance.forget()
         self._clock.stop()
 
     def fall_back(self, reason: str, dense: seam.DenseCall) -> Tensor:
@@ -153,23 +230,32 @@ class Session:
         self._tally.fallback(reason)
         return self._timed_dense(dense)
 
-    def attend(
-        self,
-        layer: seam.Layer,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        dense: seam.DenseCall,
-    ) -> Tensor:
-        """One self-attention call ``[B, S, H, D]``: dense by schedule, sparse by the method's plan,
-        or a fallback.
-        """
-        moment, layout = self._moment, self._layout
+    def attend(self, layer: seam.Layer, dense: seam.DenseCall) -> Tensor:
+        """One self-attention call of ``[B, S, H, D]`` tensors."""
+        self._calls[layer.id] += 1
+        if self.guidance is None or not self.guidance.running or self._layout is None:
+            return self._unperturbed(layer, dense)
+        return self.guidance.attend(
+            layer, dense, self._layout, lambda: self._unperturbed(layer, dense)
+        )
+
+    def _unperturbed(self, layer: seam.Layer, dense: seam.DenseCall) -> Tensor:
+        """Dense by schedule, sparse by the method's plan, or a fallback."""
+        query, moment, layout = dense.query, self._moment, self._layout
+        if dense.mask is not None:
+            return self.fall_back("attention mask", dense)
+        if dense.causal:
+            return self.fall_back("causal attention", dense)
+        if query.shape[1] != dense.key.shape[1]:
+            return self.fall_back("queries and keys of different length", dense)
         if moment is None or layout is None:
             return self.fall_back("attention called outside the transformer's forward", dense)
+        if self.family.crops_text:
+            rest = query.shape[1] - layout.visual_tokens
+            layout = dataclasses.replace(layout, text_tokens=max(0, rest))
         if layout.visual_tokens + layout.text_tokens != query.shape[1]:
             return self.fall_back("tokens do not match the grid of the transformer's input", dense)
+        scale = query.shape[-1] ** -0.5 if dense.scale is None else dense.scale
         place = Place(
             moment.step,
             moment.num_steps,
@@ -194,8 +280,8 @@ class Session:
             return self.fall_back(f"fewer than {least} tokens", dense)
         call = AttentionCall(
             query,
-            key,
-            value,
+            dense.key,
+            dense.value,
             scale,
             layer.index,
             layer.count,
@@ -216,7 +302,7 @@ class Session:
     def _sparse(
         self, method: Method, call: AttentionCall, layer: seam.Layer, dense: seam.DenseCall
     ) -> Tensor:
-        owner = (call.branch, tuple(call.query.shape))
+        owner = (call.branch, self._calls[layer.id], tuple(call.query.shape))
         if owner not in layer.states:
             layer.states[owner] = method.new_state()
         attended = method.attend(call, layer.states[owner], self._ops)

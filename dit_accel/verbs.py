@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from dit_accel import seam
 from dit_accel.config import Guard, GuardMode, Schedule
+from dit_accel.guidance import HeadSet, ModelShape, PerturbedBranch, PerturbedGuidance, find_heads
+from dit_accel.guidance.config import Perturbation, TextMode
 from dit_accel.methods import Dense, Method, find_method
 from dit_accel.precision import Precision
 from dit_accel.profile import Profile
 from dit_accel.report import AttentionReport
 from dit_accel.session import Session, session_of, sessions_of, transformers_of
-from dit_accel_pipelines import find_family
+from dit_accel_pipelines import Family, find_family
 
 
 def enable_sparse_attention(
@@ -69,20 +72,29 @@ def enable_sparse_attention(
     }
     changed = {name: value for name, value in given.items() if value is not None}
     profile = dataclasses.replace(profile, **changed)
+    family = _checked_family(target)
+    before = session_of(target)
+    guidance = before.guidance if before else None
+    for session in sessions_of(target):
+        session.uninstall()
+    return Session(target, family, profile, guidance)
+
+
+def _checked_family(target: Any) -> Family:
+    """The family of a target whose processors can all be led."""
     transformers = transformers_of(target)
     if not transformers:
-        raise ValueError(f"{type(target).__name__} has no transformer to make sparse")
+        raise ValueError(f"{type(target).__name__} has no transformer whose attention we can lead")
     for name, transformer in transformers.items():
         if hasattr(transformer, "_orig_mod"):
             raise ValueError(
-                f"{name} is a torch.compile'd module: enable sparse attention first, "
+                f"{name} is a torch.compile'd module: enable this first, "
                 "or compile with transformer.compile_repeated_blocks()"
             )
     found = [find_family(transformer) for transformer in transformers.values()]
     for transformer, family in zip(transformers.values(), found, strict=True):
         seam.check_processors(transformer, family)
-    disable_sparse_attention(target)
-    return Session(target, found[0], profile)
+    return found[0]
 
 
 def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Session:
@@ -113,6 +125,111 @@ def disable_quantized_attention(target: Any) -> None:
     disable_sparse_attention(target)
 
 
+class Guided:
+    """What ``enable_perturbed_guidance`` returns: the head set and settings; ends guidance at the end of a
+    ``with`` block, or by ``close``.
+    """
+
+    def __init__(self, target: Any, branch: PerturbedBranch) -> None:
+        self._target, self._branch = target, branch
+
+    @property
+    def heads(self) -> HeadSet:
+        return self._branch.heads
+
+    @property
+    def settings(self) -> PerturbedGuidance:
+        return self._branch.settings
+
+    def close(self) -> None:
+        """End this guidance; closing twice is safe, and other guidance enabled since stays."""
+        for session in sessions_of(self._target):
+            if session.guidance is self._branch:
+                session.end_guidance()
+
+    def __enter__(self) -> Guided:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def enable_perturbed_guidance(
+    target: Any,
+    scale: float | None = None,
+    *,
+    heads: str | Path | HeadSet = "all",
+    layers: str | None = None,
+    softness: float | None = None,
+    interval: tuple[float, float] | None = None,
+    perturbation: Perturbation | None = None,
+    text_mode: TextMode | None = None,
+    rescale: float | None = None,
+    adaptive: float | None = None,
+    share_prefix: bool = True,
+) -> Guided:
+    """Guide a pipeline (or bare transformer) away from its own prediction with perturbed attention: PAG,
+    SoftPAG, and HeadHunter's single heads. Replaces guidance that was enabled before; sparse attention
+    stays as it is, and both may be enabled in any order.
+
+    Each guided step runs the transformer once more (`PerturbedGuidance` has the formula), in the branch
+    ``"perturbed"``, which is as sparse as the others, unless a rule of the schedule says otherwise.
+    With classifier-free guidance in one batch, in two calls, embedded, or without any, the result is
+    exactly ``uncond + g (cond - uncond) + scale (cond - perturbed)``; where the pipeline rescales
+    afterwards, the report says so.
+
+    Args:
+        target: a ``DiffusionPipeline`` or a transformer module.
+        scale: weight of the difference; by default that of the head set, else 3. 0 is no guidance.
+        heads: ``"all"`` heads of ``layers``, a text such as ``"blocks.7:0,4; blocks.9:*"``, a head set or
+            its JSON file.
+        layers: ``"0,47-49"`` in the order of execution, with ``heads="all"``; the middle one by default.
+        softness, interval, perturbation, text_mode, rescale, adaptive: see `PerturbedGuidance`; by default
+            those of the head set, else those given there.
+        share_prefix: take the blocks before the first perturbed one from the clean forward (the same bits,
+            less work).
+
+    Returns:
+        A handle with the head set; ``disable_perturbed_guidance`` or ``close`` undoes everything.
+
+    Raises:
+        ValueError: for a setting out of range, or heads that the model lacks.
+        UnknownFamily, UnsupportedProcessor: as ``enable_sparse_attention``.
+    """
+    family = _checked_family(target)
+    shape = ModelShape.of(next(iter(transformers_of(target).values())), family)
+    found = find_heads(heads, layers, shape)
+    given = {
+        "scale": scale,
+        "softness": softness,
+        "interval": tuple(interval) if interval is not None else None,
+        "perturbation": perturbation,
+        "text_mode": text_mode,
+        "rescale": rescale,
+        "adaptive": adaptive,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = PerturbedGuidance(**{**found.settings, **chosen}, share_prefix=share_prefix)
+    branch = PerturbedBranch(settings, found.with_settings(settings), family)
+    session = session_of(target)
+    if session is None:
+        Session(target, family, None, branch)
+    else:
+        session.guidance = branch
+    return Guided(target, branch)
+
+
+def disable_perturbed_guidance(target: Any) -> None:
+    """End guidance; sparse attention stays. Without guidance this does nothing."""
+    for session in sessions_of(target):
+        session.end_guidance()
+
+
 def attention_report(target: Any) -> AttentionReport:
     """What the latest run on a pipeline did.
 
@@ -132,6 +249,8 @@ def add_verbs() -> None:
         disable_sparse_attention,
         enable_quantized_attention,
         disable_quantized_attention,
+        enable_perturbed_guidance,
+        disable_perturbed_guidance,
         attention_report,
     )
     for verb in verbs:

@@ -66,6 +66,20 @@ class AttentionShape:
     head_dim: int
 
 
+def attention_shape(transformer: Config) -> AttentionShape:
+    """From the names that most transformers use; single-stream blocks count."""
+    return AttentionShape(
+        transformer["num_layers"] + transformer.get("num_single_layers", 0),
+        transformer["num_attention_heads"],
+        transformer["attention_head_dim"],
+    )
+
+
+def latent_scale(vae: Config) -> int:
+    """Pixels along a side of a latent, of a VAE that halves at each level but the last."""
+    return int(2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1))
+
+
 @dataclass(frozen=True)
 class Family:
     """Everything the rest of the project knows about a kind of transformer.
@@ -81,7 +95,10 @@ class Family:
         attention_shape: from the transformer's config.
         video_layout: the TokenLayout of a video of (frames, height, width) in pixels, from the configs of
             transformer and VAE.
-        cfg: how the pipeline runs classifier-free guidance.
+        cfg: how the pipeline runs classifier-free guidance; ``"one batch"`` is ``[uncond, cond]``.
+        batched: names of the forward's arguments that have the batch first.
+        joint: text tokens take part in the attention.
+        crops_text: each sample has its own attention call, with as many text tokens as are valid.
         output: what the pipeline makes.
         tested: how far this family is covered by tests.
     """
@@ -94,6 +111,9 @@ class Family:
     attention_shape: Callable[[Config], AttentionShape]
     video_layout: Callable[[int, int, int, Config, Config], TokenLayout]
     cfg: Literal["two calls", "one batch", "embedded"]
+    batched: tuple[str, ...] = ("hidden_states", "encoder_hidden_states", "timestep")
+    joint: bool = False
+    crops_text: bool = False
     output: Literal["video", "image"] = "video"
     tested: Literal["tested", "declared"] = "tested"
 

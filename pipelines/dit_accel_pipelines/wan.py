@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import AttentionShape, Config, Family, SizeRule, TokenLayout
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, attention_shape
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
@@ -21,14 +21,6 @@ def size_rule(transformer: Config, vae: Config) -> SizeRule:
     return SizeRule(
         multiple=vae.get("scale_factor_spatial", 8) * transformer["patch_size"][1],
         frame_step=vae.get("scale_factor_temporal", 4),
-    )
-
-
-def attention_shape(transformer: Config) -> AttentionShape:
-    return AttentionShape(
-        transformer["num_layers"],
-        transformer["num_attention_heads"],
-        transformer["attention_head_dim"],
     )
 
 

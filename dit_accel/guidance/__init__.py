@@ -1,0 +1,15 @@
+"""Perturbed-attention guidance: PAG, SoftPAG and HeadHunter's head sets on ordinary pipelines."""
+
+from dit_accel.guidance.branch import PerturbedBranch
+from dit_accel.guidance.config import PerturbedGuidance
+from dit_accel.guidance.heads import HeadSet, ModelShape, all_heads, find_heads, parse_heads
+
+__all__ = [
+    "HeadSet",
+    "ModelShape",
+    "PerturbedBranch",
+    "PerturbedGuidance",
+    "all_heads",
+    "find_heads",
+    "parse_heads",
+]

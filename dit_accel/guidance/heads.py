@@ -1,0 +1,268 @@
+"""Head sets: which attention heads are perturbed, addressed exactly, tied to a model's shape."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dit_accel.config import Place, Rule
+from dit_accel.errors import BadInput
+from dit_accel.files import written_whole
+from dit_accel.guidance.config import PerturbedGuidance
+from dit_accel.parsing import parsed
+from dit_accel.seam import config_of
+from dit_accel_pipelines import Family
+
+FORMAT = 1
+SETTINGS = tuple(f.name for f in fields(PerturbedGuidance) if f.name != "share_prefix")
+
+_BLOCK = re.compile(r"(?P<stack>[\w.]+?)\.(?P<block>\d+)(?::(?P<heads>\*|\d+(?:,\d+)*))?")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The fingerprint that a head set is tied to.
+
+    Attributes:
+        transformer: class name.
+        blocks: name of each block list, in the order of execution, to its number of blocks.
+        heads, head_dim: of the self-attention.
+    """
+
+    transformer: str
+    blocks: Mapping[str, int]
+    heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, transformer: nn.Module, family: Family) -> ModelShape:
+        """The shape of a transformer."""
+        blocks: dict[str, int] = {}
+        for name, _ in family.attention_modules(transformer):
+            stack, _ = block_of(name)
+            blocks[stack] = blocks.get(stack, 0) + 1
+        shape = family.attention_shape(config_of(transformer))
+        return cls(type(transformer).__name__, blocks, shape.heads, shape.head_dim)
+
+    def difference(self, other: ModelShape) -> str | None:
+        """What differs, or None."""
+        for name, ours in asdict(self).items():
+            theirs = asdict(other)[name]
+            if ours != theirs:
+                return f"{name} {theirs} instead of {ours}"
+        return None
+
+    def in_order(self) -> list[tuple[str, int]]:
+        """All blocks in the order of execution."""
+        return [(stack, block) for stack, n in self.blocks.items() for block in range(n)]
+
+
+def block_of(layer: str) -> tuple[str, int]:
+    """Block list and index of an attention module: ``("blocks", 3)`` of ``"blocks.3.attn1"``."""
+    stack, index, *_ = re.split(r"\.(\d+)\.", layer, maxsplit=1)
+    return stack, int(index)
+
+
+@dataclass(frozen=True)
+class HeadSet:
+    """Heads of a model, and how they are perturbed.
+
+    Attributes:
+        model: the shape of the model they belong to.
+        heads: (block list, block) to the sorted indices of its heads.
+        settings: settings of `PerturbedGuidance` that go with them.
+        provenance: how they were found, free of form.
+    """
+
+    model: ModelShape
+    heads: Mapping[tuple[str, int], tuple[int, ...]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        order = self.model.in_order()
+        merged: dict[tuple[str, int], tuple[int, ...]] = {}
+        for place in sorted(self.heads, key=lambda p: order.index(p) if p in order else -1):
+            stack, block = place
+            if place not in order:
+                known = ", ".join(f"{s}.0 to {s}.{n - 1}" for s, n in self.model.blocks.items())
+                raise BadInput(f"no block {stack}.{block}: {self.model.transformer} has {known}")
+            indices = tuple(sorted(set(self.heads[place])))
+            if not indices:
+                raise BadInput(f"no head given of {stack}.{block}: name some, or * for all")
+            if indices[-1] >= self.model.heads or indices[0] < 0:
+                wrong = indices[-1] if indices[0] >= 0 else indices[0]
+                raise BadInput(
+                    f"no head {wrong} in {stack}.{block}: heads are 0 to {self.model.heads - 1}"
+                )
+            merged[place] = indices
+        if not merged:
+            raise BadInput("a head set needs at least one head")
+        unknown = set(self.settings) - set(SETTINGS)
+        if unknown:
+            raise BadInput(f"unknown setting {min(unknown)!r}: choose from {', '.join(SETTINGS)}")
+        parsed(PerturbedGuidance, dict(self.settings), "head set")
+        object.__setattr__(self, "heads", merged)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.heads.values()))
+
+    def __iter__(self) -> Iterator[tuple[str, int, int]]:
+        return ((s, b, head) for (s, b), heads in self.heads.items() for head in heads)
+
+    def spec(self) -> str:
+        """As `parse_heads` reads it: ``"blocks.7:0,4; blocks.9:*"``."""
+        every = tuple(range(self.model.heads))
+        return "; ".join(
+            f"{stack}.{block}:{'*' if heads == every else ','.join(map(str, heads))}"
+            for (stack, block), heads in self.heads.items()
+        )
+
+    def fitting(self, model: ModelShape) -> HeadSet:
+        """The same set, if it belongs to a model of this shape.
+
+        Raises:
+            BadInput: naming what differs.
+        """
+        difference = self.model.difference(model)
+        if difference is not None:
+            raise BadInput(f"this head set belongs to another model: here {difference}")
+        return self
+
+    def with_settings(self, settings: PerturbedGuidance) -> HeadSet:
+        """The same heads with other settings."""
+        values = {name: getattr(settings, name) for name in SETTINGS}
+        return replace(self, settings=values)
+
+    def to_dict(self) -> dict[str, Any]:
+        every = tuple(range(self.model.heads))
+        return {
+            "format": FORMAT,
+            "model": asdict(self.model),
+            "heads": [
+                [stack, block, "all" if heads == every else list(heads)]
+                for (stack, block), heads in self.heads.items()
+            ],
+            "settings": dict(self.settings),
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> HeadSet:
+        """The inverse of `to_dict`.
+
+        Raises:
+            BadInput: naming what is wrong.
+        """
+        if not isinstance(values, Mapping) or values.get("format") != FORMAT:
+            raise BadInput(f"not a head set: it must hold a JSON object with format {FORMAT}")
+        unknown = set(values) - {"format", "model", "heads", "settings", "provenance"}
+        if unknown:
+            raise BadInput(f"unknown key {min(unknown)!r} in a head set")
+        model = parsed(ModelShape, _mapping(values, "model"), "head set model")
+        heads: dict[tuple[str, int], tuple[int, ...]] = {}
+        for entry in values.get("heads", []):
+            try:
+                stack, block, indices = entry
+                named = range(model.heads) if indices == "all" else [int(i) for i in indices]
+                place = (str(stack), int(block))
+            except (TypeError, ValueError):
+                raise BadInput(
+                    f'heads must be like ["blocks", 3, [0, 4]] or ["blocks", 3, "all"], got {entry!r}'
+                ) from None
+            heads[place] = (*heads.get(place, ()), *named)
+        settings = dict(_mapping(values, "settings"))
+        if isinstance(settings.get("interval"), list):
+            settings["interval"] = tuple(settings["interval"])
+        return cls(model, heads, settings, dict(_mapping(values, "provenance")))
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file."""
+        with written_whole(Path(path)) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadSet:
+        """Read a JSON file.
+
+        Raises:
+            BadInput: for a file that cannot be read or is no head set.
+        """
+        try:
+            values = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise BadInput(f"cannot read head set {path}: {error}") from None
+        try:
+            return cls.from_dict(values)
+        except BadInput as error:
+            raise BadInput(f"head set {path}: {error}") from None
+
+
+def parse_heads(text: str, model: ModelShape) -> HeadSet:
+    """Heads written as ``"blocks.7:0,4; blocks.9:*"``; a block alone means all its heads. Names are exact:
+    ``blocks.1`` is not ``blocks.10``.
+
+    Raises:
+        BadInput: for a text that is written otherwise, or a block or head that the model lacks.
+    """
+    heads: dict[tuple[str, int], tuple[int, ...]] = {}
+    for part in text.replace(" ", "").split(";"):
+        match = _BLOCK.fullmatch(part)
+        if match is None:
+            raise BadInput(f'heads are written like "blocks.7:0,4; blocks.9:*", got {part!r}')
+        place = (match["stack"], int(match["block"]))
+        named = match["heads"]
+        indices = range(model.heads) if named in (None, "*") else map(int, named.split(","))
+        heads[place] = (*heads.get(place, ()), *indices)
+    return HeadSet(model, heads)
+
+
+def all_heads(layers: str | None, model: ModelShape) -> HeadSet:
+    """All heads of some layers, ``"0,47-49"`` in the order of execution; None: of the middle one.
+
+    Raises:
+        BadInput: for a text that is written otherwise, or names no layer of the model.
+    """
+    order = model.in_order()
+    every = tuple(range(model.heads))
+    if layers is None:
+        return HeadSet(model, {order[len(order) // 2]: every})
+    try:
+        rule = Rule(layers=layers)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    places = (Place(0, None, i, len(order), "", "") for i in range(len(order)))
+    chosen = {order[place.layer]: every for place in places if rule.fits(place)}
+    if not chosen:
+        raise BadInput(f"layers {layers!r} names none of the {len(order)} layers")
+    return HeadSet(model, chosen)
+
+
+def find_heads(heads: str | Path | HeadSet, layers: str | None, model: ModelShape) -> HeadSet:
+    """The head set that is meant: ``"all"`` (of ``layers``), a JSON file, or as `parse_heads` reads it.
+
+    Raises:
+        BadInput: as the three.
+    """
+    if isinstance(heads, str) and heads == "all":
+        return all_heads(layers, model)
+    if layers is not None:
+        raise BadInput("layers goes with heads='all': a head set or spec names its layers itself")
+    if isinstance(heads, HeadSet):
+        return heads.fitting(model)
+    if isinstance(heads, Path) or heads.endswith(".json"):
+        return HeadSet.load(heads).fitting(model)
+    return parse_heads(heads, model)
+
+
+def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = values.get(key, {})
+    if not isinstance(found, Mapping):
+        raise BadInput(f"{key} of a head set must hold keys and values, got {found!r}")
+    return found

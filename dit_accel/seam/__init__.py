@@ -1,0 +1,31 @@
+"""The only place that touches diffusers' processors and hooks.
+
+``install`` gives each self-attention module a processor of a subclass of its own processor class.
+The subclass runs the very code of the original ``__call__`` (projections, norms, RoPE, LoRA), with
+``dispatch_attention_fn`` (or PyTorch's ``scaled_dot_product_attention``) rebound to ours; ours leads to
+``Layer.attend`` through one custom op, so that compiled blocks see one opaque call and one class for all
+layers. A root hook tells the session where each forward begins and ends, and may run it again.
+Nothing is patched globally; ``uninstall`` puts back the very same processor objects.
+"""
+
+from dit_accel.seam.installation import Installation, check_processors, install, processor_of
+from dit_accel.seam.layers import Again, DenseCall, Layer
+from dit_accel.seam.prefix import Prefix
+from dit_accel.seam.processors import UnsupportedProcessor
+from dit_accel.seam.root import HOOK, PERTURBED, config_of, owner_of
+
+__all__ = [
+    "HOOK",
+    "PERTURBED",
+    "Again",
+    "DenseCall",
+    "Installation",
+    "Layer",
+    "Prefix",
+    "UnsupportedProcessor",
+    "check_processors",
+    "config_of",
+    "install",
+    "owner_of",
+    "processor_of",
+]

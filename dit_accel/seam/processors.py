@@ -1,0 +1,172 @@
+"""Processors that are diffusers' own code, with their attention led to a layer of ours."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_accel.seam.layers import Layer
+
+
+class UnsupportedProcessor(TypeError):
+    """A processor whose code we cannot lead to our attention."""
+
+
+class _Address:
+    """Stands where the processor's backend name was: tells our dispatch which layer is calling."""
+
+    def __init__(self, layer_id: int) -> None:
+        self.layer = torch.tensor(layer_id, device="cpu")
+
+
+def _dispatch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    attention_kwargs: dict[str, Any] | None = None,
+    *,
+    backend: _Address,
+    parallel_config: Any | None = None,
+) -> Tensor:
+    if parallel_config is not None:
+        raise NotImplementedError(
+            "context parallelism does not work with sparse attention yet: disable one of them"
+        )
+    if dropout_p or enable_gqa or attention_kwargs:
+        raise NotImplementedError(
+            "attention with dropout, grouped queries or backend arguments cannot be made sparse yet"
+        )
+    if torch.is_autocast_enabled(query.device.type):  # here, so that compiled code casts, too
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    return torch.ops.dit_accel.attend(query, key, value, attn_mask, is_causal, scale, backend.layer)
+
+
+class _View:
+    """A processor as its own code sees it, with our address in place of the backend name."""
+
+    def __init__(self, processor: Any, address: _Address) -> None:
+        self._attention_backend = address
+        self._processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+
+def _scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    backend: _Address,
+) -> Tensor:
+    """PyTorch's function of ``[B, H, S, D]`` tensors, led to our dispatch."""
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+    out = _dispatch(
+        *(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa), backend=backend
+    )
+    return out.transpose(1, 2)
+
+
+class _Lead(ast.NodeTransformer):
+    """``F.scaled_dot_product_attention(...)`` becomes our function with the layer's address."""
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        self.generic_visit(node)
+        if ast.unparse(node.func) == "F.scaled_dot_product_attention":
+            address = ast.parse("self._attention_backend", mode="eval").body
+            node.func = ast.Name("_scaled_dot_product_attention", ast.Load())
+            node.keywords.append(ast.keyword("backend", address))
+        return node
+
+
+def is_direct(processor_class: Any) -> bool:
+    """Whether a processor calls PyTorch's scaled_dot_product_attention itself."""
+    return "dispatch_attention_fn" not in processor_class.__call__.__code__.co_names
+
+
+@functools.cache
+def led_class(original: Any) -> Any:
+    """The subclass of a processor class whose ``__call__`` is the original code on our dispatch.
+
+    Raises:
+        UnsupportedProcessor: if that code calls neither diffusers' nor PyTorch's attention itself.
+    """
+    call = original.__call__
+    names = call.__code__.co_names
+    if "dispatch_attention_fn" in names:
+        body = _with_globals(call, call.__code__, dispatch_attention_fn=_dispatch)
+    elif "scaled_dot_product_attention" in names and not call.__code__.co_freevars:
+        ours = {"_scaled_dot_product_attention": _scaled_dot_product_attention}
+        body = _with_globals(call, _led_code(call), **ours)
+    else:
+        raise UnsupportedProcessor(
+            f"{original.__name__} calls neither dispatch_attention_fn nor F.scaled_dot_product_attention in its "
+            "body, so its attention cannot be replaced"
+        )
+
+    def led_call(self, attn, *args, **kwargs):  # type: ignore[no-untyped-def]
+        return body(self.view, attn, *args, **kwargs)
+
+    def reduce(self):  # type: ignore[no-untyped-def]
+        return (_identity, (self.original,))
+
+    members = {"__call__": functools.update_wrapper(led_call, call), "__reduce__": reduce}
+    return type(f"Sparse{original.__name__}", (original,), members)
+
+
+def _with_globals(call: Any, code: types.CodeType, **replaced: Any) -> Callable[..., Any]:
+    # Without __name__ Dynamo resolves these globals here, not in the original module.
+    scope = {k: v for k, v in call.__globals__.items() if k != "__name__"} | replaced
+    body = types.FunctionType(code, scope, call.__name__, call.__defaults__, call.__closure__)
+    body.__kwdefaults__ = call.__kwdefaults__
+    return body
+
+
+def _led_code(call: Any) -> types.CodeType:
+    """The code of a method with its calls of scaled_dot_product_attention led to ours."""
+    lines, first = inspect.getsourcelines(call)
+    tree = ast.parse(textwrap.dedent("".join(lines)))
+    function = tree.body[0]
+    assert isinstance(function, ast.FunctionDef)
+    function.decorator_list, function.returns = [], None
+    for argument in ast.walk(function.args):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    function.args.defaults = [ast.Constant(None) for _ in function.args.defaults]
+    tree = ast.fix_missing_locations(_Lead().visit(tree))
+    module = compile(ast.increment_lineno(tree, first - 1), call.__code__.co_filename, "exec")
+    codes = [c for c in module.co_consts if isinstance(c, types.CodeType)]
+    return next(c for c in codes if c.co_name == call.__name__)
+
+
+def _identity(processor: Any) -> Any:
+    return processor
+
+
+def led_processor(original: Any, layer: Layer) -> Any:
+    """A processor like ``original`` that leads to a layer."""
+    processor = object.__new__(led_class(original.__class__))
+    processor.__dict__.update(original.__dict__)
+    processor.original = original
+    processor.view = _View(processor, _Address(layer.id))
+    layer.processor, layer.direct = processor, is_direct(original.__class__)
+    return processor

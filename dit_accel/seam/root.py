@@ -1,0 +1,118 @@
+"""The hook on a whole transformer: tells the session where each forward begins and ends."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, CacheContext, StateManager, _set_cache_context
+from torch import nn
+
+from dit_accel.seam.layers import Owner
+
+HOOK = "dit_accel"
+PERTURBED = "perturbed"
+
+
+class _NoState(BaseState):
+    def reset(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+class RootHook(ModelHook):
+    """Brackets every forward of a transformer; carries the session, so that it is found again from
+    the pipeline.
+    """
+
+    _is_stateful = True
+
+    def __init__(self, stack: str, signature: inspect.Signature) -> None:
+        super().__init__()
+        self.owner: Owner | None = None
+        self.stack, self.signature = stack, signature
+        self.contexts = StateManager(_NoState)
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        owner = self.owner
+        if owner is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        bound = self.signature.bind(module, *args, **kwargs)
+        if owner.may_run_again() and has_foreign_state(module):
+            raise RuntimeError(
+                "guard 'on' cannot run a forward again under a diffusers cache, which would count it "
+                "twice: use guard 'warn', or disable the cache"
+            )
+        context = self.contexts._context
+        owner.begin_forward(self.stack, bound.arguments, config_of(module), context)
+        try:
+            with owner.recording(module):
+                output = self._watched(owner, args, kwargs)
+
+            def again(replaced: Mapping[str, Any]) -> Any:
+                changed = inspect.BoundArguments(self.signature, {**bound.arguments, **replaced})
+                with in_context(module, context, PERTURBED):
+                    return self._watched(owner, changed.args[1:], changed.kwargs)
+
+            return owner.guide(module, bound.arguments, output, again)
+        except BaseException:
+            owner.end_run()
+            raise
+        finally:
+            owner.end_forward()
+
+    def _watched(self, owner: Owner, args: Any, kwargs: Any) -> Any:
+        """A forward; dense once more where the guard asks for it."""
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        if owner.wants_dense_rerun():
+            output = self.fn_ref.original_forward(*args, **kwargs)
+        return output
+
+    def reset_state(self, module: nn.Module) -> None:
+        if self.owner is not None:
+            self.owner.end_run()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("cannot copy a transformer with sparse attention enabled: disable it first")
+
+
+@contextmanager
+def in_context(module: nn.Module, outer: CacheContext | None, name: str) -> Iterator[None]:
+    """A cache context of its own: diffusers' caches keep a state of their own for it."""
+    _set_cache_context(module, CacheContext(name))
+    try:
+        yield
+    finally:
+        _set_cache_context(module, outer)
+
+
+def has_foreign_state(transformer: nn.Module) -> bool:
+    """Whether hooks other than ours keep state between forwards: diffusers' caches do."""
+    registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
+    hooks = (hook for r in registries if r is not None for hook in r.hooks.values())
+    return any(hook._is_stateful and not isinstance(hook, RootHook) for hook in hooks)
+
+
+def config_of(transformer: nn.Module) -> Mapping[str, Any]:
+    """A diffusers model's configuration."""
+    config: Any = transformer.config
+    return config
+
+
+def root_hook(transformer: nn.Module, stack: str) -> RootHook:
+    """Our hook on a transformer, registered if it is not there."""
+    registry = HookRegistry.check_if_exists_or_initialize(transformer)
+    hook = registry.get_hook(HOOK)
+    if hook is None:
+        hook = RootHook(stack, inspect.signature(type(transformer).forward))
+        registry.register_hook(hook, HOOK)
+        registry.invalidate_child_registries_cache()
+    return hook
+
+
+def owner_of(transformer: nn.Module) -> Owner | None:
+    """The session installed on a transformer, if any."""
+    registry = getattr(transformer, "_diffusers_hook", None)
+    hook = registry.get_hook(HOOK) if registry is not None else None
+    return hook.owner if hook is not None else None

@@ -1,0 +1,57 @@
+"""CogVideoX: joint attention, text before visual tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dit_accel_pipelines.family import (
+    Config,
+    Family,
+    SizeRule,
+    TokenLayout,
+    attention_shape,
+    latent_scale,
+)
+
+
+def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
+    """The grid of latent patches, from hidden_states ``[B, F, C, H, W]``."""
+    _, frames, _, height, width = arguments["hidden_states"].shape
+    depth, patch = config["patch_size_t"] or 1, config["patch_size"]
+    text = arguments["encoder_hidden_states"].shape[1]
+    return TokenLayout(frames // depth, height // patch, width // patch, text, text_first=True)
+
+
+def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    return SizeRule(
+        latent_scale(vae) * transformer["patch_size"],
+        frame_step=vae.get("temporal_compression_ratio", 4),
+    )
+
+
+def video_layout(
+    frames: int, height: int, width: int, transformer: Config, vae: Config
+) -> TokenLayout:
+    """Tokens of a video of some frames of height x width pixels; CogVideoX 1.5 fills up whole patches
+    in time.
+    """
+    space = latent_scale(vae) * transformer["patch_size"]
+    latents = (frames - 1) // vae.get("temporal_compression_ratio", 4) + 1
+    depth = transformer.get("patch_size_t") or 1
+    text = transformer.get("max_text_seq_length", 226)
+    return TokenLayout(-(-latents // depth), height // space, width // space, text, text_first=True)
+
+
+COGVIDEOX = Family(
+    name="cogvideox",
+    transformers=("CogVideoXTransformer3DModel",),
+    attention=r"transformer_blocks\.\d+\.attn1",
+    layout=layout,
+    size_rule=size_rule,
+    attention_shape=attention_shape,
+    video_layout=video_layout,
+    cfg="one batch",
+    batched=("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond", "ofs"),
+    joint=True,
+)

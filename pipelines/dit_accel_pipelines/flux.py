@@ -1,0 +1,58 @@
+"""Flux: joint attention, text before visual tokens, in dual- and single-stream blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dit_accel_pipelines.family import (
+    Config,
+    Family,
+    SizeRule,
+    TokenLayout,
+    attention_shape,
+    latent_scale,
+)
+
+TEXT_TOKENS = 512  # the pipeline's default max_sequence_length
+PACKED = 2  # the pipeline packs 2 x 2 latents into a token
+
+
+def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
+    """The grid from img_ids ``[S, 3]`` (read from the device); a line where the tokens are no single grid,
+    as with Kontext's reference image.
+    """
+    text = arguments["encoder_hidden_states"].shape[1]
+    tokens = arguments["hidden_states"].shape[1]
+    ids = arguments["img_ids"]
+    ids = ids[0] if ids.dim() == 3 else ids
+    height, width = ((ids[:, 1:].amax(0) - ids[:, 1:].amin(0)).int() + 1).tolist()
+    if height * width != tokens:
+        height, width = 1, tokens
+    return TokenLayout(1, height, width, text, text_first=True)
+
+
+def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    return SizeRule(latent_scale(vae) * PACKED, frame_step=1)
+
+
+def video_layout(
+    frames: int, height: int, width: int, transformer: Config, vae: Config
+) -> TokenLayout:
+    """Tokens of an image of height x width pixels, with the pipeline's default text."""
+    space = latent_scale(vae) * PACKED
+    return TokenLayout(1, height // space, width // space, TEXT_TOKENS, text_first=True)
+
+
+FLUX = Family(
+    name="flux",
+    transformers=("FluxTransformer2DModel",),
+    attention=r"(single_)?transformer_blocks\.\d+\.attn",
+    layout=layout,
+    size_rule=size_rule,
+    attention_shape=attention_shape,
+    video_layout=video_layout,
+    cfg="embedded",
+    joint=True,
+    output="image",
+)

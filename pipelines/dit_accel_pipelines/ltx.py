@@ -1,0 +1,53 @@
+"""LTX-Video: self-attention (``attn1``) over visual tokens alone, which come as a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, attention_shape
+
+
+def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
+    """The grid from num_frames, height and width; a line of hidden_states ``[B, S, C]`` where the
+    pipeline gives coordinates instead.
+    """
+    if arguments.get("num_frames") is None:
+        return TokenLayout(1, 1, arguments["hidden_states"].shape[1])
+    return TokenLayout(arguments["num_frames"], arguments["height"], arguments["width"])
+
+
+def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    return SizeRule(_space(vae), frame_step=_time(vae))
+
+
+def video_layout(
+    frames: int, height: int, width: int, transformer: Config, vae: Config
+) -> TokenLayout:
+    """Tokens of a video of some frames of height x width pixels."""
+    space = _space(vae)
+    return TokenLayout((frames - 1) // _time(vae) + 1, height // space, width // space)
+
+
+def _space(vae: Config) -> int:
+    return vae.get("spatial_compression_ratio") or 32
+
+
+def _time(vae: Config) -> int:
+    return vae.get("temporal_compression_ratio") or 8
+
+
+LTX = Family(
+    name="ltx",
+    transformers=("LTXVideoTransformer3DModel",),
+    attention=r"transformer_blocks\.\d+\.attn1",
+    layout=layout,
+    size_rule=size_rule,
+    attention_shape=attention_shape,
+    video_layout=video_layout,
+    cfg="one batch",
+    batched=(
+        *("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
+        "video_coords",
+    ),
+)

@@ -1,0 +1,151 @@
+"""Head sets: what is written, what is refused, and that files hold what they say."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dit_accel.errors import BadInput
+from dit_accel.guidance import HeadSet, ModelShape, all_heads, find_heads, parse_heads
+from dit_accel_pipelines import find_family
+
+MODEL = ModelShape("Toy", {"dual": 3, "single.blocks": 12}, 4, 16)
+
+
+def test_shape_of_a_model(wan) -> None:
+    shape = ModelShape.of(wan.transformer, find_family(wan.transformer))
+    assert shape == ModelShape("WanTransformer3DModel", {"blocks": 3}, 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "heads"),
+    [
+        ("dual.1", {("dual", 1): (0, 1, 2, 3)}),
+        ("dual.1:*", {("dual", 1): (0, 1, 2, 3)}),
+        ("single.blocks.11:3,0", {("single.blocks", 11): (0, 3)}),
+        ("single.blocks.1:2; dual.2:1", {("dual", 2): (1,), ("single.blocks", 1): (2,)}),
+        ("dual.0:1;dual.0:1,2", {("dual", 0): (1, 2)}),
+    ],
+)
+def test_texts(text, heads) -> None:
+    found = parse_heads(text, MODEL)
+    assert dict(found.heads) == heads
+    assert list(found.heads) == [p for p in MODEL.in_order() if p in heads], "order of execution"
+    assert parse_heads(found.spec(), MODEL) == found
+    assert len(found) == len(list(found)) == sum(map(len, heads.values()))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "written like \"blocks.7:0,4; blocks.9:.*\", got ''"),
+        ("dual", "got 'dual'"),
+        ("dual.1:", "got 'dual.1:'"),
+        ("dual.1:0-2", "got 'dual.1:0-2'"),
+        ("dual.[12]", "written like"),
+        ("dual.1.*", "written like"),
+        ("dual.1:4", r"no head 4 in dual.1: heads are 0 to 3"),
+        ("dual.3", r"no block dual.3: Toy has dual.0 to dual.2, single.blocks.0 to single.blocks"),
+        ("blocks.1", "no block blocks.1"),
+    ],
+    ids=repr,
+)
+def test_texts_that_are_refused(text, message) -> None:
+    with pytest.raises(BadInput, match=message):
+        parse_heads(text, MODEL)
+
+
+def test_one_is_not_ten() -> None:
+    assert list(parse_heads("single.blocks.1", MODEL).heads) == [("single.blocks", 1)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "places"),
+    [
+        (None, [("single.blocks", 4)]),
+        ("0", [("dual", 0)]),
+        ("2-3", [("dual", 2), ("single.blocks", 0)]),
+        ("-1", [("single.blocks", 11)]),
+    ],
+    ids=str,
+)
+def test_all_heads_of_layers(layers, places) -> None:
+    assert list(all_heads(layers, MODEL).heads) == places
+
+
+def test_layers_that_are_refused() -> None:
+    with pytest.raises(BadInput, match="layers must be written like"):
+        all_heads("first", MODEL)
+    with pytest.raises(BadInput, match="names none of the 15 layers"):
+        all_heads("15-20", MODEL)
+    with pytest.raises(BadInput, match="layers goes with heads='all'"):
+        find_heads("dual.1", "0", MODEL)
+
+
+def test_a_file_holds_all_of_it(tmp_path) -> None:
+    settings = {"scale": 2.5, "softness": 0.5, "interval": (0.0, 0.4), "perturbation": "uniform"}
+    found = HeadSet(MODEL, {("dual", 2): (3, 1)}, settings, {"reward": "sharpness", "seeds": [0]})
+    path = tmp_path / "heads.json"
+    found.save(path)
+    assert HeadSet.load(path) == found == find_heads(str(path), None, MODEL)
+    assert json.loads(path.read_text())["heads"] == [["dual", 2, [1, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"transformer": "Other"}, "transformer Other instead of Toy"),
+        ({"heads": 8}, "heads 8 instead of 4"),
+        ({"blocks": {"dual": 3}}, "blocks"),
+    ],
+    ids=str,
+)
+def test_a_set_of_another_model_is_refused(change, message) -> None:
+    other = ModelShape(**{**vars(MODEL), **change})
+    with pytest.raises(BadInput, match=f"belongs to another model: here {message}"):
+        find_heads(parse_heads("dual.1", MODEL), None, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "with format 1"),
+        ({"extra": 1}, "unknown key 'extra'"),
+        ({"heads": []}, "at least one head"),
+        ({"heads": [["dual", 1]]}, "heads must be like"),
+        ({"heads": [["dual", 1, [9]]]}, "no head 9"),
+        ({"heads": [["dual", 1, []]]}, "no head given of dual.1"),
+        ({"settings": {"scal": 1}}, "unknown setting 'scal'"),
+        ({"settings": {"softness": 2}}, r"softness must be in \[0, 1\]"),
+        ({"settings": []}, "settings of a head set must hold keys"),
+        ({"model": {"transformer": "Toy"}}, "head set model"),
+    ],
+    ids=str,
+)
+def test_files_that_are_refused(tmp_path, change, message) -> None:
+    path = tmp_path / "heads.json"
+    path.write_text(json.dumps({**parse_heads("dual.1", MODEL).to_dict(), **change}))
+    with pytest.raises(BadInput, match=f"head set {path}: .*{message}"):
+        HeadSet.load(path)
+
+
+def test_no_file_and_no_json(tmp_path) -> None:
+    with pytest.raises(BadInput, match="cannot read head set"):
+        HeadSet.load(tmp_path / "none.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(BadInput, match="cannot read head set"):
+        HeadSet.load(tmp_path / "broken.json")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(MODEL.in_order()),
+        st.sets(st.integers(0, 3), min_size=1).map(tuple),
+        min_size=1,
+    )
+)
+def test_texts_and_files_round_trip(heads) -> None:
+    found = HeadSet(MODEL, heads)
+    assert parse_heads(found.spec(), MODEL) == found
+    assert HeadSet.from_dict(json.loads(json.dumps(found.to_dict()))) == found

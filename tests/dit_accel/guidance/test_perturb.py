@@ -1,0 +1,111 @@
+"""Perturbed attention against explicit attention maps."""
+
+import pytest
+import torch
+from explicit_maps import explicit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation
+
+KINDS = ("identity", "uniform", "mean-query")
+
+
+def inputs(batch=2, size=23, heads=3, width=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(batch, size, heads, width, generator=generator) for _ in range(3))
+
+
+def ours(query, key, value, mask, text, text_first, heads, softness, kind, mode):
+    tokens = JointTokens(query, key, value, query.shape[-1] ** -0.5, mask, text, text_first)
+    chosen = None if len(heads) == query.shape[2] else torch.tensor(heads)
+    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    attention = dense.transpose(1, 2).contiguous()
+    if not needs_attention(tokens, chosen, softness, mode):
+        attention = None
+    return soft_perturbation(attention, tokens, chosen, softness, kind, mode)
+
+
+def visual_of(size, text, text_first):
+    visual = torch.ones(size, dtype=torch.bool)
+    visual[:text] = not text_first or not text
+    if not text_first and text:
+        visual[:] = True
+        visual[size - text :] = False
+    return visual
+
+
+def check(query, key, value, mask, text, text_first, heads, softness, kind, mode):
+    out = ours(query, key, value, mask, text, text_first, heads, softness, kind, mode)
+    visual = visual_of(query.shape[1], text, text_first)
+    transposed = (t.transpose(1, 2) for t in (query, key, value))
+    expected = explicit(*transposed, mask, visual, heads, softness, kind, mode)
+    torch.testing.assert_close(out, expected.transpose(1, 2), atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["visual", "joint"])
+@pytest.mark.parametrize(("text", "text_first"), [(0, False), (5, True), (5, False)], ids=str)
+@pytest.mark.parametrize("softness", [1.0, 0.3], ids=lambda u: f"u={u}")
+@pytest.mark.parametrize("heads", [[0, 1, 2], [0, 2]], ids=["all", "two heads"])
+def test_equals_the_explicit_map(kind, mode, text, text_first, softness, heads) -> None:
+    check(*inputs(), None, text, text_first, heads, softness, kind, mode)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("boolean", [True, False], ids=["bool", "additive"])
+def test_masks_of_padded_text(kind, boolean) -> None:
+    mask = torch.ones(2, 1, 1, 23, dtype=torch.bool)
+    mask[0, ..., 20:], mask[1, ..., 22:] = False, False
+    if not boolean:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    check(*inputs(), mask, 5, False, [1], 0.7, kind, "visual")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_of_every_head(kind) -> None:
+    mask = torch.ones(2, 3, 1, 23, dtype=torch.bool)
+    mask[0, 1, :, 20:] = False
+    check(*inputs(), mask, 5, False, [1, 2], 1.0, kind, "visual")
+
+
+@given(
+    size=st.integers(2, 40),
+    share=st.floats(0, 1),
+    softness=st.floats(0, 1),
+    kind=st.sampled_from(KINDS),
+    mode=st.sampled_from(["visual", "joint"]),
+    text_first=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_size_and_text(size, share, softness, kind, mode, text_first, seed) -> None:
+    text = min(size - 1, int(share * size))
+    check(*inputs(1, size, seed=seed), None, text, text_first, [0, 2], softness, kind, mode)
+
+
+def test_softness_zero_keeps_every_bit() -> None:
+    query, key, value = inputs()
+    attention = torch.randn_like(query)
+    tokens = JointTokens(query, key, value, 0.3)
+    for kind in KINDS:
+        out = soft_perturbation(attention, tokens, None, 0.0, kind, "visual")
+        assert torch.equal(out, attention)
+
+
+def test_identity_without_text_is_the_value_itself() -> None:
+    query, key, value = inputs()
+    tokens = JointTokens(query, key, value, 0.3)
+    assert not needs_attention(tokens, None, 1.0, "visual")
+    out = soft_perturbation(None, tokens, None, 1.0, "identity", "visual")
+    assert torch.equal(out, value)
+    assert out.data_ptr() != value.data_ptr()
+
+
+def test_rows_over_text_come_in_chunks(monkeypatch) -> None:
+    monkeypatch.setattr("dit_accel.guidance.perturb.ROWS", 7)
+    check(*inputs(), None, 5, True, [0, 1, 2], 1.0, "identity", "visual")
+    mask = torch.ones(1, 1, 23, 23, dtype=torch.bool).tril()
+    mask[..., :5] = True
+    check(*inputs(), mask, 5, True, [0, 1, 2], 0.5, "identity", "visual")

@@ -1,0 +1,368 @@
+"""Tiny random pipelines of the declared families. Prompts come as random embeddings, so that no text encoder
+is needed; the latents are what a test looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
+    AutoencoderKLMochi,
+    AutoencoderKLWan,
+    CogVideoXDPMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+    MochiPipeline,
+    MochiTransformer3DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from torch import Tensor
+
+TEXT, WIDTH = 5, 16
+
+
+def embeds(seed: int, batch: int = 1, tokens: int = TEXT, width: int = WIDTH) -> Tensor:
+    return torch.randn(batch, tokens, width, generator=torch.Generator().manual_seed(seed))
+
+
+def pooled(seed: int) -> Tensor:
+    return torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def mask(valid: int) -> Tensor:
+    return (torch.arange(TEXT) < valid)[None]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A family's tiny pipeline.
+
+    Attributes:
+        build: makes it.
+        call: arguments of its call, with and without classifier-free guidance.
+        blocks: names of its blocks in the order of execution.
+        guided: guidance arguments on and off.
+    """
+
+    build: Callable[[], Any]
+    call: Callable[[bool], dict[str, Any]]
+    blocks: tuple[str, ...]
+
+    def run(self, pipe: Any, cfg: bool = False, **changed: Any) -> Tensor:
+        """Latents of three steps."""
+        arguments = {
+            "num_inference_steps": 3,
+            "output_type": "latent",
+            "generator": torch.Generator().manual_seed(3),
+            **self.call(cfg),
+            **changed,
+        }
+        return pipe(**arguments)[0]
+
+
+def ready(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.eval()
+    with torch.no_grad():  # some start with a projection of zeros
+        for parameter in pipe.transformer.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.1)
+    return pipe
+
+
+def flow() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def kl(channels: int, **extra: Any) -> AutoencoderKL:
+    kinds = {
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+    }
+    return AutoencoderKL(
+        block_out_channels=[4, 4], norm_num_groups=1, latent_channels=channels, **kinds, **extra
+    )
+
+
+def wan() -> WanPipeline:
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        *((1, 2, 2), 2, 16, 8, 8, WIDTH, 32, 64, 3), rope_max_seq_len=64
+    )
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=8,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 8,
+        latents_std=[1.0] * 8,
+    )
+    parts = {"tokenizer": None, "text_encoder": None, "transformer_2": None}
+    return ready(WanPipeline(vae=vae, transformer=transformer, scheduler=flow(), **parts))
+
+
+def hunyuan_video() -> HunyuanVideoPipeline:
+    torch.manual_seed(0)
+    transformer = HunyuanVideoTransformer3DModel(
+        *(4, 4, 2, 10, 2, 1, 1, 2.0, 2, 1),
+        text_embed_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        rope_axes_dim=(2, 4, 4),
+    )
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+    )
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    parts = dict.fromkeys(names)
+    return ready(HunyuanVideoPipeline(vae=vae, transformer=transformer, scheduler=flow(), **parts))
+
+
+def cogvideox() -> CogVideoXPipeline:
+    torch.manual_seed(0)
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=4,
+        text_embed_dim=WIDTH,
+        num_layers=3,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=9,
+        max_text_seq_length=TEXT,
+        use_rotary_positional_embeddings=True,
+    )
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(4, 4, 4, 4), latent_channels=4, layers_per_block=1, norm_num_groups=2
+    )
+    scheduler = CogVideoXDPMScheduler(prediction_type="v_prediction")
+    return ready(CogVideoXPipeline(None, None, vae, transformer, scheduler))
+
+
+def ltx() -> LTXPipeline:
+    torch.manual_seed(0)
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        num_layers=3,
+        caption_channels=WIDTH,
+    )
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        decoder_inject_noise=(False,) * 5,
+        patch_size=1,
+        encoder_causal=True,
+        decoder_causal=False,
+    )
+    return ready(LTXPipeline(flow(), vae, None, None, transformer))
+
+
+def mochi() -> MochiPipeline:
+    torch.manual_seed(0)
+    transformer = MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=3,
+        pooled_projection_dim=WIDTH,
+        in_channels=4,
+        text_embed_dim=WIDTH,
+        time_embed_dim=4,
+        max_sequence_length=TEXT,
+    )
+    vae = AutoencoderKLMochi(
+        latent_channels=4,
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+        out_channels=3,
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    return ready(MochiPipeline(flow(), vae, None, None, transformer))
+
+
+def flux() -> FluxPipeline:
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=(4, 4, 8),
+    )
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    parts = dict.fromkeys(names)
+    return ready(FluxPipeline(scheduler=flow(), vae=kl(4), transformer=transformer, **parts))
+
+
+def sd3_parts() -> dict[str, Any]:
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        caption_projection_dim=32,
+        pooled_projection_dim=WIDTH,
+        out_channels=4,
+        pos_embed_max_size=16,
+    )
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    parts = dict.fromkeys((*names, "text_encoder_3", "tokenizer_3"))
+    vae = kl(4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06)
+    return {"transformer": transformer, "vae": vae, "scheduler": flow(), **parts}
+
+
+def sd3() -> StableDiffusion3Pipeline:
+    return ready(StableDiffusion3Pipeline(**sd3_parts()))
+
+
+def pixart_parts() -> dict[str, Any]:
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        sample_size=8,
+        num_layers=3,
+        patch_size=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        caption_channels=WIDTH,
+        cross_attention_dim=32,
+        in_channels=4,
+        out_channels=8,
+        use_additional_conditions=False,
+    )
+    parts = {"tokenizer": None, "text_encoder": None}
+    return {
+        "transformer": transformer,
+        "vae": kl(4),
+        "scheduler": DDIMScheduler(clip_sample=False),
+        **parts,
+    }
+
+
+def pixart() -> PixArtSigmaPipeline:
+    return ready(PixArtSigmaPipeline(**pixart_parts()))
+
+
+def prompts(cfg: bool, masks: str | None = None, pools: bool = False) -> dict[str, Any]:
+    """Embeddings of a prompt, and with guidance of a negative one."""
+    found: dict[str, Any] = {"prompt_embeds": embeds(1)}
+    if cfg:
+        found["negative_prompt_embeds"] = embeds(2)
+    if pools:
+        found["pooled_prompt_embeds"] = pooled(1)
+        if cfg:
+            found["negative_pooled_prompt_embeds"] = pooled(2)
+    if masks:
+        found["prompt_attention_mask"] = mask(TEXT - 1)
+        if cfg:
+            found["negative_prompt_attention_mask"] = mask(TEXT - 2)
+    return found
+
+
+def scaled(cfg: bool, **rest: Any) -> dict[str, Any]:
+    return {"guidance_scale": 4.0 if cfg else 1.0, **rest}
+
+
+def numbered(name: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{name}.{i}" for i in range(count))
+
+
+DUAL = (*numbered("transformer_blocks", 2), *numbered("single_transformer_blocks", 2))
+VIDEO = {"height": 32, "width": 48}
+IMAGE = {"height": 16, "width": 24}
+
+TINY: dict[str, Tiny] = {
+    "wan": Tiny(
+        wan,
+        lambda cfg: {**scaled(cfg, num_frames=9, **VIDEO), **prompts(cfg)},
+        numbered("blocks", 3),
+    ),
+    "hunyuan-video": Tiny(
+        hunyuan_video,
+        lambda cfg: {
+            "true_cfg_scale": 4.0 if cfg else 1.0,
+            "num_frames": 9,
+            **VIDEO,
+            **prompts(cfg, masks="padded", pools=True),
+        },
+        (*numbered("transformer_blocks", 2), *numbered("single_transformer_blocks", 1)),
+    ),
+    "cogvideox": Tiny(
+        cogvideox,
+        lambda cfg: {**scaled(cfg, num_frames=9, **VIDEO), **prompts(cfg)},
+        numbered("transformer_blocks", 3),
+    ),
+    "ltx": Tiny(
+        ltx,
+        lambda cfg: {
+            **scaled(cfg, num_frames=9, height=64, width=96),
+            **prompts(cfg, masks="padded"),
+        },
+        numbered("transformer_blocks", 3),
+    ),
+    "mochi": Tiny(
+        mochi,
+        lambda cfg: {**scaled(cfg, num_frames=7, **VIDEO), **prompts(cfg, masks="padded")},
+        numbered("transformer_blocks", 3),
+    ),
+    "flux": Tiny(
+        flux,
+        lambda cfg: {
+            "true_cfg_scale": 4.0 if cfg else 1.0,
+            **IMAGE,
+            **prompts(cfg, pools=True),
+        },
+        DUAL,
+    ),
+    "sd3": Tiny(
+        sd3,
+        lambda cfg: {**scaled(cfg, **IMAGE), **prompts(cfg, pools=True)},
+        numbered("transformer_blocks", 3),
+    ),
+    "pixart": Tiny(
+        pixart,
+        lambda cfg: {
+            **scaled(cfg, use_resolution_binning=False, negative_prompt=None, **IMAGE),
+            **prompts(cfg, masks="padded"),
+        },
+        numbered("transformer_blocks", 3),
+    ),
+}
