@@ -16,6 +16,12 @@ UPWARD = {
     "run_bench": "dit_accel_eval.bench.run:run_bench",
     "capture": "dit_accel_eval.bench.capture:capture",
     "recall": "dit_accel_eval.bench.recall:recall",
+    "head_search": "dit_accel_eval.heads.search:Search",
+    "head_search_settings": "dit_accel_eval.heads.search:SearchSettings",
+    "run_head_search": "dit_accel_eval.heads.search:run",
+    "found_heads": "dit_accel_eval.heads.search:found_heads",
+    "head_report": "dit_accel_eval.heads.report:report",
+    "head_validate": "dit_accel_eval.heads.validate:validate",
     "run_eval": "dit_accel_eval.runs:run_eval",
     "parse_setting": "dit_accel_eval.runs:Setting.parse",
 }

@@ -27,13 +27,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the JSON files of a model say, read before any weight is: configs of its transformer and VAE,
-    and how many transformers it has.
+    """What the JSON files of a model say, read before any weight is: class and config of its transformer,
+    config of its VAE, and how many transformers it has.
     """
 
     source: str
     pipeline: str
     family: Family
+    transformer_class: str
     transformer: Mapping[str, Any]
     vae: Mapping[str, Any]
     transformers: int
@@ -66,7 +67,9 @@ def read_card(model: str) -> ModelCard:
     parts = [p for p in ("transformer", "transformer_2") if (index.get(p) or [None])[0]]
     transformer = _read_json(source, f"{parts[0]}/config.json")
     vae = _read_json(source, "vae/config.json")
-    return ModelCard(source, index["_class_name"], family, transformer, vae, len(parts))
+    return ModelCard(
+        source, index["_class_name"], family, transformer_class, transformer, vae, len(parts)
+    )
 
 
 def load_pipeline(

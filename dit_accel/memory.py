@@ -101,19 +101,26 @@ def state_of_render(settings: RenderSettings, card: ModelCard) -> dict[str, Any]
     sizes = (settings.frames, settings.height, settings.width)
     layout = family.video_layout(*sizes, card.transformer, card.vae)
     guided = settings.guidance_scale is None or settings.guidance_scale > 1
-    found = state_bytes(
+    kinds = (
         build_profile(settings).method,
         layout,
         family.attention_shape(card.transformer),
+    )
+    found = state_bytes(
+        *kinds,
         batch=2 if guided and family.cfg == "one batch" else 1,
         branches=2 if guided and family.cfg == "two calls" else 1,
         dtype=DTYPES[settings.dtype],
     )
+    perturbed = 0
+    if settings.pag_scale or settings.heads:  # a branch of its own
+        own = state_bytes(*kinds, branches=1, dtype=DTYPES[settings.dtype])
+        perturbed = own.each * own.count
     return {
         "tokens": layout.visual_tokens + layout.text_tokens,
         "bytes_of_each_layer_and_branch": found.each,
         "bytes_shared": found.shared,
-        "bytes": found.each * found.count * card.transformers + found.shared,
+        "bytes": (found.each * found.count + perturbed) * card.transformers + found.shared,
     }
 
 

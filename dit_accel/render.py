@@ -16,13 +16,18 @@ from diffusers import DiffusionPipeline
 
 from dit_accel.config import Guard, Schedule
 from dit_accel.errors import BadInput
+from dit_accel.guidance import ModelShape, PerturbedGuidance, find_heads
 from dit_accel.loading import DTYPES, TINY_WORLD, ModelCard, read_card
 from dit_accel.parsing import parsed, parsed_knobs
 from dit_accel.precision import checked_precision
 from dit_accel.profile import Profile, method_of
 from dit_accel.report import AttentionReport
-from dit_accel.session import session_of, transformers_of
-from dit_accel.verbs import enable_sparse_attention
+from dit_accel.session import preserved, transformers_of
+from dit_accel.verbs import (
+    disable_perturbed_guidance,
+    enable_perturbed_guidance,
+    enable_sparse_attention,
+)
 from dit_accel_assets.world import SIZES
 
 TINY_WORLD_DEFAULTS = {"steps": 25, "guidance_scale": 4.0, "size": "show"}
@@ -42,6 +47,8 @@ class RenderSettings:
         guard: ``off``, ``warn`` or ``on``.
         height, width, frames: pixels and number of frames.
         steps, guidance_scale, seed: of the denoising loop; the seed feeds a CPU generator.
+        pag_scale, heads, softness: of perturbed-attention guidance, as ``enable_perturbed_guidance`` takes
+            them; there is none without a scale or heads.
         fps: frames per second of the file.
         device, dtype: where and in what the pipeline runs.
     """
@@ -59,13 +66,18 @@ class RenderSettings:
     frames: int | None = None
     steps: int | None = None
     guidance_scale: float | None = None
+    pag_scale: float | None = None
+    heads: str | None = None
+    softness: float | None = None
     seed: int = 0
     fps: int = 16
     device: str = "cpu"
     dtype: str = "float32"
 
     def as_dense(self) -> RenderSettings:
-        """The same clip with every call dense in full precision: what others are compared with."""
+        """The same clip, guidance included, with every call dense in full precision: what others are compared
+        with.
+        """
         return dataclasses.replace(
             self, method="dense", knobs={}, dense_precision="full", guard="off"
         )
@@ -139,10 +151,24 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
         settings = _with_tiny_world_defaults(settings)
     height, width, frames = settings.height, settings.width, settings.frames
     rule = card.sizes
+    check_guidance(settings, card)
     complaint = rule.complaint(height or rule.multiple, width or rule.multiple, frames or 1)
     if complaint:
         raise BadInput(complaint)
     return settings, card
+
+
+def check_guidance(settings: RenderSettings, card: ModelCard) -> None:
+    """Check perturbed guidance against the shape of the model."""
+    if settings.pag_scale is None and settings.heads is None:
+        if settings.softness is not None:
+            raise BadInput("softness is one of perturbed guidance: give a pag scale or heads, too")
+        return
+    shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
+    found = find_heads(settings.heads or "all", None, shape)
+    given = {"scale": settings.pag_scale, "softness": settings.softness}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    parsed(PerturbedGuidance, {**found.settings, **chosen}, "guidance")
 
 
 def check_device(device: str) -> None:
@@ -176,16 +202,20 @@ def render(pipe: DiffusionPipeline, settings: RenderSettings) -> Clip:
 
 def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Profile) -> Clip:
     """`render` with a profile whose method needs no name."""
-    before = session_of(pipe)
-    try:
+    with preserved(pipe):
+        disable_perturbed_guidance(pipe)
         session = enable_sparse_attention(pipe, profile=profile)
-        with session, LoopTimer(pipe) as timer:
+        if settings.pag_scale is not None or settings.heads is not None:
+            enable_perturbed_guidance(
+                pipe,
+                settings.pag_scale,
+                heads=settings.heads or "all",
+                softness=settings.softness,
+            )
+        with LoopTimer(pipe) as timer:
             output = pipe(**call_arguments(settings))
             frames = output.frames[0] if hasattr(output, "frames") else output.images[:1]
             return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
-    finally:
-        if before is not None:
-            enable_sparse_attention(pipe, profile=before.profile)
 
 
 def call_arguments(settings: RenderSettings) -> dict[str, Any]:
@@ -277,4 +307,5 @@ def report_of(
         "ran_in": attention["precision"],
         "remarks": attention["remarks"],
         "density": attention["density"],
+        "guidance": attention["guidance"],
     }

@@ -7,8 +7,8 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections import Counter
-from collections.abc import Hashable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -344,6 +344,21 @@ class Session:
         for installation in self._installations:
             for layer in installation.layers:
                 layer.states.clear()
+
+
+@contextmanager
+def preserved(target: Any) -> Iterator[None]:
+    """What is enabled on a pipeline is the same afterwards."""
+    before = session_of(target)
+    profile = before.profile if before and before.sparse else None
+    guidance = before.guidance if before else None
+    try:
+        yield
+    finally:
+        for session in sessions_of(target):
+            session.uninstall()
+        if before is not None:
+            Session(target, before.family, profile, guidance)
 
 
 def transformers_of(target: Any) -> dict[str, nn.Module]:

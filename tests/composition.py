@@ -234,6 +234,7 @@ REFUSED = {
     "use guard 'warn'",
     "a transformer wrapped by torch.compile": "enable first, or compile its repeated blocks",
     "context parallelism": "not yet",
+    "perturbed guidance with PyramidAttentionBroadcast": "it keeps one state for all branches of a step",
     "model offload on a CPU": "diffusers itself needs an accelerator for it",
 }
 

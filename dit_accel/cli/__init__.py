@@ -12,6 +12,7 @@ COMMANDS = {
     "render": "Turn prompts into videos.",
     "eval": "Measure quality against speed over prompts, seeds and settings.",
     "bench": "Time kernels, layers and models; capture attention and measure methods on it.",
+    "heads": "Search for the attention heads whose perturbation guides best.",
     "methods": "List the attention methods and their knobs.",
     "models": "List the model families.",
     "doctor": "Say what this machine can run.",

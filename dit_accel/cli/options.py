@@ -36,6 +36,17 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--steps", type=int, help="Denoising steps."),
         click.option("--guidance-scale", type=float),
         click.option("--negative-prompt", type=str),
+        click.option(
+            "--pag-scale",
+            type=float,
+            help="Perturbed-attention guidance; with --guidance-scale or without.",
+        ),
+        click.option(
+            "--heads",
+            help='Perturbed heads: a head set (.json), or like "blocks.7:0,4; blocks.9".  '
+            "[default: all of the middle layer]",
+        ),
+        click.option("--softness", type=float, help="Share of the perturbed attention, 0 to 1."),
         click.option("--device", default="cpu", show_default=True),
         click.option(
             "--dtype",
@@ -48,7 +59,10 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def with_request(*arguments: Any, **given: Any) -> Any:
         pixels = size_of(*(given.pop(name) for name in ("size", "height", "width", "frames")))
-        names = ("model", "steps", "guidance_scale", "negative_prompt", "device", "dtype")
+        names = (
+            *("model", "steps", "guidance_scale", "negative_prompt", "device", "dtype"),
+            *("pag_scale", "heads", "softness"),
+        )
         request = {**pixels._asdict(), **{name: given.pop(name) for name in names}}
         return function(*arguments, request=request, **given)
 

@@ -14,17 +14,17 @@ from dit_accel.clock import Moment
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.guidance.heads import HeadSet, block_of
 from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation
-from dit_accel.seam import Again, DenseCall, Layer, Prefix
+from dit_accel.seam import Again, DenseCall, Layer, Prefix, cache_without_contexts, foreign_states
 from dit_accel.stopwatch import Stopwatch
 from dit_accel_pipelines import Family, TokenLayout
 
 Role = Literal["cond", "uncond", "both"]
 
-_ROLES: dict[str, Role] = {
-    "cond": "cond",
-    "call0": "cond",  # a pipeline without contexts calls cond first
-    "uncond": "uncond",
-    "call1": "uncond",
+_ROLES: dict[str, Role] = {"cond": "cond", "uncond": "uncond", "cond_uncond": "both"}
+_UNNAMED: dict[tuple[bool, str], Role] = {  # by whether guidance is one batch; cond comes first
+    (True, "call0"): "both",
+    (False, "call0"): "cond",
+    (False, "call1"): "uncond",
 }
 
 
@@ -79,9 +79,8 @@ class PerturbedBranch:
             self._role = None
 
     def _role_of(self, moment: Moment) -> Role | None:
-        if self.family.cfg == "one batch":
-            return "both" if moment.branch in ("cond_uncond", "call0") else None
-        return _ROLES.get(moment.branch)
+        unnamed = _UNNAMED.get((self.family.cfg == "one batch", moment.branch))
+        return _ROLES.get(moment.branch, unnamed)
 
     def _scale_at(self, moment: Moment, pipe: Any) -> float:
         if not self.settings.adaptive:
@@ -97,6 +96,8 @@ class PerturbedBranch:
         if self._role not in ("cond", "both"):
             yield
             return
+        if not self.forwards:
+            _refuse_caches(transformer, self.settings)
         device = next(transformer.parameters()).device
         self._prefix = self._prefix_of(transformer)
         with self.stopwatch("clean", device):
@@ -142,7 +143,7 @@ class PerturbedBranch:
         with self.stopwatch("perturbed", clean.device):
             weak = _sample_of(self._run(again, self._sliced(arguments)))
         difference = self._rescaled(cond, self._scale * (cond - weak))
-        self._difference = difference if self.family.cfg != "one batch" else None
+        self._difference = difference if self._role == "cond" else None
         self.forwards += 1
         return _with_sample(
             output, clean + (torch.cat([difference] * 2) if self._role == "both" else difference)
@@ -226,15 +227,30 @@ class PerturbedBranch:
 
     def report(self) -> dict[str, Any]:
         """Settings, guided forwards of the latest run, and their seconds beside the clean ones."""
-        shared = max((p.blocks for p in self._prefixes.values()), default=0)
         return {
             **dataclasses.asdict(self.settings),
             "heads": self.heads.spec(),
             "forwards": self.forwards,
-            "shared_blocks": shared,
+            "shared_blocks": self._prefix.blocks if self._prefix else 0,
             "blocks": len(self.heads.model.in_order()),
             "seconds": self.stopwatch.seconds(),
         }
+
+
+def _refuse_caches(transformer: nn.Module, settings: PerturbedGuidance) -> None:
+    """Refuse diffusers' caches that would mix up branches or steps."""
+    cache = cache_without_contexts(transformer)
+    if cache is not None:
+        raise RuntimeError(
+            f"perturbed guidance cannot run beside {cache}, which keeps one state for all branches of a step: "
+            "disable that cache"
+        )
+    counter = next(foreign_states(transformer), None)
+    if counter is not None and settings.interval[0] > 0:
+        raise RuntimeError(
+            f"perturbed guidance with an interval that begins late cannot run beside {type(counter).__name__}, "
+            "which counts the steps of each branch: begin at 0, or disable that cache"
+        )
 
 
 def _is_doubled(hidden_states: Tensor, pipe: Any) -> bool:

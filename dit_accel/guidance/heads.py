@@ -43,12 +43,13 @@ class ModelShape:
     @classmethod
     def of(cls, transformer: nn.Module, family: Family) -> ModelShape:
         """The shape of a transformer."""
-        blocks: dict[str, int] = {}
-        for name, _ in family.attention_modules(transformer):
-            stack, _ = block_of(name)
-            blocks[stack] = blocks.get(stack, 0) + 1
-        shape = family.attention_shape(config_of(transformer))
-        return cls(type(transformer).__name__, blocks, shape.heads, shape.head_dim)
+        return cls.from_config(type(transformer).__name__, config_of(transformer), family)
+
+    @classmethod
+    def from_config(cls, transformer: str, config: Mapping[str, Any], family: Family) -> ModelShape:
+        """The shape of a transformer class with a config."""
+        shape = family.attention_shape(config)
+        return cls(transformer, family.block_counts(config), shape.heads, shape.head_dim)
 
     def difference(self, other: ModelShape) -> str | None:
         """What differs, or None."""

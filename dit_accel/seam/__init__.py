@@ -12,7 +12,14 @@ from dit_accel.seam.installation import Installation, check_processors, install,
 from dit_accel.seam.layers import Again, DenseCall, Layer
 from dit_accel.seam.prefix import Prefix
 from dit_accel.seam.processors import UnsupportedProcessor
-from dit_accel.seam.root import HOOK, PERTURBED, config_of, owner_of
+from dit_accel.seam.root import (
+    HOOK,
+    PERTURBED,
+    cache_without_contexts,
+    config_of,
+    foreign_states,
+    owner_of,
+)
 
 __all__ = [
     "HOOK",
@@ -23,8 +30,10 @@ __all__ = [
     "Layer",
     "Prefix",
     "UnsupportedProcessor",
+    "cache_without_contexts",
     "check_processors",
     "config_of",
+    "foreign_states",
     "install",
     "owner_of",
     "processor_of",

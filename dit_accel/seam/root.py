@@ -39,7 +39,7 @@ class RootHook(ModelHook):
         if owner is None:
             return self.fn_ref.original_forward(*args, **kwargs)
         bound = self.signature.bind(module, *args, **kwargs)
-        if owner.may_run_again() and has_foreign_state(module):
+        if owner.may_run_again() and any(foreign_states(module)):
             raise RuntimeError(
                 "guard 'on' cannot run a forward again under a diffusers cache, which would count it "
                 "twice: use guard 'warn', or disable the cache"
@@ -87,11 +87,19 @@ def in_context(module: nn.Module, outer: CacheContext | None, name: str) -> Iter
         _set_cache_context(module, outer)
 
 
-def has_foreign_state(transformer: nn.Module) -> bool:
-    """Whether hooks other than ours keep state between forwards: diffusers' caches do."""
+def foreign_states(transformer: nn.Module) -> Iterator[ModelHook]:
+    """Hooks other than ours that keep state between forwards: diffusers' caches."""
     registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
     hooks = (hook for r in registries if r is not None for hook in r.hooks.values())
-    return any(hook._is_stateful and not isinstance(hook, RootHook) for hook in hooks)
+    return (hook for hook in hooks if hook._is_stateful and not isinstance(hook, RootHook))
+
+
+def cache_without_contexts(transformer: nn.Module) -> str | None:
+    """The name of a cache that keeps one state for all branches of a step, if there is one."""
+    for hook in foreign_states(transformer):
+        if not any(isinstance(value, StateManager) for value in vars(hook).values()):
+            return type(hook).__name__
+    return None
 
 
 def config_of(transformer: nn.Module) -> Mapping[str, Any]:

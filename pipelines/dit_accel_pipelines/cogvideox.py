@@ -10,7 +10,6 @@ from dit_accel_pipelines.family import (
     Family,
     SizeRule,
     TokenLayout,
-    attention_shape,
     latent_scale,
 )
 
@@ -47,9 +46,9 @@ COGVIDEOX = Family(
     name="cogvideox",
     transformers=("CogVideoXTransformer3DModel",),
     attention=r"transformer_blocks\.\d+\.attn1",
+    blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    attention_shape=attention_shape,
     video_layout=video_layout,
     cfg="one batch",
     batched=("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond", "ofs"),

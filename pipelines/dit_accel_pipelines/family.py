@@ -66,15 +66,6 @@ class AttentionShape:
     head_dim: int
 
 
-def attention_shape(transformer: Config) -> AttentionShape:
-    """From the names that most transformers use; single-stream blocks count."""
-    return AttentionShape(
-        transformer["num_layers"] + transformer.get("num_single_layers", 0),
-        transformer["num_attention_heads"],
-        transformer["attention_head_dim"],
-    )
-
-
 def latent_scale(vae: Config) -> int:
     """Pixels along a side of a latent, of a VAE that halves at each level but the last."""
     return int(2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1))
@@ -89,10 +80,11 @@ class Family:
         transformers: exact class names of the transformers.
         attention: pattern over module names; the modules it matches fully attend over the visual
         tokens.
+        blocks: name of each block list with such modules, in the order of execution, to the key of its
+            length in the config.
         layout: from the forward call's arguments (by name) and the transformer's config to the
         TokenLayout.
         size_rule: from the transformer's and the VAE's config (plain JSON) to the sizes that work.
-        attention_shape: from the transformer's config.
         video_layout: the TokenLayout of a video of (frames, height, width) in pixels, from the configs of
             transformer and VAE.
         cfg: how the pipeline runs classifier-free guidance; ``"one batch"`` is ``[uncond, cond]``.
@@ -106,9 +98,9 @@ class Family:
     name: str
     transformers: tuple[str, ...]
     attention: str
+    blocks: Mapping[str, str]
     layout: Callable[[Mapping[str, Any], Config], TokenLayout]
     size_rule: Callable[[Config, Config], SizeRule]
-    attention_shape: Callable[[Config], AttentionShape]
     video_layout: Callable[[int, int, int, Config, Config], TokenLayout]
     cfg: Literal["two calls", "one batch", "embedded"]
     batched: tuple[str, ...] = ("hidden_states", "encoder_hidden_states", "timestep")
@@ -116,6 +108,18 @@ class Family:
     crops_text: bool = False
     output: Literal["video", "image"] = "video"
     tested: Literal["tested", "declared"] = "tested"
+
+    def block_counts(self, transformer: Config) -> dict[str, int]:
+        """Number of blocks of each list, from the transformer's config."""
+        return {name: transformer[key] for name, key in self.blocks.items()}
+
+    def attention_shape(self, transformer: Config) -> AttentionShape:
+        """From the transformer's config."""
+        return AttentionShape(
+            sum(self.block_counts(transformer).values()),
+            transformer["num_attention_heads"],
+            transformer["attention_head_dim"],
+        )
 
     def attention_modules(self, transformer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Name and module of each self-attention over visual tokens, in the order of execution."""

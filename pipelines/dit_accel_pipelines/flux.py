@@ -10,7 +10,6 @@ from dit_accel_pipelines.family import (
     Family,
     SizeRule,
     TokenLayout,
-    attention_shape,
     latent_scale,
 )
 
@@ -48,9 +47,9 @@ FLUX = Family(
     name="flux",
     transformers=("FluxTransformer2DModel",),
     attention=r"(single_)?transformer_blocks\.\d+\.attn",
+    blocks={"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"},
     layout=layout,
     size_rule=size_rule,
-    attention_shape=attention_shape,
     video_layout=video_layout,
     cfg="embedded",
     joint=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, attention_shape
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout
 
 TEXT_TOKENS = 256  # the pipeline's default max_sequence_length
 
@@ -39,9 +39,9 @@ HUNYUAN_VIDEO = Family(
     name="hunyuan-video",
     transformers=("HunyuanVideoTransformer3DModel",),
     attention=r"(single_)?transformer_blocks\.\d+\.attn",
+    blocks={"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"},
     layout=layout,
     size_rule=size_rule,
-    attention_shape=attention_shape,
     video_layout=video_layout,
     cfg="embedded",
     joint=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, attention_shape
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
@@ -41,9 +41,9 @@ LTX = Family(
     name="ltx",
     transformers=("LTXVideoTransformer3DModel",),
     attention=r"transformer_blocks\.\d+\.attn1",
+    blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    attention_shape=attention_shape,
     video_layout=video_layout,
     cfg="one batch",
     batched=(

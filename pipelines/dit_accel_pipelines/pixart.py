@@ -10,7 +10,6 @@ from dit_accel_pipelines.family import (
     Family,
     SizeRule,
     TokenLayout,
-    attention_shape,
     latent_scale,
 )
 
@@ -38,9 +37,9 @@ PIXART = Family(
     name="pixart",
     transformers=("PixArtTransformer2DModel",),
     attention=r"transformer_blocks\.\d+\.attn1",
+    blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    attention_shape=attention_shape,
     video_layout=video_layout,
     cfg="one batch",
     batched=(

@@ -10,7 +10,6 @@ from dit_accel_pipelines.family import (
     Family,
     SizeRule,
     TokenLayout,
-    attention_shape,
     latent_scale,
 )
 
@@ -41,9 +40,9 @@ SD3 = Family(
     name="sd3",
     transformers=("SD3Transformer2DModel",),
     attention=r"transformer_blocks\.\d+\.attn",
+    blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    attention_shape=attention_shape,
     video_layout=video_layout,
     cfg="one batch",
     batched=("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, attention_shape
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
@@ -38,9 +38,9 @@ WAN = Family(
     name="wan",
     transformers=("WanTransformer3DModel",),
     attention=r"blocks\.\d+\.attn1",
+    blocks={"blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    attention_shape=attention_shape,
     video_layout=video_layout,
     cfg="two calls",
 )

@@ -1,0 +1,144 @@
+"""``dit-accel heads``: search for the attention heads whose perturbation guides best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dit_accel.cli.options import model_options, read_prompts, whole_numbers
+from dit_accel.errors import BadInput
+from dit_accel.lazy import load
+
+
+@click.group("heads")
+def command() -> None:
+    """Search, report on, validate and export head sets."""
+
+
+def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))(
+        function
+    )
+
+
+@command.command()
+@click.option(
+    "--prompts",
+    "prompt_file",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="One prompt per line.",
+)
+@click.option("--seeds", default="0", show_default=True, help="Separated by commas.")
+@click.option(
+    "--reward",
+    default="caption",
+    show_default=True,
+    help="caption, caption-words (tiny world), sharpness, clip, or module:function of (frames, prompt).",
+)
+@click.option("--rounds", default=1, show_default=True)
+@click.option("--top-k", default=3, show_default=True, help="Heads that each round adds.")
+@click.option("--scale", default=3.0, show_default=True, help="Of the guidance.")
+@click.option("--batch", default=10, show_default=True, help="Clips sampled at a time.")
+@click.option("--shard", default="0/1", show_default=True, help="Which part of the work: i/n.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what it would cost.")
+@click.option("--quiet", is_flag=True)
+@model_options
+def search(
+    prompt_file: Path,
+    seeds: str,
+    reward: str,
+    rounds: int,
+    top_k: int,
+    scale: float,
+    batch: int,
+    shard: str,
+    out: Path,
+    dry_run: bool,
+    quiet: bool,
+    request: dict[str, Any],
+) -> None:
+    """Sample every head alone (and in later rounds beside the chosen ones) and keep the best; resumes."""
+    from dit_accel.render import RenderSettings
+
+    kind, run = load("head_search"), load("run_head_search")
+    softness = request.pop("softness")
+    settings = load("head_search_settings")(
+        tuple(read_prompts(prompt_file)),
+        tuple(whole_numbers("--seeds", seeds)),
+        *(reward, rounds, top_k, scale),
+        softness=1.0 if softness is None else softness,
+        batch=batch,
+    )
+    found = kind.open(settings, RenderSettings("", **request), out, _shard(shard), keep=not dry_run)
+    if dry_run:
+        seconds = found.scores.seconds()
+        known = sum(seconds) / len(seconds) * found.clips() / 3600 if seconds else None
+        told = "unknown before the first clip" if known is None else f"about {known:.1f} hours"
+        click.echo(f"{found.clips()} clips, {told}, for all shards together")
+        return
+    chosen = run(found, quiet)
+    if chosen is None:
+        click.echo(f"this shard is done; run it again when the others are, for the rest of {out}")
+        return
+    click.echo("best first: " + ", ".join(f"{s}.{b}:{h}" for s, b, h in chosen))
+
+
+@command.command()
+@folder_argument
+def report(folder: Path) -> None:
+    """Draw the reward of each head, over their number and over softness."""
+    _show(load("head_report")(folder))
+    click.echo(f"written: {folder / 'report.json'}, {folder / 'report.png'}")
+
+
+@command.command()
+@folder_argument
+@click.option(
+    "--prompts", "prompt_file", type=click.Path(path_type=Path), required=True, help="Fresh ones."
+)
+@click.option("--seeds", default="1000", show_default=True, help="Separated by commas.")
+@click.option("--quiet", is_flag=True)
+def validate(folder: Path, prompt_file: Path, seeds: str, quiet: bool) -> None:
+    """Score what was found on fresh prompts and seeds, beside its controls; resumes."""
+    pairs = list(product(read_prompts(prompt_file), whole_numbers("--seeds", seeds)))
+    _show(load("head_validate")(folder, pairs, quiet))
+    click.echo(f"written: {folder / 'validation.json'}")
+
+
+@command.command()
+@folder_argument
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="JSON file.")
+def export(folder: Path, out: Path) -> None:
+    """Write the head set that a complete search found."""
+    if out.suffix != ".json":
+        raise BadInput(f"head set {out} must end in .json")
+    found = load("found_heads")(load("head_search").load(folder))
+    found.save(out)
+    click.echo(f"{found.spec()}\nwritten: {out}")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise BadInput(f"--shard takes i/n, such as 0/4, got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    from dit_accel.compare import table
+
+    shown = {}
+    for row in rows:
+        score, gain = row["score"], row["gain"]
+        shown[row["label"]] = {
+            "score": f"{score.mean:.3f} +- {score.half_width:.3f}",
+            "gain": f"{gain.mean:+.3f} +- {gain.half_width:.3f}",
+            "clips": row["clips"],
+        }
+    click.echo(table(shown))

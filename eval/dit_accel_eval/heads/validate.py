@@ -1,0 +1,91 @@
+"""Found heads on fresh prompts and seeds, beside what they must beat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dit_accel.errors import BadInput
+from dit_accel.files import written_whole
+from dit_accel.loading import load_pipeline
+from dit_accel.records import to_json
+from dit_accel_eval.heads.report import row_of
+from dit_accel_eval.heads.rewards import check_reward, find_reward
+from dit_accel_eval.heads.sampling import Candidate, Pair, Scores, mean_score, score_candidate
+from dit_accel_eval.heads.search import Search, controls
+
+
+def validate(folder: Path, pairs: Sequence[Pair], quiet: bool = False) -> list[dict[str, Any]]:
+    """Score the found heads, no guidance, no guidance at the same cost, the best whole layer, all heads and
+    random sets on pairs that the search did not see; writes ``validation.json``. Resumes.
+
+    Raises:
+        BadInput: if the search is not complete, or shares a pair with these.
+    """
+    search = Search.load(folder)
+    chosen = search.chosen()
+    if chosen is None or len(chosen) < search.settings.rounds * search.settings.top_k:
+        raise BadInput(f"the search in {folder} is not complete: run it again first")
+    check_reward(search.settings.reward, tuple(prompt for prompt, _ in pairs))
+    seen = set(search.settings.pairs) & set(pairs)
+    if seen:
+        prompt, seed = min(seen)
+        raise BadInput(
+            f"the search has seen {prompt!r} with seed {seed}: give fresh prompts or seeds"
+        )
+    rows = rows_of(search)
+    request = json.loads(to_json({"validated": json.loads((folder / "search.json").read_text())}))
+    scores = Scores.of(folder / "validation", request, (0, 1))
+    scores.folder.mkdir(exist_ok=True)
+    reward, pipe = find_reward(search.settings.reward), None
+    with tqdm(total=len(rows) * len(pairs), desc="clips", disable=quiet or None) as bar:
+        for candidate in rows.values():
+            if mean_score(scores.read(), candidate, pairs) is not None:
+                bar.update(len(pairs))
+                continue
+            if pipe is None:
+                pipe = load_pipeline(
+                    search.card, device=search.base.device, dtype=search.base.dtype
+                )
+                pipe.set_progress_bar_config(disable=True)
+            arguments = (candidate, pairs, search.settings.batch, reward, scores)
+            for clips in score_candidate(pipe, search.base, *arguments):
+                bar.update(clips)
+    found = scores.read()
+    table = [row_of(label, candidate, pairs, found) for label, candidate in rows.items()]
+    with written_whole(folder / "validation.json") as temporary:
+        temporary.write_text(to_json({"rows": table, "pairs": len(pairs)}, indent=2) + "\n")
+    return table
+
+
+def rows_of(search: Search) -> dict[str, Candidate]:
+    """What is validated, by label."""
+    scores, pairs = search.scores.read(), search.settings.pairs
+    known = controls(search)
+    layers = {label: c for label, c in known.items() if label.startswith("layer ")}
+    best = max(layers, key=lambda label: mean_score(scores, layers[label], pairs) or -np.inf)
+    return {
+        "no guidance": Candidate(None),
+        "no guidance, same cost": Candidate(None, steps=same_cost_steps(search)),
+        "found heads": search.candidate(search.chosen() or []),
+        f"best {best}": layers[best],
+        "all heads": known["all heads"],
+        **{label: c for label, c in known.items() if label.startswith("random")},
+    }
+
+
+def same_cost_steps(search: Search) -> int:
+    """Denoising steps that cost as much without guidance as the search's with it: one forward more in each
+    step, beside one, or two with classifier-free guidance.
+    """
+    steps = search.base.steps
+    if steps is None:
+        raise BadInput("the search left the number of steps to the pipeline: search with --steps")
+    scale = search.base.guidance_scale
+    calls = 1 if scale is not None and scale <= 1.0 else 2
+    return round(steps * (calls + 1) / calls)

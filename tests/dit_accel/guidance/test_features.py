@@ -1,0 +1,77 @@
+"""Guidance beside what diffusers offers: caches, LoRA, compiled blocks, offloading, casting."""
+
+import pytest
+import torch
+from composition import FEATURES, GUIDANCE, METHODS, Case, relative_error, render
+from diffusers import FirstBlockCacheConfig
+
+from dit_accel import Schedule
+
+ALWAYS = Schedule(dense_steps=0, min_tokens=0)
+HEADS = "blocks.1:1; blocks.2"
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+@pytest.mark.parametrize("feature", FEATURES)
+def test_with_every_feature(build_wan, feature, guidance) -> None:
+    case = Case("svg-ear", "full", guidance, "2 videos", feature)
+    pipe = build_wan(two_transformers=feature == "two transformers")
+    FEATURES[feature](pipe)
+    plain = render(pipe, case)
+    pipe.enable_perturbed_guidance(2.0, heads=HEADS)
+    if feature == "PyramidAttentionBroadcast":
+        with pytest.raises(RuntimeError, match="keeps one state for all branches of a step"):
+            render(pipe, case)
+        return
+    guided = render(pipe, case)
+    assert pipe.attention_report().guidance["forwards"] == 4
+    assert relative_error(guided, plain) > 1e-3
+    assert torch.equal(render(pipe, case), guided), "a second run differs"
+    pipe.enable_sparse_attention(METHODS["svg-ear"], schedule=ALWAYS)
+    assert relative_error(render(pipe, case), guided) < 1e-4
+    assert pipe.attention_report().calls["fallback"] == 0
+    pipe.disable_sparse_attention()
+    pipe.disable_perturbed_guidance()
+    assert torch.equal(render(pipe, case), plain), "not itself again"
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_the_perturbed_branch_has_a_cache_of_its_own(build_wan, guidance) -> None:
+    case = Case("svg-ear", "full", guidance, "1", "FirstBlockCache")
+    pipe = build_wan()
+    pipe.enable_perturbed_guidance(2.0, heads=HEADS, share_prefix=False)
+    without = render(pipe, case)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))  # watches, skips nothing
+    assert torch.equal(render(pipe, case), without)
+
+
+@pytest.mark.parametrize("feature", [f for f in FEATURES if f != "PyramidAttentionBroadcast"])
+def test_blocks_are_shared_unless_hooks_count_them(build_wan, feature) -> None:
+    pipe = build_wan(two_transformers=feature == "two transformers")
+    FEATURES[feature](pipe)
+    pipe.enable_perturbed_guidance(2.0, heads="blocks.2")
+    render(pipe, Case("svg-ear", "full", "none", "1", feature))
+    report = pipe.attention_report()
+    told = [line for line in report.remarks if "shares no blocks" in line]
+    alone = feature in ("FirstBlockCache", "MagCache", "group offload")
+    assert bool(told) == alone
+    assert (report.guidance["shared_blocks"] == 0) == alone
+
+
+def test_a_cache_that_counts_needs_the_first_step(build_wan, run_wan) -> None:
+    pipe = build_wan()
+    FEATURES["MagCache"](pipe)
+    pipe.enable_perturbed_guidance(2.0, heads=HEADS, interval=(0.0, 0.5))
+    run_wan(pipe)
+    pipe.enable_perturbed_guidance(2.0, heads=HEADS, interval=(0.5, 1.0))
+    with pytest.raises(RuntimeError, match="MagCache.* counts the steps of each branch"):
+        run_wan(pipe)
+
+
+def test_a_guided_run_under_the_guard(wan, run_wan) -> None:
+    wan.enable_perturbed_guidance(2.0, heads=HEADS)
+    guided = run_wan(wan)
+    wan.enable_sparse_attention(METHODS["svg-ear"], schedule=ALWAYS, guard="on")
+    found = run_wan(wan)
+    assert relative_error(found, guided) < 1e-4
+    assert not wan.attention_report().faults
