@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dit_accel.cli.options import model_options, read_prompts, whole_numbers
+from dit_accel.cli.options import guidance_options, model_options, read_prompts, whole_numbers
 
 
 @click.command("eval")
@@ -31,6 +31,7 @@ from dit_accel.cli.options import model_options, read_prompts, whole_numbers
     help="Folder for results.jsonl and summary.csv.",
 )
 @model_options
+@guidance_options
 def command(
     prompt_file: Path,
     methods: str,

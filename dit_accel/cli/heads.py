@@ -43,6 +43,9 @@ def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--rounds", default=1, show_default=True)
 @click.option("--top-k", default=3, show_default=True, help="Heads that each round adds.")
 @click.option("--scale", default=3.0, show_default=True, help="Of the guidance.")
+@click.option(
+    "--softness", default=1.0, show_default=True, help="Share of the perturbed attention, 0 to 1."
+)
 @click.option("--batch", default=10, show_default=True, help="Clips sampled at a time.")
 @click.option("--shard", default="0/1", show_default=True, help="Which part of the work: i/n.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
@@ -56,6 +59,7 @@ def search(
     rounds: int,
     top_k: int,
     scale: float,
+    softness: float,
     batch: int,
     shard: str,
     out: Path,
@@ -67,12 +71,11 @@ def search(
     from dit_accel.render import RenderSettings
 
     kind, run = load("head_search"), load("run_head_search")
-    softness = request.pop("softness")
     settings = load("head_search_settings")(
         tuple(read_prompts(prompt_file)),
         tuple(whole_numbers("--seeds", seeds)),
         *(reward, rounds, top_k, scale),
-        softness=1.0 if softness is None else softness,
+        softness=softness,
         batch=batch,
     )
     found = kind.open(settings, RenderSettings("", **request), out, _shard(shard), keep=not dry_run)

@@ -36,17 +36,6 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--steps", type=int, help="Denoising steps."),
         click.option("--guidance-scale", type=float),
         click.option("--negative-prompt", type=str),
-        click.option(
-            "--pag-scale",
-            type=float,
-            help="Perturbed-attention guidance; with --guidance-scale or without.",
-        ),
-        click.option(
-            "--heads",
-            help='Perturbed heads: a head set (.json), or like "blocks.7:0,4; blocks.9".  '
-            "[default: all of the middle layer]",
-        ),
-        click.option("--softness", type=float, help="Share of the perturbed attention, 0 to 1."),
         click.option("--device", default="cpu", show_default=True),
         click.option(
             "--dtype",
@@ -59,12 +48,33 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def with_request(*arguments: Any, **given: Any) -> Any:
         pixels = size_of(*(given.pop(name) for name in ("size", "height", "width", "frames")))
-        names = (
-            *("model", "steps", "guidance_scale", "negative_prompt", "device", "dtype"),
-            *("pag_scale", "heads", "softness"),
-        )
+        names = ("model", "steps", "guidance_scale", "negative_prompt", "device", "dtype")
         request = {**pixels._asdict(), **{name: given.pop(name) for name in names}}
         return function(*arguments, request=request, **given)
+
+    return functools.reduce(lambda f, option: option(f), reversed(options), with_request)
+
+
+def guidance_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--pag-scale``, ``--heads`` and ``--softness``, added to the ``request`` of `model_options`."""
+    options = [
+        click.option(
+            "--pag-scale",
+            type=float,
+            help="Perturbed-attention guidance; with --guidance-scale or without.",
+        ),
+        click.option(
+            "--heads",
+            help='Perturbed heads: a head set (.json), or like "blocks.7:0,4; blocks.9".  '
+            "[default: all of the middle layer]",
+        ),
+        click.option("--softness", type=float, help="Share of the perturbed attention, 0 to 1."),
+    ]
+
+    @functools.wraps(function)
+    def with_request(*arguments: Any, request: dict[str, Any], **given: Any) -> Any:
+        own = {name: given.pop(name) for name in ("pag_scale", "heads", "softness")}
+        return function(*arguments, request={**request, **own}, **given)
 
     return functools.reduce(lambda f, option: option(f), reversed(options), with_request)
 

@@ -14,6 +14,7 @@ import click
 
 from dit_accel.cli.options import (
     attention_settings,
+    guidance_options,
     knobs_of,
     model_options,
     read_prompts,
@@ -65,6 +66,7 @@ from dit_accel.records import to_json
 @click.option("--dry-run", is_flag=True, help="Check everything, load nothing, say what would run.")
 @click.option("--quiet", is_flag=True, help="No progress, no table.")
 @model_options
+@guidance_options
 def command(
     prompts: tuple[str, ...],
     prompt_file: Path | None,

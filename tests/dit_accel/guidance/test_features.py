@@ -64,7 +64,7 @@ def test_a_cache_that_counts_needs_the_first_step(build_wan, run_wan) -> None:
     pipe.enable_perturbed_guidance(2.0, heads=HEADS, interval=(0.0, 0.5))
     run_wan(pipe)
     pipe.enable_perturbed_guidance(2.0, heads=HEADS, interval=(0.5, 1.0))
-    with pytest.raises(RuntimeError, match="MagCache.* counts the steps of each branch"):
+    with pytest.raises(RuntimeError, match=r"MagCache.* counts the steps of each branch"):
         run_wan(pipe)
 
 
