@@ -28,6 +28,5 @@ def command(as_json: bool) -> None:
         return
     for row in rows:
         names = ", ".join(row["transformers"])
-        click.echo(
-            f"{row['family']}: {names} ({row['output']}, guidance in {row['cfg']}, {row['status']})"
-        )
+        cfg = row["cfg"] if row["cfg"] == "embedded" else f"in {row['cfg']}"
+        click.echo(f"{row['family']}: {names} ({row['output']}, guidance {cfg}, {row['status']})")

@@ -53,4 +53,5 @@ COGVIDEOX = Family(
     cfg="one batch",
     batched=("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond", "ofs"),
     joint=True,
+    tested="declared",
 )

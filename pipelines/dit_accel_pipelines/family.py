@@ -92,7 +92,7 @@ class Family:
         joint: text tokens take part in the attention.
         crops_text: each sample has its own attention call, with as many text tokens as are valid.
         output: what the pipeline makes.
-        tested: how far this family is covered by tests.
+        tested: ``"tested"`` where sparse attention went through the whole family matrix.
     """
 
     name: str

@@ -54,4 +54,5 @@ FLUX = Family(
     cfg="embedded",
     joint=True,
     output="image",
+    tested="declared",
 )

@@ -45,4 +45,5 @@ HUNYUAN_VIDEO = Family(
     video_layout=video_layout,
     cfg="embedded",
     joint=True,
+    tested="declared",
 )

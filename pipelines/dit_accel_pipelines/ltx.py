@@ -50,4 +50,5 @@ LTX = Family(
         *("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
         "video_coords",
     ),
+    tested="declared",
 )

@@ -42,4 +42,5 @@ MOCHI = Family(
     batched=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
     joint=True,
     crops_text=True,
+    tested="declared",
 )

@@ -47,4 +47,5 @@ PIXART = Family(
         *("attention_mask", "encoder_attention_mask"),
     ),
     output="image",
+    tested="declared",
 )

@@ -48,4 +48,5 @@ SD3 = Family(
     batched=("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
     joint=True,
     output="image",
+    tested="declared",
 )

@@ -1,0 +1,172 @@
+"""Perturbed guidance on the tiny world: caption accuracy and sharpness over scale and softness, of found
+heads, whole layers and random heads, beside no guidance at the same cost. Same noise everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+
+from dit_accel.files import written_whole
+from dit_accel.guidance import HeadSet, ModelShape
+from dit_accel.loading import fingerprint, load_pipeline
+from dit_accel.records import append_record, read_records, to_json
+from dit_accel.render import RenderSettings, check, versions
+from dit_accel_assets.world import SIZES, parse_caption, place, render
+from dit_accel_eval.heads.rewards import caption, caption_words, sharpness
+from dit_accel_eval.heads.sampling import Candidate, Pair, chunks, sample
+from dit_accel_eval.heads.search import all_heads, head_set
+from dit_accel_eval.paired import held_out_prompts
+from dit_accel_eval.runs import estimate
+
+FIRST_SEED = 10_000  # no search has seen these
+REWARDS = {"caption": caption, "caption_words": caption_words, "sharpness": sharpness}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: how it is sampled, at which guidance_scale."""
+
+    label: str
+    guidance_scale: float
+    candidate: Candidate
+
+
+def rows(found: HeadSet, layer: str, steps: int) -> Iterator[Row]:
+    """What is compared, without and with classifier-free guidance."""
+    heads = all_heads(found.model)
+    picked = np.random.default_rng(1).choice(len(heads), len(found), replace=False)
+    chance = head_set([heads[i] for i in sorted(picked)], found.model).spec()
+    for guidance_scale in (1.0, 4.0):
+        calls = 1 if guidance_scale == 1.0 else 2
+        yield Row("no guidance", guidance_scale, Candidate(None))
+        longer = round(steps * (calls + 1) / calls)
+        yield Row("no guidance, same cost", guidance_scale, Candidate(None, steps=longer))
+        for scale in (1.0, 3.0):
+            for softness in (0.5, 1.0):
+                chosen = Candidate(found.spec(), scale, softness)
+                yield Row(f"found heads s {scale:g} u {softness:g}", guidance_scale, chosen)
+            yield Row(f"layer {layer} s {scale:g}", guidance_scale, Candidate(layer, scale))
+            yield Row(f"random heads s {scale:g}", guidance_scale, Candidate(chance, scale))
+
+
+def run(
+    table: Sequence[Row], base: RenderSettings, pairs: Sequence[Pair], batch: int, log: Path
+) -> list[dict[str, Any]]:
+    """Sample and judge what ``log`` does not hold yet; returns the records of these rows."""
+    base, card = check(replace(base, prompt=pairs[0][0]).as_dense())
+    told = {k: v for k, v in asdict(base).items() if k not in ("prompt", "seed", "guidance_scale")}
+    common = {**told, "weights": fingerprint(card.source), "versions": versions(), "batch": batch}
+    common = {k: v for k, v in common.items() if k != "knobs"}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    kept = [r for r in read_records(log) if r["common"] == common]
+    done = {_key(r["guidance_scale"], r["candidate"], (r["prompt"], r["seed"])): r for r in kept}
+    pipe = load_pipeline(card, device=base.device, dtype=base.dtype)
+    pipe.set_progress_bar_config(disable=True)
+    records = []
+    for row in tqdm(table, desc="rows"):
+        own = replace(base, guidance_scale=row.guidance_scale)
+        candidate = asdict(row.candidate)
+        for chunk in chunks(pairs, batch):
+            keys = [_key(row.guidance_scale, candidate, pair) for pair in chunk]
+            if not all(key in done for key in keys):
+                clips = sample(pipe, own, row.candidate, chunk)
+                for key, pair, clip in zip(keys, chunk, clips, strict=True):
+                    judged = {name: reward(clip, pair[0]) for name, reward in REWARDS.items()}
+                    place = {"prompt": pair[0], "seed": pair[1]}
+                    scale = {"guidance_scale": row.guidance_scale, "candidate": candidate}
+                    done[key] = {"common": common, **scale, **place, **judged}
+                    append_record(log, done[key])
+            records += [{**done[key], "label": row.label} for key in keys]
+    return records
+
+
+def summary(records: Sequence[Mapping[str, Any]], data: float) -> list[dict[str, Any]]:
+    """Per row: share of right captions with its Wilson interval, sharpness as a share of the data's, and the
+    paired differences from no guidance at the same guidance_scale, all with 95 % intervals.
+    """
+    plain = {
+        (r["guidance_scale"], r["prompt"], r["seed"]): r
+        for r in records
+        if r["label"] == "no guidance"
+    }
+    table = []
+    for label, scale in dict.fromkeys((r["label"], r["guidance_scale"]) for r in records):
+        own = [r for r in records if (r["label"], r["guidance_scale"]) == (label, scale)]
+        base = [plain[r["guidance_scale"], r["prompt"], r["seed"]] for r in own]
+        right = int(sum(r["caption"] for r in own))
+        interval = stats.binomtest(right, len(own)).proportion_ci(method="wilson")
+        line = {
+            "label": label,
+            "guidance_scale": scale,
+            "heads": own[0]["candidate"]["heads"],
+            "clips": len(own),
+            "right": right,
+            "right_low": interval.low,
+            "right_high": interval.high,
+            "sharpness": estimate([r["sharpness"] / data for r in own]),
+        }
+        for name in REWARDS:
+            line[f"{name}_gain"] = estimate(
+                [r[name] - b[name] for r, b in zip(own, base, strict=True)]
+            )
+        table.append(line)
+    return table
+
+
+def sharpness_of_data(pairs: Sequence[Pair], height: int, width: int, frames: int) -> float:
+    """Mean sharpness of true clips of the captions."""
+    values = []
+    for prompt, seed in pairs:
+        scene = parse_caption(prompt)
+        assert scene is not None
+        placed = place(scene, np.random.default_rng(seed))
+        values.append(sharpness(render(placed, height, width, frames)))
+    return float(np.mean(values))
+
+
+def _key(guidance_scale: float, candidate: Mapping[str, Any], pair: Pair) -> Any:
+    return (guidance_scale, tuple(candidate.values()), pair)
+
+
+@click.command()
+@click.option("--heads", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--layer", required=True, help="The best whole layer of the search.")
+@click.option("--size", type=click.Choice(["smoke", "study", "show"]), default="smoke")
+@click.option("--pairs", default=200, show_default=True)
+@click.option("--steps", default=12, show_default=True)
+@click.option("--batch", default=10, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
+def main(heads: Path, layer: str, size: str, pairs: int, steps: int, batch: int, out: Path) -> None:
+    """Append to OUT/guidance.jsonl what is missing there, then write OUT/guidance.json."""
+    height, width, frames = SIZES[size]
+    base = RenderSettings("", steps=steps, height=height, width=width, frames=frames)
+    prompts = held_out_prompts(pairs, seed=7)
+    clips = [(prompt, FIRST_SEED + number) for number, prompt in enumerate(prompts)]
+    _, card = check(replace(base, prompt=prompts[0]))
+    model = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
+    table = list(rows(HeadSet.load(heads).fitting(model), layer, steps))
+    records = run(table, base, clips, batch, out / "guidance.jsonl")
+    data = sharpness_of_data(clips, height, width, frames)
+    lines = summary(records, data)
+    told = {**records[0]["common"], "sharpness_of_the_data": data, "rows": lines}
+    with written_whole(out / "guidance.json") as temporary:
+        temporary.write_text(to_json(told, indent=2) + "\n")
+    for line in lines:
+        gain = line["caption_gain"]
+        click.echo(
+            f"g {line['guidance_scale']:g}  {line['label']:30} right {line['right']}/{line['clips']} "
+            f"({line['right_low']:.2f} to {line['right_high']:.2f}), gain {gain.mean:+.3f} +- "
+            f"{gain.half_width:.3f}, sharpness {line['sharpness'].mean:.2f} of the data's"
+        )
+
+
+if __name__ == "__main__":
+    main()

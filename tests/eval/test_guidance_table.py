@@ -1,0 +1,72 @@
+"""The table of perturbed guidance, on planted records and on two clips of the bundled model."""
+
+import pytest
+
+from dit_accel.guidance import HeadSet, ModelShape
+from dit_accel.render import RenderSettings
+from dit_accel_eval import guidance_cost
+from dit_accel_eval.guidance_table import Row, rows, run, summary
+from dit_accel_eval.heads.sampling import Candidate
+from dit_accel_eval.paired import held_out_prompts
+
+MODEL = ModelShape("Toy", {"blocks": 4}, 3, 16)
+
+
+def test_rows_cover_both_kinds_of_guidance() -> None:
+    table = list(rows(HeadSet(MODEL, {("blocks", 2): (0, 1)}), "blocks.2", 12))
+    assert len({(r.label, r.guidance_scale) for r in table}) == len(table)
+    assert {r.guidance_scale for r in table} == {1.0, 4.0}
+    same = {r.guidance_scale: r.candidate.steps for r in table if "same cost" in r.label}
+    assert same == {1.0: 24, 4.0: 18}
+    chance = next(r.candidate.heads for r in table if r.label.startswith("random"))
+    assert chance.count(",") + chance.count(";") == 1, "as many as were found"
+
+
+def test_summary_pairs_clips() -> None:
+    def record(label, seed, right, sharp):
+        return {
+            "label": label,
+            "guidance_scale": 1.0,
+            "candidate": {"heads": None},
+            "prompt": "p",
+            "seed": seed,
+            "caption": right,
+            "caption_words": right,
+            "sharpness": sharp,
+        }
+
+    records = [record("no guidance", s, float(s < 5), 0.5) for s in range(10)]
+    records += [record("other", s, float(s < 8), 1.0) for s in reversed(range(10))]
+    plain, other = summary(records, data=2.0)
+    assert (plain["right"], other["right"]) == (5, 8)
+    assert other["right_low"] < 0.8 < other["right_high"]
+    assert other["sharpness"].mean == pytest.approx(0.5)
+    assert other["caption_gain"].mean == pytest.approx(0.3)
+    assert plain["caption_gain"] == (0.0, 0.0, 10)
+
+
+def test_run_keeps_what_is_done(tmp_path, monkeypatch) -> None:
+    base = RenderSettings("", height=16, width=16, frames=1, steps=1)
+    pairs = [(prompt, seed) for seed, prompt in enumerate(held_out_prompts(2, seed=7))]
+    table = [
+        Row("no guidance", 1.0, Candidate(None)),
+        Row("layer", 1.0, Candidate("blocks.4", 2.0)),
+    ]
+    records = run(table, base, pairs, 2, tmp_path / "log.jsonl")
+    assert [r["label"] for r in records] == ["no guidance"] * 2 + ["layer"] * 2
+    monkeypatch.setattr("dit_accel_eval.guidance_table.sample", None)  # nothing is sampled again
+    assert run(table, base, pairs, 2, tmp_path / "log.jsonl") == records
+
+
+def test_cost_is_a_ratio_within_a_run(wan) -> None:
+    settings = RenderSettings("a red circle", height=32, width=32, frames=5, steps=2)
+    runs = [guidance_cost.measure(wan, settings, "blocks.2") for _ in range(2)]
+    lines = {line["label"]: line for line in guidance_cost.table(runs)}
+    assert list(lines) == list(guidance_cost.VARIANTS)
+    assert lines["no guidance"]["loop_ratio"] == 1.0
+    assert "forward_ratio" not in lines["no guidance"]
+    assert all(line["forward_ratio"] > 0 for n, line in lines.items() if n != "no guidance")
+    guided = {"loop": 3.0, "clean": 1.0, "perturbed": 0.5}
+    planted = [{"no guidance": {"loop": 2.0}, "other": guided}]
+    other = guidance_cost.table(planted)[1]
+    assert (other["loop_ratio"], other["forward_ratio"]) == (1.5, 0.5)
