@@ -103,6 +103,7 @@ def main(size: str, steps: int, repeats: int, heads: str, device: str, out: Path
     pipe = load_pipeline(card, device=device)
     pipe.set_progress_bar_config(disable=True)
     runs = [measure(pipe, settings, heads) for _ in tqdm(range(repeats), desc="repeats")]
+    lines = table(runs)
     told = {
         "size": size,
         "steps": steps,
@@ -113,11 +114,11 @@ def main(size: str, steps: int, repeats: int, heads: str, device: str, out: Path
         "dense": "SDPA",
         "weights": fingerprint(card.source),
         "versions": versions(),
-        "rows": table(runs),
+        "rows": lines,
     }
     with written_whole(out) as temporary:
         temporary.write_text(to_json(told, indent=2) + "\n")
-    for line in told["rows"]:
+    for line in lines:
         forward = line.get("forward_ratio")
         shown = "" if forward is None else f", perturbed forward {forward:.2f} of the clean one"
         click.echo(f"{line['label']:54} loop x{line['loop_ratio']:.2f}{shown}")
