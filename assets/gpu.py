@@ -88,26 +88,38 @@ def tune_steps(out: Path, device: str) -> list[Step]:
 def bench_steps(out: Path, device: str) -> list[Step]:
     """Kernels and layers at real shapes, one shape a step."""
     common = ("--device", device, "--precisions", "full,int8,int8-fp8")
-    return [
-        Step(
-            f"bench-{what}-{shape}",
-            (
-                *("-m", "dit_accel", "bench", what, "--shapes", shape),
-                *("--out", str(out / f"bench-{what}.jsonl"), *common),
-            ),
-        )
-        for shape in ("flux-1024", "cogvideox", "wan-480p", "wan-720p", "hunyuanvideo-720p")
-        for what in ("kernels", "layer")
-    ] + [
-        Step(
-            f"bench-model-{name}",
-            (
-                *("-m", "dit_accel", "bench", "model", "--shapes", name),
-                *("--out", str(out / "bench-model.jsonl"), *common),
-            ),
-        )
-        for name in ("wan-1.3b-480p", "wan-14b-720p")
-    ]
+    return (
+        [
+            Step(
+                f"bench-{what}-{shape}",
+                (
+                    *("-m", "dit_accel", "bench", what, "--shapes", shape),
+                    *("--out", str(out / f"bench-{what}.jsonl"), *common),
+                ),
+            )
+            for shape in ("flux-1024", "cogvideox", "wan-480p", "wan-720p", "hunyuanvideo-720p")
+            for what in ("kernels", "layer")
+        ]
+        + [
+            Step(
+                f"bench-model-{name}",
+                (
+                    *("-m", "dit_accel", "bench", "model", "--shapes", name),
+                    *("--out", str(out / "bench-model.jsonl"), *common),
+                ),
+            )
+            for name in ("wan-1.3b-480p", "wan-14b-720p")
+        ]
+        + [
+            Step(
+                "guidance-cost",
+                (
+                    *("-m", "dit_accel_eval.guidance_cost", "--steps", "25", "--device", device),
+                    *("--out", str(out / "guidance-cost.json")),
+                ),
+            )
+        ]
+    )
 
 
 def gate_is_met(out: Path) -> bool:

@@ -340,3 +340,15 @@ def test_no_memory_grows(wan, run_wan) -> None:
         run_wan(wan)
     gc.collect()
     assert sum(isinstance(o, torch.Tensor) for o in gc.get_objects()) <= before
+
+
+@pytest.mark.gpu
+@EVERY
+def test_on_a_gpu(name, tiny) -> None:
+    pipe = tiny.build()
+    with pipe.enable_perturbed_guidance(2.0, heads=f"{tiny.blocks[1]}:1"):
+        expected = tiny.run(pipe, True)
+    pipe.to("cuda")
+    with pipe.enable_perturbed_guidance(2.0, heads=f"{tiny.blocks[1]}:1"):
+        found = tiny.run(pipe, True)
+    torch.testing.assert_close(found.cpu(), expected, atol=5e-2, rtol=5e-2)

@@ -5,6 +5,7 @@ import torch
 from explicit_maps import explicit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation
 
@@ -109,3 +110,33 @@ def test_rows_over_text_come_in_chunks(monkeypatch) -> None:
     mask = torch.ones(1, 1, 23, 23, dtype=torch.bool).tril()
     mask[..., :5] = True
     check(*inputs(), mask, 5, True, [0, 1, 2], 0.5, "identity", "visual")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["visual", "joint"])
+def test_nothing_waits_for_the_device(kind, mode) -> None:
+    with FakeTensorMode():
+        query, key, value = (torch.empty(1, 9000, 4, 64, device="cuda") for _ in range(3))
+        mask = torch.empty(1, 1, 1, 9000, dtype=torch.bool, device="cuda")
+        tokens = JointTokens(query, key, value, 0.1, mask, 100, True)
+        heads = torch.empty(2, dtype=torch.int64, device="cuda")
+        out = soft_perturbation(torch.empty_like(query), tokens, heads, 0.5, kind, mode)
+        assert out.shape == query.shape
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["visual", "joint"])
+def test_on_a_gpu(kind, mode) -> None:
+    tensors, heads = inputs(size=300, width=64), torch.tensor([0, 2])
+    attention = torch.randn_like(tensors[0])
+    arguments = (0.6, kind, mode)
+    expected = soft_perturbation(attention, JointTokens(*tensors, 0.1, None, 40), heads, *arguments)
+    tokens = JointTokens(*(t.cuda() for t in tensors), 0.1, None, 40)
+    on_device = (attention.cuda(), tokens, heads.cuda())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = soft_perturbation(*on_device, *arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.cpu(), expected, atol=2e-3, rtol=2e-3)
