@@ -48,7 +48,7 @@ class RenderSettings:
         height, width, frames: pixels and number of frames.
         steps, guidance_scale, seed: of the denoising loop; the seed feeds a CPU generator.
         pag_scale, heads, softness: of perturbed-attention guidance, as ``enable_perturbed_guidance`` takes
-            them; there is none without a scale or heads.
+            them; there is none without a scale or heads. `check` replaces a head set's file by what is in it.
         fps: frames per second of the file.
         device, dtype: where and in what the pipeline runs.
     """
@@ -67,7 +67,7 @@ class RenderSettings:
     steps: int | None = None
     guidance_scale: float | None = None
     pag_scale: float | None = None
-    heads: str | None = None
+    heads: str | Mapping[str, Any] | None = None
     softness: float | None = None
     seed: int = 0
     fps: int = 16
@@ -151,24 +151,27 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
         settings = _with_tiny_world_defaults(settings)
     height, width, frames = settings.height, settings.width, settings.frames
     rule = card.sizes
-    check_guidance(settings, card)
+    settings = with_heads(settings, card)
     complaint = rule.complaint(height or rule.multiple, width or rule.multiple, frames or 1)
     if complaint:
         raise BadInput(complaint)
     return settings, card
 
 
-def check_guidance(settings: RenderSettings, card: ModelCard) -> None:
-    """Check perturbed guidance against the shape of the model."""
+def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:
+    """Perturbed guidance checked against the shape of the model, with the content of a head set's file."""
     if settings.pag_scale is None and settings.heads is None:
         if settings.softness is not None:
             raise BadInput("softness is one of perturbed guidance: give a pag scale or heads, too")
-        return
+        return settings
     shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
     found = find_heads(settings.heads or "all", None, shape)
     given = {"scale": settings.pag_scale, "softness": settings.softness}
     chosen = {name: value for name, value in given.items() if value is not None}
     parsed(PerturbedGuidance, {**found.settings, **chosen}, "guidance")
+    if isinstance(settings.heads, str) and settings.heads.endswith(".json"):
+        return dataclasses.replace(settings, heads=found.to_dict())
+    return settings
 
 
 def check_device(device: str) -> None:

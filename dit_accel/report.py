@@ -18,7 +18,7 @@ class AttentionReport:
     Attributes:
         method, config, family: what was asked for, and the family it ran on.
         precision: what the ``sparse`` and the ``dense`` calls ran in.
-        remarks: why a precision is not simply what was asked for.
+        remarks: why a precision, or guidance, is not simply what was asked for; rules that never held.
         calls: number of calls ``dense`` (by schedule), ``sparse`` and ``fallback`` (could not be
         sparse).
         fallbacks: reason to number of calls.

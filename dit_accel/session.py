@@ -97,6 +97,8 @@ class Session:
         """
         self.sparse, self.profile, self._watch = False, IDLE, Watch(IDLE.guard)
         self._variants.clear()
+        self._chosen.clear()
+        self._held.clear()
         self._forget()
         if self.guidance is None:
             self.uninstall()
@@ -138,8 +140,17 @@ class Session:
             guidance=self.guidance.report() if self.guidance else None,
         )
 
+    def serves(self, target: Any) -> bool:
+        """Whether everything of a pipeline or transformer is installed here, and its steps are known."""
+        own = {id(installation.transformer) for installation in self._installations}
+        wanted = {id(transformer) for transformer in transformers_of(target).values()}
+        pipe = self._pipe() if self._pipe else None
+        return wanted <= own and (not isinstance(target, DiffusionPipeline) or pipe is target)
+
     def _remarks(self) -> list[str]:
-        """Of precisions that are not simply what was asked for, and of rules that never held in a run."""
+        """Of precisions that are not simply what was asked for, of rules that never held in a run, and of
+        guidance that is not what the formula says.
+        """
         remarks = [chosen.remark for chosen in self._chosen.values() if chosen.remark]
         rules = self.profile.schedule.rules if self._tally.calls.total() else ()
         unused = (i for i in range(len(rules)) if i not in self._held)

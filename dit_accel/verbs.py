@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -163,7 +164,7 @@ def enable_perturbed_guidance(
     target: Any,
     scale: float | None = None,
     *,
-    heads: str | Path | HeadSet = "all",
+    heads: str | Path | HeadSet | Mapping[str, Any] = "all",
     layers: str | None = None,
     softness: float | None = None,
     interval: tuple[float, float] | None = None,
@@ -186,8 +187,8 @@ def enable_perturbed_guidance(
     Args:
         target: a ``DiffusionPipeline`` or a transformer module.
         scale: weight of the difference; by default that of the head set, else 3. 0 is no guidance.
-        heads: ``"all"`` heads of ``layers``, a text such as ``"blocks.7:0,4; blocks.9:*"``, a head set or
-            its JSON file.
+        heads: ``"all"`` heads of ``layers``, a text such as ``"blocks.7:0,4; blocks.9:*"``, a head set, or
+            its JSON file or what is in it.
         layers: ``"0,47-49"`` in the order of execution, with ``heads="all"``; the middle one by default.
         softness, interval, perturbation, text_mode, rescale, adaptive: see `PerturbedGuidance`; by default
             those of the head set, else those given there.
@@ -217,10 +218,13 @@ def enable_perturbed_guidance(
     settings = PerturbedGuidance(**{**found.settings, **chosen}, share_prefix=share_prefix)
     branch = PerturbedBranch(settings, found.with_settings(settings), family)
     session = session_of(target)
-    if session is None:
-        Session(target, family, None, branch)
-    else:
+    if session is not None and session.serves(target):
         session.guidance = branch
+    else:
+        profile = session.profile if session and session.sparse else None
+        for other in sessions_of(target):
+            other.uninstall()
+        Session(target, family, profile, branch)
     return Guided(target, branch)
 
 
@@ -234,11 +238,13 @@ def attention_report(target: Any) -> AttentionReport:
     """What the latest run on a pipeline did.
 
     Raises:
-        RuntimeError: if sparse attention is not enabled on it.
+        RuntimeError: if nothing is enabled on it.
     """
     session = session_of(target)
     if session is None:
-        raise RuntimeError("no attention report: call enable_sparse_attention first")
+        raise RuntimeError(
+            "no attention report: call enable_sparse_attention first, or enable_perturbed_guidance"
+        )
     return session.report()
 
 

@@ -68,7 +68,7 @@ class Tiny:
     call: Callable[[bool], dict[str, Any]]
     blocks: tuple[str, ...]
 
-    def run(self, pipe: Any, cfg: bool = False, **changed: Any) -> Tensor:
+    def run(self, pipe: Any, cfg: bool = False, device: str = "cpu", **changed: Any) -> Tensor:
         """Latents of three steps."""
         arguments = {
             "num_inference_steps": 3,
@@ -77,7 +77,29 @@ class Tiny:
             **self.call(cfg),
             **changed,
         }
-        return pipe(**arguments)[0]
+        return pipe(**on_device(arguments, device))[0]
+
+    def two(self, cfg: bool, seeds: tuple[int, int]) -> list[dict[str, Any]]:
+        """Arguments of two different prompts, of both in one call, then each alone."""
+        first = self.call(cfg)
+        second = {k: _other(v) if isinstance(v, Tensor) else v for k, v in first.items()}
+        both = {
+            k: torch.cat([v, second[k]]) if isinstance(v, Tensor) else v for k, v in first.items()
+        }
+        generators = [torch.Generator().manual_seed(seed) for seed in (*seeds, *seeds)]
+        noise: list[Any] = [generators[:2], *generators[2:]]
+        return [{**a, "generator": g} for a, g in zip((both, first, second), noise, strict=True)]
+
+
+def on_device(arguments: dict[str, Any], device: str) -> dict[str, Any]:
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+
+
+def _other(value: Tensor) -> Tensor:
+    """Another prompt's embedding; a mask that is one token shorter."""
+    if value.dtype != torch.bool:
+        return value.flip(-1)
+    return value & value.roll(-1, -1)
 
 
 def ready(pipe: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -18,22 +19,20 @@ from dit_accel.seam import Again, DenseCall, Layer, Prefix, cache_without_contex
 from dit_accel.stopwatch import Stopwatch
 from dit_accel_pipelines import Family, TokenLayout
 
-Role = Literal["cond", "uncond", "both"]
+Role = Literal["cond", "both", "other"]
 
-_ROLES: dict[str, Role] = {"cond": "cond", "uncond": "uncond", "cond_uncond": "both"}
-_UNNAMED: dict[tuple[bool, str], Role] = {  # by whether guidance is one batch; cond comes first
-    (True, "call0"): "both",
-    (False, "call0"): "cond",
-    (False, "call1"): "uncond",
-}
+# Of forwards in a pipeline: "both" is [uncond, cond] in one batch; what is "other" gets what "cond" got.
+_ROLES: dict[str, Role] = {"cond": "cond", "uncond": "other", "cond_uncond": "both"}
+_COUNTING = ("MagCache", "TaylorSeer")
 
 
 class PerturbedBranch:
     """Guidance on one pipeline.
 
-    The difference ``scale (cond - perturbed)`` is added to the conditional *and* to the unconditional
-    prediction: ``uncond + g (cond - uncond)`` then becomes that plus the difference, for every g, also where
-    the pipeline changes g from step to step or keeps it to itself.
+    The difference ``scale (cond - perturbed)`` is added to the conditional *and* to every other prediction of
+    the step: ``uncond + g (cond - uncond)`` then becomes that plus the difference, for every g, also where the
+    pipeline changes g from step to step or keeps it to itself. So does what is added to it from differences of
+    predictions (SD3's skip-layer guidance).
     """
 
     def __init__(self, settings: PerturbedGuidance, heads: HeadSet, family: Family) -> None:
@@ -48,6 +47,10 @@ class PerturbedBranch:
         self._difference: Tensor | None = None
         self._prefix: Prefix | None = None
         self._prefixes: dict[nn.Module, Prefix] = {}
+        self._device = torch.device("cpu")
+        self._checked: set[nn.Module] = set()  # of a run, as the next two
+        self._doubled: dict[int, bool] = {}  # by batch
+        self._timesteps: list[float] = []
         self._indices: dict[tuple[tuple[str, int], torch.device], Tensor | None] = {}
 
     # Before and around a forward.
@@ -55,52 +58,81 @@ class PerturbedBranch:
     def begin_forward(self, moment: Moment, arguments: Mapping[str, Any], pipe: Any) -> None:
         """A clean forward begins: is it one to guide?"""
         if moment.new_run:
-            self.forget()
-            self.forwards = 0
-            self.stopwatch.reset()
-            self.remarks.clear()
-        self._role = self._role_of(moment)
-        if self._role == "uncond":
+            self._begin_run()
+        hidden = arguments["hidden_states"]
+        self._device = hidden.device
+        self._role = self._role_of(moment, pipe)
+        if self._role in (None, "other"):
             return
         self._difference = None
-        if self._role is None or not self.settings.holds(moment.step, moment.num_steps):
+        self._scale = 0.0
+        if self.settings.holds(moment.step, moment.num_steps):
+            self._scale = self._scale_at(moment, pipe)
+        if not self._scale:
             self._role = None
             return
-        self._scale = self._scale_at(moment, pipe)
-        batch = arguments["hidden_states"].shape[0]
-        doubled = self._role == "both" and _is_doubled(arguments["hidden_states"], pipe)
+        doubled = self._role == "both" and self._is_doubled(hidden, pipe)
         self._role = "both" if doubled else "cond"
-        self._rows = slice(batch // 2, None) if doubled else slice(None)
+        self._rows = slice(len(hidden) // 2, None) if doubled else slice(None)
         if getattr(pipe, "guidance_rescale", 0.0):
             self.remarks.add(
                 "guidance_rescale of the pipeline also rescales what perturbed guidance adds"
             )
-        if self._scale == 0.0:
-            self._role = None
 
-    def _role_of(self, moment: Moment) -> Role | None:
-        unnamed = _UNNAMED.get((self.family.cfg == "one batch", moment.branch))
-        return _ROLES.get(moment.branch, unnamed)
+    def _begin_run(self) -> None:
+        self.forget()
+        self.forwards = 0
+        self.stopwatch.reset()
+        for memory in (self.remarks, self._checked, self._doubled, self._timesteps):
+            memory.clear()
+
+    def _role_of(self, moment: Moment, pipe: Any) -> Role | None:
+        """What a forward is, by its cache context; without one, the first of a step is the one to guide, and a
+        bare transformer's forwards all are.
+        """
+        if moment.branch in _ROLES:
+            return _ROLES[moment.branch]
+        if not moment.branch.startswith("call"):
+            self.remarks.add(f"forwards in the context {moment.branch!r} are not guided")
+            return None
+        if pipe is not None and moment.branch != "call0":
+            return "other"
+        return "both" if self.family.cfg == "one batch" else "cond"
+
+    def _is_doubled(self, hidden_states: Tensor, pipe: Any) -> bool:
+        """Whether a batch is [uncond, cond], found out once in a run."""
+        batch = hidden_states.shape[0]
+        if batch not in self._doubled:
+            told = guidance_told_by(pipe)
+            if told is None:  # a loop of the user's own: both halves then have the same latents
+                told = batch % 2 == 0 and torch.equal(*hidden_states.chunk(2))
+            self._doubled[batch] = told
+        return self._doubled[batch]
 
     def _scale_at(self, moment: Moment, pipe: Any) -> float:
         if not self.settings.adaptive:
             return self.settings.scale
-        timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
-        if timesteps is None:
-            raise RuntimeError("adaptive guidance needs the timesteps of a pipeline's scheduler")
-        return self.settings.scale_at(float(timesteps[moment.step]))
+        if not self._timesteps:
+            timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+            if timesteps is None:
+                raise RuntimeError(
+                    "adaptive guidance needs the timesteps of a pipeline's scheduler: leave adaptive out, or "
+                    "enable guidance on the pipeline"
+                )
+            self._timesteps += timesteps.tolist()
+        return self.settings.scale_at(self._timesteps[moment.step])
 
     @contextmanager
     def recording(self, transformer: nn.Module) -> Iterator[None]:
         """Around the clean forward: time it, and keep what the perturbed one can share."""
+        if transformer not in self._checked:
+            self._checked.add(transformer)
+            refuse_caches(transformer, self.settings)
         if self._role not in ("cond", "both"):
             yield
             return
-        if not self.forwards:
-            _refuse_caches(transformer, self.settings)
-        device = next(transformer.parameters()).device
         self._prefix = self._prefix_of(transformer)
-        with self.stopwatch("clean", device):
+        with self.stopwatch("clean", self._device):
             if self._prefix is None:
                 yield
             else:
@@ -136,14 +168,17 @@ class PerturbedBranch:
         if self._role is None:
             return output
         clean = _sample_of(output)
-        if self._role == "uncond":
+        if self._role == "other":
             difference = self._difference
-            return output if difference is None else _with_sample(output, clean + difference)
+            if difference is None or difference.shape != clean.shape:
+                return output
+            return _with_sample(output, clean + difference)
         cond = clean[self._rows]
         with self.stopwatch("perturbed", clean.device):
             weak = _sample_of(self._run(again, self._sliced(arguments)))
-        difference = self._rescaled(cond, self._scale * (cond - weak))
-        self._difference = difference if self._role == "cond" else None
+        noise = self._noise_channels(cond, arguments["hidden_states"])
+        difference = self._rescaled(cond, self._scale * (cond - weak), noise)
+        self._difference = difference
         self.forwards += 1
         return _with_sample(
             output, clean + (torch.cat([difference] * 2) if self._role == "both" else difference)
@@ -172,14 +207,21 @@ class PerturbedBranch:
             if name in arguments
         }
 
-    def _rescaled(self, cond: Tensor, difference: Tensor) -> Tensor:
+    @staticmethod
+    def _noise_channels(cond: Tensor, hidden_states: Tensor) -> slice:
+        """The channels of a prediction that are not a learned variance."""
+        channels = hidden_states.shape[1]
+        learned = cond.dim() == 4 and cond.shape[1] == 2 * channels
+        return slice(channels) if learned else slice(None)
+
+    def _rescaled(self, cond: Tensor, difference: Tensor, noise: slice) -> Tensor:
         """The difference, shrunk towards keeping the standard deviation of the prediction."""
         share = self.settings.rescale
         if not share:
             return difference
         dims = tuple(range(1, cond.dim()))
-        kept = cond.float().std(dims, keepdim=True)
-        now = (cond + difference).float().std(dims, keepdim=True)
+        kept = cond[:, noise].float().std(dims, keepdim=True)
+        now = (cond + difference)[:, noise].float().std(dims, keepdim=True)
         return difference * (share * kept / now + (1.0 - share)).to(difference.dtype)
 
     # Inside the perturbed forward.
@@ -192,21 +234,26 @@ class PerturbedBranch:
         unperturbed: Callable[[], Tensor],
     ) -> Tensor:
         """One self-attention call ``[B, S, H, D]`` of the perturbed forward."""
-        place = block_of(layer.name)
+        place, settings = block_of(layer.name), self.settings
         chosen = self.heads.heads.get(place)
-        settings = self.settings
-        if chosen is None or settings.softness == 0.0:
-            return unperturbed()
         query = dense.query
-        scale = query.shape[-1] ** -0.5 if dense.scale is None else dense.scale
         text = query.shape[1] - layout.visual_tokens if self.family.joint else 0
+        crossed = query.shape[1] != dense.key.shape[1]  # to an image prompt, for instance
+        if chosen is None or crossed or dense.causal or text < 0:
+            return unperturbed()
+        scale = query.shape[-1] ** -0.5 if dense.scale is None else dense.scale
         tokens = JointTokens(
             *(query, dense.key, dense.value, scale, dense.mask, text, layout.text_first)
         )
         heads = self._heads_at(place, chosen, query)
         kind = (settings.softness, settings.perturbation, settings.text_mode)
-        needed = needs_attention(tokens, heads, settings.softness, settings.text_mode)
-        return soft_perturbation(unperturbed() if needed else None, tokens, heads, *kind)
+        left = needs_attention(tokens, heads, settings.softness, settings.text_mode)
+        attention: Tensor | None = None
+        if left == "all":
+            attention = unperturbed()
+        elif left == "text":
+            attention = of_rows(dense, tokens.text_range)
+        return soft_perturbation(attention, tokens, heads, *kind)
 
     def _heads_at(
         self, place: tuple[str, int], chosen: tuple[int, ...], query: Tensor
@@ -237,29 +284,49 @@ class PerturbedBranch:
         }
 
 
-def _refuse_caches(transformer: nn.Module, settings: PerturbedGuidance) -> None:
-    """Refuse diffusers' caches that would mix up branches or steps."""
+def refuse_caches(transformer: nn.Module, settings: PerturbedGuidance) -> None:
+    """Refuse diffusers' caches that would mix up branches or steps.
+
+    Raises:
+        RuntimeError: naming the cache.
+    """
     cache = cache_without_contexts(transformer)
     if cache is not None:
         raise RuntimeError(
             f"perturbed guidance cannot run beside {cache}, which keeps one state for all branches of a step: "
             "disable that cache"
         )
-    counter = next(foreign_states(transformer), None)
-    if counter is not None and settings.interval[0] > 0:
+    names = {type(state).__name__ for state in foreign_states(transformer)}
+    counting = [name for name in sorted(names) if name.startswith(_COUNTING)]
+    if counting and settings.interval[0] > 0:
         raise RuntimeError(
-            f"perturbed guidance with an interval that begins late cannot run beside {type(counter).__name__}, "
-            "which counts the steps of each branch: begin at 0, or disable that cache"
+            f"perturbed guidance with an interval that begins late cannot run beside {counting[0]}, which "
+            "counts the steps of each branch: begin at 0, or disable that cache"
         )
 
 
-def _is_doubled(hidden_states: Tensor, pipe: Any) -> bool:
-    """Whether a batch is [uncond, cond]: the pipeline says so, or both halves have the same latents."""
+def guidance_told_by(pipe: Any) -> bool | None:
+    """Whether a running pipeline does classifier-free guidance, by its own word; None if it has none.
+
+    Some keep it to themselves: then it is a local variable of the pipeline's call, further up this stack.
+    """
+    if pipe is None:
+        return None
     told = getattr(pipe, "do_classifier_free_guidance", None)
-    if isinstance(told, bool):
-        return told
-    batch = hidden_states.shape[0]
-    return batch % 2 == 0 and torch.equal(*hidden_states.chunk(2))
+    frame = inspect.currentframe()
+    while told is None and frame is not None:
+        if frame.f_locals.get("self") is pipe:
+            told = frame.f_locals.get("do_classifier_free_guidance")
+        frame = frame.f_back
+    return told if isinstance(told, bool) else None
+
+
+def of_rows(dense: DenseCall, rows: slice) -> Tensor:
+    """Dense attention of some of the queries."""
+    mask = dense.mask
+    if mask is not None and mask.dim() >= 2 and mask.shape[-2] > 1:
+        mask = mask[..., rows, :]
+    return dataclasses.replace(dense, query=dense.query[:, rows], mask=mask)()
 
 
 def _half(value: Any, batch: int, rows: slice) -> Any:
@@ -267,6 +334,8 @@ def _half(value: Any, batch: int, rows: slice) -> Any:
         return value[rows]
     if isinstance(value, Mapping):
         return {k: _half(v, batch, rows) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_half(v, batch, rows) for v in value)
     return value
 
 

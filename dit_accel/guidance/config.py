@@ -18,7 +18,8 @@ class PerturbedGuidance:
     Attributes:
         scale: weight of the difference; 0 is no guidance.
         softness: share u of the perturbed attention, ``A' = (1 - u) A + u P``; 0 is no perturbation.
-        interval: first and last (excluded) share of the denoising steps that are guided.
+        interval: first and last (excluded) share of the scheduler's steps that are guided, counted from pure
+            noise: image-to-image begins later.
         perturbation: what P is. ``"identity"``: each token attends to itself. ``"uniform"``: to all alike.
             ``"mean-query"``: with the mean of all queries (SEG with infinite blur).
         text_mode: in joint attention over visual and text tokens, ``"visual"`` perturbs only what visual
@@ -65,7 +66,7 @@ class PerturbedGuidance:
         Raises:
             RuntimeError: for an interval where nothing tells the number of steps.
         """
-        if self.scale == 0.0:
+        if self.scale == 0.0 or self.softness == 0.0:
             return False
         if self.interval == (0.0, 1.0):
             return True

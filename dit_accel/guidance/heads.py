@@ -168,16 +168,16 @@ class HeadSet:
             raise BadInput(f"unknown key {min(unknown)!r} in a head set")
         model = parsed(ModelShape, _mapping(values, "model"), "head set model")
         heads: dict[tuple[str, int], tuple[int, ...]] = {}
-        for entry in values.get("heads", []):
-            try:
-                stack, block, indices = entry
-                named = range(model.heads) if indices == "all" else [int(i) for i in indices]
-                place = (str(stack), int(block))
-            except (TypeError, ValueError):
+        given = values.get("heads")
+        entries: list[Any] = given if isinstance(given, list) else [given]
+        for entry in entries:
+            if not _is_entry(entry):
                 raise BadInput(
                     f'heads must be like ["blocks", 3, [0, 4]] or ["blocks", 3, "all"], got {entry!r}'
-                ) from None
-            heads[place] = (*heads.get(place, ()), *named)
+                )
+            stack, block, indices = entry
+            named = range(model.heads) if indices == "all" else indices
+            heads[stack, block] = (*heads.get((stack, block), ()), *named)
         settings = dict(_mapping(values, "settings"))
         if isinstance(settings.get("interval"), list):
             settings["interval"] = tuple(settings["interval"])
@@ -245,8 +245,11 @@ def all_heads(layers: str | None, model: ModelShape) -> HeadSet:
     return HeadSet(model, chosen)
 
 
-def find_heads(heads: str | Path | HeadSet, layers: str | None, model: ModelShape) -> HeadSet:
-    """The head set that is meant: ``"all"`` (of ``layers``), a JSON file, or as `parse_heads` reads it.
+def find_heads(
+    heads: str | Path | HeadSet | Mapping[str, Any], layers: str | None, model: ModelShape
+) -> HeadSet:
+    """The head set that is meant: ``"all"`` (of ``layers``), a JSON file or what is in one, or as `parse_heads`
+    reads it.
 
     Raises:
         BadInput: as the three.
@@ -257,9 +260,19 @@ def find_heads(heads: str | Path | HeadSet, layers: str | None, model: ModelShap
         raise BadInput("layers goes with heads='all': a head set or spec names its layers itself")
     if isinstance(heads, HeadSet):
         return heads.fitting(model)
+    if isinstance(heads, Mapping):
+        return HeadSet.from_dict(heads).fitting(model)
     if isinstance(heads, Path) or heads.endswith(".json"):
         return HeadSet.load(heads).fitting(model)
     return parse_heads(heads, model)
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, list) or len(entry) != 3:
+        return False
+    stack, block, heads = entry
+    listed = isinstance(heads, list) and all(type(head) is int for head in heads)
+    return isinstance(stack, str) and type(block) is int and (heads == "all" or listed)
 
 
 def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def soft_perturbation(
     """``(1 - u) A V + u P V`` in some heads, ``A V`` in the others (HeadHunter, arXiv 2506.10978, eq. 7).
 
     Args:
-        attention: ``A V``, ``[B, S, H, D]``; may be None where nothing of it is left (`needs_attention`).
+        attention: ``A V``, ``[B, S, H, D]``; where `needs_attention` says so, only its text rows, or None.
         tokens: what the attention is made of.
         heads: indices of the perturbed heads, int64; None: all.
         softness: u in [0, 1].
@@ -75,6 +76,8 @@ def soft_perturbation(
     weak = _PERTURBED[perturbation](chosen, text_mode)
     if attention is None:
         return weak.clone(memory_format=torch.contiguous_format)
+    if attention.shape[1] != tokens.query.shape[1]:  # the text's rows alone
+        return torch.cat([attention, weak] if tokens.text_first else [weak, attention], 1)
     out = attention.clone()
     if heads is None:
         out[:, rows] = torch.lerp(out[:, rows], weak, softness)
@@ -86,9 +89,11 @@ def soft_perturbation(
 
 def needs_attention(
     tokens: JointTokens, heads: Tensor | None, softness: float, text_mode: TextMode
-) -> bool:
-    """Whether anything of the unperturbed attention is left."""
-    return softness < 1.0 or heads is not None or (text_mode == "visual" and tokens.text > 0)
+) -> Literal["all", "text", "none"]:
+    """Which rows of the unperturbed attention are left."""
+    if softness < 1.0 or heads is not None:
+        return "all"
+    return "text" if text_mode == "visual" and tokens.text > 0 else "none"
 
 
 def _identity(tokens: JointTokens, text_mode: TextMode) -> Tensor:
@@ -98,9 +103,7 @@ def _identity(tokens: JointTokens, text_mode: TextMode) -> Tensor:
     if text_mode == "joint" or not tokens.text:
         return tokens.value
     visual = tokens.visual_range
-    query, key = tokens.query[:, visual], tokens.key[:, visual]
-    own = (query.float() * key.float()).sum(-1) * tokens.scale  # [B, N, H]
-    return _beside_text(tokens, own, tokens.value[:, visual])
+    return _beside_text(tokens, tokens.key[:, visual], tokens.value[:, visual], 1)
 
 
 def _uniform(tokens: JointTokens, text_mode: TextMode) -> Tensor:
@@ -110,11 +113,10 @@ def _uniform(tokens: JointTokens, text_mode: TextMode) -> Tensor:
     if text_mode == "joint" or not tokens.text:
         return _expanded(_one_row(tokens, torch.zeros_like(tokens.query[:, :1])), tokens.query)
     visual = tokens.visual_range
-    mean_key = tokens.key[:, visual].float().mean(1, keepdim=True)
-    mean_value = tokens.value[:, visual].mean(1, keepdim=True)
-    query = tokens.query[:, visual]
-    logit = (query.float() * mean_key).sum(-1) * tokens.scale + math.log(query.shape[1])
-    return _beside_text(tokens, logit, mean_value.expand_as(query))
+    key, value = (t[:, visual].float().mean(1, keepdim=True) for t in (tokens.key, tokens.value))
+    like = tokens.value[:, visual]
+    count = like.shape[1]
+    return _beside_text(tokens, key.expand_as(like), value.to(like.dtype).expand_as(like), count)
 
 
 def _mean_query(tokens: JointTokens, text_mode: TextMode) -> Tensor:
@@ -129,19 +131,22 @@ def _mean_query(tokens: JointTokens, text_mode: TextMode) -> Tensor:
 _PERTURBED = {"identity": _identity, "uniform": _uniform, "mean-query": _mean_query}
 
 
-def _beside_text(tokens: JointTokens, logit: Tensor, value: Tensor) -> Tensor:
-    """Attention of the visual rows over one value each, of logit ``[B, N, H]``, and all text keys."""
+def _beside_text(tokens: JointTokens, key: Tensor, value: Tensor, count: int) -> Tensor:
+    """Attention of each visual row over ``count`` times its own one of ``key`` and ``value`` ``[B, N, H, D]``,
+    and all text keys.
+    """
     visual, text = tokens.visual_range, tokens.text_range
     parts = []
-    for start in range(0, logit.shape[1], ROWS):
+    for start in range(0, key.shape[1], ROWS):
         rows = slice(start, start + ROWS)
-        query = tokens.query[:, visual][:, rows]
-        logits = torch.einsum("bnhd,bthd->bhnt", query.float(), tokens.key[:, text].float())
-        logits = logits * tokens.scale
-        mask = _mask_of(tokens, slice(visual.start + start, visual.start + start + len(query[0])))
+        query = tokens.query[:, visual][:, rows].float()
+        logit = (query * key[:, rows].float()).sum(-1) * tokens.scale + math.log(count)  # [B, N, H]
+        logits = torch.einsum("bnhd,bthd->bhnt", query, tokens.key[:, text].float()) * tokens.scale
+        first = visual.start + start
+        mask = _mask_of(tokens, slice(first, first + query.shape[1]))
         if mask is not None:
             logits = logits + mask[..., text]
-        both = torch.cat([logit[:, rows].transpose(1, 2)[..., None], logits], -1).softmax(-1)
+        both = torch.cat([logit.transpose(1, 2)[..., None], logits], -1).softmax(-1)
         own = both[..., :1].transpose(1, 2).to(value.dtype) * value[:, rows]
         over_text = torch.einsum(
             "bhnt,bthd->bnhd", both[..., 1:].to(value.dtype), tokens.value[:, text]

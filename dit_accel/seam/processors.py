@@ -43,11 +43,11 @@ def _dispatch(
 ) -> Tensor:
     if parallel_config is not None:
         raise NotImplementedError(
-            "context parallelism does not work with sparse attention yet: disable one of them"
+            "context parallelism does not work with dit_accel's attention yet: disable one of them"
         )
     if dropout_p or enable_gqa or attention_kwargs:
         raise NotImplementedError(
-            "attention with dropout, grouped queries or backend arguments cannot be made sparse yet"
+            "attention with dropout, grouped queries or backend arguments cannot be led yet"
         )
     if torch.is_autocast_enabled(query.device.type):  # here, so that compiled code casts, too
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -166,7 +166,7 @@ def led_processor(original: Any, layer: Layer) -> Any:
     """A processor like ``original`` that leads to a layer."""
     processor = object.__new__(led_class(original.__class__))
     processor.__dict__.update(original.__dict__)
-    processor.original = original
-    processor.view = _View(processor, _Address(layer.id))
+    ours = {"original": original, "view": _View(processor, _Address(layer.id))}
+    processor.__dict__.update(ours)  # not by attribute: a module would register them as its own
     layer.processor, layer.direct = processor, is_direct(original.__class__)
     return processor

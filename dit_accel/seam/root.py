@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,13 +75,14 @@ class RootHook(ModelHook):
             self.owner.end_run()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("cannot copy a transformer with sparse attention enabled: disable it first")
+        raise TypeError("cannot copy a transformer with dit_accel enabled: disable it first")
 
 
 @contextmanager
 def in_context(module: nn.Module, outer: CacheContext | None, name: str) -> Iterator[None]:
     """A cache context of its own: diffusers' caches keep a state of their own for it."""
-    _set_cache_context(module, CacheContext(name))
+    inner = CacheContext(name) if outer is None else dataclasses.replace(outer, name=name)
+    _set_cache_context(module, inner)
     try:
         yield
     finally:

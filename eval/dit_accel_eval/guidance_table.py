@@ -21,10 +21,11 @@ from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import RenderSettings, check, versions
 from dit_accel_assets.world import SIZES, parse_caption, place, render
 from dit_accel_eval.heads.rewards import caption, caption_words, sharpness
-from dit_accel_eval.heads.sampling import Candidate, Pair, chunks, sample
+from dit_accel_eval.heads.sampling import Candidate, Pair, chunks, same_cost_steps, sample
 from dit_accel_eval.heads.search import all_heads, head_set
 from dit_accel_eval.paired import held_out_prompts
 from dit_accel_eval.runs import estimate
+from dit_accel_pipelines import Family
 
 FIRST_SEED = 10_000  # no search has seen these
 REWARDS = {"caption": caption, "caption_words": caption_words, "sharpness": sharpness}
@@ -39,15 +40,14 @@ class Row:
     candidate: Candidate
 
 
-def rows(found: HeadSet, layer: str, steps: int) -> Iterator[Row]:
+def rows(found: HeadSet, layer: str, steps: int, family: Family) -> Iterator[Row]:
     """What is compared, without and with classifier-free guidance."""
     heads = all_heads(found.model)
     picked = np.random.default_rng(1).choice(len(heads), len(found), replace=False)
     chance = head_set([heads[i] for i in sorted(picked)], found.model).spec()
     for guidance_scale in (1.0, 4.0):
-        calls = 1 if guidance_scale == 1.0 else 2
         yield Row("no guidance", guidance_scale, Candidate(None))
-        longer = round(steps * (calls + 1) / calls)
+        longer = same_cost_steps(steps, guidance_scale, family, found)
         yield Row("no guidance, same cost", guidance_scale, Candidate(None, steps=longer))
         for scale in (1.0, 3.0):
             for softness in (0.5, 1.0):
@@ -152,7 +152,7 @@ def main(heads: Path, layer: str, size: str, pairs: int, steps: int, batch: int,
     clips = [(prompt, FIRST_SEED + number) for number, prompt in enumerate(prompts)]
     _, card = check(replace(base, prompt=prompts[0]))
     model = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-    table = list(rows(HeadSet.load(heads).fitting(model), layer, steps))
+    table = list(rows(HeadSet.load(heads).fitting(model), layer, steps, card.family))
     records = run(table, base, clips, batch, out / "guidance.jsonl")
     data = sharpness_of_data(clips, height, width, frames)
     lines = summary(records, data)

@@ -45,7 +45,10 @@ SD3 = Family(
     size_rule=size_rule,
     video_layout=video_layout,
     cfg="one batch",
-    batched=("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
+    batched=(
+        *("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
+        *("block_controlnet_hidden_states", "joint_attention_kwargs"),
+    ),
     joint=True,
     output="image",
     tested="declared",

@@ -6,18 +6,22 @@ from dit_accel.guidance import HeadSet, ModelShape
 from dit_accel.render import RenderSettings
 from dit_accel_eval import guidance_cost
 from dit_accel_eval.guidance_table import Row, rows, run, summary
-from dit_accel_eval.heads.sampling import Candidate
+from dit_accel_eval.heads.sampling import Candidate, same_cost_steps
 from dit_accel_eval.paired import held_out_prompts
+from dit_accel_pipelines import find_family
 
 MODEL = ModelShape("Toy", {"blocks": 4}, 3, 16)
 
 
 def test_rows_cover_both_kinds_of_guidance() -> None:
-    table = list(rows(HeadSet(MODEL, {("blocks", 2): (0, 1)}), "blocks.2", 12))
+    found = HeadSet(MODEL, {("blocks", 2): (0, 1)})
+    table = list(rows(found, "blocks.2", 12, find_family("WanTransformer3DModel")))
     assert len({(r.label, r.guidance_scale) for r in table}) == len(table)
     assert {r.guidance_scale for r in table} == {1.0, 4.0}
     same = {r.guidance_scale: r.candidate.steps for r in table if "same cost" in r.label}
-    assert same == {1.0: 24, 4.0: 18}
+    assert same == {1.0: 18, 4.0: 15}, "half of the blocks are shared"
+    flux = find_family("FluxTransformer2DModel")
+    assert same_cost_steps(12, 3.5, flux, found) == 18, "its guidance is embedded"
     chance = next(r.candidate.heads for r in table if r.label.startswith("random"))
     assert chance.count(",") + chance.count(";") == 1, "as many as were found"
 

@@ -80,7 +80,7 @@ def draw(search: Search, rates: Mapping[Head, float], rows: Sequence[Mapping[str
     middle.set(xlabel="number of heads", ylabel=search.settings.reward)
     soft = [r for r in rows if r["label"].startswith("softness ")]
     if counts and soft:
-        soft = [*soft, counts[-1]]
+        soft = sorted([*soft, counts[-1]], key=lambda row: row["softness"])
         line(right, [r["softness"] for r in soft], soft)
     right.set(xlabel="softness of all chosen heads", ylabel=search.settings.reward)
     for axes in (middle, right):

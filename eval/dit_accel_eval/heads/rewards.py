@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -96,12 +98,23 @@ def find_reward(name: str) -> Reward:
             f"unknown reward {name!r}: choose from {', '.join(REWARDS)}, or module:function"
         )
     try:
-        found: Reward = getattr(importlib.import_module(module), function)
+        with _here_first():
+            found: Reward = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise BadInput(f"cannot find reward {name!r}: {error}") from None
     if not callable(found):
         raise BadInput(f"reward {name!r} is not callable")
     return found
+
+
+@contextmanager
+def _here_first() -> Iterator[None]:
+    """Modules of the working folder are found, as with ``python -m``."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
 
 
 def check_reward(name: str, prompts: tuple[str, ...]) -> None:

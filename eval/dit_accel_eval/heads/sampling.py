@@ -19,6 +19,7 @@ from dit_accel.loading import ModelCard
 from dit_accel.records import append_record, read_records
 from dit_accel.render import RenderSettings, call_arguments, check
 from dit_accel_eval.heads.rewards import Reward
+from dit_accel_pipelines import Family
 
 Pair = tuple[str, int]
 
@@ -157,5 +158,14 @@ def checked_base(base: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     return check(base.as_dense())
 
 
-def spec_of(heads: HeadSet | None) -> str | None:
-    return None if heads is None else heads.spec()
+def same_cost_steps(
+    steps: int, guidance_scale: float | None, family: Family, heads: HeadSet
+) -> int:
+    """Denoising steps that cost as much without perturbed guidance as ``steps`` with it: one forward more in
+    each, without the blocks that it shares, beside one, or two with classifier-free guidance.
+    """
+    alone = family.cfg == "embedded" or (guidance_scale is not None and guidance_scale <= 1.0)
+    forwards = 1 if alone else 2
+    order = heads.model.in_order()
+    more = 1.0 - order.index(next(iter(heads.heads))) / len(order)
+    return round(steps * (forwards + more) / forwards)

@@ -112,7 +112,7 @@ class Search:
                 f"rounds x top_k is more than the {len(all_heads(model))} heads there are"
             )
         request = request_of(settings, base, card)
-        _compare(out / "search.json", request)
+        compare(out / "search.json", request)
         if keep and not (out / "search.json").exists():
             check_writable(out / "search.json")
             with written_whole(out / "search.json") as temporary:
@@ -210,15 +210,15 @@ def run(search: Search, quiet: bool = False) -> list[Head] | None:
                 arguments = (candidate, settings.pairs, settings.batch, reward, search.scores)
                 for clips in score_candidate(pipe, search.base, *arguments):
                     bar.update(clips)
-    chosen = search.chosen()
-    whole = chosen is not None and len(chosen) == settings.rounds * settings.top_k
-    return chosen if whole and is_complete(search) else None
+    return search.chosen() if is_complete(search) else None
 
 
 def is_complete(search: Search) -> bool:
     """Whether every candidate of every stage is scored."""
-    scores = search.scores.read()
-    pairs = search.settings.pairs
+    scores, pairs = search.scores.read(), search.settings.pairs
+    chosen = search.chosen() or []
+    if len(chosen) < search.settings.rounds * search.settings.top_k:
+        return False
     return all(mean_score(scores, c, pairs) is not None for stage in search.stages() for c in stage)
 
 
@@ -255,7 +255,7 @@ def found_heads(search: Search) -> HeadSet:
         BadInput: while clips are missing.
     """
     chosen = search.chosen()
-    if chosen is None or len(chosen) < search.settings.rounds * search.settings.top_k:
+    if chosen is None or not is_complete(search):
         raise BadInput("the search is not complete: run it again, in every shard, and then export")
     scores, settings = search.scores.read(), search.settings
     without = mean_score(scores, Candidate(None), settings.pairs)
@@ -315,7 +315,7 @@ def request_of(settings: SearchSettings, base: RenderSettings, card: ModelCard) 
     return plain
 
 
-def _compare(path: Path, request: Mapping[str, Any]) -> None:
+def compare(path: Path, request: Mapping[str, Any]) -> None:
     """Refuse a request that is not the one of the folder."""
     before = json.loads(path.read_text()) if path.exists() else request
     for key in request:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from dit_accel.errors import BadInput
@@ -16,8 +15,22 @@ from dit_accel.loading import load_pipeline
 from dit_accel.records import to_json
 from dit_accel_eval.heads.report import row_of
 from dit_accel_eval.heads.rewards import check_reward, find_reward
-from dit_accel_eval.heads.sampling import Candidate, Pair, Scores, mean_score, score_candidate
-from dit_accel_eval.heads.search import Search, controls
+from dit_accel_eval.heads.sampling import (
+    Candidate,
+    Pair,
+    Scores,
+    mean_score,
+    same_cost_steps,
+    score_candidate,
+)
+from dit_accel_eval.heads.search import (
+    Search,
+    compare,
+    controls,
+    head_set,
+    is_complete,
+    request_of,
+)
 
 
 def validate(folder: Path, pairs: Sequence[Pair], quiet: bool = False) -> list[dict[str, Any]]:
@@ -28,8 +41,8 @@ def validate(folder: Path, pairs: Sequence[Pair], quiet: bool = False) -> list[d
         BadInput: if the search is not complete, or shares a pair with these.
     """
     search = Search.load(folder)
-    chosen = search.chosen()
-    if chosen is None or len(chosen) < search.settings.rounds * search.settings.top_k:
+    compare(folder / "search.json", request_of(search.settings, search.base, search.card))
+    if not is_complete(search):
         raise BadInput(f"the search in {folder} is not complete: run it again first")
     check_reward(search.settings.reward, tuple(prompt for prompt, _ in pairs))
     seen = set(search.settings.pairs) & set(pairs)
@@ -68,24 +81,19 @@ def rows_of(search: Search) -> dict[str, Candidate]:
     scores, pairs = search.scores.read(), search.settings.pairs
     known = controls(search)
     layers = {label: c for label, c in known.items() if label.startswith("layer ")}
-    best = max(layers, key=lambda label: mean_score(scores, layers[label], pairs) or -np.inf)
+    means = {label: mean_score(scores, layer, pairs) for label, layer in layers.items()}
+    best = max((mean, label) for label, mean in means.items() if mean is not None)[1]
+    found = head_set(search.chosen() or [], search.model)
+    if search.base.steps is None:
+        raise BadInput("the search left the number of steps to the pipeline: search with --steps")
+    longer = same_cost_steps(
+        search.base.steps, search.base.guidance_scale, search.card.family, found
+    )
     return {
         "no guidance": Candidate(None),
-        "no guidance, same cost": Candidate(None, steps=same_cost_steps(search)),
+        "no guidance, same cost": Candidate(None, steps=longer),
         "found heads": search.candidate(search.chosen() or []),
         f"best {best}": layers[best],
         "all heads": known["all heads"],
         **{label: c for label, c in known.items() if label.startswith("random")},
     }
-
-
-def same_cost_steps(search: Search) -> int:
-    """Denoising steps that cost as much without guidance as the search's with it: one forward more in each
-    step, beside one, or two with classifier-free guidance.
-    """
-    steps = search.base.steps
-    if steps is None:
-        raise BadInput("the search left the number of steps to the pipeline: search with --steps")
-    scale = search.base.guidance_scale
-    calls = 1 if scale is not None and scale <= 1.0 else 2
-    return round(steps * (calls + 1) / calls)

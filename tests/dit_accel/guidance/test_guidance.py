@@ -147,13 +147,8 @@ def test_nothing_is_left_and_nothing_leaks(name, tiny) -> None:
     plain = tiny.run(pipe, True)
     for arguments in ({"scale": 0.0}, {"scale": 2.0, "softness": 0.0}):
         with pipe.enable_perturbed_guidance(**arguments, heads=tiny.blocks[1]):
-            unguided = tiny.run(pipe, True)
-            forwards = pipe.attention_report().guidance["forwards"]
-        if not arguments["scale"]:
-            assert torch.equal(unguided, plain)
-            assert forwards == 0
-        else:  # a batch of one row beside one of two
-            torch.testing.assert_close(unguided, plain, atol=2e-5, rtol=2e-5)
+            assert torch.equal(tiny.run(pipe, True), plain)
+            assert pipe.attention_report().guidance["forwards"] == 0
     with pipe.enable_perturbed_guidance(2.0, heads=tiny.blocks[1], interval=(0.0, 0.34)):
         first = tiny.run(pipe, True)
         assert pipe.attention_report().guidance["forwards"] == 2
@@ -203,14 +198,46 @@ def test_the_perturbed_branch_may_be_sparser(wan, run_wan) -> None:
     assert session_of(wan) is None
 
 
-def test_two_experts(build_wan, run_wan) -> None:
+def test_two_experts_have_their_own_scales(build_wan, run_wan) -> None:
     pipe = build_wan(two_transformers=True)
-    plain = run_wan(pipe)
+    scales = {"transformer": 4.0, "transformer_2": 2.0}
+    restored = []
+    for (
+        name,
+        scale,
+    ) in scales.items():  # s / g on the conditional prediction alone, with the right g
+        transformer = getattr(pipe, name)
+        chosen = transformer.blocks[1].attn1
+        maps = ExplicitMaps(
+            lambda _, q, k, v, mask: explicit(
+                *(q, k, v, mask), torch.ones(q.shape[2]) > 0, [0, 1], 1.0, "identity", "visual"
+            )
+        )
+        forward, calls = transformer.forward, []
+
+        def guided(
+            *, forward=forward, maps=maps, chosen=chosen, calls=calls, scale=scale, **arguments
+        ):
+            out = forward(**arguments)[0]
+            calls.append(1)
+            if len(calls) % 2 == 0:
+                return (out,)
+            with maps.on([chosen]):
+                weak = forward(**arguments)[0]
+            return (out + 2.0 / scale * (out - weak),)
+
+        transformer.forward = functools.wraps(forward)(guided)
+        restored.append(transformer)
+    expected = run_wan(pipe, guidance_scale_2=2.0)
+    for transformer in restored:
+        del transformer.forward
+    plain = run_wan(pipe, guidance_scale_2=2.0)
     with pipe.enable_perturbed_guidance(2.0, heads="blocks.1"):
-        one = run_wan(pipe, guidance_scale_2=2.0)
+        found = run_wan(pipe, guidance_scale_2=2.0)
         assert pipe.attention_report().guidance["forwards"] == 4
-    assert not torch.equal(one, plain)
-    assert torch.equal(run_wan(pipe), plain)
+    assert (found - plain).abs().max() > 1e-2
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(run_wan(pipe, guidance_scale_2=2.0), plain)
 
 
 def test_rescale_keeps_the_deviation() -> None:
@@ -222,10 +249,14 @@ def test_rescale_keeps_the_deviation() -> None:
         PerturbedGuidance(rescale=0.5), all_heads(None, model), find_family("WanTransformer3DModel")
     )
     cond, difference = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    found = branch._rescaled(cond, difference)
-    for i in range(2):
-        ratio = cond[i].std() / (cond[i] + difference[i]).std()
-        torch.testing.assert_close(found[i], difference[i] * (0.5 * ratio + 0.5))
+    for noise in (slice(None), slice(1)):
+        found = branch._rescaled(cond, difference, noise)
+        for i in range(2):
+            ratio = cond[i, noise].std() / (cond + difference)[i, noise].std()
+            torch.testing.assert_close(found[i], difference[i] * (0.5 * ratio + 0.5))
+    latents = torch.zeros(2, 4, 8, 8)
+    assert branch._noise_channels(torch.zeros(2, 8, 8, 8), latents) == slice(4)
+    assert branch._noise_channels(torch.zeros(2, 4, 8, 8), latents) == slice(None)
 
 
 def test_adaptive_scale_falls(wan, run_wan) -> None:
@@ -346,9 +377,11 @@ def test_no_memory_grows(wan, run_wan) -> None:
 @EVERY
 def test_on_a_gpu(name, tiny) -> None:
     pipe = tiny.build()
-    with pipe.enable_perturbed_guidance(2.0, heads=f"{tiny.blocks[1]}:1"):
-        expected = tiny.run(pipe, True)
-    pipe.to("cuda")
-    with pipe.enable_perturbed_guidance(2.0, heads=f"{tiny.blocks[1]}:1"):
-        found = tiny.run(pipe, True)
-    torch.testing.assert_close(found.cpu(), expected, atol=5e-2, rtol=5e-2)
+    differences = []
+    for device in ("cpu", "cuda"):
+        pipe.to(device)
+        plain = tiny.run(pipe, True, device=device)
+        with pipe.enable_perturbed_guidance(2.0, heads=f"{tiny.blocks[1]}:1"):
+            differences.append((tiny.run(pipe, True, device=device) - plain).cpu())
+    expected, found = differences
+    assert (found - expected).norm() < 0.05 * expected.norm()

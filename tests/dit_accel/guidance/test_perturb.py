@@ -23,8 +23,9 @@ def ours(query, key, value, mask, text, text_first, heads, softness, kind, mode)
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     attention = dense.transpose(1, 2).contiguous()
-    if not needs_attention(tokens, chosen, softness, mode):
-        attention = None
+    left = needs_attention(tokens, chosen, softness, mode)
+    if left != "all":
+        attention = attention[:, tokens.text_range] if left == "text" else None
     return soft_perturbation(attention, tokens, chosen, softness, kind, mode)
 
 
@@ -98,7 +99,11 @@ def test_softness_zero_keeps_every_bit() -> None:
 def test_identity_without_text_is_the_value_itself() -> None:
     query, key, value = inputs()
     tokens = JointTokens(query, key, value, 0.3)
-    assert not needs_attention(tokens, None, 1.0, "visual")
+    assert needs_attention(tokens, None, 1.0, "visual") == "none"
+    joint = JointTokens(query, key, value, 0.3, None, 5)
+    assert needs_attention(joint, None, 1.0, "visual") == "text"
+    assert needs_attention(joint, None, 1.0, "joint") == "none"
+    assert needs_attention(joint, torch.tensor([1]), 1.0, "joint") == "all"
     out = soft_perturbation(None, tokens, None, 1.0, "identity", "visual")
     assert torch.equal(out, value)
     assert out.data_ptr() != value.data_ptr()

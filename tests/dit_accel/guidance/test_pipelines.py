@@ -1,0 +1,158 @@
+"""Guidance where pipelines differ: batches, what a pipeline keeps to itself, adapters, loops of one's own."""
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+from tiny_pipelines import TINY, embeds, pooled
+
+import dit_accel
+from dit_accel.session import session_of
+
+EVERY = pytest.mark.parametrize("name", TINY)
+
+
+@EVERY
+@pytest.mark.parametrize("cfg", [False, True], ids=["no cfg", "cfg"])
+@pytest.mark.parametrize("seeds", [(3, 4), (3, 3)], ids=["other noise", "same noise"])
+def test_two_prompts_in_a_batch_are_each_as_alone(name, cfg, seeds) -> None:
+    tiny = TINY[name]
+    pipe = tiny.build()
+    with pipe.enable_perturbed_guidance(2.0, heads=f"{tiny.blocks[1]}:1; {tiny.blocks[-1]}"):
+        both, *alone = (tiny.run(pipe, cfg, **arguments) for arguments in tiny.two(cfg, seeds))
+    plain = tiny.run(pipe, cfg, **tiny.two(cfg, seeds)[0])
+    assert (both - plain).abs().amax(tuple(range(1, both.dim()))).min() > 1e-3
+    torch.testing.assert_close(both, torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+@EVERY
+def test_bfloat16_loses_little_more_than_without_guidance(name) -> None:
+    tiny = TINY[name]
+    heads, errors = tiny.blocks[1], []
+    exact, rounded = tiny.call(True), tiny.call(True)
+    for key, value in exact.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            rounded[key] = value.bfloat16()
+    for scale in (0.0, 2.0):
+        pipe = tiny.build()
+        with pipe.enable_perturbed_guidance(scale, heads=heads):
+            expected = tiny.run(pipe.to(torch.float32), True, **exact)
+            found = tiny.run(pipe.to(torch.bfloat16), True, **rounded)
+        errors.append((found.float() - expected).norm())
+    assert errors[1] < 3 * errors[0]
+
+
+def test_skip_layer_guidance_of_sd3_comes_on_top() -> None:
+    tiny = TINY["sd3"]
+    pipe = tiny.build()
+    slg = {"skip_guidance_layers": [1], "skip_layer_guidance_scale": 2.0, "num_inference_steps": 1}
+    always = {"skip_layer_guidance_start": -0.1, "skip_layer_guidance_stop": 1.0}
+    plain = tiny.run(pipe, True, num_inference_steps=1)
+    skipped = tiny.run(pipe, True, **slg, **always)
+    assert not torch.equal(plain, skipped)
+    with pipe.enable_perturbed_guidance(2.0, heads=tiny.blocks[1]):
+        guided = tiny.run(pipe, True, num_inference_steps=1)
+        both = tiny.run(pipe, True, **slg, **always)
+    torch.testing.assert_close(both - skipped, guided - plain, atol=1e-5, rtol=1e-5)
+
+
+def test_an_image_prompt_is_not_perturbed() -> None:
+    tiny = TINY["flux"]
+    pipe = tiny.build()
+    blocks = pipe.transformer.transformer_blocks
+    for block in blocks:
+        processor = FluxIPAdapterAttnProcessor(32, 32, num_tokens=(4,))
+        block.attn.set_processor(processor)
+    before = set(pipe.transformer.state_dict())
+    image = {"joint_attention_kwargs": {"ip_hidden_states": [torch.randn(1, 4, 32)]}}
+    plain = tiny.run(pipe, **image)
+    with pipe.enable_perturbed_guidance(2.0, heads=tiny.blocks[1]):
+        guided = tiny.run(pipe, **image)
+        assert set(pipe.transformer.state_dict()) == before
+    assert not torch.equal(guided, plain)
+    assert set(pipe.transformer.state_dict()) == before
+    assert torch.equal(tiny.run(pipe, **image), plain)
+
+
+def test_residuals_of_a_controlnet_are_halved_too() -> None:
+    tiny = TINY["sd3"]
+    transformer: SD3Transformer2DModel = tiny.build().transformer
+    hidden = torch.randn(1, 4, 8, 12).repeat(2, 1, 1, 1)
+    arguments = {
+        "hidden_states": hidden,
+        "encoder_hidden_states": torch.cat([embeds(2), embeds(1)]),
+        "pooled_projections": torch.cat([pooled(2), pooled(1)]),
+        "timestep": torch.tensor([500.0, 500.0]),
+        "block_controlnet_hidden_states": [torch.randn(2, 24, 32)],
+    }
+
+    def halved(value):
+        return [v[1:] for v in value] if isinstance(value, list) else value[1:]
+
+    alone = {name: halved(value) for name, value in arguments.items()}
+    with torch.no_grad():
+        plain = transformer(**arguments).sample
+        with dit_accel.enable_perturbed_guidance(transformer, 2.0, heads=tiny.blocks[1]):
+            both = transformer(**arguments).sample
+            cond = transformer(**alone).sample
+    difference = cond - plain[1:]
+    assert difference.abs().max() > 1e-3
+    torch.testing.assert_close(both, plain + difference, atol=1e-5, rtol=1e-5)
+
+
+def test_every_forward_of_a_bare_transformer_is_guided(wan) -> None:
+    def forward(seed, transformer=wan.transformer):
+        text = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(seed))
+        return transformer(torch.ones(1, 8, 2, 4, 4), torch.tensor([500.0]), text).sample
+
+    with torch.no_grad():
+        plain = [forward(seed) for seed in range(3)]
+        with dit_accel.enable_perturbed_guidance(wan.transformer, 2.0):
+            guided = [forward(seed) for seed in range(3)]
+        for seed, (with_it, without) in enumerate(zip(guided, plain, strict=True)):
+            assert not torch.equal(with_it, without), seed
+        with dit_accel.enable_perturbed_guidance(wan.transformer, 2.0):
+            assert torch.equal(forward(2), guided[2]), "alone as after others"
+
+
+def test_an_unknown_context_is_told(wan, run_wan) -> None:
+    wan.enable_perturbed_guidance(2.0)
+    arguments = (torch.ones(1, 8, 2, 4, 4), torch.tensor([500.0]), torch.ones(1, 4, 32))
+    with torch.no_grad(), wan.transformer.cache_context("style"):
+        wan.transformer(*arguments)
+    assert "forwards in the context 'style' are not guided" in session_of(wan).report().remarks
+
+
+def test_enabled_on_a_transformer_first(build_wan, run_wan) -> None:
+    pipe = build_wan(two_transformers=True)
+    with pipe.enable_perturbed_guidance(2.0, heads="blocks.1", interval=(0.0, 0.9)):
+        expected = run_wan(pipe)
+    dit_accel.enable_sparse_attention(pipe.transformer, "dense")
+    pipe.enable_perturbed_guidance(2.0, heads="blocks.1", interval=(0.0, 0.9))
+    assert torch.equal(run_wan(pipe), expected)
+    assert session_of(pipe).sparse
+    pipe.disable_sparse_attention()
+    pipe.disable_perturbed_guidance()
+    assert session_of(pipe) is None
+
+
+def test_a_second_experts_cache_is_refused_before_anything_runs(build_wan, run_wan) -> None:
+    from composition import broadcast
+
+    pipe = build_wan(two_transformers=True)
+    pipe.transformer, pipe.transformer_2 = pipe.transformer_2, pipe.transformer
+    broadcast(pipe)
+    pipe.transformer, pipe.transformer_2 = pipe.transformer_2, pipe.transformer
+    pipe.enable_perturbed_guidance(2.0, heads="blocks.1")
+    with pytest.raises(RuntimeError, match="one state for all branches"):
+        run_wan(pipe)
+
+
+def test_disabled_precision_is_not_told_again(wan, run_wan) -> None:
+    wan.enable_quantized_attention("int8")
+    wan.enable_perturbed_guidance(2.0)
+    run_wan(wan)
+    assert wan.attention_report().remarks
+    wan.disable_quantized_attention()
+    run_wan(wan)
+    assert not wan.attention_report().remarks
