@@ -28,6 +28,11 @@ def main() -> None:
 @click.option("--pairs", default=50, help="(prompt, seed) pairs for each number of objects.")
 @click.option("--steps", default=20)
 @click.option("--guidance-scale", default=4.0)
+@click.option(
+    "--stochastic",
+    is_flag=True,
+    help="The scheduler's stochastic_sampling: new noise in every step.",
+)
 @click.option("--batch", default=10)
 @click.option("--seed", default=0)
 @click.option("--device", default="cpu")
@@ -40,6 +45,7 @@ def caption_accuracy(
     pairs: int,
     steps: int,
     guidance_scale: float,
+    stochastic: bool,
     batch: int,
     seed: int,
     device: str,
@@ -48,12 +54,14 @@ def caption_accuracy(
     """Share of generated clips that show exactly what the caption says, dense, float32."""
     pipe = WanPipeline.from_pretrained(model).to(device)
     pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler.register_to_config(stochastic_sampling=stochastic)
     height, width, frames = SIZES[size]
     for objects in (1, 2):
         asked = list(scenes(np.random.default_rng(seed), [objects] * pairs, kept=True))
         wrong = []
         for start in tqdm(range(0, pairs, batch), desc=f"{objects} object(s)"):
             chosen = asked[start : start + batch]
+            torch.manual_seed(seed + start)  # for a stochastic scheduler
             noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chosen))]
             clips = pipe(
                 [caption(s) for s in chosen],
@@ -79,6 +87,7 @@ def caption_accuracy(
             "pairs": pairs,
             "steps": steps,
             "guidance_scale": guidance_scale,
+            "stochastic": stochastic,
             "seed": seed,
             "accuracy": right / pairs,
             "interval": [round(interval.low, 3), round(interval.high, 3)],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -46,7 +46,8 @@ class RenderSettings:
         precision, dense_precision: of the sparse and of the dense calls.
         guard: ``off``, ``warn`` or ``on``.
         height, width, frames: pixels and number of frames.
-        steps, guidance_scale, seed: of the denoising loop; the seed feeds a CPU generator.
+        steps, guidance_scale, seed: of the denoising loop; the seed feeds a CPU generator, and PyTorch's own for
+            schedulers that add noise.
         pag_scale, heads, softness: of perturbed-attention guidance, as ``enable_perturbed_guidance`` takes
             them; there is none without a scale or heads. `check` replaces a head set's file by what is in it.
         fps: frames per second of the file.
@@ -215,7 +216,7 @@ def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Prof
                 heads=settings.heads or "all",
                 softness=settings.softness,
             )
-        with LoopTimer(pipe) as timer:
+        with seeded(settings), LoopTimer(pipe) as timer:
             output = pipe(**call_arguments(settings))
             frames = output.frames[0] if hasattr(output, "frames") else output.images[:1]
             return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
@@ -235,6 +236,17 @@ def call_arguments(settings: RenderSettings) -> dict[str, Any]:
         "output_type": "np",
     }
     return {k: v for k, v in arguments.items() if v is not None}
+
+
+@contextmanager
+def seeded(settings: RenderSettings) -> Iterator[None]:
+    """PyTorch's own generators start from the seed, too: schedulers that add noise draw it from there, and
+    few pipelines hand them the generator of the call. Afterwards they are as before.
+    """
+    device = torch.device(settings.device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(settings.seed)
+        yield
 
 
 def now() -> float:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dit_accel.errors import BadInput
 from dit_accel.guidance import HeadSet
 from dit_accel.loading import ModelCard
 from dit_accel.records import append_record, read_records
-from dit_accel.render import RenderSettings, call_arguments, check
+from dit_accel.render import RenderSettings, call_arguments, check, seeded
 from dit_accel_eval.heads.rewards import Reward
 from dit_accel_pipelines import Family
 
@@ -124,14 +125,14 @@ def sample(
     }
     if base.negative_prompt is not None:
         arguments["negative_prompt"] = [base.negative_prompt] * len(pairs)
-    if candidate.heads is None:
+    with ExitStack() as stack:
+        if candidate.heads is not None:
+            guided = pipe.enable_perturbed_guidance(
+                candidate.scale, heads=candidate.heads, softness=candidate.softness
+            )
+            stack.enter_context(guided)
+        stack.enter_context(seeded(replace(base, seed=pairs[0][1])))
         output = pipe(**arguments)
-    else:
-        guided = pipe.enable_perturbed_guidance(
-            candidate.scale, heads=candidate.heads, softness=candidate.softness
-        )
-        with guided:
-            output = pipe(**arguments)
     if hasattr(output, "frames"):
         return np.asarray(output.frames, np.float32)
     return np.asarray(output.images, np.float32)[:, None]
