@@ -1,9 +1,17 @@
 import math
 
+import lpips as lpips_package
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional.image.lpips import _NoTrainLpips
 
+from dit_accel_eval.metrics.clips import paired
+from dit_accel_eval.metrics.drift import drift
+from dit_accel_eval.metrics.flicker import flicker, flicker_difference
+from dit_accel_eval.metrics.lpips import NoBackbone, lpips
 from dit_accel_eval.metrics.psnr import psnr
 from dit_accel_eval.metrics.ssim import ssim
 
@@ -53,12 +61,101 @@ def test_mask_keeps_only_its_pixels() -> None:
     assert math.isnan(psnr(second, first, mask=np.zeros_like(mask)))
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("metric", [psnr, ssim, flicker_difference, drift])
 def test_bad_clips_are_refused(metric) -> None:
     first, _ = clips()
     with pytest.raises(ValueError, match="one shape"):
         metric(first, first[:2])
     with pytest.raises(ValueError, match="T, H, W, C"):
         metric(first[0], first[0])
+    with pytest.raises(ValueError, match="at least one frame"):
+        metric(first[:0], first[:0])
     with pytest.raises(ValueError, match="finite"):
         metric(np.full_like(first, np.nan), first)
+
+
+def seeded(net: str) -> lpips_package.LPIPS:
+    torch.manual_seed(0)
+    return lpips_package.LPIPS(net=net, pnet_rand=True, verbose=False)
+
+
+def torchvision_state(model: lpips_package.LPIPS) -> dict[str, torch.Tensor]:
+    """A backbone as torchvision names its weights."""
+    state = model.net.state_dict()
+    return {"features." + name.split(".", 1)[1]: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_lpips_equals_torchmetrics_on_a_planted_backbone(tmp_path, net, ending) -> None:
+    model = seeded(net)
+    path = tmp_path / f"backbone{ending}"
+    state = torchvision_state(model)
+    save_file(state, path) if ending == ".safetensors" else torch.save(state, path)
+    other = _NoTrainLpips(net=net, pnet_rand=True)
+    other.net.load_state_dict(model.net.state_dict())
+    first, second = clips(65, 71)
+    expected = other.eval()(*paired(first, second), normalize=True).mean()
+    assert lpips(first, second, net=net, backbone=path) == pytest.approx(float(expected), abs=1e-5)
+    assert lpips(first, first, net=net, backbone=path) == 0.0
+    assert lpips(first, second, net=net, backbone=path) > 0.0
+
+
+def test_lpips_goes_through_frames_in_chunks(tmp_path, monkeypatch) -> None:
+    save_file(torchvision_state(seeded("alex")), tmp_path / "b.safetensors")
+    first, second = clips(64, 64, frames=5)
+    whole = lpips(first, second, backbone=tmp_path / "b.safetensors")
+    monkeypatch.setattr("dit_accel_eval.metrics.lpips.FRAMES", 2)
+    assert lpips(first, second, backbone=tmp_path / "b.safetensors") == pytest.approx(whole)
+
+
+def test_lpips_without_a_backbone_says_where_one_is_looked_for(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    first, second = clips(64, 64)
+    with pytest.raises(NoBackbone, match=r"put alexnet-owt-7be5be79\.pth into .*--lpips-backbone"):
+        lpips(first, second)
+    (tmp_path / "checkpoints").mkdir()
+    planted = tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    torch.save(torchvision_state(seeded("alex")), planted)
+    assert lpips(first, second) > 0.0
+    wrong = tmp_path / "wrong.safetensors"
+    save_file({"features.0.weight": torch.zeros(1)}, wrong)
+    with pytest.raises(NoBackbone, match="does not hold torchvision's alex"):
+        lpips(first, second, backbone=wrong)
+    with pytest.raises(NoBackbone, match="does not hold"):
+        lpips(first, second, backbone=tmp_path / "none.safetensors")
+
+
+def test_flicker_is_the_mean_step() -> None:
+    steady, _ = clips(frames=1)
+    steady = np.repeat(steady, 4, 0)
+    assert flicker(steady) == flicker(steady[:1]) == 0.0
+    ramp = np.linspace(0.0, 0.3, 4, dtype=np.float32)[:, None, None, None] + np.zeros((1, 8, 8, 3))
+    assert flicker(ramp) == pytest.approx(0.1)
+    assert flicker_difference(ramp, ramp[::-1].copy()) == pytest.approx(0.0)
+    assert flicker_difference(ramp, np.zeros_like(ramp)) == pytest.approx(0.1)
+    blink = np.zeros((2, 8, 8, 3), np.uint8)
+    blink[0] = 255  # a uint8 difference would wrap to 1
+    assert flicker(blink) == pytest.approx(1.0)
+
+
+def test_drift_is_the_slope_of_the_error() -> None:
+    reference = np.zeros((5, 8, 8, 3), np.float32)
+    growing = reference + np.linspace(0.1, 0.5, 5, dtype=np.float32)[:, None, None, None]
+    assert drift(growing, reference) == pytest.approx(0.4, abs=1e-6)
+    assert drift(growing[::-1].copy(), reference) == pytest.approx(-0.4, abs=1e-6)
+    assert drift(reference + 0.2, reference) == pytest.approx(0.0, abs=1e-6)
+    assert drift(growing[:1], reference[:1]) == 0.0
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim, flicker_difference, drift])
+@pytest.mark.parametrize("kind", [np.float16, np.float64, np.uint8], ids=lambda k: k.__name__)
+def test_every_kind_of_number(metric, kind) -> None:
+    first, second = clips(17, 23)
+    if kind == np.uint8:
+        given = [(c * 255).round().astype(np.uint8) for c in (first, second)]
+        expected = metric(*(c.astype(np.float32) / 255 for c in given))
+    else:
+        given = [c.astype(kind) for c in (first, second)]
+        expected = metric(*(c.astype(np.float32) for c in given))
+    assert metric(*given) == pytest.approx(expected, rel=1e-5)

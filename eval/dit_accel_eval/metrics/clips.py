@@ -19,12 +19,19 @@ def paired(first: np.ndarray, second: np.ndarray) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"clips must have one shape, got {list(first.shape)} and {list(second.shape)}"
         )
-    return _frames(first), _frames(second)
+    return one(first), one(second)
 
 
-def _frames(clip: np.ndarray) -> Tensor:
+def one(clip: np.ndarray) -> Tensor:
+    """A clip as float32 ``[T, C, H, W]`` in [0, 1]; uint8 is divided by 255.
+
+    Raises:
+        ValueError: if it is not four-dimensional, has no frame, or values are not finite.
+    """
     if clip.ndim != 4:
         raise ValueError(f"a clip must have shape [T, H, W, C], got {list(clip.shape)}")
+    if not len(clip):
+        raise ValueError("a clip must have at least one frame")
     frames = torch.from_numpy(np.ascontiguousarray(clip))
     frames = frames.float() / 255 if clip.dtype == np.uint8 else frames.float()
     if not bool(torch.isfinite(frames).all()):

@@ -1,0 +1,96 @@
+"""Learned perceptual image patch similarity (Zhang et al. 2018), by the package of its authors."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import lpips as package
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dit_accel_eval.metrics.clips import paired
+
+Net = Literal["alex", "vgg"]
+
+FRAMES = 4  # compared at a time: a 1080p frame takes about half a GB in the first layers
+CACHED = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
+
+
+class NoBackbone(LookupError):
+    """The ImageNet weights that LPIPS is built on are not on this machine."""
+
+
+def lpips(
+    clip: np.ndarray, reference: np.ndarray, *, net: Net = "alex", backbone: Path | None = None
+) -> float:
+    """LPIPS (version 0.1), per frame, mean over frames; 0 for equal clips, larger is farther.
+
+    Args:
+        clip, reference: ``[T, H, W, 3]`` float in [0, 1], or uint8; at least 16 x 16.
+        net: which network's features.
+        backbone: torchvision's ImageNet weights of it (``.safetensors`` or ``.pth``); None: where torch
+            keeps downloads.
+
+    Raises:
+        NoBackbone: if there are none; nothing is downloaded.
+    """
+    first, second = paired(clip, reference)
+    model = load_lpips(net, backbone or cached_backbone(net))
+    values = []
+    with torch.no_grad():
+        for start in range(0, len(first), FRAMES):
+            part = slice(start, start + FRAMES)
+            values.append(model(first[part], second[part], normalize=True).flatten())
+    return float(torch.cat(values).mean())
+
+
+def cached_backbone(net: Net) -> Path:
+    """Where torch keeps the downloaded ImageNet weights of a network.
+
+    Raises:
+        NoBackbone: if it does not.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / CACHED[net]
+    if not path.is_file():
+        raise NoBackbone(
+            f"LPIPS needs torchvision's {net} weights: put {CACHED[net]} into {path.parent}, or give "
+            "--lpips-backbone FILE"
+        )
+    return path
+
+
+@cache
+def load_lpips(net: Net, backbone: Path) -> nn.Module:
+    """The model with the authors' linear layers on a backbone from a file, kept for the process.
+
+    Raises:
+        NoBackbone: if the file does not hold that network.
+    """
+    model: nn.Module = package.LPIPS(net=net, pnet_rand=True, verbose=False)
+    try:
+        state = (
+            load_file(backbone)
+            if backbone.suffix == ".safetensors"
+            else torch.load(backbone, map_location="cpu", weights_only=True)
+        )
+        put_backbone(model, state)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NoBackbone(f"{backbone} does not hold torchvision's {net}: {reason}") from None
+    return model.requires_grad_(False)
+
+
+def put_backbone(model: Any, state: dict[str, Tensor]) -> None:
+    """Give LPIPS the convolutions of a torchvision network (``features.N.weight``), which it keeps in slices."""
+    own = model.net.state_dict()
+    found = {}
+    for name in own:
+        match = re.fullmatch(r"slice\d+\.(\d+\.(?:weight|bias))", name)
+        assert match is not None
+        found[name] = state[f"features.{match[1]}"]
+    model.net.load_state_dict(found)
