@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,20 @@ from dit_accel_assets import oracle
 from dit_accel_assets.world import parse_caption
 
 
-def quality(dense: np.ndarray, other: np.ndarray, prompt: str) -> dict[str, Any]:
+def quality(
+    dense: np.ndarray, other: np.ndarray, prompt: str, backbone: Path | None = None
+) -> dict[str, Any]:
     """Paired metrics of raw frames ``[T, H, W, 3]``; for captions of the tiny world also what the
-    oracle sees.
+    oracle sees. Without the backbone of LPIPS it is None, with the reason.
     """
+    perceptual, reason = load("lpips")(other, dense, backbone=backbone)
     figures: dict[str, Any] = {
         "psnr": load("psnr")(other, dense),
         "ssim": load("ssim")(other, dense),
-        "lpips": None,
-        "lpips_reason": "not measured in this version",
+        "lpips": perceptual,
+        **({"lpips_reason": reason} if reason else {"lpips_net": "alex"}),
+        "flicker": load("flicker")(other, dense),
+        "drift": load("drift")(other, dense),
     }
     scene = parse_caption(prompt)
     if scene is not None:
@@ -74,6 +80,10 @@ def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> s
         f"{name} spent {where_time_went(clip)}"
         for name, clip in (("dense", dense), (method, other))
     ]
+    if figures["lpips"] is None:
+        lines.append(f"LPIPS not measured: {figures['lpips_reason']}")
+    else:
+        lines.append(f"LPIPS ({figures['lpips_net']}): {figures['lpips']:.4f}")
     if "seen" in figures:
         lines.append(f"PSNR inside the objects: {figures['psnr_objects']:.2f}")
         lines.append(f"oracle sees, dense:  {figures['seen_dense']}")

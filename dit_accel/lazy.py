@@ -13,6 +13,9 @@ from dit_accel.errors import RunFailed
 UPWARD = {
     "psnr": "dit_accel_eval.metrics.psnr:psnr",
     "ssim": "dit_accel_eval.metrics.ssim:ssim",
+    "lpips": "dit_accel_eval.metrics.lpips:lpips_or_reason",
+    "flicker": "dit_accel_eval.metrics.flicker:flicker_difference",
+    "drift": "dit_accel_eval.metrics.drift:drift",
     "run_bench": "dit_accel_eval.bench.run:run_bench",
     "capture": "dit_accel_eval.bench.capture:capture",
     "recall": "dit_accel_eval.bench.recall:recall",

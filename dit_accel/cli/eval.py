@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from dit_accel.cli.options import guidance_options, model_options, read_prompts, whole_numbers
+from dit_accel.cli.options import (
+    backbone_option,
+    guidance_options,
+    model_options,
+    read_prompts,
+    whole_numbers,
+)
 
 
 @click.command("eval")
@@ -30,6 +36,7 @@ from dit_accel.cli.options import guidance_options, model_options, read_prompts,
     required=True,
     help="Folder for results.jsonl and summary.csv.",
 )
+@backbone_option
 @model_options
 @guidance_options
 def command(
@@ -37,6 +44,7 @@ def command(
     methods: str,
     seeds: str,
     out: Path,
+    lpips_backbone: Path | None,
     request: dict[str, Any],
 ) -> None:
     """Render every prompt and seed dense, then with each setting, and compare frame by frame."""
@@ -46,8 +54,7 @@ def command(
     run_eval, parse = load("run_eval"), load("parse_setting")
     base = RenderSettings("", **request)
     settings = [parse(text) for text in methods.split(",")]
-    summary = run_eval(
-        base, read_prompts(prompt_file), whole_numbers("--seeds", seeds), settings, out
-    )
+    prompts, numbers = read_prompts(prompt_file), whole_numbers("--seeds", seeds)
+    summary = run_eval(base, prompts, numbers, settings, out, lpips_backbone)
     click.echo(summary.read_text().strip())
     click.echo(f"written: {summary}")

@@ -79,6 +79,15 @@ def guidance_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return functools.reduce(lambda f, option: option(f), reversed(options), with_request)
 
 
+def backbone_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--lpips-backbone``, checked to be a file."""
+    return click.option(
+        "--lpips-backbone",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="torchvision's AlexNet weights (.safetensors, .pth) for LPIPS.  [default: torch's cache]",
+    )(function)
+
+
 def knobs_of(assignments: tuple[str, ...]) -> dict[str, str]:
     """``KNOB=VALUE`` texts as a dictionary.
 

@@ -14,6 +14,7 @@ import click
 
 from dit_accel.cli.options import (
     attention_settings,
+    backbone_option,
     guidance_options,
     knobs_of,
     model_options,
@@ -65,6 +66,7 @@ from dit_accel.records import to_json
 @click.option("--report", type=click.Path(path_type=Path), help="Write what was done as JSON.")
 @click.option("--dry-run", is_flag=True, help="Check everything, load nothing, say what would run.")
 @click.option("--quiet", is_flag=True, help="No progress, no table.")
+@backbone_option
 @model_options
 @guidance_options
 def command(
@@ -83,6 +85,7 @@ def command(
     report: Path | None,
     dry_run: bool,
     quiet: bool,
+    lpips_backbone: Path | None,
     request: dict[str, Any],
 ) -> None:
     """Turn PROMPTS into videos (PNG for a single frame)."""
@@ -99,7 +102,15 @@ def command(
     }
     attention = attention_settings(profile, given, knobs_of(assignments))
     settings = [RenderSettings(text, seed=seed, fps=fps, **attention, **request) for text in texts]
-    run(settings, out, compare=compare, report=report, dry_run=dry_run, quiet=quiet)
+    run(
+        settings,
+        out,
+        compare=compare,
+        backbone=lpips_backbone,
+        report=report,
+        dry_run=dry_run,
+        quiet=quiet,
+    )
 
 
 def run(
@@ -107,6 +118,7 @@ def run(
     out: Path | None,
     *,
     compare: bool = False,
+    backbone: Path | None = None,
     report: Path | None = None,
     dry_run: bool = False,
     quiet: bool = False,
@@ -125,7 +137,7 @@ def run(
             told = {"output": str(path), "method_state": state_of_render(settings, card)}
             click.echo(json.dumps({**asdict(settings), **told}, indent=2))
         return
-    render_all(checked, paths, compare=compare, report=report, quiet=quiet)
+    render_all(checked, paths, compare=compare, backbone=backbone, report=report, quiet=quiet)
 
 
 def output_paths(settings: list[Any], out: Path | None) -> list[Path]:
@@ -154,7 +166,13 @@ def output_paths(settings: list[Any], out: Path | None) -> list[Path]:
 
 
 def render_all(
-    checked: list[Any], paths: list[Path], *, compare: bool, report: Path | None, quiet: bool
+    checked: list[Any],
+    paths: list[Path],
+    *,
+    compare: bool,
+    backbone: Path | None,
+    report: Path | None,
+    quiet: bool,
 ) -> None:
     """Load the model once and render request after request."""
     from dit_accel.loading import load_pipeline
@@ -167,7 +185,9 @@ def render_all(
     pipe.set_progress_bar_config(disable=quiet or not sys.stderr.isatty())
     records = []
     for (settings, _), path in zip(checked, paths, strict=True):
-        clip, extra = render_one(pipe, settings, path, compare=compare, quiet=quiet)
+        clip, extra = render_one(
+            pipe, settings, path, compare=compare, backbone=backbone, quiet=quiet
+        )
         records.append({**report_of(settings, card, clip, seconds), "output": str(path), **extra})
         if report:
             from dit_accel.files import written_whole
@@ -179,7 +199,7 @@ def render_all(
 
 
 def render_one(
-    pipe: Any, settings: Any, path: Path, *, compare: bool, quiet: bool
+    pipe: Any, settings: Any, path: Path, *, compare: bool, backbone: Path | None, quiet: bool
 ) -> tuple[Any, dict[str, Any]]:
     """Render one request to a file; with ``compare`` also dense, and the side-by-side files."""
     from dit_accel.compare import quality, speedup, summary
@@ -195,7 +215,7 @@ def render_one(
             click.echo(f"{path}\n{clip.attention}")
         return clip, {}
     dense = render(pipe, settings.as_dense())
-    figures = quality(dense.frames, clip.frames, settings.prompt)
+    figures = quality(dense.frames, clip.frames, settings.prompt, backbone)
     both = path.with_name(f"{path.stem}-compare{path.suffix}")
     write_clip(both, side_by_side(dense.frames, clip.frames), settings.fps, metadata)
     sheet = path.with_name(f"{path.stem}-strip.png")

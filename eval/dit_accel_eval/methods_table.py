@@ -88,10 +88,17 @@ def entries(pairs: int, few: int) -> list[Entry]:
 @click.option("--pairs", default=30, show_default=True)
 @click.option("--few", default=12, show_default=True, help="Clips of the other methods.")
 @click.option("--steps", default=20, show_default=True)
+@click.option(
+    "--guidance-scale",
+    default=1.0,
+    show_default=True,
+    help="1: one forward a step, which is half the cost and answers the same question.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
-def main(size: str, pairs: int, few: int, steps: int, out: Path) -> None:
+def main(size: str, pairs: int, few: int, steps: int, guidance_scale: float, out: Path) -> None:
     """Append to OUT/methods.jsonl what is missing there, then write OUT/methods.json."""
-    common, records = run_paired(entries(pairs, few), size, steps, out / "methods.jsonl")
+    log = out / "methods.jsonl"
+    common, records = run_paired(entries(pairs, few), size, steps, log, guidance_scale)
     rows = paired_table(records, "svg-ear 0.15, 20 % dense steps")
     shown = to_json({"settings": common, "rows": rows}, indent=2)
     with written_whole(out / "methods.json") as temporary:

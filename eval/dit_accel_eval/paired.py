@@ -37,7 +37,9 @@ def held_out_prompts(count: int, seed: int) -> list[str]:
     return [caption(s) for s in scenes(np.random.default_rng(seed), objects, kept=True)]
 
 
-def clips_of(size: str, count: int, steps: int) -> list[RenderSettings]:
+def clips_of(
+    size: str, count: int, steps: int, guidance_scale: float | None = None
+) -> list[RenderSettings]:
     """Dense requests for held-out captions, clip i with seed i."""
     pixels = size_of(size, None, None, None)
     return [
@@ -48,6 +50,7 @@ def clips_of(size: str, count: int, steps: int) -> list[RenderSettings]:
             width=pixels.width,
             frames=pixels.frames,
             steps=steps,
+            guidance_scale=guidance_scale,
             seed=seed,
         )
         for seed, prompt in enumerate(held_out_prompts(count, seed=0))
@@ -55,16 +58,21 @@ def clips_of(size: str, count: int, steps: int) -> list[RenderSettings]:
 
 
 def run_paired(
-    entries: Sequence[Entry], size: str, steps: int, log: Path
+    entries: Sequence[Entry],
+    size: str,
+    steps: int,
+    log: Path,
+    guidance_scale: float | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Render what ``log`` does not hold yet; returns what all clips have in common, and the records of these
     entries. A profile that changed is another measurement.
     """
-    clips = clips_of(size, max(entry.clips for entry in entries), steps)
-    _, card = check(clips[0])
+    clips = clips_of(size, max(entry.clips for entry in entries), steps, guidance_scale)
+    first, card = check(clips[0])
     common = {
         "size": size,
         "steps": steps,
+        "guidance_scale": first.guidance_scale,
         "weights": fingerprint(card.source),
         "versions": versions(),
     }

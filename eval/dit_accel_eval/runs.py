@@ -26,7 +26,17 @@ from dit_accel.render import RenderSettings, check, render, versions
 
 T = TypeVar("T")
 
-FIGURES = ("psnr", "ssim", "psnr_objects", "speedup", "density_sparse", "density_all")
+FIGURES = (
+    "psnr",
+    "ssim",
+    "lpips",
+    "flicker",
+    "drift",
+    "psnr_objects",
+    "speedup",
+    "density_sparse",
+    "density_all",
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ def run_eval(
     seeds: Sequence[int],
     settings: Sequence[Setting],
     out: Path,
+    backbone: Path | None = None,
 ) -> Path:
     """Evaluate settings on prompts x seeds; append to ``out/results.jsonl`` and write
     ``out/summary.csv``.
@@ -93,7 +104,7 @@ def run_eval(
         assert pipe is not None
         pipe.set_progress_bar_config(disable=True)
         missing = [s for s in settings if key_of(case, s, model) not in done]
-        for setting, record in zip(missing, run_case(pipe, case, missing), strict=True):
+        for setting, record in zip(missing, run_case(pipe, case, missing, backbone), strict=True):
             record = {"key": key_of(case, setting, model), **record}
             append_record(results, record)
             records.append(record)
@@ -109,7 +120,7 @@ def unique(values: Sequence[T]) -> list[T]:
 
 
 def run_case(
-    pipe: Any, case: RenderSettings, settings: Sequence[Setting]
+    pipe: Any, case: RenderSettings, settings: Sequence[Setting], backbone: Path | None = None
 ) -> Iterator[dict[str, Any]]:
     """Dense once, then each setting against it; yields one record per setting."""
     request, _ = check(case.as_dense())
@@ -121,7 +132,7 @@ def run_case(
             "setting": setting.label,
             "prompt": case.prompt,
             "seed": case.seed,
-            **quality(dense.frames, clip.frames, case.prompt),
+            **quality(dense.frames, clip.frames, case.prompt, backbone),
             "speedup": speedup(dense, clip),
             "density_sparse": density["sparse_calls"],
             "density_all": density["all_calls"],

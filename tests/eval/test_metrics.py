@@ -8,10 +8,11 @@ from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
+from dit_accel.errors import BadInput
 from dit_accel_eval.metrics.clips import paired
 from dit_accel_eval.metrics.drift import drift
 from dit_accel_eval.metrics.flicker import flicker, flicker_difference
-from dit_accel_eval.metrics.lpips import NoBackbone, lpips
+from dit_accel_eval.metrics.lpips import NoBackbone, lpips, lpips_or_reason
 from dit_accel_eval.metrics.psnr import psnr
 from dit_accel_eval.metrics.ssim import ssim
 
@@ -124,6 +125,22 @@ def test_lpips_without_a_backbone_says_where_one_is_looked_for(tmp_path, monkeyp
         lpips(first, second, backbone=wrong)
     with pytest.raises(NoBackbone, match="does not hold"):
         lpips(first, second, backbone=tmp_path / "none.safetensors")
+
+
+def test_a_backbone_that_is_given_must_do(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    first, second = clips(64, 64)
+    value, reason = lpips_or_reason(first, second)
+    assert value is None
+    assert "LPIPS needs torchvision's alex weights" in reason
+    wrong = tmp_path / "wrong.safetensors"
+    save_file({"features.0.weight": torch.zeros(1)}, wrong)
+    with pytest.raises(BadInput, match="does not hold torchvision's alex"):
+        lpips_or_reason(first, second, backbone=wrong)
+    save_file(torchvision_state(seeded("alex")), tmp_path / "right.safetensors")
+    value, reason = lpips_or_reason(first, second, backbone=tmp_path / "right.safetensors")
+    assert value > 0.0
+    assert reason is None
 
 
 def test_flicker_is_the_mean_step() -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dit_accel.errors import BadInput
 from dit_accel_eval.metrics.clips import paired
 
 Net = Literal["alex", "vgg"]
@@ -47,6 +48,22 @@ def lpips(
             part = slice(start, start + FRAMES)
             values.append(model(first[part], second[part], normalize=True).flatten())
     return float(torch.cat(values).mean())
+
+
+def lpips_or_reason(
+    clip: np.ndarray, reference: np.ndarray, *, net: Net = "alex", backbone: Path | None = None
+) -> tuple[float | None, str | None]:
+    """`lpips`, or None and why it cannot be measured here.
+
+    Raises:
+        BadInput: if the backbone that was given is none.
+    """
+    try:
+        return lpips(clip, reference, net=net, backbone=backbone), None
+    except NoBackbone as error:
+        if backbone is not None:
+            raise BadInput(str(error)) from None
+        return None, str(error)
 
 
 def cached_backbone(net: Net) -> Path:
