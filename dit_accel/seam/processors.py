@@ -7,7 +7,6 @@ import functools
 import inspect
 import textwrap
 import types
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,6 +85,9 @@ def _scaled_dot_product_attention(
     return out.transpose(1, 2)
 
 
+_LED = {"dispatch_attention_fn", "_scaled_dot_product_attention"}
+
+
 class _Lead(ast.NodeTransformer):
     """``F.scaled_dot_product_attention(...)`` becomes our function with the layer's address."""
 
@@ -118,6 +120,8 @@ def led_class(original: Any) -> Any:
         ours = {"_scaled_dot_product_attention": _scaled_dot_product_attention}
         body = _with_globals(call, _led_code(call), **ours)
     else:
+        body = None
+    if body is None or not _LED & set(body.__code__.co_names):  # or it spells the call otherwise
         raise UnsupportedProcessor(
             f"{original.__name__} calls neither dispatch_attention_fn nor F.scaled_dot_product_attention in its "
             "body, so its attention cannot be replaced"
@@ -133,7 +137,7 @@ def led_class(original: Any) -> Any:
     return type(f"Sparse{original.__name__}", (original,), members)
 
 
-def _with_globals(call: Any, code: types.CodeType, **replaced: Any) -> Callable[..., Any]:
+def _with_globals(call: Any, code: types.CodeType, **replaced: Any) -> types.FunctionType:
     # Without __name__ Dynamo resolves these globals here, not in the original module.
     scope = {k: v for k, v in call.__globals__.items() if k != "__name__"} | replaced
     body = types.FunctionType(code, scope, call.__name__, call.__defaults__, call.__closure__)
@@ -142,16 +146,11 @@ def _with_globals(call: Any, code: types.CodeType, **replaced: Any) -> Callable[
 
 
 def _led_code(call: Any) -> types.CodeType:
-    """The code of a method with its calls of scaled_dot_product_attention led to ours."""
+    """The code of a method with its calls of ``F.scaled_dot_product_attention`` led to ours; its module is
+    compiled only, never run.
+    """
     lines, first = inspect.getsourcelines(call)
     tree = ast.parse(textwrap.dedent("".join(lines)))
-    function = tree.body[0]
-    assert isinstance(function, ast.FunctionDef)
-    function.decorator_list, function.returns = [], None
-    for argument in ast.walk(function.args):
-        if isinstance(argument, ast.arg):
-            argument.annotation = None
-    function.args.defaults = [ast.Constant(None) for _ in function.args.defaults]
     tree = ast.fix_missing_locations(_Lead().visit(tree))
     module = compile(ast.increment_lineno(tree, first - 1), call.__code__.co_filename, "exec")
     codes = [c for c in module.co_consts if isinstance(c, types.CodeType)]

@@ -343,3 +343,14 @@ def test_a_processor_that_cannot_be_led_is_refused_and_changes_nothing(wan) -> N
         wan.enable_sparse_attention("dense")
     assert all(a is b for a, b in zip(processors(wan), before, strict=True))
     assert session_of(wan) is session
+
+
+def test_a_processor_that_spells_its_attention_otherwise_is_refused(wan) -> None:
+    class Spelled:
+        def __call__(self, attn, hidden_states, *arguments):
+            states = hidden_states[:, None]
+            return torch.nn.functional.scaled_dot_product_attention(states, states, states)[:, 0]
+
+    wan.transformer.blocks[0].attn1.processor = Spelled()
+    with pytest.raises(seam.UnsupportedProcessor, match="Spelled calls neither"):
+        wan.enable_sparse_attention("dense")

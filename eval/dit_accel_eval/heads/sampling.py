@@ -91,9 +91,9 @@ def score_candidate(
     batch: int,
     reward: Reward,
     scores: Scores,
+    done: Mapping[tuple[Candidate, Pair], float],
 ) -> Iterator[int]:
-    """Sample and score what is missing of a candidate; yields the number of clips after each batch."""
-    done = scores.read()
+    """Sample and score what ``done`` lacks of a candidate; yields the number of clips after each batch."""
     for chunk in chunks(pairs, batch):
         if all((candidate, pair) in done for pair in chunk):
             continue

@@ -207,7 +207,7 @@ def run(search: Search, quiet: bool = False) -> list[Head] | None:
                         search.card, device=search.base.device, dtype=search.base.dtype
                     )
                     pipe.set_progress_bar_config(disable=True)
-                arguments = (candidate, settings.pairs, settings.batch, reward, search.scores)
+                arguments = (candidate, settings.pairs, settings.batch, reward, search.scores, done)
                 for clips in score_candidate(pipe, search.base, *arguments):
                     bar.update(clips)
     return search.chosen() if is_complete(search) else None

@@ -58,7 +58,8 @@ def validate(folder: Path, pairs: Sequence[Pair], quiet: bool = False) -> list[d
     reward, pipe = find_reward(search.settings.reward), None
     with tqdm(total=len(rows) * len(pairs), desc="clips", disable=quiet or None) as bar:
         for candidate in rows.values():
-            if mean_score(scores.read(), candidate, pairs) is not None:
+            done = scores.read()
+            if mean_score(done, candidate, pairs) is not None:
                 bar.update(len(pairs))
                 continue
             if pipe is None:
@@ -66,7 +67,7 @@ def validate(folder: Path, pairs: Sequence[Pair], quiet: bool = False) -> list[d
                     search.card, device=search.base.device, dtype=search.base.dtype
                 )
                 pipe.set_progress_bar_config(disable=True)
-            arguments = (candidate, pairs, search.settings.batch, reward, scores)
+            arguments = (candidate, pairs, search.settings.batch, reward, scores, done)
             for clips in score_candidate(pipe, search.base, *arguments):
                 bar.update(clips)
     found = scores.read()
