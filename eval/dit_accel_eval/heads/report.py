@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from dit_accel.errors import BadInput
 from dit_accel.files import written_whole
@@ -77,6 +79,7 @@ def draw(search: Search, rates: Mapping[Head, float], rows: Sequence[Mapping[str
     heat(figure, left, search, rates, by_label["no guidance"]["score"].mean)
     counts = [r for r in rows if r["label"].endswith(" heads") and r["label"] != "all heads"]
     line(middle, [int(r["label"].split()[0]) for r in counts], counts)
+    middle.xaxis.set_major_locator(MaxNLocator(integer=True))
     middle.set(xlabel="number of heads", ylabel=search.settings.reward)
     soft = [r for r in rows if r["label"].startswith("softness ")]
     if counts and soft:
@@ -108,13 +111,7 @@ def heat(
     axes.set_yticks(range(len(order)), labels=[f"{stack}.{block}" for stack, block in order])
     for stack, block, head in search.chosen() or []:
         corner = (head - 0.5, order.index((stack, block)) - 0.5)
-        axes.add_patch(_frame(corner))
-
-
-def _frame(corner: tuple[float, float]) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(corner, 1, 1, fill=False, lw=2, ec="black")
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, lw=2, ec="black"))
 
 
 def line(axes: Axes, at: Sequence[float], rows: Sequence[Mapping[str, Any]]) -> None:
