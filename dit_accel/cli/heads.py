@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from dit_accel.cli.options import model_options, read_prompts, whole_numbers
+from dit_accel.cli.options import model_options, prompts_option, whole_numbers
 from dit_accel.errors import BadInput
 from dit_accel.lazy import load
+from dit_accel.prompts import read_prompts
 
 
 @click.group("heads")
@@ -26,13 +27,7 @@ def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @command.command()
-@click.option(
-    "--prompts",
-    "prompt_file",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="One prompt per line.",
-)
+@prompts_option(required=True)
 @click.option("--seeds", default="0", show_default=True, help="Separated by commas.")
 @click.option(
     "--reward",
@@ -53,7 +48,7 @@ def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--quiet", is_flag=True)
 @model_options
 def search(
-    prompt_file: Path,
+    prompt_source: str,
     seeds: str,
     reward: str,
     rounds: int,
@@ -72,7 +67,7 @@ def search(
 
     kind, run = load("head_search"), load("run_head_search")
     settings = load("head_search_settings")(
-        tuple(read_prompts(prompt_file)),
+        tuple(read_prompts(prompt_source)),
         tuple(whole_numbers("--seeds", seeds)),
         *(reward, rounds, top_k, scale),
         softness=softness,
@@ -102,14 +97,12 @@ def report(folder: Path) -> None:
 
 @command.command()
 @folder_argument
-@click.option(
-    "--prompts", "prompt_file", type=click.Path(path_type=Path), required=True, help="Fresh ones."
-)
+@prompts_option(required=True)
 @click.option("--seeds", default="1000", show_default=True, help="Separated by commas.")
 @click.option("--quiet", is_flag=True)
-def validate(folder: Path, prompt_file: Path, seeds: str, quiet: bool) -> None:
+def validate(folder: Path, prompt_source: str, seeds: str, quiet: bool) -> None:
     """Score what was found on fresh prompts and seeds, beside its controls; resumes."""
-    pairs = list(product(read_prompts(prompt_file), whole_numbers("--seeds", seeds)))
+    pairs = list(product(read_prompts(prompt_source), whole_numbers("--seeds", seeds)))
     _show(load("head_validate")(folder, pairs, quiet))
     click.echo(f"written: {folder / 'validation.json'}")
 

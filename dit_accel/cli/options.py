@@ -79,6 +79,18 @@ def guidance_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return functools.reduce(lambda f, option: option(f), reversed(options), with_request)
 
 
+def prompts_option(*, required: bool = False) -> Callable[..., Any]:
+    """``--prompts``, the ``prompt_source`` that `dit_accel.prompts.read_prompts` reads."""
+    return click.option(
+        "--prompts",
+        "prompt_source",
+        metavar="FILE|SET",
+        required=required,
+        help="One prompt per line, .csv or .jsonl with a prompt column, or a set that comes along "
+        "(tiny-world-held-out, spatial-relations, motions).",
+    )
+
+
 def backbone_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--lpips-backbone``, checked to be a file."""
     return click.option(
@@ -151,19 +163,3 @@ def size_of(size: str | None, height: int | None, width: int | None, frames: int
     named = SIZES[size] if size else (None, None, None)
     given = zip((height, width, frames), named, strict=True)
     return Size(*(one if one is not None else default for one, default in given))
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The non-empty lines of a text file.
-
-    Raises:
-        BadInput: if there is no such file, or nothing in it.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read prompts from {path}: {error}") from None
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise BadInput(f"no prompts in {path}: give one per line")
-    return prompts

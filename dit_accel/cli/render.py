@@ -18,21 +18,17 @@ from dit_accel.cli.options import (
     guidance_options,
     knobs_of,
     model_options,
-    read_prompts,
+    prompts_option,
 )
 from dit_accel.errors import BadInput
 from dit_accel.files import check_writable
+from dit_accel.prompts import read_prompts
 from dit_accel.records import to_json
 
 
 @click.command("render")
 @click.argument("prompts", nargs=-1)
-@click.option(
-    "--prompts",
-    "prompt_file",
-    type=click.Path(path_type=Path),
-    help="File with one prompt per line.",
-)
+@prompts_option()
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="File (.mp4, .png), or folder for several."
 )
@@ -71,7 +67,7 @@ from dit_accel.records import to_json
 @guidance_options
 def command(
     prompts: tuple[str, ...],
-    prompt_file: Path | None,
+    prompt_source: str | None,
     out: Path | None,
     profile: Path | None,
     method: str | None,
@@ -91,7 +87,7 @@ def command(
     """Turn PROMPTS into videos (PNG for a single frame)."""
     from dit_accel.render import RenderSettings
 
-    texts = [*prompts, *(read_prompts(prompt_file) if prompt_file else [])]
+    texts = [*prompts, *(read_prompts(prompt_source) if prompt_source else [])]
     if not texts:
         raise BadInput("no prompt: give PROMPT..., or --prompts FILE")
     given = {

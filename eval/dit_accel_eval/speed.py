@@ -19,14 +19,16 @@ from diffusers import DiffusionPipeline
 from diffusers.models.attention_dispatch import attention_backend
 from tqdm import tqdm
 
-from dit_accel.cli.options import read_prompts, size_of
+from dit_accel.cli.options import prompts_option, size_of
 from dit_accel.compare import quality, where_time_went
 from dit_accel.files import written_whole
 from dit_accel.loading import fingerprint, load_pipeline
+from dit_accel.prompts import read_prompts
 from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import Clip, RenderSettings, check, render, versions
 from dit_accel_eval.paired import held_out_prompts
-from dit_accel_eval.runs import Setting, estimate
+from dit_accel_eval.settings import Setting
+from dit_accel_eval.statistics import estimate
 
 DENSE_BACKENDS = {"SDPA": "native", "plain matmul": "_native_math"}
 TRIAL_STEPS = 4
@@ -86,12 +88,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 @click.command()
-@click.option(
-    "--prompts",
-    "prompt_file",
-    type=click.Path(path_type=Path),
-    help="One a line; captions held out from the bundled model's training by default.",
-)
+@prompts_option()
 @click.option("--clips", default=10, show_default=True, help="Clip i takes prompt i and seed i.")
 @click.option("--size", type=click.Choice(["smoke", "study", "show"]), default="show")
 @click.option("--steps", default=25, show_default=True)
@@ -104,7 +101,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
 def main(
-    prompt_file: Path | None,
+    prompt_source: str | None,
     clips: int,
     size: str,
     steps: int,
@@ -113,7 +110,7 @@ def main(
     out: Path,
 ) -> None:
     """Append to OUT/speed.jsonl what is missing there, then write OUT/speed.json."""
-    prompts = read_prompts(prompt_file) if prompt_file else held_out_prompts(clips, seed=0)
+    prompts = read_prompts(prompt_source) if prompt_source else held_out_prompts(clips, seed=0)
     pixels = size_of(size, None, None, None)
     base = RenderSettings(
         prompts[0],

@@ -1,0 +1,74 @@
+"""Prompts from a file (one per line, CSV or JSONL), or a set that comes with the package."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from dit_accel.errors import BadInput
+from dit_accel_assets import prompt_sets
+
+COLUMN = "prompt"
+
+
+def read_prompts(source: str | Path) -> list[str]:
+    """The prompts of a file, or of a set by its name.
+
+    ``.csv`` has a column ``prompt`` (or no other); ``.jsonl`` has texts, or objects with ``prompt``; every
+    other file has one prompt per line, lines that begin with ``#`` left out.
+
+    Raises:
+        BadInput: if there is no such file or set, nothing in it, or a line that is no prompt.
+    """
+    path = Path(source)
+    sets = prompt_sets()
+    if not path.exists() and str(source) in sets:
+        path = sets[str(source)]
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(
+            f"cannot read prompts from {source}: {error}; give a file, or a set: {', '.join(sets)}"
+        ) from None
+    readers = {".csv": _csv, ".jsonl": _jsonl}
+    found = readers.get(path.suffix, _lines)(text, path)
+    prompts = [prompt.strip() for prompt in found if prompt.strip()]
+    if not prompts:
+        raise BadInput(f"no prompts in {path}: give at least one")
+    return prompts
+
+
+def _lines(text: str, path: Path) -> list[str]:
+    return [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+
+
+def _csv(text: str, path: Path) -> list[str]:
+    rows = list(csv.reader(text.splitlines()))
+    if not rows:
+        return []
+    header = [name.strip().lower() for name in rows[0]]
+    if COLUMN not in header and len(header) > 1:
+        raise BadInput(f"{path} has no column {COLUMN!r}: its columns are {', '.join(rows[0])}")
+    place = header.index(COLUMN) if COLUMN in header else 0
+    rows = rows[1:] if COLUMN in header else rows
+    for number, row in enumerate(rows, 2):
+        if row and len(row) <= place:
+            raise BadInput(f"{path}, line {number}: no {COLUMN}")
+    return [row[place] for row in rows if row]
+
+
+def _jsonl(text: str, path: Path) -> list[str]:
+    prompts = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            raise BadInput(f"{path}, line {number}: not JSON") from None
+        prompt = value.get(COLUMN) if isinstance(value, dict) else value
+        if not isinstance(prompt, str):
+            raise BadInput(f"{path}, line {number}: give a text, or an object with {COLUMN!r}")
+        prompts.append(prompt)
+    return prompts
