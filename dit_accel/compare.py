@@ -16,11 +16,22 @@ from dit_accel_assets.world import parse_caption
 def quality(
     dense: np.ndarray, other: np.ndarray, prompt: str, backbone: Path | None = None
 ) -> dict[str, Any]:
-    """Paired metrics of raw frames ``[T, H, W, 3]``; for captions of the tiny world also what the
-    oracle sees. Without the backbone of LPIPS it is None, with the reason.
+    """`nearness` of raw frames ``[T, H, W, 3]``, and how well both fit the prompt; for captions of the tiny
+    world also what the oracle sees. A learned metric whose weights are not here is None, with the reason.
     """
+    figures = {**nearness(dense, other, backbone), **_clip_scores(dense, other, prompt)}
+    scene = parse_caption(prompt)
+    if scene is not None:
+        figures["psnr_objects"] = load("psnr")(other, dense, mask=oracle.object_mask(dense))
+        for end, frames in (("_dense", dense), ("", other)):
+            figures[f"correct{end}"], figures[f"seen{end}"] = load("caption")(frames, scene)
+    return figures
+
+
+def nearness(dense: np.ndarray, other: np.ndarray, backbone: Path | None = None) -> dict[str, Any]:
+    """Paired metrics of frames ``[T, H, W, 3]``."""
     perceptual, reason = load("lpips")(other, dense, backbone=backbone)
-    figures: dict[str, Any] = {
+    return {
         "psnr": load("psnr")(other, dense),
         "ssim": load("ssim")(other, dense),
         "lpips": perceptual,
@@ -28,14 +39,14 @@ def quality(
         "flicker": load("flicker")(other, dense),
         "drift": load("drift")(other, dense),
     }
-    scene = parse_caption(prompt)
-    if scene is not None:
-        figures["psnr_objects"] = load("psnr")(other, dense, mask=oracle.object_mask(dense))
-        for end, frames in (("_dense", dense), ("", other)):
-            verdict = oracle.look(frames)
-            figures[f"seen{end}"] = str(verdict)
-            figures[f"correct{end}"] = verdict.agrees_with(scene)
-    return figures
+
+
+def _clip_scores(dense: np.ndarray, other: np.ndarray, prompt: str) -> dict[str, Any]:
+    """How well both fit the prompt, and what the other gains."""
+    (own, reason), (before, _) = (load("clip_score")(frames, prompt) for frames in (other, dense))
+    if reason:
+        return {"clip_score": None, "clip_score_reason": reason}
+    return {"clip_score": own, "clip_score_dense": before, "clip_score_gain": own - before}
 
 
 def speedup(dense: Clip, other: Clip) -> float:

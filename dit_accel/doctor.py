@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from dit_accel.config import crossover_tokens
+from dit_accel.cost import Rates, Work, find_rates, own_rates
+from dit_accel.methods import SVG2
 from dit_accel_assets import tiny_world_path
 from dit_accel_kernels import (
     BlockMap,
@@ -62,6 +64,7 @@ def examine() -> dict[str, dict[str, Any]]:
             for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
             for line, verdict in check_ops(device).items()
         },
+        "rates": rates(),
         "will be used": {
             "sparse attention": "Triton kernels"
             if torch.cuda.is_available()
@@ -70,6 +73,29 @@ def examine() -> dict[str, dict[str, Any]]:
             "dense attention": "the pipeline's own backend, unchanged",
         },
     }
+
+
+def rates() -> dict[str, str]:
+    """What the cost model predicts from, and for some sizes."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        for dtype in ("float32", "bfloat16"):
+            known = find_rates(device, dtype)
+            if known is None:
+                found[f"{device} {dtype}"] = "not measured: run `dit-accel bench rates`"
+                continue
+            where = (
+                "this machine" if own_rates(device, dtype).is_file() else "those that come along"
+            )
+            sizes = ", ".join(f"{n}: {_speedup(known, n):.2f}" for n in (1024, 4096, 16384))
+            found[f"{device} {dtype}"] = (
+                f"{where}; dense by {known.backend}; svg2 at density 0.15, speed-up by tokens: {sizes}"
+            )
+    return found
+
+
+def _speedup(known: Rates, tokens: int) -> float:
+    return known.speedup("svg2", Work(4, tokens, 64, 0.15, *SVG2().clusters(tokens)))
 
 
 def devices() -> dict[str, str]:

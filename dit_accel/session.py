@@ -20,6 +20,7 @@ from dit_accel import seam
 from dit_accel.call import AttentionCall
 from dit_accel.clock import Moment, RunClock
 from dit_accel.config import Place, crossover_tokens
+from dit_accel.cost import Adviser
 from dit_accel.guard import Watch
 from dit_accel.guidance import PerturbedBranch
 from dit_accel.methods import Dense, Method
@@ -60,7 +61,7 @@ class Session:
         self._pipe = weakref.ref(target) if isinstance(target, DiffusionPipeline) else None
         self._variants: dict[tuple[int, ...], Method] = {}  # by the rules that hold
         self._held: set[int] = set()
-        self._watch = Watch(self.profile.guard)
+        self._watch, self._adviser = Watch(self.profile.guard), Adviser()
         self._running_again = False
         self._calls: Counter[int] = (
             Counter()
@@ -155,6 +156,7 @@ class Session:
         rules = self.profile.schedule.rules if self._tally.calls.total() else ()
         unused = (i for i in range(len(rules)) if i not in self._held)
         remarks += sorted(self.guidance.remarks) if self.guidance else []
+        remarks += self._adviser.remarks
         return remarks + [f"rule {i} of the schedule never held" for i in unused]
 
     # What the seam calls.
@@ -285,6 +287,7 @@ class Session:
         fault = self._watch.reason(f"{layer.stack}.{layer.name}")
         if fault is not None:
             return self.fall_back(f"guard: {fault}", dense)
+        self._adviser.look(method, query)
         least = self.profile.schedule.min_tokens
         least = crossover_tokens(query.device.type) if least is None else least
         if query.shape[1] < least:

@@ -11,6 +11,8 @@ import click
 COMMANDS = {
     "render": "Turn prompts into videos.",
     "eval": "Measure quality against speed over prompts, seeds and settings.",
+    "tune": "Search for the fastest profile that holds a quality.",
+    "compare": "Measure how near clips made elsewhere are to others.",
     "bench": "Time kernels, layers and models; capture attention and measure methods on it.",
     "heads": "Search for the attention heads whose perturbation guides best.",
     "methods": "List the attention methods and their knobs.",

@@ -11,38 +11,43 @@ from dit_accel.cli.options import (
     backbone_option,
     guidance_options,
     model_options,
-    read_prompts,
+    prompts_option,
     whole_numbers,
 )
+from dit_accel.prompts import read_prompts
 
 
 @click.command("eval")
-@click.option(
-    "--prompts",
-    "prompt_file",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="One prompt per line.",
-)
+@prompts_option(required=True)
 @click.option(
     "--methods",
     required=True,
-    help="Settings separated by commas: METHOD[:KNOB=VALUE]..., for example svg2,svg2:top_p=0.8",
+    help="Settings separated by commas: METHOD[:KNOB=VALUE]... or a profile's file, for example "
+    "svg2,svg2:top_p=0.8,mine.yaml",
 )
 @click.option("--seeds", default="0", show_default=True, help="Separated by commas.")
+@click.option(
+    "--floor",
+    default="auto",
+    show_default=True,
+    help="Dense against dense: backend, bfloat16, both with a comma between, auto or none.",
+)
+@click.option("--fps", default=16, show_default=True, help="Of the videos on the page.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder for results.jsonl and summary.csv.",
+    help="Folder for results.jsonl, summary.json, pareto.png and report.html; resumes what is there.",
 )
 @backbone_option
 @model_options
 @guidance_options
 def command(
-    prompt_file: Path,
+    prompt_source: str,
     methods: str,
     seeds: str,
+    floor: str,
+    fps: int,
     out: Path,
     lpips_backbone: Path | None,
     request: dict[str, Any],
@@ -51,10 +56,14 @@ def command(
     from dit_accel.lazy import load
     from dit_accel.render import RenderSettings
 
-    run_eval, parse = load("run_eval"), load("parse_setting")
-    base = RenderSettings("", **request)
+    parse = load("parse_setting")
     settings = [parse(text) for text in methods.split(",")]
-    prompts, numbers = read_prompts(prompt_file), whole_numbers("--seeds", seeds)
-    summary = run_eval(base, prompts, numbers, settings, out, lpips_backbone)
-    click.echo(summary.read_text().strip())
-    click.echo(f"written: {summary}")
+    evaluation = load("evaluation")(
+        RenderSettings("", fps=fps, **request),
+        read_prompts(prompt_source),
+        whole_numbers("--seeds", seeds),
+        [*load("floors")(floor, request["dtype"]), *settings],
+        lpips_backbone,
+    )
+    click.echo(load("evaluate")(evaluation, out))
+    click.echo(f"written: {out / 'report.html'}")

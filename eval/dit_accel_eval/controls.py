@@ -12,15 +12,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit_accel import SVG2, AttentionCall, Method, Plan, ReTtention
 from dit_accel.methods import Attended
 from dit_accel.methods.clustered import Clusters, ClusterState
 from dit_accel.methods.re_ttention import Statistics
-from dit_accel.ops import Ops
+from dit_accel.ops import Ops, heads_first
 from dit_accel_kernels import (
     BlockMap,
     centroid_mass,
+    dense_attention,
     group_by_label,
     select_budget,
     select_top_p,
@@ -159,8 +162,30 @@ class RoundedAttention(Method):
     def attend(self, call: AttentionCall, state: Any, ops: Ops) -> Attended:
         tensors = (call.query, call.key, call.value)
         query, key, value = (t.bfloat16().transpose(1, 2) for t in tensors)
-        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=call.scale)
+        out = functional.scaled_dot_product_attention(query, key, value, scale=call.scale)
         return Attended(out.transpose(1, 2).to(call.query.dtype), torch.ones(()))
+
+
+@dataclass(frozen=True)
+class OtherBackend(Method):
+    """Dense attention that sums in another order than the pipeline's own: plain products on a CPU, SDPA's
+    memory-efficient kernel on a GPU. The floor that differences are compared with.
+    """
+
+    name: ClassVar[str] = "other-backend"
+    source: ClassVar[str] = "control"
+
+    def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> None:
+        return None
+
+    def attend(self, call: AttentionCall, state: Any, ops: Ops) -> Attended:
+        tensors = heads_first(call)
+        if call.query.is_cuda:
+            with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+                out = functional.scaled_dot_product_attention(*tensors, scale=call.scale)
+        else:
+            out = dense_attention(*tensors, scale=call.scale)
+        return Attended(out.transpose(1, 2), torch.ones(()))
 
 
 CONTROLS: tuple[type[Control], ...] = (ShuffledLabels, PositionalBlocks, RandomKeys, OracleBlocks)

@@ -24,7 +24,7 @@ from dit_accel_eval.heads.rewards import caption, caption_words, sharpness
 from dit_accel_eval.heads.sampling import Candidate, Pair, chunks, same_cost_steps, sample
 from dit_accel_eval.heads.search import all_heads, head_set
 from dit_accel_eval.paired import held_out_prompts
-from dit_accel_eval.runs import estimate
+from dit_accel_eval.statistics import estimate
 from dit_accel_pipelines import Family
 
 FIRST_SEED = 10_000  # no search has seen these

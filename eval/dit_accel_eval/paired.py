@@ -17,7 +17,7 @@ from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import RenderSettings, check, render_with, versions
 from dit_accel_assets.world import caption, scenes
-from dit_accel_eval.runs import estimate
+from dit_accel_eval.statistics import estimate
 
 FIGURES = ("psnr", "psnr_objects", "ssim")
 

@@ -2,185 +2,192 @@
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
-import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from scipy import stats
 from tqdm import tqdm
 
-from dit_accel.cli.options import attention_settings
-from dit_accel.compare import quality, speedup
-from dit_accel.errors import BadInput
+from dit_accel.compare import quality
 from dit_accel.files import check_writable, written_whole
 from dit_accel.loading import fingerprint, load_pipeline
-from dit_accel.profile import SUFFIXES
-from dit_accel.records import append_record, read_records
+from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import RenderSettings, check, render, versions
+from dit_accel_eval.frames import difference, keep_frames, kept, load_frames, write_webm
+from dit_accel_eval.settings import Setting
+from dit_accel_eval.stability import stability
 
 T = TypeVar("T")
-
-FIGURES = (
-    "psnr",
-    "ssim",
-    "lpips",
-    "flicker",
-    "drift",
-    "psnr_objects",
-    "speedup",
-    "density_sparse",
-    "density_all",
-)
+WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A way to run attention, as one column of an evaluation: its name, and what it sets in
-    `RenderSettings`.
+class Evaluation:
+    """What is compared: clips (prompts x seeds), and the settings against dense.
+
+    Attributes:
+        base: what all clips have in common.
+        backbone: of LPIPS; None: torch's cache.
     """
 
-    label: str
-    changes: Mapping[str, Any] = field(compare=False)
+    base: RenderSettings
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    settings: Sequence[Setting]
+    backbone: Path | None = None
 
-    @classmethod
-    def parse(cls, text: str) -> Setting:
-        """``svg2:top_p=0.8:schedule.dense_steps=0:precision=int8``; a profile's file may stand for the
-        method.
-
-        Raises:
-            BadInput: for a part without ``=``, or a file that is no profile.
-        """
-        name, *parts = text.split(":")
-        for part in parts:
-            if "=" not in part:
-                raise BadInput(f"setting {text!r}: {part!r} is not KNOB=VALUE")
-        knobs = dict(part.split("=", 1) for part in parts)
-        given = {key: knobs.pop(key, None) for key in ("precision", "dense_precision", "guard")}
-        path = Path(name) if Path(name).suffix in SUFFIXES else None
-        method = None if path else name
-        return cls(text, attention_settings(path, {"method": method, **given}, knobs))
-
-    def of(self, case: RenderSettings) -> RenderSettings:
-        """A clip's settings with this way to run attention."""
-        return replace(case, **self.changes)
+    def cases(self) -> list[RenderSettings]:
+        """One dense request per clip; the same clip twice is not two independent clips."""
+        pairs = [(p, s) for p in unique(self.prompts) for s in unique(self.seeds)]
+        return [replace(self.base, prompt=p, seed=s).as_dense() for p, s in pairs]
 
 
-def run_eval(
-    base: RenderSettings,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    settings: Sequence[Setting],
-    out: Path,
-    backbone: Path | None = None,
-) -> Path:
-    """Evaluate settings on prompts x seeds; append to ``out/results.jsonl`` and write
-    ``out/summary.csv``.
+@dataclass(frozen=True)
+class Dense:
+    """A dense clip: its frames as kept, denoising seconds, which process made it, and its file's name."""
 
-    What ``results.jsonl`` already holds for the very same request is not run again.
+    frames: np.ndarray
+    seconds: float
+    process: str
+    name: str
 
-    Returns:
-        The path of the summary.
+
+@dataclass
+class Runner:
+    """Renders what a folder does not hold yet.
+
+    Attributes:
+        out: ``results.jsonl`` and the folders ``dense`` and ``clips``.
+        process: name of this process: a speed-up is a ratio within one, where records say so.
     """
-    results, summary = out / "results.jsonl", out / "summary.csv"
-    cases = [replace(base, prompt=p, seed=s) for p in unique(prompts) for s in unique(seeds)]
-    settings = unique(settings)
-    for setting in settings:
-        check(setting.of(replace(base, prompt=prompts[0])))
-    checked, card = check(replace(base, prompt=prompts[0]).as_dense())
-    check_writable(results)
-    out.mkdir(parents=True, exist_ok=True)
-    model = fingerprint(card.source)
-    records = read_records(results)
-    done = {record["key"] for record in records}
-    todo = [c for c in cases if any(key_of(c, s, model) not in done for s in settings)]
-    pipe = load_pipeline(card, device=checked.device, dtype=checked.dtype) if todo else None
-    for case in tqdm(todo, desc="eval", disable=None):
-        assert pipe is not None
-        pipe.set_progress_bar_config(disable=True)
-        missing = [s for s in settings if key_of(case, s, model) not in done]
-        for setting, record in zip(missing, run_case(pipe, case, missing, backbone), strict=True):
-            record = {"key": key_of(case, setting, model), **record}
-            append_record(results, record)
-            records.append(record)
-    wanted = {key_of(c, s, model) for c in cases for s in settings}
-    with written_whole(summary) as temporary:
-        write_summary(temporary, [r for r in records if r["key"] in wanted])
-    return summary
 
+    evaluation: Evaluation
+    out: Path
+    pipe: Any
+    model: str
+    process: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    warm: set[str] = field(default_factory=set)
 
-def unique(values: Sequence[T]) -> list[T]:
-    """Without repetitions: the same clip twice is not two independent clips."""
-    return list(dict.fromkeys(values))
+    def dense(self, case: RenderSettings) -> Dense:
+        """The dense clip of a case, from the disk or rendered now."""
+        name = digest({**asdict(check(case)[0]), **same(self.model)})
+        path = self.out / "dense" / f"{name}.safetensors"
+        found = load_frames(path)
+        if found is None:
+            self._warm_up("dense", lambda c: render(self.pipe, check(c)[0]), case)
+            clip = render(self.pipe, check(case)[0])
+            about: dict[str, Any] = {"seconds": clip.seconds["denoise"], "process": self.process}
+            keep_frames(path, clip.frames, about)
+            write_webm(self._video(name), clip.frames, case.fps)
+            found = kept(clip.frames), about
+        return Dense(found[0], found[1]["seconds"], found[1]["process"], name)
 
-
-def run_case(
-    pipe: Any, case: RenderSettings, settings: Sequence[Setting], backbone: Path | None = None
-) -> Iterator[dict[str, Any]]:
-    """Dense once, then each setting against it; yields one record per setting."""
-    request, _ = check(case.as_dense())
-    dense = render(pipe, request)
-    for setting in settings:
-        clip = render(pipe, check(setting.of(case))[0])
-        density = clip.attention.density
-        yield {
+    def record(self, setting: Setting, case: RenderSettings, dense: Dense) -> dict[str, Any]:
+        """Render a case in some way, keep its videos, and measure it."""
+        self._warm_up(setting.label, lambda c: setting.run(self.pipe, c), case)
+        clip = setting.run(self.pipe, case)
+        frames, name = kept(clip.frames), digest({**setting.identity(case), **same(self.model)})
+        write_webm(self._video(name), frames, case.fps)
+        write_webm(self._video(f"{name}-difference"), difference(frames, dense.frames), case.fps)
+        attention = clip.attention
+        return {
+            "key": key_of(case, setting, self.model),
             "setting": setting.label,
             "prompt": case.prompt,
             "seed": case.seed,
-            **quality(dense.frames, clip.frames, case.prompt, backbone),
-            "speedup": speedup(dense, clip),
-            "density_sparse": density["sparse_calls"],
-            "density_all": density["all_calls"],
-            "seconds": clip.seconds,
+            **quality(dense.frames, frames, case.prompt, self.evaluation.backbone),
+            "speedup": dense.seconds / clip.seconds["denoise"],
+            "seconds": clip.seconds["denoise"],
             "dense_seconds": dense.seconds,
+            "timed_in_one_process": dense.process == self.process,
+            "density_sparse": attention.density["sparse_calls"],
+            "density_all": attention.density["all_calls"],
+            "layers": attention.layers,
+            "calls": attention.calls,
+            "fallbacks": attention.fallbacks,
+            "remarks": attention.remarks,
+            "attention_seconds": attention.seconds,
+            "video": f"clips/{name}.webm",
+            "dense_video": f"clips/{dense.name}.webm",
+            "difference_video": f"clips/{name}-difference.webm",
         }
+
+    def _warm_up(self, label: str, run: Any, case: RenderSettings) -> None:
+        """The first run of a kind in a process pays for what later ones find done."""
+        if label not in self.warm:
+            run(replace(case, steps=WARM_UP_STEPS))
+            self.warm.add(label)
+
+    def _video(self, name: str) -> Path:
+        return self.out / "clips" / f"{name}.webm"
+
+
+def run_eval(evaluation: Evaluation, out: Path) -> Results:
+    """Append to ``out/results.jsonl`` what it does not hold yet for the very same request; dense clips are
+    kept in ``out/dense``, videos for the page in ``out/clips``.
+    """
+    results = out / "results.jsonl"
+    cases, settings = evaluation.cases(), unique(evaluation.settings)
+    for setting in settings:
+        check(setting.of(cases[0]))
+    checked, card = check(cases[0])
+    check_writable(results)
+    out.mkdir(parents=True, exist_ok=True)
+    model = fingerprint(card.source)
+    records = {record["key"]: record for record in read_records(results)}
+    todo = [c for c in cases if any(key_of(c, s, model) not in records for s in settings)]
+    watched = out / f"stability-{digest({**asdict(checked), **same(model)})}.json"
+    if todo or not watched.exists():
+        pipe = load_pipeline(card, device=checked.device, dtype=checked.dtype)
+        pipe.set_progress_bar_config(disable=True)
+        runner = Runner(evaluation, out, pipe, model)
+        for case in tqdm(todo, desc="eval", disable=None):
+            dense = runner.dense(case)
+            for setting in settings:
+                key = key_of(case, setting, model)
+                if key not in records:
+                    records[key] = runner.record(setting, case, dense)
+                    append_record(results, records[key])
+        with written_whole(watched) as temporary:
+            temporary.write_text(to_json(stability(pipe, checked), indent=1) + "\n")
+    return Results(
+        checked,
+        [records[key_of(c, s, model)] for s in settings for c in cases],
+        json.loads(watched.read_text()),
+    )
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured: the request of the first clip, a record per setting and clip, and the agreement of
+    clusters in the first clip (`stability`).
+    """
+
+    request: RenderSettings
+    records: list[dict[str, Any]]
+    clusters: list[dict[str, Any]]
+
+
+def unique(values: Sequence[T]) -> list[T]:
+    """Without repetitions."""
+    return list(dict.fromkeys(values))
 
 
 def key_of(case: RenderSettings, setting: Setting, model: str) -> str:
     """What makes a measurement the same measurement: settings, weights and versions."""
-    return json.dumps(
-        {**asdict(setting.of(case)), "weights": model, "versions": versions()}, sort_keys=True
-    )
+    return json.dumps({**setting.identity(case), **same(model)}, sort_keys=True)
 
 
-class Estimate(NamedTuple):
-    """Mean of n finite values and the half width of its 95 % interval (Student's t)."""
-
-    mean: float
-    half_width: float
-    n: int
+def same(model: str) -> dict[str, Any]:
+    """What besides its request decides a clip."""
+    return {"weights": model, "versions": versions()}
 
 
-def estimate(values: Sequence[float | str | None]) -> Estimate:
-    """Mean and interval of the finite values; what is None, NaN or infinite is left out, and n says so."""
-    numbers = np.array([float(v) for v in values if v is not None])
-    finite = numbers[np.isfinite(numbers)]
-    n = len(finite)
-    if n == 0:
-        return Estimate(math.nan, math.nan, 0)
-    if n == 1:
-        return Estimate(float(finite[0]), math.nan, 1)
-    width = stats.sem(finite) * stats.t.ppf(0.975, n - 1)
-    return Estimate(float(finite.mean()), float(width), n)
-
-
-def write_summary(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """One line per setting: number of clips; mean, half width of the interval and n of each figure."""
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for record in records:
-        groups[record["setting"]].append(record)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        columns = [c for f in FIGURES for c in (f, f"{f}_pm", f"{f}_n")]
-        writer.writerow(["setting", "clips", *columns])
-        for setting, rows in groups.items():
-            cells = []
-            for name in FIGURES:
-                figure = estimate([row.get(name) for row in rows])
-                cells += [f"{figure.mean:.4f}", f"{figure.half_width:.4f}", figure.n]
-            writer.writerow([setting, len(rows), *cells])
+def digest(told: Mapping[str, Any]) -> str:
+    """A short name for a file."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]

@@ -235,30 +235,6 @@ def test_doctor_checks_the_op(capsys) -> None:
     assert set(findings["versions"]) >= {"python", "torch", "diffusers", "triton"}
 
 
-def test_eval_writes_jsonl_and_csv_and_resumes(tmp_path: Path, capsys, monkeypatch) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text(f"{PROMPT}\n")
-    settings = "svg2:schedule.min_tokens=0,svg2:top_p=1:schedule.min_tokens=0"
-    arguments = ["eval", "--prompts", str(prompts), "--methods", settings, "--seeds", "0,1"]
-    arguments += ["--out", str(tmp_path / "out"), "--size", "smoke", "--steps", "2"]
-    assert cli.main(arguments) == 0
-    records = [json.loads(x) for x in (tmp_path / "out/results.jsonl").read_text().splitlines()]
-    assert len(records) == 4
-    full = [r for r in records if "top_p=1" in r["setting"]]
-    assert all(r["psnr"] > 60 and r["density_all"] == 1 for r in full)
-    summary = (tmp_path / "out/summary.csv").read_text()
-    assert len(summary.strip().splitlines()) == 3
-
-    import dit_accel_eval.runs
-
-    def refuse(*arguments: object, **options: object) -> None:
-        raise AssertionError("nothing is left to do, but a model was loaded")
-
-    monkeypatch.setattr(dit_accel_eval.runs, "load_pipeline", refuse)
-    assert cli.main(arguments) == 0
-    assert (tmp_path / "out/summary.csv").read_text() == summary
-
-
 def test_help_is_quick_and_complete(capsys) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out

@@ -1,6 +1,4 @@
-import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +6,10 @@ from scipy import stats
 
 from dit_accel.errors import BadInput
 from dit_accel_eval.paired import paired_table
-from dit_accel_eval.runs import Setting, estimate, unique, write_summary
+from dit_accel_eval.runs import unique
+from dit_accel_eval.settings import Setting, floors
+from dit_accel_eval.statistics import estimate, share
+from dit_accel_eval.summary import summarize
 
 
 def test_estimate_equals_scipy() -> None:
@@ -45,14 +46,48 @@ def test_repetitions_are_no_independent_clips() -> None:
     assert len(unique([Setting.parse("svg2"), Setting.parse("svg2")])) == 1
 
 
-def test_summary_has_one_line_per_setting(tmp_path: Path) -> None:
-    records = [{"setting": s, "psnr": p} for s, p in (("a", 30.0), ("a", 34.0), ("b", "inf"))]
-    write_summary(tmp_path / "s.csv", records)
-    rows = list(csv.DictReader((tmp_path / "s.csv").open()))
-    assert [(r["setting"], r["clips"], r["psnr"], r["psnr_n"]) for r in rows] == [
-        ("a", "2", "32.0000", "2"),
-        ("b", "1", "nan", "0"),
-    ]
+def test_share_is_wilsons() -> None:
+    interval = stats.binomtest(3, 4).proportion_ci(method="wilson")
+    assert share([True, True, False, True]) == (3, 4, interval.low, interval.high)
+
+
+def test_floors_by_name_and_by_dtype() -> None:
+    assert floors("none", "float32") == []
+    assert [f.label for f in floors("auto", "float32")] == ["floor: attention in bfloat16"]
+    assert [f.label for f in floors("auto", "bfloat16")] == ["floor: another backend"]
+    assert len(floors("backend,bfloat16", "float32")) == 2
+    with pytest.raises(BadInput, match="unknown floor 'x': choose from auto, none, backend"):
+        floors("x", "float32")
+
+
+def record(setting: str, psnr: float | str, speedup: float, **more):
+    figures = {"ssim": 0.9, "lpips": None, "flicker": 0.0, "drift": 0.0, "speedup": speedup}
+    return {"setting": setting, "prompt": "p", "seed": 0, "psnr": psnr, **figures, **more}
+
+
+def test_a_row_per_setting_with_the_front_and_the_worst_clip() -> None:
+    rows = summarize(
+        [
+            record("floor: x", 60.0, 9.0),
+            record("a", 30.0, 2.0, layers={"l0": 0.2}),
+            record("a", 34.0, 4.0, prompt="q", layers={"l0": 0.4, "l1": 0.5}),
+            record("b", 40.0, 1.0, correct=True, correct_dense=True),
+            record("c", 31.0, 2.0),
+            record("d", "inf", 5.0),
+        ]
+    )
+    by_name = {row["setting"]: row for row in rows}
+    a = by_name["a"]
+    assert (a["clips"], a["psnr"].mean, a["psnr"].n) == (2, 32.0, 2)
+    assert a["speedup_median"] == 3.0
+    assert a["layers"] == {"l0": pytest.approx(0.3), "l1": 0.5}
+    assert a["worst"] == {"prompt": "p", "seed": 0, "psnr": 30.0}
+    assert a["lpips"].n == 0
+    assert a["correct"] is None
+    assert by_name["b"]["correct"].right == 1
+    assert by_name["d"]["psnr"].n == 0
+    front = {name for name, row in by_name.items() if row["front"]}
+    assert front == {"a", "b"}  # c is beaten by a; d has no finite PSNR; a floor is no setting
 
 
 def test_gains_are_paired_by_clip() -> None:

@@ -17,7 +17,7 @@ from dit_accel.files import written_whole
 from dit_accel.records import to_json
 from dit_accel_eval.heads.sampling import Candidate, Pair, mean_score
 from dit_accel_eval.heads.search import Head, Search, controls, curves
-from dit_accel_eval.runs import estimate
+from dit_accel_eval.statistics import estimate
 
 
 def report(folder: Path) -> list[dict[str, Any]]:

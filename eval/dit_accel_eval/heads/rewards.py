@@ -9,15 +9,14 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any
 
 import numpy as np
-import torch
 
 from dit_accel.errors import BadInput
 from dit_accel_assets import oracle
 from dit_accel_assets.world import Scene, parse_caption
+from dit_accel_eval.metrics.clip_score import clip_score, load_clip
+from dit_accel_eval.metrics.clips import NoBackbone
 
 Reward = Callable[[np.ndarray, str], float]
 
@@ -50,30 +49,9 @@ def sharpness(frames: np.ndarray, prompt: str = "") -> float:
 
 
 def clip(frames: np.ndarray, prompt: str) -> float:
-    """CLIP score of the middle frame (torchmetrics), from weights in the local cache."""
-    picture = torch.from_numpy(frames[len(frames) // 2] * 255).to(torch.uint8).permute(2, 0, 1)
-    return float(_clip_score()(picture, prompt))
-
-
-@cache
-def _clip_score() -> Any:
-    from huggingface_hub import snapshot_download
-    from torchmetrics.multimodal import CLIPScore
-    from transformers import CLIPModel, CLIPProcessor
-
-    name = "openai/clip-vit-base-patch16"
-    try:
-        folder = snapshot_download(name, local_files_only=True)
-    except (OSError, ValueError):
-        raise BadInput(
-            f"reward clip needs {name} in the local cache of the hub: download it, or choose another reward"
-        ) from None
-    return CLIPScore(
-        lambda: (
-            CLIPModel.from_pretrained(folder, use_safetensors=True),
-            CLIPProcessor.from_pretrained(folder),
-        )
-    )
+    """CLIP score of the middle frame."""
+    middle = len(frames) // 2
+    return clip_score(frames[middle : middle + 1], prompt)
 
 
 REWARDS: dict[str, Reward] = {
@@ -128,7 +106,10 @@ def check_reward(name: str, prompts: tuple[str, ...]) -> None:
         for prompt in prompts:
             _scene(prompt)
     if reward is clip:
-        _clip_score()
+        try:
+            load_clip()
+        except NoBackbone as error:
+            raise BadInput(f"reward clip: {error}: download it, or choose another reward") from None
 
 
 def _alike(one: tuple[str, ...], other: tuple[str, ...]) -> int:

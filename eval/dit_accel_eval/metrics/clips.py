@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 
+class NoBackbone(LookupError):
+    """The weights that a learned metric is built on are not on this machine."""
+
+
 def paired(first: np.ndarray, second: np.ndarray) -> tuple[Tensor, Tensor]:
     """Two clips as float32 ``[T, C, H, W]`` in [0, 1]; uint8 is divided by 255.
 

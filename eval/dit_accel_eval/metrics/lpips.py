@@ -14,16 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dit_accel.errors import BadInput
-from dit_accel_eval.metrics.clips import paired
+from dit_accel_eval.metrics.clips import NoBackbone, paired
 
 Net = Literal["alex", "vgg"]
 
 FRAMES = 4  # compared at a time: a 1080p frame takes about half a GB in the first layers
 CACHED = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
-
-
-class NoBackbone(LookupError):
-    """The ImageNet weights that LPIPS is built on are not on this machine."""
 
 
 def lpips(
@@ -75,8 +71,8 @@ def cached_backbone(net: Net) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / CACHED[net]
     if not path.is_file():
         raise NoBackbone(
-            f"LPIPS needs torchvision's {net} weights: put {CACHED[net]} into {path.parent}, or give "
-            "--lpips-backbone FILE"
+            f"LPIPS needs torchvision's {net} weights: put {CACHED[net]} into checkpoints of torch's hub "
+            "folder, or give --lpips-backbone FILE"
         )
     return path
 

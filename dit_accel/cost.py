@@ -1,0 +1,167 @@
+"""When sparse attention pays: seconds of a call, dense and sparse, from its size and the machine's rates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from torch import Tensor
+
+from dit_accel.errors import BadInput
+from dit_accel.files import written_whole
+from dit_accel.methods import SVG2, Method, SVGEar
+from dit_accel.methods.clustered import Clustered
+from dit_accel_assets import shipped_rates
+
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class Work:
+    """The size of one attention call.
+
+    Attributes:
+        heads: of all samples of the batch together.
+        tokens, head_dim: of a head.
+        density: share of the (query, key) pairs that are computed.
+        query_clusters, key_clusters: of a head.
+    """
+
+    heads: int
+    tokens: int
+    head_dim: int
+    density: float = 1.0
+    query_clusters: int = 0
+    key_clusters: int = 0
+
+    @property
+    def pairs(self) -> float:
+        return self.heads * self.tokens**2 / GIGA
+
+    def dense_terms(self) -> np.ndarray:
+        """What dense attention does: calls, tokens, exponentials, products."""
+        tokens = self.heads * self.tokens / GIGA
+        return np.array([1.0, tokens * self.head_dim, self.pairs, self.pairs * self.head_dim])
+
+    def sparse_terms(self) -> np.ndarray:
+        """What sparse attention does: calls, permuting, k-means, choosing, exponentials, products."""
+        tokens = self.heads * self.tokens * self.head_dim / GIGA
+        computed = self.density * self.pairs
+        return np.array(
+            [
+                1.0,
+                tokens,
+                tokens * (self.query_clusters + self.key_clusters),
+                self.heads * self.query_clusters * self.key_clusters / GIGA,
+                computed,
+                computed * self.head_dim,
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds per term on one machine, by regression on measured calls.
+
+    Attributes:
+        device, dtype, backend: what was measured, and which dense attention was the fastest.
+        dense: of `Work.dense_terms`.
+        sparse: of `Work.sparse_terms`, by method.
+        error: mean relative error of the fit, by what was fitted.
+        about: machine and versions.
+    """
+
+    device: str
+    dtype: str
+    backend: str
+    dense: tuple[float, ...]
+    sparse: Mapping[str, tuple[float, ...]]
+    error: Mapping[str, float]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def speedup(self, method: str, work: Work) -> float:
+        """Predicted seconds of dense over those of sparse attention, planning included."""
+        dense = np.dot(self.dense, work.dense_terms())
+        return float(dense / np.dot(self.sparse[method], work.sparse_terms()))
+
+    def save(self, path: Path) -> None:
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Rates:
+        """Read what `save` wrote.
+
+        Raises:
+            BadInput: for a file that holds no rates.
+        """
+        try:
+            values = json.loads(path.read_text())
+            values["dense"] = tuple(values["dense"])
+            values["sparse"] = {name: tuple(v) for name, v in values["sparse"].items()}
+            return cls(**values)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise BadInput(f"{path} holds no rates: {error}; run `dit-accel bench rates`") from None
+
+
+def own_rates(device: str, dtype: str) -> Path:
+    """Where `dit-accel bench rates` keeps what it measured on this machine."""
+    folder = Path(platformdirs.user_cache_dir("dit_accel"))
+    return folder / f"rates-{device}-{dtype}.json"
+
+
+def find_rates(device: str, dtype: str) -> Rates | None:
+    """Of this machine if they were measured, else those that come along for its kind of device, else None."""
+    for path in (own_rates(device, dtype), shipped_rates() / f"{device}-{dtype}.json"):
+        if path.is_file():
+            return Rates.load(path)
+    return None
+
+
+def least_density(method: Method) -> float | None:
+    """The least share of the keys that a method computes, where its knobs say one that `Rates` know."""
+    if isinstance(method, SVGEar):
+        return min(method.densities)
+    return method.min_key_share if isinstance(method, SVG2) else None
+
+
+def predicted_speedup(method: Method, query: Tensor) -> float | None:
+    """At most how many times faster than dense a call with a query ``[B, S, H, D]`` becomes; None where no
+    rates tell.
+    """
+    density = least_density(method)
+    rates = find_rates(query.device.type, str(query.dtype).removeprefix("torch."))
+    if density is None or rates is None or method.name not in rates.sparse:
+        return None
+    assert isinstance(method, Clustered)
+    batch, tokens, heads, head_dim = query.shape
+    work = Work(batch * heads, tokens, head_dim, density, *method.clusters(tokens))
+    return rates.speedup(method.name, work)
+
+
+class Adviser:
+    """Says once, for each method and size, where sparse attention cannot pay; keeps what it said."""
+
+    def __init__(self) -> None:
+        self.remarks: list[str] = []
+        self._asked: set[tuple[str, int]] = set()
+
+    def look(self, method: Method, query: Tensor) -> None:
+        """Warn if a call of this size is predicted to be slower than dense."""
+        if (method.name, query.shape[1]) in self._asked:
+            return
+        self._asked.add((method.name, query.shape[1]))
+        found = predicted_speedup(method, query)
+        if found is not None and found < 1.0:
+            self.remarks.append(
+                f"{method.name} cannot pay at {query.shape[1]} tokens here: a call is predicted to take "
+                f"{1 / found:.1f} times as long as dense"
+            )
+            warnings.warn(self.remarks[-1], stacklevel=2)

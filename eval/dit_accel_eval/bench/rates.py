@@ -1,0 +1,107 @@
+"""The rates of a machine: attention calls of many sizes, and a regression of their seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LinearRegression
+from tqdm import tqdm
+
+from dit_accel import SVG2, AttentionCall, SVGEar
+from dit_accel.cost import Rates, Work
+from dit_accel.loading import DTYPES
+from dit_accel.methods.clustered import Clustered
+from dit_accel.ops import Ops
+from dit_accel.stopwatch import Stopwatch
+from dit_accel_eval.bench.baselines import full_precision
+from dit_accel_eval.bench.cases import Shape, clustered
+from dit_accel_eval.bench.measure import seconds
+from dit_accel_eval.bench.run import machine
+from dit_accel_pipelines import TokenLayout
+
+SHAPES = tuple(
+    Shape(heads, tokens, head_dim)
+    for heads, head_dim in ((2, 64), (4, 64), (4, 128), (12, 64))
+    for tokens in (768, 1536, 3072, 6144, *((9216,) if heads < 12 else ()))
+)
+SHARES = (0.08, 0.3)
+
+
+def methods(share: float) -> tuple[Clustered, ...]:
+    """What is measured at a share of the keys."""
+    return SVG2(top_p=1e-6, min_key_share=share), SVGEar(density=share)
+
+
+def measure(shapes: Sequence[Shape], dtype: str, device: str) -> Iterator[dict[str, Any]]:
+    """Seconds of dense attention, the fastest of the machine, and of sparse calls with a warm start."""
+    for shape in tqdm(shapes, desc="rates"):
+        tensors = clustered(shape, DTYPES[dtype], device)
+        heads_first = [t.transpose(1, 2) for t in tensors]
+        dense = {
+            name: seconds(partial(attend, *heads_first), device)
+            for name, attend in full_precision(device).items()
+        }
+        fastest = min(dense, key=lambda name: dense[name])
+        yield {
+            "what": "dense",
+            "backend": fastest,
+            "seconds": dense[fastest],
+            "work": asdict(Work(shape.heads, shape.tokens, shape.head_dim)),
+        }
+        layout = TokenLayout(1, 1, shape.tokens)
+        call = AttentionCall(*tensors, shape.head_dim**-0.5, 0, 1, 0, 1, "cond", layout)
+        for share in SHARES:
+            for method in methods(share):
+                yield {"what": method.name, **sparse_row(method, call, shape, device)}
+
+
+def sparse_row(method: Clustered, call: AttentionCall, shape: Shape, device: str) -> dict[str, Any]:
+    """A sparse call as it runs in the middle of a run."""
+    ops, state = Ops(Stopwatch()), method.new_state()
+    attended = method.attend(call, state, ops)  # the start is not warm
+    assert attended is not None
+    density = float(attended.density)
+    work = Work(shape.heads, shape.tokens, shape.head_dim, density, *method.clusters(shape.tokens))
+    took = seconds(lambda: method.attend(call, state, ops), device)
+    return {"seconds": took, "work": asdict(work)}
+
+
+def fit(rows: Sequence[dict[str, Any]], dtype: str, device: str) -> Rates:
+    """Rates from measured rows."""
+    dense, error = regression([r for r in rows if r["what"] == "dense"], "dense_terms")
+    sparse, errors = {}, {"dense": error}
+    for name in dict.fromkeys(r["what"] for r in rows if r["what"] != "dense"):
+        own = [r for r in rows if r["what"] == name]
+        sparse[name], errors[name] = regression(own, "sparse_terms")
+    backends = [r["backend"] for r in rows if r["what"] == "dense"]
+    return Rates(
+        torch.device(device).type,
+        dtype,
+        max(set(backends), key=backends.count),
+        dense,
+        sparse,
+        errors,
+        {**machine(device), "calls": len(rows)},
+    )
+
+
+def regression(rows: Sequence[dict[str, Any]], terms: str) -> tuple[tuple[float, ...], float]:
+    """Seconds per term, none negative, that keep the relative error small; and its mean."""
+    given = np.array([getattr(Work(**row["work"]), terms)() for row in rows])
+    took = np.array([row["seconds"] for row in rows])
+    relative = given / took[:, None]
+    scale = relative.max(axis=0) + 1e-30
+    model = LinearRegression(positive=True, fit_intercept=False)
+    model.fit(relative / scale, np.ones(len(took)))
+    rates = model.coef_ / scale
+    return tuple(map(float, rates)), float(np.abs(given @ rates / took - 1).mean())
+
+
+def bench_rates(dtype: str, device: str) -> Rates:
+    """Measure and fit."""
+    return fit(list(measure(SHAPES, dtype, device)), dtype, device)

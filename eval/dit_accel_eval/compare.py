@@ -1,0 +1,137 @@
+"""Clips made anywhere, compared pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dit_accel.compare import nearness, table
+from dit_accel.errors import BadInput
+from dit_accel.files import check_writable, written_whole
+from dit_accel.records import to_json
+from dit_accel_eval.frames import PICTURES, VIDEOS, difference, read_clip, write_webm
+from dit_accel_eval.page import Page, Panel, Player, TableRow
+from dit_accel_eval.report import COLUMNS, shown
+from dit_accel_eval.statistics import estimate
+
+FIGURES = ("psnr", "ssim", "lpips", "flicker", "drift")
+PLAYERS = 8  # on the page: the pairs farthest apart
+
+
+def compare(
+    reference: Path, other: Path, out: Path | None, fps: int, backbone: Path | None = None
+) -> str:
+    """Measure every pair; with ``out`` write ``compare.json`` and ``report.html``; returns the table.
+
+    Raises:
+        BadInput: if something cannot be read, or a pair differs in its number of frames or size.
+    """
+    if out:
+        check_writable(out / "report.html")
+    found = pairs(reference, other)
+    records = [
+        {"clip": name, **measure(name, *files, backbone)}
+        for name, files in tqdm(found.items(), desc="compare", disable=None)
+    ]
+    means = {name: estimate([r[name] for r in records]) for name in FIGURES}
+    rows = {r["clip"]: {COLUMNS[n]: number(r[n]) for n in FIGURES} for r in records}
+    if len(records) > 1:
+        rows["mean"] = {COLUMNS[n]: shown(means[n], n) for n in FIGURES}
+    if out:
+        write(out, found, records, rows, means, fps)
+    return table(rows)
+
+
+def pairs(reference: Path, other: Path) -> dict[str, tuple[Path, Path]]:
+    """Files or folders to compare, by name."""
+    sides = [clips_in(path) for path in (reference, other)]
+    if all(side is None for side in sides):
+        return {other.stem: (reference, other)}
+    if any(side is None for side in sides):
+        raise BadInput(f"{reference} and {other} must both be clips, or both folders of clips")
+    first, second = (side or {} for side in sides)
+    if first.keys() != second.keys():
+        lonely = sorted(first.keys() ^ second.keys())
+        raise BadInput(f"clips must come in pairs of the same name: {lonely[0]!r} has no partner")
+    return {name: (first[name], second[name]) for name in sorted(first)}
+
+
+def clips_in(path: Path) -> dict[str, Path] | None:
+    """Clips in a folder by name; None for a clip itself: a file, or a folder of pictures.
+
+    Raises:
+        BadInput: for a folder with nothing to compare.
+    """
+    if not path.is_dir() or any(p.suffix.lower() in PICTURES for p in path.iterdir()):
+        return None
+    found = {p.stem: p for p in path.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS}
+    if not found:
+        raise BadInput(f"no clips in {path}: give videos ({', '.join(VIDEOS)}) or pictures")
+    return found
+
+
+def measure(name: str, reference: Path, other: Path, backbone: Path | None) -> dict[str, Any]:
+    """The figures of one pair."""
+    clips = [read_clip(path) for path in (reference, other)]
+    if clips[0].shape != clips[1].shape:
+        told = [" x ".join(map(str, clip.shape[:3])) for clip in clips]
+        raise BadInput(f"{name}: {told[0]} frames, rows and columns against {told[1]}")
+    return nearness(clips[0], clips[1], backbone)
+
+
+def number(value: Any) -> str:
+    """A figure of one pair as text."""
+    return "-" if value is None else f"{float(value):.4f}"
+
+
+def write(
+    out: Path,
+    found: Mapping[str, tuple[Path, Path]],
+    records: Sequence[Mapping[str, Any]],
+    rows: Mapping[str, Mapping[str, str]],
+    means: Mapping[str, Any],
+    fps: int,
+) -> None:
+    """The files of a comparison."""
+    farthest = sorted(records, key=lambda r: r["psnr"])[:PLAYERS]
+    reason = next((r["lpips_reason"] for r in records if "lpips_reason" in r), None)
+    page = Page(
+        title="Clips compared",
+        subtitle=f"{len(records)} pair{'s' * (len(records) != 1)}",
+        what="clip",
+        columns=[COLUMNS[name] for name in FIGURES],
+        table=[TableRow(name, list(row.values())) for name, row in rows.items()],
+        facts=[("frames per second of the players", str(fps))],
+        notes=[f"LPIPS was not measured: {reason}."] if reason else [],
+        timed=False,
+        clips_title="Pairs farthest apart",
+        players=[
+            player(out, number, r, found[r["clip"]], fps) for number, r in enumerate(farthest)
+        ],
+    )
+    with written_whole(out / "compare.json") as temporary:
+        temporary.write_text(to_json({"pairs": records, "mean": means}, indent=2) + "\n")
+    with written_whole(out / "report.html") as temporary:
+        temporary.write_text(page.html())
+
+
+def player(
+    out: Path, number: int, record: Mapping[str, Any], files: tuple[Path, Path], fps: int
+) -> Player:
+    """Both clips and their difference, as videos beside the page."""
+    first, second = (read_clip(path) for path in files)
+    panels: dict[str, np.ndarray] = {
+        "reference": first,
+        "other": second,
+        "difference": difference(second, first),
+    }
+    shown_panels = []
+    for label, frames in panels.items():
+        path = out / "clips" / f"{number}-{label}.webm"
+        write_webm(path, frames, fps)
+        shown_panels.append(Panel(label, path))
+    return Player(record["clip"], f"PSNR {record['psnr']:.2f} dB.", shown_panels, len(first), fps)

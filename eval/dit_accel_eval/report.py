@@ -1,0 +1,192 @@
+"""What an evaluation leaves behind: summary.json, pareto.png and report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_accel.compare import table
+from dit_accel.files import written_whole
+from dit_accel.records import to_json
+from dit_accel.render import RenderSettings, versions
+from dit_accel_eval.page import INK, HeatMap, Page, Panel, Player, TableRow
+from dit_accel_eval.pareto import pareto
+from dit_accel_eval.runs import Evaluation, Results, run_eval
+from dit_accel_eval.stability import by_layer
+from dit_accel_eval.statistics import Estimate, Share
+from dit_accel_eval.summary import is_floor, summarize
+
+COLUMNS = {
+    "clips": "clips",
+    "speedup_median": "speed-up",
+    "psnr": "PSNR (dB)",
+    "psnr_objects": "PSNR inside objects",
+    "ssim": "SSIM",
+    "lpips": "LPIPS (alex)",
+    "clip_score_gain": "CLIP score, gain",
+    "flicker": "flicker, gain",
+    "drift": "drift",
+    "correct": "captions right",
+    "density_sparse": "density, sparse calls",
+    "density_all": "density, all calls",
+}
+DIGITS = {"psnr": 2, "psnr_objects": 2, "speedup_median": 2, "flicker": 4, "drift": 4}
+
+
+def evaluate(evaluation: Evaluation, out: Path) -> str:
+    """Run what is missing, write the three files, and return the table as text."""
+    results = run_eval(evaluation, out)
+    rows = summarize(results.records)
+    told = {"facts": facts(results), "settings": rows, "clusters": list(by_layer(results.clusters))}
+    with written_whole(out / "summary.json") as temporary:
+        temporary.write_text(to_json(told, indent=2) + "\n")
+    with written_whole(out / "pareto.png") as temporary:
+        pareto(rows, subtitle(results), lpips_reason(results)).savefig(temporary, dpi=140)
+    with written_whole(out / "report.html") as temporary:
+        temporary.write_text(page(results, rows, out).html())
+    columns = present(rows)
+    return table({str(r["setting"]): {COLUMNS[c]: shown(r[c], c) for c in columns} for r in rows})
+
+
+def facts(results: Results) -> dict[str, Any]:
+    """What all clips have in common, and what they were made with."""
+    request = asdict(results.request)
+    for name in ("prompt", "seed", "method", "knobs", "precision", "dense_precision", "guard"):
+        request.pop(name)
+    used = {name: value for name, value in request.items() if value is not None}
+    return {
+        **used,
+        "clips": len({(r["prompt"], r["seed"]) for r in results.records}),
+        "dense attention": "the pipeline's own backend",
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def subtitle(results: Results) -> str:
+    request = results.request
+    clips = len({(r["prompt"], r["seed"]) for r in results.records})
+    size = f"{request.width} x {request.height} x {request.frames or 1}"
+    return (
+        f"{request.model}, {size}, {request.steps or 'default'} steps, {clips} "
+        f"clip{'s' * (clips != 1)}, {request.dtype} on {request.device}"
+    )
+
+
+def lpips_reason(results: Results) -> str | None:
+    """Why LPIPS was not measured, if it was not."""
+    return next((r["lpips_reason"] for r in results.records if r.get("lpips_reason")), None)
+
+
+def page(results: Results, rows: Sequence[Mapping[str, Any]], out: Path) -> Page:
+    """The report of an evaluation."""
+    columns = present(rows)
+    request, reason = results.request, lpips_reason(results)
+    return Page(
+        title="Quality against speed",
+        subtitle=subtitle(results),
+        what="setting",
+        columns=[COLUMNS[name] for name in columns],
+        table=[TableRow(r["setting"], [shown(r[c], c) for c in columns], r["front"]) for r in rows],
+        facts=[(name, plain(value)) for name, value in facts(results).items()],
+        notes=list(notes(results, rows)),
+        plot=pareto(rows, subtitle(results), reason, INK),
+        layers=heat_map(rows),
+        clusters=list(by_layer(results.clusters)),
+        clips_title="The worst clip of each setting",
+        players=[
+            player(r, request, out)
+            for row in rows
+            for r in results.records
+            if r["setting"] == row["setting"] and is_worst(r, row)
+        ],
+    )
+
+
+def present(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns that have a value; PSNR and LPIPS always."""
+    always = ("clips", "psnr", "lpips")
+    return [c for c in COLUMNS if c in always or any(shown(r[c], c) != "-" for r in rows)]
+
+
+def shown(value: Any, column: str) -> str:
+    """A figure with its interval; a dash for none."""
+    digits = DIGITS.get(column, 3)
+    if isinstance(value, Share):
+        return f"{value.right} of {value.n}"
+    if isinstance(value, Estimate):
+        if not value.n:
+            return "-"
+        width = value.half_width
+        return f"{value.mean:.{digits}f}" + ("" if width != width else f" ± {width:.{digits}f}")
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def notes(results: Results, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """What a reader must know before the figures."""
+    reason = lpips_reason(results)
+    if reason:
+        yield f"LPIPS was not measured: {reason}."
+    unscored = next((r.get("clip_score_reason") for r in results.records), None)
+    if unscored:
+        yield f"CLIP score was not measured: {unscored}."
+    if results.request.model == "tiny-world":
+        yield "The tiny world is a stand-in for speed of trial: nothing about real models follows."
+    apart = sum(row["not_timed_in_one_process"] for row in rows)
+    if apart:
+        yield f"{apart} speed-ups compare with a dense clip of an earlier, interrupted run."
+    for row in rows:
+        for fallback in row["fallbacks"]:
+            yield f"{row['setting']}: some calls ran dense ({fallback})."
+        equal = row["clips"] - row["psnr"].n
+        if equal:
+            yield f"{row['setting']}: {equal} clips equal dense bit for bit, so PSNR leaves them out."
+
+
+def heat_map(rows: Sequence[Mapping[str, Any]]) -> HeatMap | None:
+    """Density of each layer (down) by setting (across); floors have none."""
+    kept = [row for row in rows if row["layers"] and not is_floor(row)]
+    names = list(dict.fromkeys(name for row in kept for name in row["layers"]))
+    if not names:
+        return None
+    return HeatMap(
+        [row["setting"] for row in kept],
+        [(name, [row["layers"].get(name) for row in kept]) for name in names],
+    )
+
+
+def is_worst(record: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    return (record["prompt"], record["seed"]) == (row["worst"]["prompt"], row["worst"]["seed"])
+
+
+def player(record: Mapping[str, Any], request: RenderSettings, out: Path) -> Player:
+    """Dense, the setting, and their difference."""
+    seen = (
+        ""
+        if "seen" not in record
+        else f" Dense shows {record['seen_dense']}; this, {record['seen']}."
+    )
+    return Player(
+        title=f"{record['setting']}: {record['prompt']}",
+        text=f"Seed {record['seed']}, PSNR {float(record['psnr']):.2f} dB.{seen}",
+        panels=[
+            Panel("dense", out / record["dense_video"]),
+            Panel(record["setting"], out / record["video"]),
+            Panel("difference", out / record["difference_video"]),
+        ],
+        frames=request.frames or 1,
+        fps=request.fps,
+    )
+
+
+def plain(value: Any) -> str:
+    """A fact as text."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {text}" for name, text in value.items())
+    return str(value)

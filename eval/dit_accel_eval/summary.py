@@ -1,0 +1,84 @@
+"""Records of an evaluation to one row per setting, with intervals."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dit_accel_eval.statistics import estimate, share
+
+Record = Mapping[str, Any]
+
+FIGURES = ("psnr", "psnr_objects", "ssim", "lpips", "clip_score_gain", "flicker", "drift")
+COSTS = ("speedup", "seconds", "density_sparse", "density_all")
+
+
+def summarize(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row per setting, in the order of the records: mean, half width of the 95 % interval and n of every
+    figure over clips, captions right, density by layer, and the clip with the lowest PSNR.
+    """
+    rows = []
+    for label in dict.fromkeys(r["setting"] for r in records):
+        own = [r for r in records if r["setting"] == label]
+        row: dict[str, Any] = {"setting": label, "clips": len(own)}
+        for name in (*FIGURES, *COSTS):
+            row[name] = estimate([r.get(name) for r in own])
+        row["speedup_median"] = median([r.get("speedup") for r in own])
+        for name in ("correct", "correct_dense"):
+            verdicts = [bool(r[name]) for r in own if name in r]
+            row[name] = share(verdicts) if verdicts else None
+        row["layers"] = by_layer(own)
+        row["fallbacks"] = dict.fromkeys(reason for r in own for reason in r.get("fallbacks", ()))
+        row["fallbacks"] = list(row["fallbacks"])
+        row["not_timed_in_one_process"] = sum(not r.get("timed_in_one_process", True) for r in own)
+        row["worst"] = worst(own)
+        rows.append(row)
+    mark_front(rows)
+    return rows
+
+
+def median(values: Sequence[float | None]) -> float | None:
+    """Of what there is."""
+    found = [float(v) for v in values if v is not None]
+    return statistics.median(found) if found else None
+
+
+def by_layer(records: Sequence[Record]) -> dict[str, float]:
+    """Mean density of the sparse calls of each layer over clips."""
+    names = dict.fromkeys(name for r in records for name in r.get("layers", ()))
+    values = {n: [r["layers"][n] for r in records if n in r["layers"]] for n in names}
+    return {name: sum(own) / len(own) for name, own in values.items()}
+
+
+def worst(records: Sequence[Record]) -> dict[str, Any]:
+    """The clip with the lowest PSNR."""
+    lowest = min(records, key=lambda r: float(r["psnr"]))
+    return {name: lowest[name] for name in ("prompt", "seed", "psnr")}
+
+
+def mark_front(rows: Sequence[dict[str, Any]]) -> None:
+    """``front`` is True where no other row is at least as fast and as near to dense, and better in one; the
+    floors stand outside.
+    """
+    for row in rows:
+        row["front"] = place(row) is not None and not any(
+            beats(place(other), place(row)) for other in rows
+        )
+
+
+def place(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Speed-up and PSNR of a row, if both are known and it is no floor."""
+    speed, psnr = row["speedup_median"], row["psnr"]
+    return None if is_floor(row) or speed is None or not psnr.n else (speed, psnr.mean)
+
+
+def is_floor(row: Mapping[str, Any]) -> bool:
+    return str(row["setting"]).startswith("floor:")
+
+
+def beats(one: tuple[float, float] | None, other: tuple[float, float] | None) -> bool:
+    """At least as good in both, and not the same."""
+    if one is None or other is None or one == other:
+        return False
+    return one[0] >= other[0] and one[1] >= other[1]

@@ -1,0 +1,123 @@
+"""What tuning may change: the method, its knobs, the schedule, budgets by layer, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from dit_accel import SVG2, Method, Profile, ReTtention, Rule, Schedule, SVGEar
+from dit_accel.precision import Precision
+
+METHODS = ("svg2", "svg-ear", "re-ttention")
+SHARE = {"svg2": "min_key_share", "svg-ear": "density", "re-ttention": "density"}  # of the keys
+
+
+@dataclass(frozen=True)
+class Space:
+    """Profiles that may be tried.
+
+    Attributes:
+        methods: names among `METHODS`.
+        layers: number of attention layers of a transformer.
+        precisions: of sparse and dense calls.
+    """
+
+    methods: tuple[str, ...]
+    layers: int
+    precisions: tuple[Precision, ...] = ("full",)
+
+    def profile(self, trial: optuna.trial.BaseTrial) -> Profile:
+        """The profile that a trial's parameters stand for."""
+        name = trial.suggest_categorical("method", self.methods)
+        method = METHOD_OF[name](trial)
+        precision = trial.suggest_categorical("precision", self.precisions)
+        dense_layers = trial.suggest_int("dense_layers", 0, min(2, self.layers - 1))
+        schedule = Schedule(
+            dense_steps=trial.suggest_float("dense_steps", 0.0, 0.4, step=0.04),
+            dense_layers=tuple(range(dense_layers)),
+            min_tokens=0,
+            rules=tuple(self._budgets(trial, method)),
+        )
+        return Profile(method, schedule, precision=precision, dense_precision=precision)
+
+    def _budgets(self, trial: optuna.trial.BaseTrial, method: Method) -> list[Rule]:
+        """Another share of the keys for the middle and the last third of the layers."""
+        knob, third = SHARE[method.name], self.layers // 3
+        if not third:
+            return []
+        parts = {"middle": (third, 2 * third - 1), "last": (2 * third, self.layers - 1)}
+        share = getattr(method, knob)
+        rules = []
+        for part, (first, last) in parts.items():
+            factor = trial.suggest_categorical(f"budget_{part}", (0.5, 1.0, 2.0))
+            if factor != 1.0:
+                changed = {knob: round(min(1.0, factor * share), 4)}
+                rules.append(Rule(layers=f"{first}-{last}", knobs=changed))
+        return rules
+
+
+def _svg2(trial: optuna.trial.BaseTrial) -> Method:
+    return SVG2(
+        top_p=trial.suggest_float("svg2_top_p", 0.2, 0.95, step=0.05),
+        min_key_share=_share(trial, "svg2_share"),
+        refresh=trial.suggest_int("svg2_refresh", 1, 4),
+    )
+
+
+def _svg_ear(trial: optuna.trial.BaseTrial) -> Method:
+    return SVGEar(
+        density=_share(trial, "ear_density"), refresh=trial.suggest_int("ear_refresh", 1, 4)
+    )
+
+
+def _re_ttention(trial: optuna.trial.BaseTrial) -> Method:
+    return ReTtention(
+        density=_share(trial, "re_density"),
+        refresh=trial.suggest_int("re_refresh", 2, 10),
+        reuse_below=trial.suggest_float("re_reuse_below", 0.0, 1.0, step=0.05),
+    )
+
+
+def _share(trial: optuna.trial.BaseTrial, name: str) -> float:
+    return round(trial.suggest_float(name, 0.03, 0.5, log=True), 4)
+
+
+METHOD_OF = {"svg2": _svg2, "svg-ear": _svg_ear, "re-ttention": _re_ttention}
+
+
+def starts(space: Space) -> Sequence[Mapping[str, Any]]:
+    """Parameters tried first: one careful and one bold profile of every method."""
+    common: dict[str, Any] = {"dense_layers": 0, "budget_middle": 1.0, "budget_last": 1.0}
+    own = {
+        "svg2": [
+            {"svg2_top_p": 0.9, "svg2_share": 0.1, "svg2_refresh": 1, "dense_steps": 0.24},
+            {"svg2_top_p": 0.5, "svg2_share": 0.1, "svg2_refresh": 3, "dense_steps": 0.16},
+        ],
+        "svg-ear": [
+            {"ear_density": 0.25, "ear_refresh": 1, "dense_steps": 0.2},
+            {"ear_density": 0.1, "ear_refresh": 3, "dense_steps": 0.12},
+        ],
+        "re-ttention": [
+            {"re_density": 0.2, "re_refresh": 4, "re_reuse_below": 0.0, "dense_steps": 0.2},
+            {"re_density": 0.06, "re_refresh": 5, "re_reuse_below": 1.0, "dense_steps": 0.12},
+        ],
+    }
+    precision = {"precision": space.precisions[0]}
+    found = [
+        {"method": name, **precision, **common, **knobs}
+        for name in space.methods
+        for knobs in own[name]
+    ]
+    return [known(space, parameters) for parameters in found]
+
+
+def known(space: Space, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Without budgets by layer where there are too few layers for them."""
+    return {
+        name: value
+        for name, value in parameters.items()
+        if space.layers >= 3 or not name.startswith("budget_")
+    }

@@ -1,0 +1,129 @@
+"""`dit-accel eval` and `compare` from end to end, on the bundled model at a size that takes seconds."""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dit_accel_eval.runs
+from dit_accel import cli
+from dit_accel_eval.frames import read_clip, write_webm
+
+PROMPT = "a red circle moving up on a navy background"
+SETTINGS = "svg-ear:density=0.3:schedule.min_tokens=0,svg2:top_p=1:schedule.min_tokens=0"
+SAME = ("setting", "clips", "correct", "correct_dense", "fallbacks", "layers")
+
+
+def arguments(tmp_path: Path, out: str) -> list[str]:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\n")
+    size = ["--height", "64", "--width", "64", "--frames", "5", "--steps", "3"]
+    return [
+        *("eval", "--prompts", str(prompts), "--methods", SETTINGS, "--seeds", "0,1"),
+        *("--out", str(tmp_path / out), *size),
+    ]
+
+
+def untimed(path: Path) -> list[dict]:
+    """What does not depend on the clock; figures of nearly equal clips to a tenth of a decibel."""
+    rows = json.loads(path.read_text())["settings"]
+    means = [{n: round(r[n]["mean"], 1) for n in ("psnr", "ssim", "density_all")} for r in rows[:2]]
+    return [{name: row[name] for name in SAME} for row in rows] + means
+
+
+def test_eval_killed_and_resumed_gives_the_same(tmp_path: Path, capsys, monkeypatch) -> None:
+    assert cli.main(arguments(tmp_path, "whole")) == 0
+    shown = capsys.readouterr().out
+    assert "floor: attention in bfloat16" in shown
+    assert "report.html" in shown
+    append = dit_accel_eval.runs.append_record
+
+    def dies(path: Path, record: dict) -> None:
+        append(path, record)
+        if len(path.read_text().splitlines()) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(dit_accel_eval.runs, "append_record", dies)
+    assert cli.main(arguments(tmp_path, "parts")) == 1
+    monkeypatch.setattr(dit_accel_eval.runs, "append_record", append)
+    with (tmp_path / "parts/results.jsonl").open("a") as file:
+        file.write('{"key": "cut o')
+    assert cli.main(arguments(tmp_path, "parts")) == 0
+    assert untimed(tmp_path / "parts/summary.json") == untimed(tmp_path / "whole/summary.json")
+    rows = {
+        r["setting"]: r
+        for r in json.loads((tmp_path / "parts/summary.json").read_text())["settings"]
+    }
+    full = next(row for name, row in rows.items() if "top_p=1" in name)
+    assert full["psnr"]["mean"] > 60
+    assert full["density_all"]["mean"] == 1
+    assert rows[SETTINGS.split(",")[0]]["clips"] == 2
+    assert full["lpips"] == {"mean": None, "half_width": None, "n": 0}
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("nothing is left to do, but a model was loaded")
+
+    monkeypatch.setattr(dit_accel_eval.runs, "load_pipeline", refuse)
+    assert cli.main(arguments(tmp_path, "parts")) == 0
+
+    page = (tmp_path / "whole/report.html").read_text()
+    check_page(page, players=3)
+    assert "LPIPS was not measured" in page
+    assert str(tmp_path) not in page
+    assert (tmp_path / "whole/pareto.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def check_page(page: str, players: int) -> None:
+    """Nothing comes from elsewhere, and every panel has a video that plays."""
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]+"', page.replace('xlink:href="#', ""))
+    videos = json.loads(re.search(r'id="videos">(.*?)</script>', page, re.DOTALL)[1])
+    shown = re.findall(r'data-video="([^"]+)"', page)
+    assert len(shown) == 3 * players
+    assert set(shown) == set(videos)
+    assert all(b"V_VP9" in base64.b64decode(video) for video in videos.values())
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> tuple[Path, Path]:
+    rng = np.random.default_rng(0)
+    frames = np.kron(rng.random((4, 4, 6, 3)), np.ones((1, 8, 8, 1))).astype(np.float32)
+    for side, shift in (("a", 0.0), ("b", 0.2)):
+        (tmp_path / side).mkdir()
+        for name in ("one", "two<b>"):
+            write_webm(tmp_path / side / f"{name}.webm", np.clip(frames - shift, 0, 1), 8)
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_compare_folders_and_files(clips, tmp_path: Path, capsys) -> None:
+    first, second = clips
+    assert cli.main(["compare", str(first), str(second), "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out/compare.json").read_text())
+    assert [pair["clip"] for pair in found["pairs"]] == ["one", "two<b>"]
+    pair = read_clip(first / "one.webm"), read_clip(second / "one.webm")
+    mse = ((pair[0] - pair[1]) ** 2).mean(axis=(1, 2, 3))
+    assert found["pairs"][0]["psnr"] == pytest.approx((-10 * np.log10(mse)).mean(), abs=1e-3)
+    page = (tmp_path / "out/report.html").read_text()
+    check_page(page, players=2)
+    assert "two<b>" not in page
+    assert "two&lt;b&gt;" in page
+    capsys.readouterr()
+    assert cli.main(["compare", str(first / "one.webm"), str(second / "one.webm")]) == 0
+    assert "PSNR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same", "other-size"])
+def test_compare_what_does_not_fit(clips, capsys, same: bool) -> None:
+    first, second = clips
+    if same:
+        (second / "two<b>.webm").unlink()
+        message = "'two<b>' has no partner"
+    else:
+        write_webm(second / "one.webm", np.zeros((4, 16, 16, 3), np.float32), 8)
+        message = "one: 4 x 32 x 48 frames, rows and columns against 4 x 16 x 16"
+    assert cli.main(["compare", str(first), str(second)]) == 2
+    assert message in capsys.readouterr().err
+    assert cli.main(["compare", str(first), str(second / "one.webm")]) == 2
+    assert "must both be clips" in capsys.readouterr().err

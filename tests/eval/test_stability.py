@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from dit_accel_eval.stability import agreement, by_layer, labels_of, stability
+from dit_accel_kernels import group_by_label
+
+
+def test_labels_come_back_from_an_order() -> None:
+    labels = torch.randint(0, 5, (1, 3, 37), generator=torch.Generator().manual_seed(0))
+    labels[labels == 2] = 3  # an empty group
+    assert torch.equal(labels_of(*group_by_label(labels, 5)), labels[0])
+
+
+def test_agreement_is_blind_to_names_and_zero_by_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 5, (2, 500), generator=generator)
+    assert agreement(labels, (labels + 1) % 5) == pytest.approx(1.0)
+    assert agreement(labels, torch.randint(0, 5, (2, 500), generator=generator)) == pytest.approx(
+        0.0, abs=0.02
+    )
+
+
+def test_a_run_has_a_row_per_watched_layer_and_step(wan) -> None:
+    from dit_accel.render import RenderSettings
+
+    case = RenderSettings("a red circle", height=32, width=32, frames=5, steps=3)
+    rows = stability(wan, case)
+    assert {row["step"] for row in rows} == {0, 1, 2}
+    assert all(row["queries"] is None for row in rows if row["step"] == 0)
+    assert all(-1 <= row["keys"] <= 1 for row in rows if row["step"])
+    assert [line["layer"] for line in by_layer(rows)] == sorted({row["layer"] for row in rows})

@@ -1,0 +1,174 @@
+"""The search on planted figures, and the whole command on the bundled model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+
+import dit_accel_eval.tune.run
+from dit_accel import Profile, cli
+from dit_accel.errors import BadInput, RunFailed
+from dit_accel.render import RenderSettings
+from dit_accel_eval.tune.run import Tuning, best, cost
+from dit_accel_eval.tune.search import Goal, Search, in_turn, open_study, profile_of
+from dit_accel_eval.tune.space import METHODS, Space, starts
+from dit_accel_eval.tune.targets import Target
+
+CASES = [RenderSettings("p", method="dense", seed=s) for s in range(4)]
+FRESH = [RenderSettings("q", method="dense", seed=s) for s in range(6)]
+
+
+class Planted:
+    """Figures that follow from a profile: less density is faster and farther from dense."""
+
+    def __init__(self, ceiling: float = 45.0) -> None:
+        self.ceiling, self.rendered = ceiling, 0
+
+    def measure(self, profile: Profile, case: RenderSettings) -> tuple[float, dict[str, float]]:
+        self.rendered += 1
+        method = profile.method
+        density = getattr(method, "density", None) or method.min_key_share
+        work = profile.schedule.dense_steps + (1 - profile.schedule.dense_steps) * density
+        bonus = 4.0 if method.name == "svg-ear" else 0.0
+        scatter = np.random.default_rng([case.seed, len(case.prompt)]).normal(0, 0.5)
+        return 1 / (0.4 + 0.6 * work), {"psnr": self.ceiling - 20 * (1 - work) + bonus + scatter}
+
+    def forget(self) -> None:
+        pass
+
+
+def searched(tmp_path: Path, goal: Goal, trials: int, bench: Planted) -> Search:
+    study = open_study(tmp_path / "t.jsonl", "s", 0)
+    search = Search(goal, Space(METHODS, 6), CASES, len(FRESH), study)
+    search.run(bench, trials, 60)
+    return search
+
+
+def test_the_fastest_that_holds_is_found_and_bad_ones_are_given_up(tmp_path: Path) -> None:
+    bench = Planted()
+    goal = Goal((Target.parse("psnr>=36"),))
+    search = searched(tmp_path, goal, 40, bench)
+    assert len(search.finished()) == 40
+    assert bench.rendered < 40 * len(CASES)
+    winner = search.winners()[0]
+    assert profile_of(winner).method.name == "svg-ear"
+    tuned = best(search, bench, FRESH)
+    assert Target.parse("psnr>=36").holds(tuned.winner.values["psnr"])
+    assert max(tuned.default.values["psnr"]) < 36  # what the shipped default is measured at
+    exact = 1 / (0.4 + 0.6 * (1 - (45 + 4 - 36) / 20))  # the density that just holds
+    assert tuned.winner.speedup == pytest.approx(exact, rel=0.12)
+
+
+def test_the_nearest_to_dense_at_a_speed(tmp_path: Path) -> None:
+    search = searched(tmp_path, Goal((), speedup=1.4), 30, Planted())
+    winner = search.winners()[0]
+    assert winner.value == max(t.value for t in search.winners())
+    assert best(search, Planted(), FRESH).winner.speedup >= 1.4
+
+
+def test_out_of_reach_says_what_was_nearest(tmp_path: Path) -> None:
+    search = searched(tmp_path, Goal((Target.parse("psnr>=60"),)), 8, Planted())
+    message = r"no setting holds psnr>=60: the nearest of 8 tried was .* with psnr .* clips\) at [\d.]+ times"
+    with pytest.raises(RunFailed, match=message):
+        best(search, Planted(), FRESH)
+
+
+def test_a_killed_search_goes_on_in_its_journal(tmp_path: Path) -> None:
+    goal = Goal((Target.parse("psnr>=36"),))
+
+    class Dies(Planted):
+        def measure(self, profile, case):
+            if self.rendered == 9:
+                raise KeyboardInterrupt
+            return super().measure(profile, case)
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(tmp_path, goal, 12, Dies())
+    study = open_study(tmp_path / "t.jsonl", "s", 0)
+    done = len(
+        study.get_trials(states=(optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED))
+    )
+    assert 0 < done < 12
+    assert not study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    again = Planted()
+    search = searched(tmp_path, goal, 12, again)
+    assert len(search.finished()) == 12
+    assert again.rendered <= (12 - done) * len(CASES)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 8], ids=str)
+def test_every_point_of_the_space_is_a_profile(layers: int) -> None:
+    space = Space(METHODS, layers)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for parameters in starts(space):
+        study.enqueue_trial(parameters)
+    for number in range(60):
+        trial = study.ask()
+        profile = space.profile(trial)
+        assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
+        if number < len(starts(space)):
+            assert starts(space)[number].items() <= trial.params.items()
+
+
+def test_clips_of_search_and_validation_share_nothing() -> None:
+    assert list(in_turn(["a", "b"], 3, 5)) == [("a", 5), ("b", 5), ("a", 6)]
+    goal = Goal((Target.parse("psnr>=30"),))
+    cases, fresh = Tuning(goal, RenderSettings(""), ["a", "b", "c"], clips=3).cases()
+    assert len(fresh) == 20
+    assert not {c.prompt for c in cases} & {c.prompt for c in fresh}
+    assert not {c.seed for c in cases} & {c.seed for c in fresh}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"goal": Goal(())}, "nothing to tune for"),
+        ({"prompts": ["a"]}, "at least two prompts"),
+        ({"clips": 1}, "two clips to search on"),
+        ({"methods": ("radial",)}, "cannot tune method 'radial': choose from svg2"),
+    ],
+    ids=["no-goal", "one-prompt", "one-clip", "method"],
+)
+def test_what_cannot_work_is_told_first(tmp_path: Path, changes: dict, message: str) -> None:
+    given = {
+        "goal": Goal((Target.parse("psnr>=30"),)),
+        "base": RenderSettings(""),
+        "prompts": ["a", "b"],
+    }
+    with pytest.raises(BadInput, match=message):
+        cost(Tuning(**{**given, **changes}), tmp_path / "p.yaml")
+    with pytest.raises(BadInput, match="must end in"):
+        cost(Tuning(**given), tmp_path / "p.txt")
+
+
+def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -> None:
+    size = ["--height", "64", "--width", "64", "--frames", "5", "--steps", "3"]
+    out = tmp_path / "mine.yaml"
+    command = ["tune", "--prompts", "tiny-world-held-out", "--clips", "3", "--validate", "3"]
+    command += ["--trials", "3", "--methods", "svg-ear", "--out", str(out), *size]
+    assert cli.main([*command, "--target", "ssim>=-1", "--dry-run"]) == 0
+    assert "at most 21 clips" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert cli.main([*command, "--target", "ssim>=-1"]) == 0
+    assert "times the speed of dense" in capsys.readouterr().out
+    profile = Profile.load(out)
+    promise = profile.provenance
+    assert promise["promise"] == "ssim>=-1"
+    assert -1 <= promise["measured"]["ssim"]["low"] <= promise["measured"]["ssim"]["mean"] <= 1
+    assert (promise["clips"], promise["trials"], promise["height"]) == (3, 3, 64)
+    assert (tmp_path / "mine.png").exists()
+    assert cli.main([*command, "--target", "ssim>=-1", "--dry-run"]) == 0
+    assert "minutes" in capsys.readouterr().out
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("tried again what the journal holds")
+
+    monkeypatch.setattr(dit_accel_eval.tune.search.Search, "objective", refuse)
+    assert cli.main([*command, "--target", "ssim>=-1"]) == 0
+    monkeypatch.undo()
+    before = out.read_text()
+    assert cli.main([*command, "--target", "ssim>=1.5"]) == 1
+    assert "no setting holds ssim>=1.5: the nearest" in capsys.readouterr().err
+    assert out.read_text() == before

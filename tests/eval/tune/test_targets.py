@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from dit_accel.errors import BadInput
+from dit_accel_eval.tune.targets import Target, check_targets, half_width
+
+VALUES = [30.0, 32.0, 35.0, 31.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("psnr>=30", "psnr>=30"), (" lpips <= 0.10", "lpips<=0.1"), ("caption>=.9", "caption>=0.9")],
+)
+def test_targets_read_as_written(text: str, told: str) -> None:
+    assert str(Target.parse(text)) == told
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("psnr>30", "must be written like psnr>=30"),
+        ("speed>=2", "metrics: psnr, psnr_objects, ssim, lpips, caption"),
+        ("psnr<=30", "nearer to dense is >="),
+        ("lpips>=0.1", "nearer to dense is <="),
+        ("psnr>=1.2.3", "is no number"),
+    ],
+)
+def test_what_is_no_target_is_refused(text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        Target.parse(text)
+
+
+def test_a_target_holds_with_its_whole_interval() -> None:
+    low, high = stats.ttest_1samp(VALUES, 0).confidence_interval(0.95)
+    mean = float(np.mean(VALUES))
+    assert half_width(VALUES, 4) == pytest.approx(mean - low)
+    assert Target("psnr", True, low - 0.01).holds(VALUES)
+    assert not Target("psnr", True, low + 0.01).holds(VALUES)
+    assert not Target("psnr", True, mean).hopeless(VALUES)
+    assert Target("psnr", True, high + 0.01).hopeless(VALUES)
+    assert Target("lpips", False, high + 0.01).holds(VALUES)
+    assert Target("lpips", False, low - 0.01).hopeless(VALUES)
+    assert not Target("psnr", True, 0.0).holds([50.0])  # one clip tells no interval
+    assert Target("psnr", True, 30.0).margin_of(VALUES, 100) > Target("psnr", True, 30.0).margin_of(
+        VALUES, 4
+    )
+
+
+def test_what_cannot_be_measured_is_refused_first(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    caption = "a red circle moving up on a navy background"
+    check_targets([Target.parse("caption>=1"), Target.parse("psnr>=1")], [caption], None)
+    with pytest.raises(BadInput, match="needs captions of the tiny world: 'a fox'"):
+        check_targets([Target.parse("caption>=1")], [caption, "a fox"], None)
+    with pytest.raises(BadInput, match="target lpips: LPIPS needs"):
+        check_targets([Target.parse("lpips<=0.1")], [caption], None)
