@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "Measure how near clips made elsewhere are to others.",
     "bench": "Time kernels, layers and models; capture attention and measure methods on it.",
     "heads": "Search for the attention heads whose perturbation guides best.",
+    "comfyui": "Install the nodes into a ComfyUI, or remove them.",
     "methods": "List the attention methods and their knobs.",
     "models": "List the model families.",
     "doctor": "Say what this machine can run.",

@@ -1,0 +1,58 @@
+"""A folder in ComfyUI's ``custom_nodes`` that leads to this package."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from dit_accel.errors import BadInput
+from dit_accel.files import check_writable, written_whole
+
+NAME = "dit_accel"
+SHIM = '''"""DiT-Accel: the nodes live in the installed package dit_accel."""
+from dit_accel.comfyui import *  # noqa: F403
+from dit_accel.comfyui import __all__  # noqa: F401
+'''
+
+
+def install(comfyui: Path) -> Path:
+    """Write the shim; a second time changes nothing.
+
+    Raises:
+        BadInput: if the folder is no ComfyUI, or holds something else under that name.
+    """
+    folder = _folder(comfyui)
+    if folder.exists() and not _ours(folder):
+        raise BadInput(f"{folder} is not ours: move it away first")
+    check_writable(folder / "__init__.py")
+    with written_whole(folder / "__init__.py") as temporary:
+        temporary.write_text(SHIM)
+    return folder
+
+
+def uninstall(comfyui: Path) -> Path | None:
+    """Remove the shim; None if there is none.
+
+    Raises:
+        BadInput: if the folder is no ComfyUI, or what is there is not the shim.
+    """
+    folder = _folder(comfyui)
+    if not folder.exists():
+        return None
+    if not _ours(folder):
+        raise BadInput(f"{folder} is not ours: remove it by hand")
+    shutil.rmtree(folder)
+    return folder
+
+
+def _folder(comfyui: Path) -> Path:
+    nodes = comfyui / "custom_nodes"
+    if not nodes.is_dir():
+        raise BadInput(f"{comfyui} has no custom_nodes: give ComfyUI's folder")
+    return nodes / NAME
+
+
+def _ours(folder: Path) -> bool:
+    """Whether a folder holds the shim and nothing else, but for Python's cache."""
+    files = {p.name for p in folder.iterdir()} - {"__pycache__"}
+    return files == {"__init__.py"} and "dit_accel.comfyui" in (folder / "__init__.py").read_text()

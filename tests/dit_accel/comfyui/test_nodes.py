@@ -1,0 +1,166 @@
+"""The nodes without ComfyUI: their contract, and runs on a tiny pipeline."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+from dit_accel import cli
+from dit_accel.comfyui import NODE_CLASS_MAPPINGS, NODES, v1
+from dit_accel.comfyui.pipeline_nodes import (
+    LoadedPipeline,
+    compare,
+    guidance,
+    head_set,
+    load,
+    render,
+    sparse,
+)
+from dit_accel.errors import BadInput
+from dit_accel.guidance import ModelShape, find_heads
+from dit_accel.media import write_clip
+from dit_accel.profile import Profile
+from dit_accel.session import session_of
+from dit_accel_pipelines import find_family
+
+SIZE = {"width": 64, "height": 64, "frames": 9, "steps": 2, "guidance_scale": 4.0, "seed": 1}
+
+
+@pytest.fixture
+def loaded(wan) -> LoadedPipeline:
+    return LoadedPipeline(wan, "tiny-world", "cpu", "float32")
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda n: n.id)
+def test_a_declaration_fits_its_function(node) -> None:
+    parameters = inspect.signature(node.run).parameters
+    names = {given.name for given in node.inputs} | ({"extra_pnginfo"} if node.recipe else set())
+    assert names == set(parameters)
+    for given in node.inputs:
+        optional = parameters[given.name].default is not inspect.Parameter.empty
+        assert given.optional == optional
+        assert given.tooltip.endswith(".")
+        if given.kind == "combo":
+            assert given.default in given.options
+        if given.kind in ("int", "float"):
+            assert given.low <= given.default <= given.high
+    assert node.id.startswith("DitAccel")
+    assert node.category
+    assert node.description.endswith(".")
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda n: n.id)
+def test_the_first_interface_says_the_same(node) -> None:
+    kind = NODE_CLASS_MAPPINGS.get(node.id) or v1.node_class(node)
+    told = kind.INPUT_TYPES()
+    assert {*told["required"], *told["optional"]} == {given.name for given in node.inputs}
+    assert ("hidden" in told) == node.recipe
+    assert len(kind.RETURN_TYPES) == len(kind.RETURN_NAMES) == len(node.outputs)
+    assert node.category == kind.CATEGORY
+    assert hasattr(kind(), kind.FUNCTION)
+
+
+def test_ids_never_change() -> None:
+    assert [node.id for node in NODES] == [
+        "DitAccelLoad",
+        "DitAccelSparse",
+        "DitAccelGuidance",
+        "DitAccelHeadSet",
+        "DitAccelRender",
+        "DitAccelCompare",
+        "DitAccelNativeAttention",
+        "DitAccelNativeGuidance",
+    ]
+
+
+def test_render_leaves_the_recipe_and_the_pipeline_as_it_was(
+    loaded, tmp_path: Path, capsys
+) -> None:
+    knobs = "density=0.3\nschedule.min_tokens=0"
+    (profile,) = sparse("svg-ear", knobs, 0.0, "full", "full", "off", "")
+    (guided,) = guidance(2.0, "blocks.1:0", 0.5, 0.0, 1.0, 0.0)
+    kept: dict = {}
+    node = NODE_CLASS_MAPPINGS["DitAccelRender"]()
+    frames, report = node.execute(
+        pipeline=loaded,
+        prompt="a red circle",
+        negative_prompt="",
+        attention=profile,
+        guidance=guided,
+        extra_pnginfo=kept,
+        **SIZE,
+    )
+    assert frames.shape == (9, 64, 64, 3)
+    assert frames.dtype == torch.float32
+    assert "svg-ear on wan" in report
+    assert "guidance 2 in 2 forwards" in report
+    assert session_of(loaded.pipe) is None
+    recipe = kept["dit_accel"]["dit_accel"]
+    assert (recipe["method"], recipe["knobs"]["density"], recipe["seed"]) == ("svg-ear", 0.3, 1)
+    assert recipe["heads"]["heads"] == [["blocks", 1, [0]]]
+    write_clip(tmp_path / "a.png", frames[:1].numpy(), 16, recipe)  # as ComfyUI's PNG says it
+    recipe["heads"] = None  # of another model than the bundled one
+    write_clip(tmp_path / "b.png", frames[:1].numpy(), 16, recipe)
+    assert cli.main(["replay", str(tmp_path / "a.png"), "-o", str(tmp_path / "c.mp4")]) == 2
+    assert "this head set belongs to another model" in capsys.readouterr().err
+    assert (
+        cli.main(["replay", str(tmp_path / "b.png"), "-o", str(tmp_path / "c.mp4"), "--quiet"]) == 0
+    )
+
+
+def test_compare_gives_both_and_the_difference(loaded) -> None:
+    (profile,) = sparse("svg2", "top_p=0.2;schedule.min_tokens=0", 0.0, "full", "full", "off", "")
+    dense, other, difference, told = compare(loaded, "a red circle", "", attention=profile, **SIZE)
+    assert torch.equal(difference, (4 * (other - dense).abs()).clamp(0, 1))
+    assert float(difference.max()) > 0
+    assert "times as fast" in told
+    assert "PSNR" in told
+
+
+def test_wrong_input_is_one_line(loaded, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="frames 8 is not 4k"):
+        render(loaded, "a", "", **{**SIZE, "frames": 8})
+    with pytest.raises(BadInput, match="unknown svg2 knob 'x'"):
+        sparse("svg2", "x=1", 0.2, "full", "full", "off", "")
+    with pytest.raises(BadInput, match="no model 'nowhere'"):
+        load("nowhere", "float32", "cpu", "none")
+    with pytest.raises(BadInput, match="offload 'model' needs a CUDA device"):
+        load("tiny-world", "float32", "cpu", "model")
+    with pytest.raises(BadInput, match="interval must be two rising shares"):
+        guidance(1.0, "all", 1.0, 0.5, 0.5, 0.0)
+    with pytest.raises(BadInput, match="cannot read head set"):
+        head_set(str(tmp_path / "none.json"))
+
+
+def test_a_profile_and_a_head_set_come_from_files(loaded, tmp_path: Path) -> None:
+    Profile(precision="int8").save(tmp_path / "p.yaml")
+    (profile,) = sparse("svg-ear", "", 0.2, "full", "full", "off", str(tmp_path / "p.yaml"))
+    assert (profile.method.name, profile.precision) == ("svg2", "int8")
+    transformer = loaded.pipe.transformer
+    found = find_heads("blocks.0", None, ModelShape.of(transformer, find_family(transformer)))
+    found.save(tmp_path / "h.json")
+    (heads,) = head_set(str(tmp_path / "h.json"))
+    (guided,) = guidance(1.0, "blocks.1", 1.0, 0.0, 1.0, 0.0, heads)
+    assert guided.heads == heads
+
+
+def test_the_shim_comes_and_goes(tmp_path: Path, capsys) -> None:
+    assert cli.main(["comfyui", "install", str(tmp_path)]) == 2
+    assert "has no custom_nodes: give ComfyUI's folder" in capsys.readouterr().err
+    (tmp_path / "custom_nodes").mkdir()
+    for _ in range(2):
+        assert cli.main(["comfyui", "install", str(tmp_path)]) == 0
+    shim = tmp_path / "custom_nodes/dit_accel"
+    names: dict = {}
+    exec((shim / "__init__.py").read_text(), names)
+    assert set(names["NODE_CLASS_MAPPINGS"]) == {node.id for node in NODES}
+    (shim / "mine.py").write_text("")
+    for verb in ("install", "uninstall"):
+        assert cli.main(["comfyui", verb, str(tmp_path)]) == 2
+        assert "is not ours" in capsys.readouterr().err
+    (shim / "mine.py").unlink()
+    assert cli.main(["comfyui", "uninstall", str(tmp_path)]) == 0
+    assert not shim.exists()
+    assert cli.main(["comfyui", "uninstall", str(tmp_path)]) == 0
+    assert "nothing of ours" in capsys.readouterr().out
