@@ -54,20 +54,22 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, metadata: Mapping[str, 
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The settings kept in an output of `write_clip`.
+    """The settings kept in an output of `write_clip`, or in a file that ComfyUI saved of a node of ours.
 
     Raises:
         BadInput: if the file is missing or holds none.
     """
     if not path.is_file():
         raise BadInput(f"no file {path}")
-    text = _png_text(path) if path.suffix == ".png" else _mp4_comment(path)
-    try:
-        return json.loads(text)[METADATA_KEY]
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(
-            f"{path} holds no settings of dit-accel: give a file that `dit-accel render` wrote"
-        ) from None
+    texts = [_png_text(path)] if path.suffix == ".png" else _tags(path)
+    for text in texts:
+        try:
+            return json.loads(text)[METADATA_KEY]
+        except (ValueError, KeyError, TypeError):
+            continue
+    raise BadInput(
+        f"{path} holds no settings of dit-accel: give a file that `dit-accel render` or our ComfyUI node wrote"
+    )
 
 
 def _png_text(path: Path) -> str:
@@ -78,7 +80,8 @@ def _png_text(path: Path) -> str:
         return ""
 
 
-def _mp4_comment(path: Path) -> str:
+def _tags(path: Path) -> list[str]:
+    """The tags of a video that may hold settings: ours in ``comment``, ComfyUI's under our name."""
     command = [
         imageio_ffmpeg.get_ffmpeg_exe(),
         "-v",
@@ -90,8 +93,9 @@ def _mp4_comment(path: Path) -> str:
         "-",
     ]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    match = re.search(r"^comment=((?:\\.|[^\\\n])*)", shown, re.MULTILINE | re.DOTALL)
-    return re.sub(r"\\(.)", r"\1", match.group(1), flags=re.DOTALL) if match else ""
+    pattern = rf"^(?:comment|{METADATA_KEY})=((?:\\.|[^\\\n])*)"
+    found = re.findall(pattern, shown, re.MULTILINE | re.DOTALL | re.IGNORECASE)
+    return [re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL) for text in found]
 
 
 def side_by_side(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -25,6 +25,9 @@ OUTCOMES = pytest.StashKey[dict[Case, str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="also run tests marked slow")
+    parser.addoption(
+        "--comfyui", type=Path, help="a ComfyUI checkout, for the tests that run in it"
+    )
     parser.addoption("--matrix", type=Path, help="write the composition matrix as Markdown")
 
 

@@ -27,6 +27,6 @@ def command(file: Path, out: Path | None, quiet: bool) -> None:
         click.echo("made with " + ", ".join(f"{k} {v}" for k, v in made_by.items()))
     run(
         [RenderSettings.from_dict(kept)],
-        out or file.with_name(f"{file.stem}-replay{file.suffix}"),
+        out or file.with_name(f"{file.stem}-replay{'.png' if file.suffix == '.png' else '.mp4'}"),
         quiet=quiet,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+from dit_accel.comfyui.workflows import EXAMPLES, as_page
 from dit_accel.errors import BadInput
 from dit_accel.files import check_writable, written_whole
 
-NAME = "dit_accel"
+NAME, WORKFLOWS = "dit_accel", "example_workflows"
 SHIM = '''"""DiT-Accel: the nodes live in the installed package dit_accel."""
 from dit_accel.comfyui import *  # noqa: F403
 from dit_accel.comfyui import __all__  # noqa: F401
@@ -16,7 +18,7 @@ from dit_accel.comfyui import __all__  # noqa: F401
 
 
 def install(comfyui: Path) -> Path:
-    """Write the shim; a second time changes nothing.
+    """Write the shim and the example workflows; a second time changes nothing.
 
     Raises:
         BadInput: if the folder is no ComfyUI, or holds something else under that name.
@@ -27,6 +29,9 @@ def install(comfyui: Path) -> Path:
     check_writable(folder / "__init__.py")
     with written_whole(folder / "__init__.py") as temporary:
         temporary.write_text(SHIM)
+    for name, steps in EXAMPLES.items():
+        with written_whole(folder / WORKFLOWS / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(as_page(steps), indent=1) + "\n")
     return folder
 
 
@@ -53,6 +58,6 @@ def _folder(comfyui: Path) -> Path:
 
 
 def _ours(folder: Path) -> bool:
-    """Whether a folder holds the shim and nothing else, but for Python's cache."""
-    files = {p.name for p in folder.iterdir()} - {"__pycache__"}
+    """Whether a folder holds the shim and the examples and nothing else, but for Python's cache."""
+    files = {p.name for p in folder.iterdir()} - {"__pycache__", WORKFLOWS}
     return files == {"__init__.py"} and "dit_accel.comfyui" in (folder / "__init__.py").read_text()

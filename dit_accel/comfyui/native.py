@@ -116,6 +116,7 @@ class SparseOverride:
 
     def __post_init__(self) -> None:
         self.ops = Ops(self.tally.stopwatch, self.tally.plans)
+        self._declining = False
 
     def reset(self) -> None:
         """A run is over: drop its memory, keep the counts for the report."""
@@ -156,9 +157,13 @@ class SparseOverride:
         self.tally.fallback(reason)
         settings = {"mask": mask, "attn_precision": attn_precision, **kwargs}
         settings |= {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
-        if self.previous is not None:
+        if self.previous is None or self._declining:  # who came before may lead back here
+            return func(q, k, v, heads, **settings)
+        self._declining = True
+        try:
             return self.previous(func, q, k, v, heads, **settings)
-        return func(q, k, v, heads, **settings)
+        finally:
+            self._declining = False
 
     def attend(
         self, tensors: Tokens, mask: Tensor | None, options: Mapping[str, Any], scale: Any
