@@ -21,6 +21,7 @@ from dit_accel.methods.clustered import Clustered
 from dit_accel_assets import shipped_rates
 
 GIGA = 1e9
+PLANNING = [2, 3]  # of `Work.sparse_terms`
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,12 @@ class Rates:
     error: Mapping[str, float]
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def speedup(self, method: str, work: Work) -> float:
-        """Predicted seconds of dense over those of sparse attention, planning included."""
+    def speedup(self, method: str, work: Work, plan_steps: int = 1) -> float:
+        """Predicted seconds of dense over those of sparse attention, whose planning serves ``plan_steps``."""
         dense = np.dot(self.dense, work.dense_terms())
-        return float(dense / np.dot(self.sparse[method], work.sparse_terms()))
+        terms = work.sparse_terms() * self.sparse[method]
+        planning = terms[PLANNING].sum() / plan_steps
+        return float(dense / (planning + np.delete(terms, PLANNING).sum()))
 
     def save(self, path: Path) -> None:
         with written_whole(path) as temporary:
@@ -106,8 +109,12 @@ class Rates:
             values = json.loads(path.read_text())
             values["dense"] = tuple(values["dense"])
             values["sparse"] = {name: tuple(v) for name, v in values["sparse"].items()}
-            return cls(**values)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            found = cls(**values)
+            size = Work(1, 1, 1)
+            assert len(found.dense) == len(size.dense_terms())
+            assert all(len(v) == len(size.sparse_terms()) for v in found.sparse.values())
+            return found
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
             raise BadInput(f"{path} holds no rates: {error}; run `dit-accel bench rates`") from None
 
 
@@ -118,7 +125,11 @@ def own_rates(device: str, dtype: str) -> Path:
 
 
 def find_rates(device: str, dtype: str) -> Rates | None:
-    """Of this machine if they were measured, else those that come along for its kind of device, else None."""
+    """Of this machine if they were measured, else those that come along for its kind of device, else None.
+
+    Raises:
+        BadInput: for a file that holds none.
+    """
     for path in (own_rates(device, dtype), shipped_rates() / f"{device}-{dtype}.json"):
         if path.is_file():
             return Rates.load(path)
@@ -133,8 +144,8 @@ def least_density(method: Method) -> float | None:
 
 
 def predicted_speedup(method: Method, query: Tensor) -> float | None:
-    """At most how many times faster than dense a call with a query ``[B, S, H, D]`` becomes; None where no
-    rates tell.
+    """How many times faster than dense a call with a query ``[B, S, H, D]`` is predicted to become at the least
+    density that the method's knobs allow; None where no rates tell.
     """
     density = least_density(method)
     rates = find_rates(query.device.type, str(query.dtype).removeprefix("torch."))
@@ -143,7 +154,7 @@ def predicted_speedup(method: Method, query: Tensor) -> float | None:
     assert isinstance(method, Clustered)
     batch, tokens, heads, head_dim = query.shape
     work = Work(batch * heads, tokens, head_dim, density, *method.clusters(tokens))
-    return rates.speedup(method.name, work)
+    return rates.speedup(method.name, work, method.plan_steps())
 
 
 class Adviser:
@@ -151,17 +162,26 @@ class Adviser:
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
-        self._asked: set[tuple[str, int]] = set()
+        self._asked: list[tuple[Method, int]] = []  # by identity: some methods have no hash
 
-    def look(self, method: Method, query: Tensor) -> None:
-        """Warn if a call of this size is predicted to be slower than dense."""
-        if (method.name, query.shape[1]) in self._asked:
+    def look(self, method: Method, query: Tensor, runs: bool) -> None:
+        """Warn if a call of this size is predicted to be slower than dense; ``runs``: whether it will be sparse."""
+        tokens = query.shape[1]
+        if any(known is method and size == tokens for known, size in self._asked):
             return
-        self._asked.add((method.name, query.shape[1]))
-        found = predicted_speedup(method, query)
+        self._asked.append((method, tokens))
+        try:
+            found = predicted_speedup(method, query)
+        except BadInput as error:
+            self._say(str(error))
+            return
         if found is not None and found < 1.0:
-            self.remarks.append(
-                f"{method.name} cannot pay at {query.shape[1]} tokens here: a call is predicted to take "
-                f"{1 / found:.1f} times as long as dense"
+            then = "" if runs else "; such calls run dense"
+            self._say(
+                f"{method.name} cannot pay at {tokens} tokens: a call is predicted to take {1 / found:.1f} times "
+                f"as long as dense, by the rates of `dit-accel doctor`{then}"
             )
-            warnings.warn(self.remarks[-1], stacklevel=2)
+
+    def _say(self, remark: str) -> None:
+        self.remarks.append(remark)
+        warnings.warn(remark, stacklevel=3)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dit_accel.config import crossover_tokens
 from dit_accel.cost import Rates, Work, find_rates, own_rates
+from dit_accel.errors import BadInput
 from dit_accel.methods import SVG2
 from dit_accel_assets import tiny_world_path
 from dit_accel_kernels import (
@@ -80,7 +81,11 @@ def rates() -> dict[str, str]:
     found = {}
     for device in ("cpu", "cuda"):
         for dtype in ("float32", "bfloat16"):
-            known = find_rates(device, dtype)
+            try:
+                known = find_rates(device, dtype)
+            except BadInput as error:
+                found[f"{device} {dtype}"] = str(error)
+                continue
             if known is None:
                 found[f"{device} {dtype}"] = "not measured: run `dit-accel bench rates`"
                 continue

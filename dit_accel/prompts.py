@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -26,14 +27,14 @@ def read_prompts(source: str | Path) -> list[str]:
     if not path.exists() and str(source) in sets:
         path = sets[str(source)]
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # a table program's first bytes are no prompt
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(
             f"cannot read prompts from {source}: {error}; give a file, or a set: {', '.join(sets)}"
         ) from None
     readers = {".csv": _csv, ".jsonl": _jsonl}
     found = readers.get(path.suffix, _lines)(text, path)
-    prompts = [prompt.strip() for prompt in found if prompt.strip()]
+    prompts = [" ".join(prompt.split()) for prompt in found if prompt.strip()]
     if not prompts:
         raise BadInput(f"no prompts in {path}: give at least one")
     return prompts
@@ -44,7 +45,10 @@ def _lines(text: str, path: Path) -> list[str]:
 
 
 def _csv(text: str, path: Path) -> list[str]:
-    rows = list(csv.reader(text.splitlines()))
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise BadInput(f"{path}: {error}") from None
     if not rows:
         return []
     header = [name.strip().lower() for name in rows[0]]

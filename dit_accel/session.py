@@ -175,6 +175,7 @@ class Session:
             self._tally.reset()
             self._watch.faults.clear()
             self._held.clear()
+            self._adviser = Adviser()
         for installation in self._installations:
             for name in installation.replaced(stack):
                 self._tally.fallback(f"the processor of {name} was replaced: enable again")
@@ -287,9 +288,10 @@ class Session:
         fault = self._watch.reason(f"{layer.stack}.{layer.name}")
         if fault is not None:
             return self.fall_back(f"guard: {fault}", dense)
-        self._adviser.look(method, query)
         least = self.profile.schedule.min_tokens
         least = crossover_tokens(query.device.type) if least is None else least
+        if self.profile.precision == "full":
+            self._adviser.look(method, query, query.shape[1] >= least)
         if query.shape[1] < least:
             return self.fall_back(f"fewer than {least} tokens", dense)
         call = AttentionCall(

@@ -80,20 +80,27 @@ def model(shapes: str, precisions: str, dtype: str, device: str, density: float,
 
 
 @command.command()
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="[default: float32 on a CPU, else bfloat16]",
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="JSON file.  [default: this machine's own, which render and doctor find]",
 )
-def rates(dtype: str, device: str, out: Path | None) -> None:
+def rates(dtype: str | None, device: str, out: Path | None) -> None:
     """Measure what the cost model needs: attention calls of many sizes (minutes)."""
     from dit_accel.cost import own_rates
+    from dit_accel.files import check_writable
     from dit_accel.render import check_device
 
     check_device(device)
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     path = out or own_rates(device.split(":")[0], dtype)
+    check_writable(path)
     found = load("bench_rates")(dtype, device)
     found.save(path)
     errors = ", ".join(f"{name} {error:.0%}" for name, error in found.error.items())

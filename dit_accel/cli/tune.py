@@ -71,4 +71,4 @@ def command(
         click.echo(load("tuning_cost")(tuning, out))
         return
     tuned = load("tune")(tuning, out)
-    click.echo(f"{load('tuning_summary')(tuned)}\nwritten: {out}")
+    click.echo(f"{load('tuning_summary')(tuning, tuned)}\nwritten: {out}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from dit_accel.compare import nearness, table
 from dit_accel.errors import BadInput
 from dit_accel.files import check_writable, written_whole
 from dit_accel.records import to_json
+from dit_accel.render import versions
 from dit_accel_eval.frames import PICTURES, VIDEOS, difference, read_clip, write_webm
 from dit_accel_eval.page import Page, Panel, Player, TableRow
 from dit_accel_eval.report import COLUMNS, shown
@@ -68,9 +69,12 @@ def clips_in(path: Path) -> dict[str, Path] | None:
     """
     if not path.is_dir() or any(p.suffix.lower() in PICTURES for p in path.iterdir()):
         return None
-    found = {p.stem: p for p in path.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS}
+    files = [p for p in path.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS]
+    found = {p.stem: p for p in files}
     if not found:
         raise BadInput(f"no clips in {path}: give videos ({', '.join(VIDEOS)}) or pictures")
+    if len(found) < len(files):
+        raise BadInput(f"{path} has two clips of one name: rename one")
     return found
 
 
@@ -105,9 +109,14 @@ def write(
         what="clip",
         columns=[COLUMNS[name] for name in FIGURES],
         table=[TableRow(name, list(row.values())) for name, row in rows.items()],
-        facts=[("frames per second of the players", str(fps))],
+        heading="Frames against frames",
+        explanation="Decoded frames of one clip against those of the other, as they came out of their files"
+        + (" (the last row: mean with its 95 % interval)." if len(records) > 1 else "."),
+        facts=[
+            *((n, f"{a.name} against {b.name}") for n, (a, b) in found.items()),
+            *((name, text) for name, text in versions().items()),
+        ],
         notes=[f"LPIPS was not measured: {reason}."] if reason else [],
-        timed=False,
         clips_title="Pairs farthest apart",
         players=[
             player(out, number, r, found[r["clip"]], fps) for number, r in enumerate(farthest)
@@ -124,7 +133,7 @@ def player(
 ) -> Player:
     """Both clips and their difference, as videos beside the page."""
     first, second = (read_clip(path) for path in files)
-    panels: dict[str, np.ndarray] = {
+    panels: dict[str, Iterable[np.ndarray]] = {
         "reference": first,
         "other": second,
         "difference": difference(second, first),

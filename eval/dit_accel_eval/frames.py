@@ -4,10 +4,8 @@ files, folders of pictures). Frames are float32 ``[T, H, W, 3]`` in [0, 1].
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -25,33 +23,27 @@ VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
 KEYFRAMES = 8  # frames from one to the next: a page seeks by single frames
 
 
-def kept(frames: np.ndarray) -> np.ndarray:
-    """Frames as `keep_frames` keeps them: rounded to float16, 72 dB or more from what they were."""
-    return frames.astype(np.float16).astype(np.float32)
-
-
-def keep_frames(path: Path, frames: np.ndarray, about: Mapping[str, Any]) -> None:
-    """Write frames as float16, with what they are as JSON in the file's metadata."""
+def keep_frames(path: Path, frames: np.ndarray) -> None:
+    """Write frames without loss: as float16 where that holds them, as it does those of 16-bit pipelines."""
+    half = frames.astype(np.float16)
+    kept = half if np.array_equal(half.astype(frames.dtype), frames) else frames
     with written_whole(path) as temporary:
-        told = {"format": FORMAT, "about": json.dumps(about)}
-        save_file({"frames": frames.astype(np.float16)}, temporary, told)
+        save_file({"frames": kept}, temporary, {"format": FORMAT})
 
 
-def load_frames(path: Path) -> tuple[np.ndarray, dict[str, Any]] | None:
+def load_frames(path: Path) -> np.ndarray | None:
     """What `keep_frames` wrote, or None if there is no such file or it cannot be read."""
     try:
         with safe_open(path, "np") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT:
+            if (file.metadata() or {}).get("format") != FORMAT:
                 return None
-            return file.get_tensor("frames").astype(np.float32), json.loads(about["about"])
+            return file.get_tensor("frames").astype(np.float32)
     except (OSError, SafetensorError, ValueError):
         return None
 
 
-def write_webm(path: Path, frames: np.ndarray, fps: int) -> None:
-    """VP9 in WebM, which every browser plays; odd sizes lose a row or column."""
-    height, width = (n - n % 2 for n in frames.shape[1:3])
+def write_webm(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
+    """VP9 in WebM, which every browser plays, frame by frame; odd sizes lose a row or column."""
     with (
         written_whole(path) as temporary,
         imageio.get_writer(
@@ -65,13 +57,17 @@ def write_webm(path: Path, frames: np.ndarray, fps: int) -> None:
             output_params=["-crf", "24", "-b:v", "0", "-g", str(KEYFRAMES), "-row-mt", "1"],
         ) as writer,
     ):
-        for frame in to_bytes(frames[:, :height, :width]):
-            writer.append_data(frame)  # type: ignore[attr-defined]
+        for frame in frames:
+            height, width = (n - n % 2 for n in frame.shape[:2])
+            writer.append_data(to_bytes(frame[:height, :width]))  # type: ignore[attr-defined]
 
 
-def difference(clip: np.ndarray, reference: np.ndarray, gain: float = 4.0) -> np.ndarray:
-    """Where two clips differ: size of the difference per channel times ``gain``, black where there is none."""
-    return np.clip(gain * np.abs(clip - reference), 0.0, 1.0)
+def difference(clip: np.ndarray, reference: np.ndarray, gain: float = 4.0) -> Iterator[np.ndarray]:
+    """Where two clips differ, frame by frame: size of the difference per channel times ``gain``, black where
+    there is none.
+    """
+    for own, other in zip(clip, reference, strict=True):
+        yield np.clip(gain * np.abs(own - other), 0.0, 1.0)
 
 
 def read_clip(path: Path) -> np.ndarray:

@@ -35,7 +35,7 @@ def _pareto(rows: Sequence[Row], title: str, lpips_reason: str | None) -> Figure
     figure.suptitle(title, fontsize=10)
     for axes, (name, label) in zip(figure.subplots(1, 2), SHOWN, strict=True):
         draw(axes, rows, name)
-        axes.set(xlabel="speed-up of the denoising loop", ylabel=label)
+        axes.set(xlabel="speed-up of the denoising loop (mean)", ylabel=label)
         if name == "lpips" and not any(r["lpips"].n for r in rows):
             axes.text(0.5, 0.5, fill(f"not measured: {lpips_reason}", 44), ha="center", va="center")
             axes.texts[-1].set_transform(axes.transAxes)
@@ -57,7 +57,7 @@ def draw(axes: Axes, rows: Sequence[Row], name: str) -> None:
             axes.axhline(figure.mean, ls=":", color=colour, label=row["setting"])
             continue
         axes.errorbar(
-            row["speedup_median"],
+            row["speedup"].mean,
             figure.mean,
             xerr=finite(row["speedup"].half_width),
             yerr=finite(figure.half_width),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from dit_accel.compare import table
 from dit_accel.files import written_whole
 from dit_accel.records import to_json
-from dit_accel.render import RenderSettings, versions
+from dit_accel.render import RenderSettings
+from dit_accel_eval.bench.run import machine
 from dit_accel_eval.page import INK, HeatMap, Page, Panel, Player, TableRow
 from dit_accel_eval.pareto import pareto
 from dit_accel_eval.runs import Evaluation, Results, run_eval
@@ -58,19 +59,22 @@ def facts(results: Results) -> dict[str, Any]:
     for name in ("prompt", "seed", "method", "knobs", "precision", "dense_precision", "guard"):
         request.pop(name)
     used = {name: value for name, value in request.items() if value is not None}
+    backend = _AttentionBackendRegistry.get_active_backend()[0].value
     return {
         **used,
+        "weights": results.weights,
         "clips": len({(r["prompt"], r["seed"]) for r in results.records}),
-        "dense attention": "the pipeline's own backend",
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "dense attention": f"diffusers' backend {backend}",
+        **machine(results.request.device),
     }
 
 
 def subtitle(results: Results) -> str:
     request = results.request
     clips = len({(r["prompt"], r["seed"]) for r in results.records})
-    size = f"{request.width} x {request.height} x {request.frames or 1}"
+    frames = results.records[0]["frames"]
+    own = "its own size" if request.width is None else f"{request.width} x {request.height}"
+    size = f"{own} x {frames}"
     return (
         f"{request.model}, {size}, {request.steps or 'default'} steps, {clips} "
         f"clip{'s' * (clips != 1)}, {request.dtype} on {request.device}"
@@ -92,7 +96,13 @@ def page(results: Results, rows: Sequence[Mapping[str, Any]], out: Path) -> Page
         what="setting",
         columns=[COLUMNS[name] for name in columns],
         table=[TableRow(r["setting"], [shown(r[c], c) for c in columns], r["front"]) for r in rows],
-        facts=[(name, plain(value)) for name, value in facts(results).items()],
+        facts=[
+            *((name, plain(value)) for name, value in facts(results).items()),
+            *configs(results),
+        ],
+        heading="Quality against speed",
+        explanation="Mean over clips, paired with dense attention of the same prompt and seed, with the 95 % "
+        "interval of the mean. Speed-up: median ratio of the denoising loops, both run by one process.",
         notes=list(notes(results, rows)),
         plot=pareto(rows, subtitle(results), reason, INK),
         layers=heat_map(rows),
@@ -128,7 +138,7 @@ def shown(value: Any, column: str) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
-def notes(results: Results, rows: Sequence[Mapping[str, Any]]) -> Any:
+def notes(results: Results, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What a reader must know before the figures."""
     reason = lpips_reason(results)
     if reason:
@@ -138,13 +148,12 @@ def notes(results: Results, rows: Sequence[Mapping[str, Any]]) -> Any:
         yield f"CLIP score was not measured: {unscored}."
     if results.request.model == "tiny-world":
         yield "The tiny world is a stand-in for speed of trial: nothing about real models follows."
-    apart = sum(row["not_timed_in_one_process"] for row in rows)
-    if apart:
-        yield f"{apart} speed-ups compare with a dense clip of an earlier, interrupted run."
     for row in rows:
         for fallback in row["fallbacks"]:
             yield f"{row['setting']}: some calls ran dense ({fallback})."
-        equal = row["clips"] - row["psnr"].n
+        if row["failed"]:
+            yield f"{row['setting']}: {row['failed']} clips could not be measured (NaN or infinite frames)."
+        equal = row["clips"] - row["failed"] - row["psnr"].n
         if equal:
             yield f"{row['setting']}: {equal} clips equal dense bit for bit, so PSNR leaves them out."
 
@@ -162,7 +171,10 @@ def heat_map(rows: Sequence[Mapping[str, Any]]) -> HeatMap | None:
 
 
 def is_worst(record: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    return (record["prompt"], record["seed"]) == (row["worst"]["prompt"], row["worst"]["seed"])
+    return row["worst"] is not None and (record["prompt"], record["seed"]) == (
+        row["worst"]["prompt"],
+        row["worst"]["seed"],
+    )
 
 
 def player(record: Mapping[str, Any], request: RenderSettings, out: Path) -> Player:
@@ -180,9 +192,15 @@ def player(record: Mapping[str, Any], request: RenderSettings, out: Path) -> Pla
             Panel(record["setting"], out / record["video"]),
             Panel("difference", out / record["difference_video"]),
         ],
-        frames=request.frames or 1,
+        frames=record["frames"],
         fps=request.fps,
     )
+
+
+def configs(results: Results) -> Iterator[tuple[str, str]]:
+    """The knobs and the schedule of each setting."""
+    for label, config in {r["setting"]: r["config"] for r in results.records}.items():
+        yield label, plain(config)
 
 
 def plain(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,10 @@ from dit_accel.files import check_writable, written_whole
 from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import RenderSettings, check, render, versions
-from dit_accel_eval.frames import difference, keep_frames, kept, load_frames, write_webm
+from dit_accel_eval.frames import difference, keep_frames, load_frames, write_webm
+from dit_accel_eval.metrics.clip_score import load_clip
+from dit_accel_eval.metrics.clips import NoBackbone
+from dit_accel_eval.metrics.lpips import backbone_digest
 from dit_accel_eval.settings import Setting
 from dit_accel_eval.stability import stability
 
@@ -49,11 +51,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense clip: its frames as kept, denoising seconds, which process made it, and its file's name."""
+    """A dense clip: its frames, its denoising seconds in this process, and its file's name."""
 
     frames: np.ndarray
     seconds: float
-    process: str
     name: str
 
 
@@ -63,48 +64,48 @@ class Runner:
 
     Attributes:
         out: ``results.jsonl`` and the folders ``dense`` and ``clips``.
-        process: name of this process: a speed-up is a ratio within one, where records say so.
+        told: what besides its request decides a record.
     """
 
     evaluation: Evaluation
     out: Path
     pipe: Any
-    model: str
-    process: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    told: Mapping[str, Any]
     warm: set[str] = field(default_factory=set)
 
     def dense(self, case: RenderSettings) -> Dense:
-        """The dense clip of a case, from the disk or rendered now."""
-        name = digest({**asdict(check(case)[0]), **same(self.model)})
+        """The dense clip of a case: frames from the disk if they are there; its seconds are always of this
+        process, so that a speed-up is a ratio within one.
+        """
+        settings, _ = check(case)
+        name = digest({**asdict(settings), **self.told})
         path = self.out / "dense" / f"{name}.safetensors"
-        found = load_frames(path)
-        if found is None:
-            self._warm_up("dense", lambda c: render(self.pipe, check(c)[0]), case)
-            clip = render(self.pipe, check(case)[0])
-            about: dict[str, Any] = {"seconds": clip.seconds["denoise"], "process": self.process}
-            keep_frames(path, clip.frames, about)
-            write_webm(self._video(name), clip.frames, case.fps)
-            found = kept(clip.frames), about
-        return Dense(found[0], found[1]["seconds"], found[1]["process"], name)
+        self._warm_up("dense", lambda c: render(self.pipe, check(c)[0]), case)
+        clip = render(self.pipe, settings)
+        frames = load_frames(path)
+        if frames is None:
+            frames = clip.frames
+            keep_frames(path, frames)
+        if not self._video(name).exists():
+            write_webm(self._video(name), frames, case.fps)
+        return Dense(frames, clip.seconds["denoise"], name)
 
     def record(self, setting: Setting, case: RenderSettings, dense: Dense) -> dict[str, Any]:
-        """Render a case in some way, keep its videos, and measure it."""
+        """Render a case in some way, keep its videos, and measure it; what cannot be measured says why."""
         self._warm_up(setting.label, lambda c: setting.run(self.pipe, c), case)
         clip = setting.run(self.pipe, case)
-        frames, name = kept(clip.frames), digest({**setting.identity(case), **same(self.model)})
-        write_webm(self._video(name), frames, case.fps)
-        write_webm(self._video(f"{name}-difference"), difference(frames, dense.frames), case.fps)
+        identity = {**setting.identity(case), **self.told}
         attention = clip.attention
         return {
-            "key": key_of(case, setting, self.model),
+            "key": json.dumps(identity, sort_keys=True),
             "setting": setting.label,
             "prompt": case.prompt,
             "seed": case.seed,
-            **quality(dense.frames, frames, case.prompt, self.evaluation.backbone),
+            "frames": len(clip.frames),
+            **self._measured(clip.frames, dense, case, digest(identity)),
             "speedup": dense.seconds / clip.seconds["denoise"],
             "seconds": clip.seconds["denoise"],
             "dense_seconds": dense.seconds,
-            "timed_in_one_process": dense.process == self.process,
             "density_sparse": attention.density["sparse_calls"],
             "density_all": attention.density["all_calls"],
             "layers": attention.layers,
@@ -112,10 +113,22 @@ class Runner:
             "fallbacks": attention.fallbacks,
             "remarks": attention.remarks,
             "attention_seconds": attention.seconds,
-            "video": f"clips/{name}.webm",
-            "dense_video": f"clips/{dense.name}.webm",
-            "difference_video": f"clips/{name}-difference.webm",
+            "config": attention.config,
         }
+
+    def _measured(
+        self, frames: np.ndarray, dense: Dense, case: RenderSettings, name: str
+    ) -> dict[str, Any]:
+        """Figures and videos; frames that are not finite have none."""
+        try:
+            figures = quality(dense.frames, frames, case.prompt, self.evaluation.backbone)
+        except ValueError as error:
+            return {"failed": str(error)}
+        videos = {"video": self._video(name), "difference_video": self._video(f"{name}-difference")}
+        write_webm(videos["video"], frames, case.fps)
+        write_webm(videos["difference_video"], difference(frames, dense.frames), case.fps)
+        names = {key: f"clips/{path.name}" for key, path in videos.items()}
+        return {**figures, **names, "dense_video": f"clips/{dense.name}.webm"}
 
     def _warm_up(self, label: str, run: Any, case: RenderSettings) -> None:
         """The first run of a kind in a process pays for what later ones find done."""
@@ -130,62 +143,67 @@ class Runner:
 def run_eval(evaluation: Evaluation, out: Path) -> Results:
     """Append to ``out/results.jsonl`` what it does not hold yet for the very same request; dense clips are
     kept in ``out/dense``, videos for the page in ``out/clips``.
+
+    Raises:
+        BadInput: for a setting, size or backbone that does not work, before anything is rendered.
     """
     results = out / "results.jsonl"
-    cases, settings = evaluation.cases(), unique(evaluation.settings)
-    for setting in settings:
-        check(setting.of(cases[0]))
+    cases = evaluation.cases()
     checked, card = check(cases[0])
     check_writable(results)
-    out.mkdir(parents=True, exist_ok=True)
-    model = fingerprint(card.source)
+    told: dict[str, Any] = {"versions": versions(), "weights": fingerprint(card.source)}
+    told["metrics"] = {"lpips": backbone_digest(backbone=evaluation.backbone), "clip": has_clip()}
+
+    def key(setting: Setting, case: RenderSettings) -> str:
+        return json.dumps({**setting.identity(case), **told}, sort_keys=True)
+
+    settings = list({key(s, cases[0]): s for s in reversed(evaluation.settings)}.values())[::-1]
     records = {record["key"]: record for record in read_records(results)}
-    todo = [c for c in cases if any(key_of(c, s, model) not in records for s in settings)]
-    watched = out / f"stability-{digest({**asdict(checked), **same(model)})}.json"
+    todo = [c for c in cases if any(key(s, c) not in records for s in settings)]
+    out.mkdir(parents=True, exist_ok=True)
+    watched = out / f"stability-{digest({**asdict(checked), **told})}.json"
     if todo or not watched.exists():
         pipe = load_pipeline(card, device=checked.device, dtype=checked.dtype)
         pipe.set_progress_bar_config(disable=True)
-        runner = Runner(evaluation, out, pipe, model)
+        runner = Runner(evaluation, out, pipe, told)
         for case in tqdm(todo, desc="eval", disable=None):
             dense = runner.dense(case)
             for setting in settings:
-                key = key_of(case, setting, model)
-                if key not in records:
-                    records[key] = runner.record(setting, case, dense)
-                    append_record(results, records[key])
-        with written_whole(watched) as temporary:
-            temporary.write_text(to_json(stability(pipe, checked), indent=1) + "\n")
-    return Results(
-        checked,
-        [records[key_of(c, s, model)] for s in settings for c in cases],
-        json.loads(watched.read_text()),
-    )
+                if key(setting, case) not in records:
+                    record = runner.record(setting, case, dense)
+                    append_record(results, record)
+                    records[record["key"]] = record
+        if not watched.exists():
+            with written_whole(watched) as temporary:
+                temporary.write_text(to_json(stability(pipe, checked), indent=1) + "\n")
+    found = [{**records[key(s, c)], "setting": s.label} for s in settings for c in cases]
+    return Results(checked, told["weights"], found, json.loads(watched.read_text()))
 
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured: the request of the first clip, a record per setting and clip, and the agreement of
-    clusters in the first clip (`stability`).
+    """What was measured: the request of the first clip, the weights, a record per setting and clip, and the
+    agreement of clusters in the first clip (`stability`).
     """
 
     request: RenderSettings
+    weights: str
     records: list[dict[str, Any]]
     clusters: list[dict[str, Any]]
+
+
+def has_clip() -> bool:
+    """Whether CLIP's weights are here."""
+    try:
+        load_clip()
+    except NoBackbone:
+        return False
+    return True
 
 
 def unique(values: Sequence[T]) -> list[T]:
     """Without repetitions."""
     return list(dict.fromkeys(values))
-
-
-def key_of(case: RenderSettings, setting: Setting, model: str) -> str:
-    """What makes a measurement the same measurement: settings, weights and versions."""
-    return json.dumps({**setting.identity(case), **same(model)}, sort_keys=True)
-
-
-def same(model: str) -> dict[str, Any]:
-    """What besides its request decides a clip."""
-    return {"weights": model, "versions": versions()}
 
 
 def digest(told: Mapping[str, Any]) -> str:

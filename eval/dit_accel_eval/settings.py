@@ -11,7 +11,7 @@ from dit_accel import Method, Profile, Schedule
 from dit_accel.cli.options import attention_settings
 from dit_accel.errors import BadInput
 from dit_accel.profile import SUFFIXES
-from dit_accel.render import Clip, RenderSettings, check, render, render_with
+from dit_accel.render import Clip, RenderSettings, build_profile, check, render, render_with
 from dit_accel_eval.controls import OtherBackend, RoundedAttention
 
 FLOORS: dict[str, tuple[str, Method]] = {
@@ -52,8 +52,12 @@ class Setting:
         return replace(case, **self.changes)
 
     def identity(self, case: RenderSettings) -> dict[str, Any]:
-        """All that decides what `run` makes, but for weights and versions."""
-        return asdict(self.of(case))
+        """All that decides what `run` makes, but for weights and versions; files by what they hold."""
+        settings = check(self.of(case))[0]
+        told = asdict(settings)
+        for name in ("method", "knobs", "precision", "dense_precision", "guard"):
+            del told[name]  # as values, whatever they were written like
+        return {**told, "profile": build_profile(settings).to_dict()}
 
     def run(self, pipe: Any, case: RenderSettings) -> Clip:
         """Render a case in this way."""
@@ -67,7 +71,7 @@ class Floor(Setting):
     method: Method = field(kw_only=True)
 
     def identity(self, case: RenderSettings) -> dict[str, Any]:
-        return {**asdict(case.as_dense()), "floor": self.label}
+        return {**asdict(check(case.as_dense())[0]), "floor": self.label}
 
     def run(self, pipe: Any, case: RenderSettings) -> Clip:
         settings, _ = check(case.as_dense())

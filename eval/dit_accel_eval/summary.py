@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ def summarize(records: Sequence[Record]) -> list[dict[str, Any]]:
         row["layers"] = by_layer(own)
         row["fallbacks"] = dict.fromkeys(reason for r in own for reason in r.get("fallbacks", ()))
         row["fallbacks"] = list(row["fallbacks"])
-        row["not_timed_in_one_process"] = sum(not r.get("timed_in_one_process", True) for r in own)
+        row["failed"] = sum("failed" in r for r in own)
         row["worst"] = worst(own)
         rows.append(row)
     mark_front(rows)
@@ -51,26 +52,31 @@ def by_layer(records: Sequence[Record]) -> dict[str, float]:
     return {name: sum(own) / len(own) for name, own in values.items()}
 
 
-def worst(records: Sequence[Record]) -> dict[str, Any]:
-    """The clip with the lowest PSNR."""
-    lowest = min(records, key=lambda r: float(r["psnr"]))
+def worst(records: Sequence[Record]) -> dict[str, Any] | None:
+    """The clip with the lowest PSNR, of those that could be measured."""
+    measured = [r for r in records if "failed" not in r]
+    if not measured:
+        return None
+    lowest = min(measured, key=lambda r: float(r["psnr"]))
     return {name: lowest[name] for name in ("prompt", "seed", "psnr")}
 
 
 def mark_front(rows: Sequence[dict[str, Any]]) -> None:
-    """``front`` is True where no other row is at least as fast and as near to dense, and better in one; the
-    floors stand outside.
+    """``front`` is True where neither another row nor dense itself is at least as fast and as near to dense,
+    and better in one; the floors stand outside.
     """
+    dense = (1.0, math.inf)
     for row in rows:
-        row["front"] = place(row) is not None and not any(
-            beats(place(other), place(row)) for other in rows
-        )
+        others = [dense, *map(place, rows)]
+        row["front"] = place(row) is not None and not any(beats(o, place(row)) for o in others)
 
 
 def place(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Speed-up and PSNR of a row, if both are known and it is no floor."""
+    """Speed-up and PSNR of a row, if both are known and it is no floor; infinite if all clips equal dense."""
     speed, psnr = row["speedup_median"], row["psnr"]
-    return None if is_floor(row) or speed is None or not psnr.n else (speed, psnr.mean)
+    if is_floor(row) or speed is None or row["failed"] == row["clips"]:
+        return None
+    return speed, psnr.mean if psnr.n else math.inf
 
 
 def is_floor(row: Mapping[str, Any]) -> bool:

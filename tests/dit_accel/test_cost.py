@@ -78,18 +78,28 @@ def test_advice_is_said_once_with_its_figure(folders) -> None:
     adviser, method = Adviser(), SVG2(min_key_share=0.1)
     small, large = torch.empty(1, 300, 4, 64), torch.empty(1, 20_000, 4, 64)
     assert predicted_speedup(method, small) < 1 < predicted_speedup(method, large)
-    with pytest.warns(
-        UserWarning, match=r"svg2 cannot pay at 300 tokens here: .* [\d.]+ times as long"
-    ):
-        adviser.look(method, small)
+    told = r"svg2 cannot pay at 300 tokens: .* [\d.]+ times as long as dense, by the rates .*; such calls run dense"
+    with pytest.warns(UserWarning, match=told):
+        adviser.look(method, small, False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        adviser.look(method, small)
-        adviser.look(method, large)
-        adviser.look(Radial(), small)  # no rates
-        adviser.look(SVGEar(), small)  # none of svg-ear were measured here
-        adviser.look(method, small.half())
+        adviser.look(method, small, True)
+        adviser.look(method, large, True)
+        adviser.look(Radial(), small, True)  # no rates
+        adviser.look(SVGEar(), small, True)  # none of svg-ear were measured here
+        adviser.look(SVG2(min_key_share=0.1), small.half(), True)
     assert len(adviser.remarks) == 1
+    rare = SVG2(min_key_share=0.1, refresh=5)  # planning is shared by five steps
+    assert predicted_speedup(rare, small) > predicted_speedup(method, small)
+
+
+def test_damaged_rates_do_not_stop_a_run(folders) -> None:
+    fit(rows(), "float32", "cpu").save(own_rates("cpu", "float32"))
+    path = own_rates("cpu", "float32")
+    path.write_text(path.read_text().replace('"dense": [', '"dense": [0.0, '))
+    adviser = Adviser()
+    with pytest.warns(UserWarning, match="holds no rates"):
+        adviser.look(SVG2(), torch.empty(1, 300, 4, 64), True)
 
 
 def test_a_run_that_cannot_pay_says_so(folders, wan, run_wan) -> None:

@@ -13,9 +13,10 @@ from dit_accel_assets import prompt_sets
         ("p.txt", "# about\na fox\n\n  an owl \n"),
         ("p.csv", 'id,Prompt\n1,a fox\n2,"an owl"\n\n'),
         ("p.csv", "a fox\nan owl\n"),
+        ("p.csv", '\ufeffprompt\n"a\nfox"\nan owl\n'),
         ("p.jsonl", '"a fox"\n{"prompt": "an owl", "seed": 3}\n'),
     ],
-    ids=["txt", "csv", "csv-one-column", "jsonl"],
+    ids=["txt", "csv", "csv-one-column", "csv-of-a-table-program", "jsonl"],
 )
 def test_every_format(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
@@ -28,10 +29,11 @@ def test_every_format(tmp_path: Path, name: str, text: str) -> None:
         ("p.txt", "# nothing\n", "no prompts in"),
         ("p.csv", "id,text\n1,a fox\n", "no column 'prompt': its columns are id, text"),
         ("p.csv", "id,prompt\n1\n", "line 2: no prompt"),
+        ("p.csv", 'prompt\n"a fox\n', "unexpected end of data"),
         ("p.jsonl", "{\n", "line 1: not JSON"),
         ("p.jsonl", '{"text": "a fox"}\n', "line 1: give a text, or an object with 'prompt'"),
     ],
-    ids=["empty", "no-column", "short-row", "no-json", "no-key"],
+    ids=["empty", "no-column", "short-row", "open-quote", "no-json", "no-key"],
 )
 def test_what_is_wrong_is_told(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)

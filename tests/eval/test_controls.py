@@ -6,7 +6,14 @@ import torch
 from dit_accel import SVG2, AttentionCall
 from dit_accel.ops import Ops
 from dit_accel.stopwatch import Stopwatch
-from dit_accel_eval.controls import CONTROLS, OracleBlocks, keys_per_query_group, true_mass
+from dit_accel_eval.controls import (
+    CONTROLS,
+    OracleBlocks,
+    OtherBackend,
+    RoundedAttention,
+    keys_per_query_group,
+    true_mass,
+)
 from dit_accel_pipelines import TokenLayout
 
 BASE = SVG2(query_clusters=24, key_clusters=40, top_p=0.6, min_key_share=0.0)
@@ -75,3 +82,18 @@ def test_oracle_spends_at_most_a_cluster_more() -> None:
     block_map, _ = attend(OracleBlocks(base=BASE), call)
     over = keys_per_query_group(block_map) - keys_per_query_group(expected)
     assert over.abs().max() <= block_map.key_offsets.diff(dim=-1).max()
+
+
+@pytest.mark.parametrize(
+    ("floor", "least", "most"),
+    [(OtherBackend(), 0.0, 1e-5), (RoundedAttention(), 1e-4, 3e-2)],
+    ids=str,
+)
+def test_floors_are_dense_but_for_rounding(floor, least: float, most: float) -> None:
+    call = clustered_call()
+    heads_first = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
+    exact = torch.nn.functional.scaled_dot_product_attention(*heads_first, scale=call.scale)
+    attended = floor.attend(call, None, Ops(Stopwatch()))
+    error = float((attended.out - exact.transpose(1, 2)).abs().max())
+    assert least < error < most
+    assert attended.density == 1

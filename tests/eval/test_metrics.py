@@ -6,13 +6,24 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torchmetrics.functional.image.lpips import _NoTrainLpips
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from dit_accel.errors import BadInput
-from dit_accel_eval.metrics.clips import paired
+from dit_accel_assets.world import render, scenes
+from dit_accel_eval.metrics.caption import caption_correct
+from dit_accel_eval.metrics.clip_score import clip_score
+from dit_accel_eval.metrics.clips import NoBackbone, paired
 from dit_accel_eval.metrics.drift import drift
 from dit_accel_eval.metrics.flicker import flicker, flicker_difference
-from dit_accel_eval.metrics.lpips import NoBackbone, lpips, lpips_or_reason
+from dit_accel_eval.metrics.lpips import lpips, lpips_or_reason
 from dit_accel_eval.metrics.psnr import psnr
 from dit_accel_eval.metrics.ssim import ssim
 
@@ -176,3 +187,47 @@ def test_every_kind_of_number(metric, kind) -> None:
         given = [c.astype(kind) for c in (first, second)]
         expected = metric(*(c.astype(np.float32) for c in given))
     assert metric(*given) == pytest.approx(expected, rel=1e-5)
+
+
+def test_clip_score_equals_the_cosine(tmp_path) -> None:
+    """On a tiny random CLIP with its own words."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "vocab_size": 10, "max_position_embeddings": 12}
+    text |= {"eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    model = CLIPModel(config).eval()
+    model.save_pretrained(tmp_path)
+    words = {"<pad>": 0, "</s>": 1, "<s>": 2, "a": 3, "fox": 4}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>"
+    )
+    size = {"height": 32, "width": 32}
+    pictures = CLIPImageProcessor(size=size, crop_size=size)
+    processor = CLIPProcessor(pictures, fast)
+    processor.save_pretrained(tmp_path)
+    first, _ = clips(32, 32, frames=3)
+    given = torch.from_numpy((first * 255).round()).to(torch.uint8).permute(0, 3, 1, 2)
+    inputs = processor(text=["a fox"], images=list(given), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        out = model(**{k: v for k, v in inputs.items() if k != "token_type_ids"})
+    cosine = (out.image_embeds * out.text_embeds).sum(-1).clamp(min=0)
+    assert clip_score(first, "a fox", folder=tmp_path) == pytest.approx(
+        100 * float(cosine.mean()), abs=1e-2
+    )
+    with pytest.raises(NoBackbone, match="does not hold a CLIP model"):
+        clip_score(first, "a fox", folder=tmp_path / "none")
+
+
+def test_caption_is_right_or_not() -> None:
+    scene = next(scenes(np.random.default_rng(3), [1], kept=False))
+    clip = render(scene, 128, 128, 17)
+    assert caption_correct(clip, scene)[0]
+    assert caption_correct((clip * 255).astype(np.uint8), scene)[0]
+    wrong, seen = caption_correct(np.zeros_like(clip), scene)
+    assert not wrong
+    assert "nothing" in seen

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import dit_accel_eval.runs
+import dit_accel_eval.settings
 from dit_accel import cli
 from dit_accel_eval.frames import read_clip, write_webm
 
@@ -49,6 +50,14 @@ def test_eval_killed_and_resumed_gives_the_same(tmp_path: Path, capsys, monkeypa
     monkeypatch.setattr(dit_accel_eval.runs, "append_record", dies)
     assert cli.main(arguments(tmp_path, "parts")) == 1
     monkeypatch.setattr(dit_accel_eval.runs, "append_record", append)
+    write = dit_accel_eval.runs.write_webm
+
+    def dies_writing(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dit_accel_eval.runs, "write_webm", dies_writing)
+    assert cli.main(arguments(tmp_path, "parts")) == 1
+    monkeypatch.setattr(dit_accel_eval.runs, "write_webm", write)
     with (tmp_path / "parts/results.jsonl").open("a") as file:
         file.write('{"key": "cut o')
     assert cli.main(arguments(tmp_path, "parts")) == 0
@@ -74,6 +83,39 @@ def test_eval_killed_and_resumed_gives_the_same(tmp_path: Path, capsys, monkeypa
     assert "LPIPS was not measured" in page
     assert str(tmp_path) not in page
     assert (tmp_path / "whole/pareto.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_settings_that_mean_the_same_are_one_and_broken_frames_are_told(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    run = dit_accel_eval.settings.Setting.run
+
+    def broken(self, pipe, case):
+        clip = run(self, pipe, case)
+        if case.seed == 1 and case.steps == 3:
+            clip.frames[1] = np.nan
+        return clip
+
+    monkeypatch.setattr(dit_accel_eval.settings.Setting, "run", broken)
+    given = arguments(tmp_path, "out")
+    given[given.index(SETTINGS)] = "svg2:top_p=1,svg2:top_p=1.0,svg2:top_p=1:precision=full"
+    assert cli.main([*given, "--floor", "none"]) == 0
+    (row,) = json.loads((tmp_path / "out/summary.json").read_text())["settings"]
+    assert (row["clips"], row["failed"]) == (2, 1)
+    page = (tmp_path / "out/report.html").read_text()
+    assert "1 clips could not be measured" in page
+    check_page(page, players=1)
+
+
+def test_a_backbone_that_is_none_is_refused_before_a_model_is_loaded(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    (tmp_path / "b.safetensors").write_bytes(b"cut off")
+    monkeypatch.setattr(dit_accel_eval.runs, "load_pipeline", None)
+    given = [*arguments(tmp_path, "out"), "--lpips-backbone", str(tmp_path / "b.safetensors")]
+    assert cli.main(given) == 2
+    assert "does not hold torchvision's alex" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def check_page(page: str, players: int) -> None:
@@ -108,6 +150,7 @@ def test_compare_folders_and_files(clips, tmp_path: Path, capsys) -> None:
     page = (tmp_path / "out/report.html").read_text()
     check_page(page, players=2)
     assert "two<b>" not in page
+    assert "paired with dense" not in page
     assert "two&lt;b&gt;" in page
     capsys.readouterr()
     assert cli.main(["compare", str(first / "one.webm"), str(second / "one.webm")]) == 0

@@ -87,7 +87,22 @@ def test_a_row_per_setting_with_the_front_and_the_worst_clip() -> None:
     assert by_name["b"]["correct"].right == 1
     assert by_name["d"]["psnr"].n == 0
     front = {name for name, row in by_name.items() if row["front"]}
-    assert front == {"a", "b"}  # c is beaten by a; d has no finite PSNR; a floor is no setting
+    assert front == {"d"}  # equal to dense and faster: nothing beats it; a floor is no setting
+
+
+def test_dense_itself_competes_for_the_front() -> None:
+    rows = summarize([record("a", 40.0, 0.9), record("b", 30.0, 1.5), record("c", 29.0, 1.5)])
+    assert {row["setting"] for row in rows if row["front"]} == {"b"}
+
+
+def test_clips_that_failed_are_counted_and_never_the_worst() -> None:
+    failed = {k: v for k, v in record("a", 0.0, 2.0, failed="NaN").items() if k != "psnr"}
+    (row,) = summarize([failed, record("a", 30.0, 2.0)])
+    assert (row["clips"], row["failed"], row["psnr"].n) == (2, 1, 1)
+    assert row["worst"]["psnr"] == 30.0
+    (row,) = summarize([failed])
+    assert row["worst"] is None
+    assert not row["front"]
 
 
 def test_gains_are_paired_by_clip() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from dit_accel.loading import DTYPES
 from dit_accel.methods.clustered import Clustered
 from dit_accel.ops import Ops
 from dit_accel.stopwatch import Stopwatch
-from dit_accel_eval.bench.baselines import full_precision
 from dit_accel_eval.bench.cases import Shape, clustered
+from dit_accel_eval.bench.kernels import dense_rows, fastest
 from dit_accel_eval.bench.measure import seconds
 from dit_accel_eval.bench.run import machine
 from dit_accel_pipelines import TokenLayout
@@ -28,6 +27,11 @@ SHAPES = tuple(
     Shape(heads, tokens, head_dim)
     for heads, head_dim in ((2, 64), (4, 64), (4, 128), (12, 64))
     for tokens in (768, 1536, 3072, 6144, *((9216,) if heads < 12 else ()))
+)
+LARGE = tuple(
+    Shape(heads, tokens, head_dim)
+    for heads, head_dim in ((12, 64), (12, 128), (24, 128))
+    for tokens in (4_096, 8_192, 16_384, 32_768, 65_536)
 )
 SHARES = (0.08, 0.3)
 
@@ -41,16 +45,13 @@ def measure(shapes: Sequence[Shape], dtype: str, device: str) -> Iterator[dict[s
     """Seconds of dense attention, the fastest of the machine, and of sparse calls with a warm start."""
     for shape in tqdm(shapes, desc="rates"):
         tensors = clustered(shape, DTYPES[dtype], device)
-        heads_first = [t.transpose(1, 2) for t in tensors]
-        dense = {
-            name: seconds(partial(attend, *heads_first), device)
-            for name, attend in full_precision(device).items()
-        }
-        fastest = min(dense, key=lambda name: dense[name])
+        query, key, value = tensors
+        heads_first = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        dense = fastest(list(dense_rows(shape, heads_first, device)), device)
         yield {
             "what": "dense",
-            "backend": fastest,
-            "seconds": dense[fastest],
+            "backend": dense["kernel"],
+            "seconds": dense["milliseconds"] / 1e3,
             "work": asdict(Work(shape.heads, shape.tokens, shape.head_dim)),
         }
         layout = TokenLayout(1, 1, shape.tokens)
@@ -104,4 +105,5 @@ def regression(rows: Sequence[dict[str, Any]], terms: str) -> tuple[tuple[float,
 
 def bench_rates(dtype: str, device: str) -> Rates:
     """Measure and fit."""
-    return fit(list(measure(SHAPES, dtype, device)), dtype, device)
+    shapes = SHAPES if device == "cpu" else LARGE
+    return fit(list(measure(shapes, dtype, device)), dtype, device)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from dit_accel_eval.metrics.clips import NoBackbone, one
 
@@ -63,4 +64,23 @@ def load_clip(folder: Path | None = None) -> Any:
             raise NoBackbone(f"CLIP score needs {MODEL} in the hub's local cache") from None
         reason = str(error).splitlines()[0]
         raise NoBackbone(f"{folder} does not hold a CLIP model: {reason}") from None
-    return CLIPScore(lambda: parts)
+    return CLIPScore(lambda: (Projected(parts[0]), parts[1]))
+
+
+class Projected(nn.Module):
+    """A CLIP model whose features are tensors, as torchmetrics wants them; transformers 5 gives an output object."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        return _tensor(self.model.get_image_features(pixel_values))  # type: ignore[operator]
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return _tensor(self.model.get_text_features(input_ids, attention_mask))  # type: ignore[operator]
+
+
+def _tensor(features: Any) -> Tensor:
+    return features if isinstance(features, Tensor) else features.pooler_output

@@ -18,6 +18,7 @@ def drift(clip: np.ndarray, reference: np.ndarray) -> float:
     first, second = paired(clip, reference)
     if len(first) < 2:
         return 0.0
-    errors = (first - second).square().mean((1, 2, 3)).sqrt().numpy()
+    pairs = zip(first, second, strict=True)
+    errors = np.array([float((a - b).square().mean().sqrt()) for a, b in pairs])
     time = np.linspace(0.0, 1.0, len(errors))
     return float(stats.linregress(time, errors).slope)

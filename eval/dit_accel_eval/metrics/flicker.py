@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from dit_accel_eval.metrics.clips import one, paired
@@ -17,7 +19,8 @@ def flicker(clip: np.ndarray) -> float:
     frames = one(clip)
     if len(frames) < 2:
         return 0.0
-    return float((frames[1:] - frames[:-1]).abs().mean())
+    steps = [float((after - before).abs().mean()) for before, after in pairwise(frames)]
+    return sum(steps) / len(steps)
 
 
 def flicker_difference(clip: np.ndarray, reference: np.ndarray) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 import re
 from functools import cache
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, Literal
 import lpips as package
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -77,6 +80,20 @@ def cached_backbone(net: Net) -> Path:
     return path
 
 
+def backbone_digest(net: Net = "alex", backbone: Path | None = None) -> str | None:
+    """What tells a backbone from others, checked to be one; None if there is none.
+
+    Raises:
+        BadInput: if the one that was given is none.
+    """
+    black = np.zeros((1, 64, 64, 3), np.float32)
+    if lpips_or_reason(black, black, net=net, backbone=backbone)[0] is None:
+        return None
+    path = backbone or cached_backbone(net)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 @cache
 def load_lpips(net: Net, backbone: Path) -> nn.Module:
     """The model with the authors' linear layers on a backbone from a file, kept for the process.
@@ -92,7 +109,10 @@ def load_lpips(net: Net, backbone: Path) -> nn.Module:
             else torch.load(backbone, map_location="cpu", weights_only=True)
         )
         put_backbone(model, state)
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (
+        *(OSError, RuntimeError, KeyError, ValueError),
+        *(SafetensorError, pickle.UnpicklingError),
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NoBackbone(f"{backbone} does not hold torchvision's {net}: {reason}") from None
     return model.requires_grad_(False)

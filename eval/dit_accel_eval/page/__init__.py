@@ -65,7 +65,7 @@ class Page:
 
     Attributes:
         what: what a row of the table is.
-        timed: whether there are speed-ups.
+        heading, explanation: of the table.
         plot: drawn with `INK`.
         facts: settings and versions.
     """
@@ -76,8 +76,9 @@ class Page:
     columns: Sequence[str]
     table: Sequence[TableRow]
     facts: Sequence[tuple[str, str]]
+    heading: str
+    explanation: str
     notes: Sequence[str] = ()
-    timed: bool = True
     plot: Figure | None = None
     layers: HeatMap | None = None
     clusters: Sequence[Mapping[str, Any]] = ()

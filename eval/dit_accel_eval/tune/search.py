@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +21,17 @@ from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from dit_accel import Profile
+from dit_accel.errors import RunFailed
 from dit_accel.methods import Dense
 from dit_accel.render import Clip, RenderSettings, check, render_with
+from dit_accel_eval.frames import keep_frames, load_frames
 from dit_accel_eval.tune.space import Space, starts
 from dit_accel_eval.tune.targets import METRICS, Target
 
 SLOW = 1.05  # a setting that is this much slower than the best one is not rendered further
+AMPLE = 1.03  # times an asked speed-up: what the search wants, for the validation to have some room
+RETIMED = 600.0  # seconds after which dense is timed anew: a machine is not the same all day
+NEVER = 1e6  # a violation that nothing is above
 FEWEST = 2  # clips before a setting may be given up
 
 
@@ -59,46 +67,64 @@ class Measured:
     def add(self, speedup: float, values: dict[str, float]) -> None:
         self.speedups.append(speedup)
         for name, value in values.items():
-            self.values.setdefault(name, []).append(value)
+            kept = self.values.setdefault(name, [])
+            kept += [value] if math.isfinite(value) else []  # no object in the dense clip
 
     def to_dict(self) -> dict[str, Any]:
         return {"speedups": self.speedups, "values": self.values}
 
 
 class Bench:
-    """Renders clips dense and otherwise, and measures; dense clips are kept for the process."""
+    """Renders clips dense and otherwise, and measures; dense frames are kept in a folder until `close`."""
 
     def __init__(self, pipe: Any, goal: Goal, backbone: Path | None = None) -> None:
         self.pipe, self.goal, self.backbone = pipe, goal, backbone
-        self._dense: dict[tuple[str, int], Clip] = {}
-        self._warm: set[str] = set()
+        self._folder = tempfile.TemporaryDirectory(prefix="dit_accel-tune-")
+        self._dense: dict[tuple[str, int], tuple[float, float]] = {}  # seconds, and when
+        self._warm: set[tuple[str, str, str]] = set()
+
+    def close(self) -> None:
+        self._folder.cleanup()
 
     def measure(self, profile: Profile, case: RenderSettings) -> tuple[float, dict[str, float]]:
-        """Speed-up of the denoising loop over dense, and the metrics of the goal."""
-        dense = self.dense(case)
+        """Speed-up of the denoising loop over dense, and the metrics of the goal.
+
+        Raises:
+            ValueError: for frames that are not finite.
+        """
+        dense, seconds = self._dense_clip(case)
         clip = self._render(profile, case)
         values = {
-            name: METRICS[name](clip.frames, dense.frames, case.prompt, self.backbone)
+            name: METRICS[name](clip.frames, dense, case.prompt, self.backbone)
             for name in self.goal.metrics
         }
-        return dense.seconds["denoise"] / clip.seconds["denoise"], values
+        return seconds / clip.seconds["denoise"], values
 
-    def dense(self, case: RenderSettings) -> Clip:
-        """The dense clip of a case."""
-        key = case.prompt, case.seed
-        if key not in self._dense:
-            self._dense[key] = self._render(Profile(Dense()), case)
-        return self._dense[key]
-
-    def forget(self) -> None:
-        """Dense clips are rendered anew: their seconds are of the machine as it was then."""
+    def forget_times(self) -> None:
+        """Dense is timed anew for every clip."""
         self._dense.clear()
+
+    def _dense_clip(self, case: RenderSettings) -> tuple[np.ndarray, float]:
+        """Frames and seconds of the dense clip, timed not too long ago."""
+        key = case.prompt, case.seed
+        name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        path = Path(self._folder.name) / f"{name}.safetensors"
+        frames = load_frames(path)
+        seconds, when = self._dense.get(key, (0.0, -math.inf))
+        if frames is None or time.monotonic() - when > RETIMED:
+            clip = self._render(Profile(Dense()), case)
+            frames, seconds = clip.frames if frames is None else frames, clip.seconds["denoise"]
+            keep_frames(path, frames)
+            self._dense[key] = seconds, time.monotonic()
+        return frames, seconds
 
     def _render(self, profile: Profile, case: RenderSettings) -> Clip:
         settings, _ = check(case)
-        if profile.method.name not in self._warm:
-            render_with(self.pipe, replace(settings, steps=2), profile)
-            self._warm.add(profile.method.name)
+        kind = (profile.method.name, profile.precision, profile.dense_precision)
+        if kind not in self._warm:
+            sparse = replace(profile, schedule=replace(profile.schedule, dense_steps=0.0))
+            render_with(self.pipe, replace(settings, steps=2), sparse)
+            self._warm.add(kind)
         return render_with(self.pipe, settings, profile)
 
 
@@ -119,11 +145,11 @@ class Search:
     def run(
         self, bench: Bench, trials: int, minutes: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Try settings until there are as many as asked for, or the time is over."""
+        """Try settings until there are as many as asked for, or the time is over, that of killed runs counted."""
         if not self.study.trials:
             for parameters in starts(self.space):
                 self.study.enqueue_trial(parameters)
-        end = clock() + 60 * minutes
+        end = clock() + 60 * minutes - sum(map(duration, self.finished()))
         with tqdm(total=trials, initial=min(trials, len(self.finished())), desc="tune") as bar:
             while len(self.finished()) < trials and clock() < end:
                 self.study.optimize(lambda trial: self.objective(trial, bench), n_trials=1)
@@ -139,7 +165,12 @@ class Search:
         trial.set_user_attr("profile", profile.to_dict())
         found, best = Measured(), self.best_value()
         for number, case in enumerate(self.cases):
-            found.add(*bench.measure(profile, case))
+            try:
+                found.add(*bench.measure(profile, case))
+            except ValueError as error:  # frames that are not finite
+                trial.set_user_attr("failed", str(error))
+                trial.set_user_attr("constraints", [NEVER])
+                raise optuna.TrialPruned from None
             trial.set_user_attr("measured", found.to_dict())
             trial.set_user_attr("constraints", self.violations(found))
             trial.report(self.value(found), number)
@@ -156,12 +187,15 @@ class Search:
         return -mean if metric == "lpips" else mean
 
     def violations(self, found: Measured) -> list[float]:
-        """Above 0 where a target is not held, as far as these clips tell of the winner's validation."""
-        if len(found.speedups) < FEWEST:
-            return [1.0]
-        over = [-t.margin_of(found.values[t.metric], self.validation) for t in self.goal.targets]
+        """Above 0 where a target is not held, as far as these clips tell of the winner's validation; in units
+        of the bound.
+        """
+        over = []
+        for target in self.goal.targets:
+            worse, _ = target.margins(found.values[target.metric], clips=self.validation)
+            over.append(min(NEVER, -worse / (abs(target.bound) or 1.0)))
         if self.goal.speedup is not None:
-            over.append(self.goal.speedup - found.speedup)
+            over.append(AMPLE - found.speedup / self.goal.speedup)
         return over
 
     def hopeless(self, found: Measured, best: float | None) -> bool:
@@ -189,18 +223,23 @@ class Search:
 
     def nearest(self) -> FrozenTrial | None:
         """The trial that came nearest to the targets, if any was made."""
-        done = [t for t in self.finished() if "measured" in t.user_attrs]
+        done = [t for t in self.finished() if "measured" in t.user_attrs]  # not one that failed
         return min(done, key=lambda t: max(constraints(t)), default=None)
 
 
 def constraints(trial: FrozenTrial) -> list[float]:
     """What a trial violates."""
-    found: list[float] = trial.user_attrs.get("constraints", [1.0])
+    found: list[float] = trial.user_attrs.get("constraints", [NEVER])
     return found
 
 
+def duration(trial: FrozenTrial) -> float:
+    """Seconds that a trial took."""
+    return trial.duration.total_seconds() if trial.duration else 0.0
+
+
 def open_study(journal: Path, name: str, seed: int) -> optuna.Study:
-    """The study of a name in a journal, made if it is not there; what a killed run left undone does not count."""
+    """The study of a name in a journal, made if it is not there; what a killed run left undone is done again."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     journal.parent.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(journal)))
@@ -218,7 +257,17 @@ def open_study(journal: Path, name: str, seed: int) -> optuna.Study:
     )
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
     return study
+
+
+def kept_trials(journal: Path, name: str) -> list[FrozenTrial]:
+    """What a journal holds of a study; nothing is changed."""
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    try:
+        return optuna.load_study(storage=storage, study_name=name).trials
+    except KeyError:
+        return []
 
 
 def measured_of(trial: FrozenTrial) -> Measured:
@@ -234,11 +283,19 @@ def profile_of(trial: FrozenTrial) -> Profile:
 def validated(
     bench: Bench, profiles: Sequence[Profile], cases: Sequence[RenderSettings]
 ) -> list[Measured]:
-    """Figures of profiles on clips that the search never saw: per clip dense and the profiles in turn."""
+    """Figures of profiles on clips that the search never saw: per clip dense and the profiles in turn.
+
+    Raises:
+        RunFailed: for frames that are not finite.
+    """
+    bench.forget_times()
     found = [Measured() for _ in profiles]
     for case in tqdm(cases, desc="validate"):
         for profile, measured in zip(profiles, found, strict=True):
-            measured.add(*bench.measure(profile, case))
+            try:
+                measured.add(*bench.measure(profile, case))
+            except ValueError as error:
+                raise RunFailed(f"{profile.method.name} on {case.prompt!r}: {error}") from None
     return found
 
 

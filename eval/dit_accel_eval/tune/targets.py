@@ -18,7 +18,6 @@ from dit_accel_eval.metrics.caption import caption_correct
 from dit_accel_eval.metrics.lpips import lpips, lpips_or_reason
 from dit_accel_eval.metrics.psnr import psnr
 from dit_accel_eval.metrics.ssim import ssim
-from dit_accel_eval.statistics import Estimate, estimate
 
 HIGHEST = 100.0  # decibels that clips equal to dense count as: their PSNR is infinite
 
@@ -32,10 +31,15 @@ def _caption(clip: np.ndarray, _dense: np.ndarray, prompt: str, _backbone: Path 
     return float(caption_correct(clip, scene)[0])
 
 
+def _capped(value: float) -> float:
+    """Infinite PSNR as `HIGHEST`; NaN stays."""
+    return HIGHEST if value > HIGHEST else value
+
+
 METRICS: dict[str, Metric] = {
-    "psnr": lambda clip, dense, *_: min(HIGHEST, psnr(clip, dense)),
-    "psnr_objects": lambda clip, dense, *_: min(
-        HIGHEST, psnr(clip, dense, mask=oracle.object_mask(dense))
+    "psnr": lambda clip, dense, *_: _capped(psnr(clip, dense)),
+    "psnr_objects": lambda clip, dense, *_: _capped(
+        psnr(clip, dense, mask=oracle.object_mask(dense))
     ),
     "ssim": lambda clip, dense, *_: ssim(clip, dense),
     "lpips": lambda clip, dense, _, backbone: lpips(clip, dense, backbone=backbone),
@@ -80,31 +84,43 @@ class Target:
         """How far a value is on the right side; negative on the wrong one."""
         return value - self.bound if self.at_least else self.bound - value
 
-    def holds(self, values: Sequence[float]) -> bool:
-        """Whether the whole 95 % interval of the mean is on the right side."""
-        return self.margin_of(values, len(values)) >= 0
+    def margins(
+        self, values: Sequence[float], *, clips: int | None = None, level: float = 0.95
+    ) -> tuple[float, float]:
+        """Margins of the worse and the better end of the mean's interval.
 
-    def margin_of(self, values: Sequence[float], clips: int) -> float:
-        """Margin that the worse end of the 95 % interval of the mean would have over ``clips`` clips that
-        scatter as these do; minus infinity for a single value.
+        Args:
+            values: of single clips; a share (``caption``) has Wilson's interval, every other mean Student's.
+            clips: of how many clips that scatter as these do; None: of these.
+            level: of the interval.
         """
-        width = half_width(values, clips)
-        return self.margin(float(np.mean(values))) - width
+        low, high = self.interval(values, clips or len(values), level)
+        ends = self.margin(low), self.margin(high)
+        return min(ends), max(ends)
+
+    def interval(
+        self, values: Sequence[float], clips: int, level: float = 0.95
+    ) -> tuple[float, float]:
+        """Ends of the interval of the mean; without two values anything is possible."""
+        if len(values) < 2:
+            return -math.inf, math.inf
+        mean = float(np.mean(values))
+        if self.metric == "caption":
+            found = stats.binomtest(round(mean * clips), clips).proportion_ci(
+                level, method="wilson"
+            )
+            return float(found.low), float(found.high)
+        spread = float(np.std(values, ddof=1))
+        width = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * spread / math.sqrt(clips)
+        return mean - width, mean + width
+
+    def holds(self, values: Sequence[float], level: float = 0.95) -> bool:
+        """Whether the whole interval of the mean is on the right side."""
+        return self.margins(values, level=level)[0] >= 0
 
     def hopeless(self, values: Sequence[float]) -> bool:
         """Whether even the better end of the interval is on the wrong side."""
-        return self.margin(float(np.mean(values))) + half_width(values, len(values)) < 0
-
-    def measured(self, values: Sequence[float]) -> Estimate:
-        return estimate(values)
-
-
-def half_width(values: Sequence[float], clips: int) -> float:
-    """Of the 95 % interval of a mean over ``clips`` clips, from the scatter of these; infinite for one value."""
-    if len(values) < 2:
-        return math.inf
-    spread = float(np.std(values, ddof=1))
-    return float(stats.t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(clips)
+        return self.margins(values)[1] < 0
 
 
 def check_targets(targets: Sequence[Target], prompts: Sequence[str], backbone: Path | None) -> None:
@@ -113,11 +129,11 @@ def check_targets(targets: Sequence[Target], prompts: Sequence[str], backbone: P
     Raises:
         BadInput: for captions that are none, or LPIPS without its weights.
     """
-    names = {target.metric for target in targets}
-    if names & {"caption", "psnr_objects"}:
-        for prompt in prompts:
-            if parse_caption(prompt) is None:
-                raise BadInput(f"target {min(names)} needs captions of the tiny world: {prompt!r}")
+    names = [target.metric for target in targets]
+    for name in names:
+        wrong = [p for p in prompts if parse_caption(p) is None]
+        if name in ("caption", "psnr_objects") and wrong:
+            raise BadInput(f"target {name} needs captions of the tiny world: {wrong[0]!r}")
     if "lpips" in names:
         black = np.zeros((1, 64, 64, 3), np.float32)
         reason = lpips_or_reason(black, black, backbone=backbone)[1]

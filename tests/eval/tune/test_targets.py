@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from dit_accel.errors import BadInput
-from dit_accel_eval.tune.targets import Target, check_targets, half_width
+from dit_accel_eval.tune.targets import METRICS, Target, check_targets
 
 VALUES = [30.0, 32.0, 35.0, 31.0]
 
@@ -34,17 +34,31 @@ def test_what_is_no_target_is_refused(text: str, message: str) -> None:
 def test_a_target_holds_with_its_whole_interval() -> None:
     low, high = stats.ttest_1samp(VALUES, 0).confidence_interval(0.95)
     mean = float(np.mean(VALUES))
-    assert half_width(VALUES, 4) == pytest.approx(mean - low)
+    assert Target("psnr", True, 0.0).interval(VALUES, 4) == pytest.approx((low, high))
     assert Target("psnr", True, low - 0.01).holds(VALUES)
     assert not Target("psnr", True, low + 0.01).holds(VALUES)
+    assert not Target("psnr", True, low - 0.01).holds(VALUES, 0.99)
     assert not Target("psnr", True, mean).hopeless(VALUES)
     assert Target("psnr", True, high + 0.01).hopeless(VALUES)
     assert Target("lpips", False, high + 0.01).holds(VALUES)
     assert Target("lpips", False, low - 0.01).hopeless(VALUES)
     assert not Target("psnr", True, 0.0).holds([50.0])  # one clip tells no interval
-    assert Target("psnr", True, 30.0).margin_of(VALUES, 100) > Target("psnr", True, 30.0).margin_of(
-        VALUES, 4
-    )
+    target = Target("psnr", True, 30.0)
+    assert target.margins(VALUES, clips=100)[0] > target.margins(VALUES)[0]
+
+
+def test_a_share_has_an_interval_even_if_all_are_right() -> None:
+    exact = stats.binomtest(20, 20).proportion_ci(method="wilson")
+    every = [1.0] * 20
+    assert Target("caption", True, exact.low - 0.01).holds(every)
+    assert not Target("caption", True, exact.low + 0.01).holds(every)
+    assert not Target("caption", True, 0.5).hopeless([0.0, 0.0])  # two wrong ones may be chance
+
+
+def test_no_object_is_no_perfect_clip() -> None:
+    blank = np.zeros((2, 48, 48, 3), np.float32)
+    assert np.isnan(METRICS["psnr_objects"](blank, blank, "", None))
+    assert METRICS["psnr"](blank, blank, "", None) == 100.0
 
 
 def test_what_cannot_be_measured_is_refused_first(tmp_path, monkeypatch) -> None:
