@@ -12,7 +12,7 @@ import dit_accel.cost
 from dit_accel import SVG2, Radial, SVGEar
 from dit_accel.cost import Adviser, Rates, Work, find_rates, own_rates, predicted_speedup
 from dit_accel.errors import BadInput
-from dit_accel_eval.bench.rates import fit
+from dit_accel_eval.bench.rates import compared, fit
 
 DENSE = (2e-5, 0.4, 1.5, 0.02)
 SPARSE = (3e-3, 2.0, 0.03, 5.0, 2.0, 0.03)
@@ -44,6 +44,21 @@ def test_the_fit_gives_back_what_made_the_seconds() -> None:
     noisy = fit(rows(noise=0.05), "float32", "cpu")
     assert noisy.speedup("svg2", work) == pytest.approx(exact, rel=0.1)
     assert all(rate >= 0 for rate in noisy.sparse["svg2"])
+
+
+def test_predictions_are_compared_with_what_was_measured() -> None:
+    rates = fit(rows(), "float32", "cpu")
+    work = Work(4, 2000, 64)
+    sparse = Work(4, 2000, 64, 0.2, 31, 125)
+    took = 2 * float(np.dot(SPARSE, sparse.sparse_terms()))
+    dense = float(np.dot(DENSE, work.dense_terms()))
+    measured = [
+        {"what": "dense", "seconds": dense, "work": asdict(work)},
+        {"what": "svg2", "seconds": took, "work": asdict(sparse)},
+    ]
+    (row,) = compared(rates, measured)
+    assert row["measured"] == pytest.approx(dense / took)
+    assert row["deviation"] == pytest.approx(1.0, abs=1e-3)  # twice as slow as the rates say
 
 
 def test_rates_come_back_from_their_file(tmp_path: Path) -> None:

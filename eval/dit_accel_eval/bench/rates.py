@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,20 @@ LARGE = tuple(
     Shape(heads, tokens, head_dim)
     for heads, head_dim in ((12, 64), (12, 128), (24, 128))
     for tokens in (4_096, 8_192, 16_384, 32_768, 65_536)
+)
+UNSEEN = (  # not fitted: what the predictions are checked on
+    Shape(3, 2304, 64),
+    Shape(4, 3328, 64),
+    Shape(6, 4608, 80),
+    Shape(2, 7680, 128),
+    Shape(8, 5120, 64),
+)
+UNSEEN_LARGE = (
+    Shape(12, 12_288, 64),
+    Shape(16, 17_776, 64),
+    Shape(12, 32_760, 128),
+    Shape(24, 23_040, 128),
+    Shape(20, 49_152, 128),
 )
 SHARES = (0.08, 0.3)
 
@@ -104,6 +118,26 @@ def regression(rows: Sequence[dict[str, Any]], terms: str) -> tuple[tuple[float,
 
 
 def bench_rates(dtype: str, device: str) -> Rates:
-    """Measure and fit."""
-    shapes = SHAPES if device == "cpu" else LARGE
-    return fit(list(measure(shapes, dtype, device)), dtype, device)
+    """Measure, fit, and check on sizes that were not fitted; what came out is in ``about``."""
+    shapes, others = (SHAPES, UNSEEN) if device == "cpu" else (LARGE, UNSEEN_LARGE)
+    rates = fit(list(measure(shapes, dtype, device)), dtype, device)
+    unseen = list(compared(rates, list(measure(others, dtype, device))))
+    return replace(rates, about={**rates.about, "unseen": unseen})
+
+
+def compared(rates: Rates, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Measured and predicted speed-up of every sparse call."""
+    dense = 0.0
+    for row in rows:
+        if row["what"] == "dense":
+            dense = row["seconds"]
+            continue
+        work = Work(**row["work"])
+        measured, predicted = dense / row["seconds"], rates.speedup(row["what"], work)
+        yield {
+            "method": row["what"],
+            **asdict(work),
+            "measured": measured,
+            "predicted": predicted,
+            "deviation": predicted / measured - 1,
+        }
