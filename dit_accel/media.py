@@ -54,17 +54,15 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, metadata: Mapping[str, 
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The settings kept in an output of `write_clip`, or in a file that ComfyUI saved of a node of ours.
+    """The settings kept in an output of `write_clip`, or in a file that ComfyUI saved of a render node of ours.
 
     Raises:
         BadInput: if the file is missing or holds none.
     """
-    if not path.is_file():
-        raise BadInput(f"no file {path}")
-    texts = [_png_text(path)] if path.suffix == ".png" else _tags(path)
-    for text in texts:
+    texts = read_tags(path)
+    for name in ("comment", METADATA_KEY):
         try:
-            return json.loads(text)[METADATA_KEY]
+            return json.loads(texts[name])[METADATA_KEY]
         except (ValueError, KeyError, TypeError):
             continue
     raise BadInput(
@@ -72,30 +70,31 @@ def read_metadata(path: Path) -> dict[str, Any]:
     )
 
 
-def _png_text(path: Path) -> str:
+def read_tags(path: Path) -> dict[str, str]:
+    """All texts in a file's metadata, by name in lower case.
+
+    Raises:
+        BadInput: if there is no such file.
+    """
+    if not path.is_file():
+        raise BadInput(f"no file {path}")
+    return _png_tags(path) if path.suffix == ".png" else _video_tags(path)
+
+
+def _png_tags(path: Path) -> dict[str, str]:
     try:
         with Image.open(path) as image:
-            return str(image.info.get(METADATA_KEY, ""))
+            return {str(k).lower(): v for k, v in image.info.items() if isinstance(v, str)}
     except OSError:
-        return ""
+        return {}
 
 
-def _tags(path: Path) -> list[str]:
-    """The tags of a video that may hold settings: ours in ``comment``, ComfyUI's under our name."""
-    command = [
-        imageio_ffmpeg.get_ffmpeg_exe(),
-        "-v",
-        "error",
-        "-i",
-        str(path),
-        "-f",
-        "ffmetadata",
-        "-",
-    ]
+def _video_tags(path: Path) -> dict[str, str]:
+    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    command = [ffmpeg, "-v", "error", "-i", str(path), "-f", "ffmetadata", "-"]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    pattern = rf"^(?:comment|{METADATA_KEY})=((?:\\.|[^\\\n])*)"
-    found = re.findall(pattern, shown, re.MULTILINE | re.DOTALL | re.IGNORECASE)
-    return [re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL) for text in found]
+    found = re.findall(r"^(\w+)=((?:\\.|[^\\\n])*)", shown, re.MULTILINE | re.DOTALL)
+    return {name.lower(): re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL) for name, text in found}
 
 
 def side_by_side(first: np.ndarray, second: np.ndarray) -> np.ndarray:

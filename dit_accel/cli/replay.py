@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from dit_accel.cli.render import run
-from dit_accel.media import read_metadata
+from dit_accel.errors import BadInput
+from dit_accel.media import read_metadata, read_tags
+
+
+def settings_in(file: Path) -> dict[str, Any]:
+    """Ours, or those of our nodes in a workflow that ComfyUI kept."""
+    try:
+        return read_metadata(file)
+    except BadInput:
+        workflow = read_tags(file).get("prompt")
+        if workflow is None:
+            raise
+    from dit_accel.comfyui.recipe import settings_of
+
+    try:
+        return settings_of(json.loads(workflow))
+    except ValueError as error:
+        raise BadInput(f"{file}: {error}") from None
 
 
 @click.command("replay")
@@ -20,7 +39,7 @@ def command(file: Path, out: Path | None, quiet: bool) -> None:
     """Render again from the settings kept in FILE."""
     from dit_accel.render import RenderSettings
 
-    kept = read_metadata(file)
+    kept = settings_in(file)
     made_by = kept.pop("versions", {})
     kept.pop("seconds", None)
     if not quiet and made_by:

@@ -138,10 +138,11 @@ def test_full_selection_is_the_unpatched_model_and_half_is_not(model) -> None:
     assert torch.equal(sample(model, model.patcher), plain)  # the model without the node
 
 
-def test_cfg_runs_in_branches_of_their_own_and_leaves_nothing(model) -> None:
+def test_conditions_that_run_apart_never_share_state_and_leave_none(model) -> None:
+    longer = model.conditions[1][0]
+    longer[0] = longer[0].repeat(1, 3, 1)  # too long for one batch
     patched = attention(model.patcher)
-    seen = []
-    inner = state_of(patched)
+    inner, seen = state_of(patched), []
     reset = inner.reset
 
     def watched() -> None:
@@ -149,9 +150,10 @@ def test_cfg_runs_in_branches_of_their_own_and_leaves_nothing(model) -> None:
         reset()
 
     inner.reset = watched
-    sample(model, patched)
-    assert max(map(len, seen)) >= 1
+    found = sample(model, patched)
+    assert max(map(len, seen)) == 2
     assert not inner.states
+    assert torch.allclose(found, sample(model, model.patcher), atol=1e-5)
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])

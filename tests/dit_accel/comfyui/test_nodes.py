@@ -1,7 +1,9 @@
 """The nodes without ComfyUI: their contract, and runs on a tiny pipeline."""
 
 import inspect
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from dit_accel.comfyui.pipeline_nodes import (
     render,
     sparse,
 )
+from dit_accel.comfyui.recipe import settings_of
+from dit_accel.comfyui.workflows import RENDER, as_prompt
 from dit_accel.errors import BadInput
 from dit_accel.guidance import ModelShape, find_heads
 from dit_accel.media import write_clip
@@ -107,6 +111,66 @@ def test_render_leaves_the_recipe_and_the_pipeline_as_it_was(
     assert (
         cli.main(["replay", str(tmp_path / "b.png"), "-o", str(tmp_path / "c.mp4"), "--quiet"]) == 0
     )
+
+
+def test_progress_follows_the_steps_and_interrupt_leaves_no_patch(loaded, monkeypatch) -> None:
+    seen: list[int] = []
+    interrupted = False
+
+    class ProgressBar:
+        def __init__(self, total: int) -> None:
+            self.total = total
+
+        def update_absolute(self, value: int, total: int) -> None:
+            assert value <= total == self.total == 3
+            seen.append(value)
+
+    def throw() -> None:
+        if interrupted and len(seen) > 5:
+            raise InterruptedError("interrupted by its user")
+
+    modules = {
+        name: ModuleType(name) for name in ("comfy", "comfy.model_management", "comfy.utils")
+    }
+    modules["comfy"].model_management = modules["comfy.model_management"]
+    modules["comfy"].utils = modules["comfy.utils"]
+    modules["comfy.utils"].ProgressBar = ProgressBar
+    modules["comfy.model_management"].throw_exception_if_processing_interrupted = throw
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    given = {**SIZE, "steps": 3, "guidance_scale": 1.0}
+    before, _ = render(loaded, "a red circle", "", **given)
+    assert seen == [0, 1, 2, 3]
+    transformer = loaded.pipe.transformer
+    processors = transformer.attn_processors
+    interrupted = True
+    with pytest.raises(InterruptedError):
+        render(loaded, "a red circle", "", **given)
+    assert session_of(loaded.pipe) is None
+    assert all(now is processors[name] for name, now in transformer.attn_processors.items())
+    assert not transformer._forward_pre_hooks
+    interrupted = False
+    after, _ = render(loaded, "a red circle", "", **given)
+    assert torch.equal(after, before)
+
+
+def test_a_workflow_gives_back_what_its_nodes_were_given(tmp_path: Path) -> None:
+    nodes = as_prompt(RENDER)
+    found = settings_of(nodes)
+    assert (found["model"], found["seed"], found["guidance_scale"]) == ("tiny-world", 0, 1.0)
+    assert (found["method"], found["knobs"]["schedule.min_tokens"]) == ("svg-ear", 0)
+    guided = {"scale": 2.0, "heads": "blocks.3:1", "softness": 0.5, "start": 0.0, "end": 0.4}
+    nodes["9"] = {"class_type": "DitAccelGuidance", "inputs": {**guided, "rescale": 0.0}}
+    nodes["2"]["inputs"]["guidance"] = ["9", 0]
+    heads = settings_of(nodes)["heads"]
+    assert heads["heads"] == [["blocks", 3, [1]]]
+    assert heads["settings"]["interval"] == (0.0, 0.4)
+    nodes["8"] = {"class_type": "SomeText", "inputs": {}}
+    nodes["2"]["inputs"]["prompt"] = ["8", 0]
+    with pytest.raises(BadInput, match="prompt of DitAccelRender comes from SomeText"):
+        settings_of(nodes)
+    with pytest.raises(BadInput, match="has 0 renders of ours"):
+        settings_of({"8": nodes["8"]})
 
 
 def test_compare_gives_both_and_the_difference(loaded) -> None:

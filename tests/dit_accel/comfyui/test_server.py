@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from dit_accel import cli
+from dit_accel.cli.replay import settings_in
 from dit_accel.comfyui import NODES
 from dit_accel.comfyui.workflows import RENDER, as_page, as_prompt
-from dit_accel.media import read_metadata
+from dit_accel.media import read_metadata, read_tags
 
 
 class Server:
@@ -111,6 +112,29 @@ def test_the_example_gives_a_video_once_and_then_from_the_cache(
     again = server.outcome(server.queue(as_prompt(RENDER)))
     cached = next(m for kind, m in again["status"]["messages"] if kind == "execution_cached")
     assert set(cached["nodes"]) >= {"0", "1", "2"}
+
+
+def test_pictures_and_mp4_carry_the_workflow_even_of_a_cached_render(server: Server) -> None:
+    prompt = as_prompt(RENDER)
+    del prompt["3"]
+    images = ["2", 0]
+    own = {
+        "4": ("SaveImage", {"images": images, "filename_prefix": "picture"}),
+        "5": ("CreateVideo", {"images": images, "fps": 16}),
+        "6": ("SaveVideo", {"video": ["5", 0], "format": "mp4", "codec": "h264"}),
+    }
+    for number, (kind, inputs) in own.items():
+        prompt[number] = {"class_type": kind, "inputs": inputs}
+    prompt["6"]["inputs"]["filename_prefix"] = "clip"
+    outcome = server.outcome(server.queue(prompt))
+    assert outcome["status"]["status_str"] == "success", outcome["status"]
+    pictures = sorted((server.base / "output").glob("picture_*.png"))
+    assert len(pictures) == 17
+    (video,) = (server.base / "output").glob("clip_*.mp4")
+    for file in (pictures[0], video):
+        assert {"prompt", "workflow"} <= set(read_tags(file))
+        found = settings_in(file)
+        assert (found["method"], found["steps"], found["knobs"]["density"]) == ("svg-ear", 12, 0.3)
 
 
 def test_wrong_input_is_a_node_error_in_one_line(server: Server) -> None:
