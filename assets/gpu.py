@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE_ROOTS = (".", "kernels", "pipelines", "eval", "assets")
 FINAL_GATE = {1: 0.9, 2: 0.7}  # caption accuracy at study size, for one object and for two
 STEP_SECONDS = 480
+GATE = ("--size", "study", "--pairs", "100", "--guidance-scale", "1", "--stochastic")
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,25 @@ def training_steps(out: Path, device: str) -> list[Step]:
     steps.append(Step("export-text", export, True))
     for number, lr in enumerate((1e-3, 6e-4, 3e-4)):
         command = (train, "dit", "--model", model, "--out", str(work), "--seed", str(number + 10))
-        shares = ("--study-share", "0.3", "--show-share", "0.1", "--steps", "4000", "--lr", str(lr))
-        steps.append(Step(f"dit-{number}", (*command, *shares, *common), True))
+        shares = (
+            "--study-share",
+            "0.45",
+            "--show-share",
+            "0.1",
+            "--steps",
+            "4000",
+            "--lr",
+            str(lr),
+        )
+        hard = ("--orbit-copies", "3", "--noise-shift", "5")
+        steps.append(Step(f"dit-{number}", (*command, *shares, *hard, *common), True))
         steps.append(Step(f"export-{number}", export, True))
-    measure = (gate, "captions", "--model", model, "--size", "study", "--pairs", "100", *common)
+    measure = (gate, "captions", "--model", model, *GATE, *common)
     return [*steps, Step("gate-after", (*measure, "--out", str(out / "gate.jsonl")), True)]
 
 
 def steps_of(out: Path, device: str) -> list[Step]:
-    gate = ("assets/gate_tiny_world.py", "captions", "--size", "study", "--pairs", "100")
+    gate = ("assets/gate_tiny_world.py", "captions", *GATE)
     return [
         Step("gate-before", (*gate, "--device", device, "--out", str(out / "gate.jsonl"))),
         *training_steps(out, device),
@@ -112,12 +123,19 @@ def bench_steps(out: Path, device: str) -> list[Step]:
         ]
         + [
             Step(
+                "rates",
+                (
+                    *("-m", "dit_accel", "bench", "rates", "--device", device),
+                    *("--out", str(out / "rates.json")),
+                ),
+            ),
+            Step(
                 "guidance-cost",
                 (
                     *("-m", "dit_accel_eval.guidance_cost", "--steps", "25", "--device", device),
                     *("--out", str(out / "guidance-cost.json")),
                 ),
-            )
+            ),
         ]
     )
 
