@@ -54,7 +54,7 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, metadata: Mapping[str, 
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The settings kept in an output of `write_clip`, or in a file that ComfyUI saved of a render node of ours.
+    """The settings kept in an output of `write_clip`.
 
     Raises:
         BadInput: if the file is missing or holds none.
@@ -66,7 +66,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError):
             continue
     raise BadInput(
-        f"{path} holds no settings of dit-accel: give a file that `dit-accel render` or our ComfyUI node wrote"
+        f"{path} holds no settings of dit-accel: give a file that `dit-accel render` or ComfyUI with our nodes wrote"
     )
 
 

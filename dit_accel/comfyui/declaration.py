@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Kind = Literal["int", "float", "string", "boolean", "combo", "socket"]
@@ -21,7 +22,6 @@ class Input:
         options: of a combo.
         multiline: of a string.
         optional: a socket that may stay empty.
-        advanced: shown folded where ComfyUI can.
         tooltip: one line.
     """
 
@@ -36,7 +36,6 @@ class Input:
     options: tuple[str, ...] = ()
     multiline: bool = False
     optional: bool = False
-    advanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class Node:
     Attributes:
         id: never changes: saved workflows name it.
         title, category, description: what a person reads.
-        run: called with the inputs by name; gives the outputs in order. A node with ``recipe`` also gets
-            ``extra_pnginfo``, the dictionary that ComfyUI keeps in the files it saves, or None.
+        run: called with the inputs by name; gives the outputs in order.
+        files: inputs that name files: ComfyUI runs the node again when one of them changed.
     """
 
     id: str
@@ -65,7 +64,12 @@ class Node:
     inputs: Sequence[Input]
     outputs: Sequence[Output]
     run: Callable[..., tuple[Any, ...]]
-    recipe: bool = False
+    files: tuple[str, ...] = ()
+
+    def fingerprint(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """What else than its inputs decides what the node gives."""
+        paths = [Path(str(inputs.get(name) or "")) for name in self.files]
+        return [p.stat().st_mtime_ns if p.is_file() else None for p in paths]
 
 
 def socket(name: str, kind: str, tooltip: str, *, optional: bool = False) -> Input:
@@ -83,11 +87,9 @@ def number(name: str, default: float, low: float, high: float, step: float, tool
     return Input(name, "float", tooltip, default, low=low, high=high, step=step)
 
 
-def text(
-    name: str, default: str, tooltip: str, *, multiline: bool = False, advanced: bool = False
-) -> Input:
+def text(name: str, default: str, tooltip: str, *, multiline: bool = False) -> Input:
     """A text."""
-    return Input(name, "string", tooltip, default, multiline=multiline, advanced=advanced)
+    return Input(name, "string", tooltip, default, multiline=multiline)
 
 
 def choice(name: str, options: Sequence[str], default: str, tooltip: str) -> Input:

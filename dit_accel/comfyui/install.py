@@ -59,5 +59,10 @@ def _folder(comfyui: Path) -> Path:
 
 def _ours(folder: Path) -> bool:
     """Whether a folder holds the shim and the examples and nothing else, but for Python's cache."""
-    files = {p.name for p in folder.iterdir()} - {"__pycache__", WORKFLOWS}
-    return files == {"__init__.py"} and "dit_accel.comfyui" in (folder / "__init__.py").read_text()
+    if folder.is_symlink() or not (folder / "__init__.py").is_file():
+        return False
+    known = {"__init__.py", "__pycache__", WORKFLOWS}
+    known |= {f"{WORKFLOWS}/{name}.json" for name in EXAMPLES}
+    found = [p.relative_to(folder).as_posix() for p in folder.rglob("*")]
+    rest = [name for name in found if name not in known and not name.startswith("__pycache__/")]
+    return not rest and "dit_accel.comfyui" in (folder / "__init__.py").read_text()

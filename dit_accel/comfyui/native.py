@@ -1,15 +1,15 @@
 """Attention inside ComfyUI's own models, without ComfyUI: an override of one attention call.
 
 ComfyUI calls ``override(func, q, k, v, heads, mask=..., transformer_options=..., ...)`` for self- and cross-attention
-of a model, where ``func`` is the attention that would run. Here a call becomes an `AttentionCall`, or goes on to
-the override that was there before, or to ``func``.
+of a model, where ``func`` is the attention that would run. `ModelCall` is made anew for every call of the
+model, so nothing about where we are outlives it; `SparseOverride` keeps what a run learns.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from dit_accel.call import AttentionCall
 from dit_accel.config import Place
 from dit_accel.methods import Dense, Method
 from dit_accel.ops import Ops
-from dit_accel.precision import choose
+from dit_accel.precision import Chosen, choose
 from dit_accel.profile import Profile
 from dit_accel.report import Tally
 from dit_accel_pipelines import TokenLayout
@@ -27,41 +27,76 @@ from dit_accel_pipelines import TokenLayout
 Attention = Callable[..., Tensor]
 Tokens = tuple[Tensor, Tensor, Tensor]  # [B, S, H, D] each
 KEY = "optimized_attention_override"
-BRANCH = "dit_accel_branch"  # in transformer_options: what sets a model call apart from others of its conditions
 GRIDS = ("svg", "neighborhood", "radial", "band")  # methods that need to know where a token is
+UNKNOWN = (
+    1 << 20
+)  # layers of a model, before its first call is over: a layer counted from the last is none yet
+CLOSE = 1e-5  # sigmas are float32 in ComfyUI, and computed again from shares of the steps
+BRANCHES = ("cond", "uncond")
 
 
-@dataclass
-class Forward:
-    """One call of a model: where in the run it is, and how many self-attentions it made so far.
+@dataclass(frozen=True)
+class Where:
+    """What a model call says of itself.
 
     Attributes:
-        options: the dictionary that ComfyUI hands to every layer of this call.
-        branch: the conditions in its batch.
+        sigma: of this step.
+        step, num_steps: by the sigmas of the whole run; None: unknown.
+        branch: ``"cond"``, ``"uncond"``, or both with ``+``.
+        stream: what its state belongs to: its conditions, its context window, and how many calls of the same
+            came before at this sigma.
+        cells: frames, height and width of the latent.
     """
 
-    options: Mapping[str, Any]
+    sigma: float
     step: int
     num_steps: int | None
-    branch: tuple[str, ...]
-    calls: int = 0
+    branch: str
+    stream: tuple[Any, ...]
+    cells: tuple[int, int, int]
+
+    @property
+    def least_tokens(self) -> int:
+        """Fewer are not the picture's: no model merges more than 2 x 2 cells."""
+        frames, height, width = self.cells
+        return frames * (height // 2) * (width // 2)
+
+    def layout(self, options: Mapping[str, Any], tokens: int) -> TokenLayout | None:
+        """Where the visual tokens are: the grid that makes their number, text before them by ``img_slice``;
+        None if none does.
+        """
+        part = options.get("img_slice")
+        text = int(part[0]) if part is not None else 0
+        frames, height, width = self.cells
+        told = options.get("grid_sizes")
+        grids = [tuple(int(n) for n in told)] if told is not None and len(told) == 3 else []
+        grids += [(frames, -(-height // side), -(-width // side)) for side in (1, 2)]
+        for grid in grids:
+            if math.prod(grid) == tokens - text:
+                return TokenLayout(grid[0], grid[1], grid[2], text, text_first=True)
+        return None
 
 
-def forward_of(options: Mapping[str, Any]) -> Forward:
-    """A model call from ComfyUI's ``sigmas`` (of this step) and ``sample_sigmas`` (of all)."""
-    sigmas, every = options["sigmas"], options.get("sample_sigmas")
-    conditions = options.get("uuids") or options["cond_or_uncond"]
-    branch = (*map(str, conditions), options.get(BRANCH, ""))
-    if every is None:
-        return Forward(options, 0, None, branch)
-    distance = (every.to(sigmas.device) - sigmas.max()).abs()
-    return Forward(options, int(distance[:-1].argmin()), len(every) - 1, branch)
-
-
-def takes(q: Tensor, k: Tensor, heads: int, skip_reshape: bool) -> tuple[int, int]:
-    """Numbers of queries and keys."""
-    axis = 2 if skip_reshape else 1
-    return q.shape[axis], k.shape[axis]
+def where(x: Tensor, sigma: Tensor, options: Mapping[str, Any], seen: Counter[Any]) -> Where:
+    """A model call from its latent ``[B, C, (T,) H, W]`` and ComfyUI's ``transformer_options``; ``seen`` counts
+    calls at one sigma.
+    """
+    now = float(sigma.max())  # the one wait for the device
+    window = options.get("context_window")
+    frames = tuple(getattr(window, "index_list", ()) or ())
+    same = (*map(str, options.get("uuids") or options.get("cond_or_uncond") or ()), frames)
+    for old in [key for key in seen if key[0] != now]:
+        del seen[old]
+    seen[now, same] += 1
+    every = options.get("sample_sigmas")
+    step, steps = 0, None
+    if every is not None and len(every) > 1:
+        step = int((every[:-1].cpu().float() - now).abs().argmin())
+        steps = len(every) - 1
+    parts = [BRANCHES[i] for i in options.get("cond_or_uncond") or () if i in (0, 1)]
+    frames_rows_columns = (1, *x.shape[2:])[-3:]
+    cells = (frames_rows_columns[0], frames_rows_columns[1], frames_rows_columns[2])
+    return Where(now, step, steps, "+".join(parts) or "cond", (same, seen[now, same]), cells)
 
 
 def split(x: Tensor, heads: int, skip_reshape: bool) -> Tensor:
@@ -83,104 +118,114 @@ def joined(out: Tensor, skip_output_reshape: bool) -> Tensor:
     return out.transpose(1, 2) if skip_output_reshape else out.flatten(2)
 
 
-def layout_of(options: Mapping[str, Any], tokens: int) -> TokenLayout | None:
-    """Where the visual tokens are, if the model tells: ``grid_sizes``, and text before them by ``img_slice``."""
-    grid, part = options.get("grid_sizes"), options.get("img_slice")
-    text = int(part[0]) if part is not None else 0
-    sizes = tuple(int(n) for n in grid) if grid is not None else ()
-    if len(sizes) == 3 and math.prod(sizes) == tokens - text:
-        return TokenLayout(*sizes, text_tokens=text, text_first=True)
-    if 0 < text < tokens:
-        return TokenLayout(1, 1, tokens - text, text_tokens=text, text_first=True)
-    return None
+@dataclass
+class ModelCall:
+    """One call of a model: counts its self-attentions over the picture, and hands on what is not ours.
+
+    Attributes:
+        previous: the override that was there before; it gets every call that is not taken.
+    """
+
+    where: Where
+    previous: Attention | None
+    layer: int = -1
+
+    def entered(self, q: Tensor, k: Tensor, v: Tensor, skip_reshape: bool) -> str | None:
+        """Why an attention is none of the picture's self-attentions; else None, and it is counted."""
+        tokens = q.shape[2 if skip_reshape else 1]
+        if k.shape[2 if skip_reshape else 1] != tokens:
+            return "cross attention"
+        if q.shape != k.shape or q.shape != v.shape:
+            return "queries, keys and values of different shapes"
+        if tokens < self.where.least_tokens:
+            return "fewer tokens than the picture has"
+        self.layer += 1
+        return None
+
+    def onward(
+        self, func: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, named: dict[str, Any]
+    ) -> Tensor:
+        """The call as it would have been without us."""
+        if self.previous is None:
+            return func(q, k, v, heads, **named)
+        return self.previous(func, q, k, v, heads, **named)
 
 
 @dataclass
 class SparseOverride:
-    """A profile applied to the self-attention of a model.
+    """A profile applied to the self-attention of a model, for one run at a time.
 
     Attributes:
         window: sigmas between which it is sparse: ``window[1] < sigma <= window[0]``.
-        previous: the override that was there before, which gets every call that stays dense.
-        reasons: why calls stayed dense.
+        layers: of the model, known after its first call.
     """
 
     profile: Profile
     window: tuple[float, float] = (math.inf, -math.inf)
-    previous: Attention | None = None
     tally: Tally = field(default_factory=Tally)
     states: dict[Any, Any] = field(default_factory=dict)
+    seen: Counter[Any] = field(default_factory=Counter)
     variants: dict[tuple[int, ...], Method] = field(default_factory=dict)
-    forward: Forward | None = None
-    layers: int = 0
+    chosen: dict[Any, Chosen] = field(default_factory=dict)
+    layers: int = UNKNOWN
 
     def __post_init__(self) -> None:
         self.ops = Ops(self.tally.stopwatch, self.tally.plans)
-        self._declining = False
 
     def reset(self) -> None:
         """A run is over: drop its memory, keep the counts for the report."""
         self.states.clear()
+        self.seen.clear()
         self.ops.forget()
-        self.forward, self.layers = None, 0
+        self.layers = UNKNOWN
 
     def begin(self) -> None:
         """A run begins: count anew."""
         self.reset()
         self.tally.reset()
 
-    def __call__(
-        self,
-        func: Attention,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        heads: int,
-        mask: Tensor | None = None,
-        attn_precision: Any = None,
-        skip_reshape: bool = False,
-        skip_output_reshape: bool = False,
-        **kwargs: Any,
-    ) -> Tensor:
-        """One attention call, as ComfyUI makes it."""
-        options = kwargs.get("transformer_options") or {}
-        queries, keys = takes(q, k, heads, skip_reshape)
-        reason = "called outside sampling"
-        if queries != keys:
-            reason = "cross attention"
-        elif "sigmas" in options and ("uuids" in options or "cond_or_uncond" in options):
-            tensors = as_tokens(q, k, v, heads, skip_reshape)
-            out = self.attend(tensors, mask, options, kwargs.get("scale"))
-            if isinstance(out, Tensor):
-                return joined(out, skip_output_reshape)
-            reason = out
-        self.tally.fallback(reason)
-        settings = {"mask": mask, "attn_precision": attn_precision, **kwargs}
-        settings |= {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
-        if self.previous is None or self._declining:  # who came before may lead back here
-            return func(q, k, v, heads, **settings)
-        self._declining = True
-        try:
-            return self.previous(func, q, k, v, heads, **settings)
-        finally:
-            self._declining = False
+    def attention(self, call: ModelCall) -> Attention:
+        """The override for one model call."""
 
-    def attend(
-        self, tensors: Tokens, mask: Tensor | None, options: Mapping[str, Any], scale: Any
+        def attend(
+            func: Attention,
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            heads: int,
+            mask: Tensor | None = None,
+            attn_precision: Any = None,
+            skip_reshape: bool = False,
+            skip_output_reshape: bool = False,
+            **kwargs: Any,
+        ) -> Tensor:
+            reason = call.entered(q, k, v, skip_reshape)
+            if reason is None and mask is not None:
+                reason = "attention mask"
+            if reason is None:
+                options, scale = kwargs.get("transformer_options") or {}, kwargs.get("scale")
+                tokens = as_tokens(q, k, v, heads, skip_reshape)
+                out = self.sparse(tokens, call, options, scale)
+                if isinstance(out, Tensor):
+                    return joined(out, skip_output_reshape)
+                reason = out
+            self.tally.fallback(reason)
+            named = {"mask": mask, "attn_precision": attn_precision, **kwargs}
+            named |= {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
+            return call.onward(func, q, k, v, heads, named)
+
+        return attend
+
+    def sparse(
+        self, tensors: Tokens, call: ModelCall, options: Mapping[str, Any], scale: Any
     ) -> Tensor | str:
         """Sparse attention ``[B, S, H, D]``, or why the call stays dense."""
-        forward = self._forward(options)
-        layer = forward.calls
-        forward.calls += 1
-        query = tensors[0]
+        at, query = call.where, tensors[0]
         tokens = query.shape[1]
-        if mask is not None:
-            return "attention mask"
-        if not self.window[1] < float(options["sigmas"].max()) <= self.window[0]:
+        first, last = (sigma * (1 + CLOSE) for sigma in self.window)
+        if not last < at.sigma <= first:
             return "outside its part of the steps"
-        layers = int(options.get("total_blocks") or max(self.layers, layer + 1))
-        branch = "+".join(forward.branch)
-        place = Place(forward.step, forward.num_steps, layer, layers, "model", branch)
+        place = Place(at.step, at.num_steps, call.layer, self.layers, "model", at.branch)
         rules = self.profile.schedule.rules_at(place)
         if rules not in self.variants:
             self.variants[rules] = self.profile.at(rules)
@@ -189,54 +234,70 @@ class SparseOverride:
             return "dense by schedule"
         if tokens < (self.profile.schedule.min_tokens or 0):
             return f"fewer than {self.profile.schedule.min_tokens} tokens"
-        layout = layout_of(options, tokens)
+        layout = at.layout(options, tokens)
         if layout is None and needs_grid(method):
-            return f"{method.name} needs a grid of tokens, which this model does not tell"
-        call = AttentionCall(
+            return f"{method.name} needs a grid of tokens: text is among them, and the model does not say where"
+        attention = AttentionCall(
             *tensors,
             query.shape[-1] ** -0.5 if scale is None else float(scale),
-            layer,
-            layers,
-            forward.step,
-            forward.num_steps,
-            branch,
+            call.layer,
+            self.layers,
+            at.step,
+            at.num_steps,
+            at.branch,
             layout or TokenLayout(1, 1, tokens),
-            choose(self.profile.precision, query.device).precision,
+            self._precision(query).precision,
         )
-        owner = (forward.branch, layer, tuple(query.shape))
-        state = self.states.setdefault(owner, method.new_state())
-        attended = method.attend(call, state, self.ops)
+        owner = (at.stream, call.layer, tuple(query.shape))
+        if owner not in self.states:
+            self.states[owner] = method.new_state()
+        attended = method.attend(attention, self.states[owner], self.ops)
         if attended is None:
             return f"{method.name} found nothing better than dense"
-        self.tally.sparse(f"layer {layer}", attended.density)
+        self.tally.sparse(f"layer {call.layer}", attended.density)
         return attended.out
 
-    def _forward(self, options: Mapping[str, Any]) -> Forward:
-        """The model call that this attention belongs to; the first one of a step reads the step."""
-        if self.forward is None or self.forward.options is not options:
-            before = self.forward
-            self.forward = forward_of(options)
-            if before is not None:
-                self.layers = max(self.layers, before.calls)
-                if self.forward.step < before.step:
-                    self.states.clear()
-        return self.forward
+    def _precision(self, query: Tensor) -> Chosen:
+        """What the asked precision means on a device, decided once."""
+        if query.device not in self.chosen:
+            self.chosen[query.device] = choose(self.profile.precision, query.device)
+        return self.chosen[query.device]
 
     def report(self) -> str:
         """One line for the log."""
-        density, calls = self.tally.density(), Counter(self.tally.calls)
-        if not calls["sparse"]:
-            told = ", ".join(f"{reason} x{n}" for reason, n in self.tally.fallbacks.items())
-            return (
-                f"dit_accel: {self.profile.method.name}: no call was sparse ({told or 'none came'})"
-            )
-        return (
-            f"dit_accel: {self.profile.method.name}: {calls['sparse']} sparse calls of density "
-            f"{density['sparse_calls']:.2f}, {calls['fallback']} dense"
+        name, remarks = (
+            self.profile.method.name,
+            [c.remark for c in self.chosen.values() if c.remark],
         )
+        reasons = ", ".join(f"{reason} x{n}" for reason, n in self.tally.fallbacks.items())
+        density, sparse = self.tally.density()["sparse_calls"], self.tally.calls["sparse"]
+        told = f"{sparse} sparse calls of density {density:.2f}" if sparse else "no call was sparse"
+        return "; ".join([f"dit_accel: {name}: {told}", f"dense: {reasons or 'none'}", *remarks])
 
 
 def needs_grid(method: Method) -> bool:
     """Whether a method, or its mask, has to know where a token is."""
     inner = getattr(method, "inner", None)
     return method.name in GRIDS or (isinstance(inner, Method) and needs_grid(inner))
+
+
+def with_override(
+    options: Mapping[str, Any], make: Callable[[Attention | None], Attention]
+) -> dict[str, Any]:
+    """``transformer_options`` for one model call, its attention led by what ``make`` makes of the one before."""
+    return {**options, KEY: make(options.get(KEY))}
+
+
+def called_with(arguments: Sequence[Any], named: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The ``transformer_options`` of ``apply_model``: its sixth argument, or by name."""
+    found: Any = named.get("transformer_options", arguments[5] if len(arguments) > 5 else None)
+    return found or {}
+
+
+def replaced(
+    arguments: Sequence[Any], named: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of ``apply_model`` with other ``transformer_options``."""
+    if len(arguments) > 5:
+        return (*arguments[:5], options, *arguments[6:]), dict(named)
+    return tuple(arguments), {**named, "transformer_options": options}

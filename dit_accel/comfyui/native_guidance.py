@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dit_accel.comfyui.native import Attention, Tokens, as_tokens, joined, layout_of, split, takes
+from dit_accel.comfyui.native import Attention, ModelCall, Tokens, as_tokens, joined, split
 from dit_accel.errors import BadInput
 from dit_accel.guidance import HeadSet, PerturbedGuidance
 from dit_accel.guidance.perturb import JointTokens, soft_perturbation
@@ -19,7 +19,8 @@ _LAYER = re.compile(r"(?:\w+\.)?(\d+)(?::(\*|\d+(?:,\d+)*))?")
 
 
 def layers_of(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
-    """Perturbed heads by layer, counted over the self-attentions of a model call from 0; None: all heads.
+    """Perturbed heads by layer, counted over the picture's self-attentions of a model call from 0; None: all
+    heads.
 
     Raises:
         BadInput: for a text that is not like ``"13; 7:0,4; 9:*"``.
@@ -38,67 +39,65 @@ def layers_of(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
 
 
 @dataclass
-class PerturbingOverride:
-    """Attention of the extra, perturbed model call.
+class Perturbation:
+    """Attention of an extra, perturbed model call.
 
     Attributes:
         layers: as `layers_of`.
-        previous: the override that attends otherwise, in its own state.
+        met: layers that a call had.
     """
 
     layers: Mapping[int, tuple[int, ...] | None]
     settings: PerturbedGuidance
-    previous: Attention | None = None
-    options: Mapping[str, Any] | None = None
-    calls: int = 0
+    met: set[int] = field(default_factory=set)
 
-    def __call__(
-        self,
-        func: Attention,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        heads: int,
-        mask: Tensor | None = None,
-        attn_precision: Any = None,
-        skip_reshape: bool = False,
-        skip_output_reshape: bool = False,
-        **kwargs: Any,
-    ) -> Tensor:
-        """One attention call: as it would be, or perturbed in some heads."""
-        more = {"mask": mask, "attn_precision": attn_precision, "skip_reshape": skip_reshape}
-        more |= {"skip_output_reshape": skip_output_reshape, **kwargs}
-        clean = (
-            self.previous(func, q, k, v, heads, **more)
-            if self.previous is not None
-            else func(q, k, v, heads, **more)
-        )
-        queries, keys = takes(q, k, heads, skip_reshape)
-        if queries != keys:
-            return clean
-        options = kwargs.get("transformer_options") or {}
-        layer = self._layer(options)
-        if layer not in self.layers:
-            return clean
-        tensors = as_tokens(q, k, v, heads, skip_reshape)
-        out = split(clean, heads, skip_output_reshape)
-        weak = self.perturbed(out, tensors, mask, options, self.layers[layer], kwargs.get("scale"))
-        return joined(weak, skip_output_reshape)
+    def missing(self) -> list[int]:
+        """Layers that the model turned out not to have."""
+        return sorted(set(self.layers) - self.met)
+
+    def attention(self, call: ModelCall) -> Attention:
+        """The override for one model call: as it would be, or perturbed in some heads."""
+
+        def attend(
+            func: Attention,
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            heads: int,
+            mask: Tensor | None = None,
+            attn_precision: Any = None,
+            skip_reshape: bool = False,
+            skip_output_reshape: bool = False,
+            **kwargs: Any,
+        ) -> Tensor:
+            named = {"mask": mask, "attn_precision": attn_precision, **kwargs}
+            named |= {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
+            other = call.entered(q, k, v, skip_reshape)
+            clean = call.onward(func, q, k, v, heads, named)
+            if other is not None or call.layer not in self.layers:
+                return clean
+            self.met.add(call.layer)
+            out = split(clean, heads, skip_output_reshape)
+            tokens = as_tokens(q, k, v, heads, skip_reshape)
+            weak = self.perturbed(out, tokens, mask, call, kwargs)
+            return joined(weak, skip_output_reshape)
+
+        return attend
 
     def perturbed(
         self,
         out: Tensor,
         tensors: Tokens,
         mask: Tensor | None,
-        options: Mapping[str, Any],
-        chosen: tuple[int, ...] | None,
-        scale: Any,
+        call: ModelCall,
+        named: Mapping[str, Any],
     ) -> Tensor:
-        """``(1 - u) A V + u P V`` in the chosen heads."""
-        query = tensors[0]
+        """``(1 - u) A V + u P V`` in the chosen heads; of text only rows that the model names stay."""
+        query, chosen = tensors[0], self.layers[call.layer]
         if chosen is not None and max(chosen) >= query.shape[2]:
             raise BadInput(f"no head {max(chosen)}: heads are 0 to {query.shape[2] - 1}")
-        layout = layout_of(options, query.shape[1])
+        layout = call.where.layout(named.get("transformer_options") or {}, query.shape[1])
+        scale = named.get("scale")
         tokens = JointTokens(
             *tensors,
             query.shape[-1] ** -0.5 if scale is None else float(scale),
@@ -112,23 +111,16 @@ class PerturbingOverride:
             out, tokens, heads, settings.softness, settings.perturbation, settings.text_mode
         )
 
-    def _layer(self, options: Mapping[str, Any]) -> int:
-        """How many self-attentions came before in this model call."""
-        if self.options is not options:  # ComfyUI makes the dictionary anew for each model call
-            self.options, self.calls = options, 0
-        self.calls += 1
-        return self.calls - 1
-
 
 def guided(
     denoised: Tensor, cond: Tensor, perturbed: Tensor, settings: PerturbedGuidance
 ) -> Tensor:
-    """``denoised + s (cond - perturbed)``, on predictions of the clean latent; ``rescale`` keeps the standard
-    deviation of ``cond`` as the pipelines' guidance does.
+    """``denoised + s (cond - perturbed)``, on predictions of the clean latent; ``rescale`` shrinks the added term
+    so that ``cond`` with it keeps the standard deviation of ``cond``, in each sample.
     """
-    result = denoised + settings.scale * (cond - perturbed)
+    difference = settings.scale * (cond - perturbed)
     if settings.rescale:
         axes = tuple(range(1, cond.dim()))
-        ratio = cond.std(axes, keepdim=True) / result.std(axes, keepdim=True)
-        result = settings.rescale * ratio * result + (1 - settings.rescale) * result
-    return result
+        ratio = cond.std(axes, keepdim=True) / (cond + difference).std(axes, keepdim=True)
+        difference = difference * (settings.rescale * ratio + 1 - settings.rescale)
+    return denoised + difference

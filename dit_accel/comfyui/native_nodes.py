@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections import Counter
 from typing import Any
+
+import torch
 
 from dit_accel.comfyui.declaration import (
     Node,
@@ -16,9 +19,19 @@ from dit_accel.comfyui.declaration import (
     text,
     whole,
 )
-from dit_accel.comfyui.native import BRANCH, KEY, SparseOverride
-from dit_accel.comfyui.native_guidance import PerturbingOverride, guided, layers_of
+from dit_accel.comfyui.native import (
+    CLOSE,
+    UNKNOWN,
+    ModelCall,
+    SparseOverride,
+    called_with,
+    replaced,
+    where,
+    with_override,
+)
+from dit_accel.comfyui.native_guidance import Perturbation, guided, layers_of
 from dit_accel.comfyui.pipeline_nodes import CATEGORY, HEADS, sparse
+from dit_accel.errors import BadInput
 from dit_accel.guidance import HeadSet, PerturbedGuidance
 from dit_accel.methods import METHODS
 from dit_accel.parsing import parsed
@@ -39,32 +52,46 @@ def attention(
 ) -> tuple[Any]:
     """The model with sparse self-attention; other overrides keep what stays dense."""
     (chosen,) = sparse(method, knobs, 0.0, precision, "full", "off", profile)
+    check_window(start, end)
     if chosen.schedule.min_tokens is None:
         schedule = dataclasses.replace(chosen.schedule, min_tokens=min_tokens)
         chosen = dataclasses.replace(chosen, schedule=schedule)
+    if chosen.guard.mode != "off" or chosen.dense_precision != "full":
+        log.warning(
+            "dit_accel: guard and dense_precision of a profile do nothing in ComfyUI's own models"
+        )
     changed = model.clone()
-    override = SparseOverride(chosen, window_of(changed, start, end))
+    override = SparseOverride(chosen)
 
-    def attend(*given: Any, **named: Any) -> Any:  # a closure is shared by clones, state included
-        return override(*given, **named)
-
-    def begin(*_: Any) -> None:
+    def begin(patcher: Any, *_: Any) -> None:
         override.begin()
+        override.window = window_of(patcher, start, end)
 
-    def install(patcher: Any, *_: Any) -> None:
-        options = patcher.model_options.setdefault("transformer_options", {})
-        if options.get(KEY) is not attend:
-            override.previous = options.get(KEY)
-            options[KEY] = attend
+    def around(executor: Any, *given: Any, **named: Any) -> Any:
+        """One model call: our attention on top of whatever is there, in this call alone."""
+        options = called_with(given, named)
+        at = where(given[0], given[1], options, override.seen)
+        calls: list[ModelCall] = []
+
+        def ours(previous: Any) -> Any:
+            calls.append(ModelCall(at, previous))
+            return torch.compiler.disable(override.attention(calls[-1]))
+
+        given, named = replaced(given, named, with_override(options, ours))
+        out = executor(*given, **named)
+        if override.layers == UNKNOWN:
+            override.layers = calls[-1].layer + 1
+        return out
 
     def end_of_run(*_: Any) -> None:
-        log.info(override.report())
-        override.reset()
+        try:
+            log.info(override.report())
+        finally:
+            override.reset()
 
-    install(changed)
     on(changed, "ON_PRE_RUN", begin)
-    on(changed, "ON_PREPARE_STATE", install)
     on(changed, "ON_CLEANUP", end_of_run)
+    wrap(changed, around)
     return (changed,)
 
 
@@ -79,31 +106,53 @@ def guidance(
     head_set: HeadSet | None = None,
 ) -> tuple[Any]:
     """The model with perturbed guidance after classifier-free guidance, or without any."""
-    settings = parsed(
-        PerturbedGuidance, {"scale": scale, "softness": softness, "rescale": rescale}, "guidance"
-    )
+    check_window(start, end)
+    kept = dict(head_set.settings) if head_set else {}
+    given = {"scale": scale, "softness": softness, "rescale": rescale}
+    settings = parsed(PerturbedGuidance, {**kept, **given, "interval": (0.0, 1.0)}, "guidance")
     chosen = layers_of(head_set or layers)
     changed = model.clone()
-    first, last = window_of(changed, start, end)
 
     def after_cfg(given: dict[str, Any]) -> Any:
         import comfy.samplers
 
         sigma = given["sigma"]
+        first, last = (
+            s * (1 + CLOSE) for s in window_of(given["model"].current_patcher, start, end)
+        )
         if not last < float(sigma.max()) <= first or not scale or not softness:
             return given["denoised"]
-        options = dict(given["model_options"])
-        inner = dict(options.get("transformer_options", {}))
-        override = PerturbingOverride(chosen, settings, inner.get(KEY))
-        inner |= {KEY: override.__call__, BRANCH: "perturbed"}
-        options["transformer_options"] = inner
+        perturbation, seen = Perturbation(chosen, settings), Counter[Any]()
+
+        def around(executor: Any, *inner: Any, **named: Any) -> Any:
+            options = called_with(inner, named)
+            at = where(inner[0], inner[1], options, seen)
+
+            def ours(previous: Any) -> Any:
+                return torch.compiler.disable(perturbation.attention(ModelCall(at, previous)))
+
+            inner, named = replaced(inner, named, with_override(options, ours))
+            return executor(*inner, **named)
+
         (weak,) = comfy.samplers.calc_cond_batch(
-            given["model"], [given["cond"]], given["input"], sigma, options
+            given["model"],
+            [given["cond"]],
+            given["input"],
+            sigma,
+            wrapped(given["model_options"], around),
         )
+        if perturbation.missing():
+            log.warning("dit_accel: the model has no self-attention %s", perturbation.missing())
         return guided(given["denoised"], given["cond_denoised"], weak, settings)
 
     changed.set_model_sampler_post_cfg_function(after_cfg)
     return (changed,)
+
+
+def check_window(start: float, end: float) -> None:
+    """Refuse shares of the steps that do not rise."""
+    if not start < end:
+        raise BadInput(f"start must be below end, got {start:g} and {end:g}")
 
 
 def window_of(model: Any, start: float, end: float) -> tuple[float, float]:
@@ -119,6 +168,24 @@ def on(model: Any, event: str, call: Any) -> None:
     from comfy.patcher_extension import CallbacksMP
 
     model.add_callback_with_key(getattr(CallbacksMP, event), "dit_accel", call)
+
+
+def wrap(model: Any, around: Any) -> None:
+    """Run every call of a patched model inside ``around``, outside of what is inside already."""
+    from comfy.patcher_extension import WrappersMP
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "dit_accel", around)
+
+
+def wrapped(model_options: dict[str, Any], around: Any) -> dict[str, Any]:
+    """Options of one extra pass with a wrapper inside all others; the given ones stay as they are."""
+    from comfy.patcher_extension import WrappersMP
+
+    inner = dict(model_options.get("transformer_options", {}))
+    wrappers = {kind: dict(by_key) for kind, by_key in inner.get("wrappers", {}).items()}
+    last = wrappers.setdefault(WrappersMP.APPLY_MODEL, {})
+    last["dit_accel_perturbed"] = [*last.get("dit_accel_perturbed", ()), around]
+    return {**model_options, "transformer_options": {**inner, "wrappers": wrappers}}
 
 
 MODEL = socket("model", "MODEL", "A diffusion transformer: Wan, Flux, HunyuanVideo, LTX, ...")
@@ -137,7 +204,7 @@ NODES = [
                 "method",
                 list(METHODS),
                 "svg2",
-                "svg, neighborhood, radial and band need a token grid.",
+                "svg, re-ttention, neighborhood, radial and band need a token grid.",
             ),
             text("knobs", "", "KNOB=VALUE, one per line, such as top_p=0.85.", multiline=True),
             choice("precision", PRECISIONS, "full", "Of the sparse calls."),
@@ -150,6 +217,7 @@ NODES = [
         ],
         [Output("MODEL", "model")],
         attention,
+        files=("profile",),
     ),
     Node(
         "DitAccelNativeGuidance",
@@ -162,7 +230,7 @@ NODES = [
             text(
                 "layers",
                 "13",
-                "Like '13' or '7:0,4; 9:*': self-attentions counted from 0, and heads.",
+                "Like '13' or '7:0,4; 9:*': self-attentions over the picture, counted from 0, and heads.",
             ),
             number("softness", 1.0, 0.0, 1.0, 0.05, "Share of the perturbed attention."),
             START,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -25,19 +23,11 @@ from dit_accel.compare import quality, speedup, summary
 from dit_accel.errors import BadInput
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, find_heads
 from dit_accel.loading import DTYPES, load_pipeline, read_card
-from dit_accel.media import METADATA_KEY
 from dit_accel.methods import METHODS
 from dit_accel.parsing import parsed
 from dit_accel.precision import PRECISIONS
 from dit_accel.profile import Profile
-from dit_accel.render import (
-    Clip,
-    RenderSettings,
-    build_profile,
-    check_device,
-    render_with,
-    versions,
-)
+from dit_accel.render import Clip, RenderSettings, build_profile, check_device, render_with
 from dit_accel.seam import config_of
 from dit_accel.session import transformers_of
 from dit_accel_pipelines import SizeRule, find_family
@@ -105,6 +95,14 @@ class Guidance:
     settings: PerturbedGuidance
     heads: str | HeadSet
 
+    def heads_of(self, model: ModelShape) -> HeadSet:
+        """The heads in a model, with the settings.
+
+        Raises:
+            BadInput: if they are not of such a model.
+        """
+        return find_heads(self.heads, None, model).with_settings(self.settings)
+
 
 def guidance(
     scale: float,
@@ -116,11 +114,9 @@ def guidance(
     head_set: HeadSet | None = None,
 ) -> tuple[Guidance]:
     """Perturbed guidance; a head set wins over the text."""
-    settings = parsed(
-        PerturbedGuidance,
-        {"scale": scale, "softness": softness, "interval": (start, end), "rescale": rescale},
-        "guidance",
-    )
+    given = {"scale": scale, "softness": softness, "interval": (start, end), "rescale": rescale}
+    kept = dict(head_set.settings) if head_set else {}  # what the node has no input for
+    settings = parsed(PerturbedGuidance, {**kept, **given}, "guidance")
     return (Guidance(settings, head_set or heads.strip() or "all"),)
 
 
@@ -141,17 +137,12 @@ def render(
     seed: int,
     attention: Profile | None = None,
     guidance: Guidance | None = None,
-    extra_pnginfo: dict[str, Any] | None = None,
 ) -> tuple[Tensor, str]:
-    """Frames as ComfyUI's IMAGE, float32 ``[T, H, W, 3]`` in [0, 1], and the attention report as text; the
-    settings go into the files that ComfyUI saves.
-    """
+    """Frames as ComfyUI's IMAGE, float32 ``[T, H, W, 3]`` in [0, 1], and the attention report as text."""
     settings = request(
         pipeline, prompt, negative_prompt, width, height, frames, steps, guidance_scale, seed
     )
-    clip, recipe = made(pipeline, settings, attention or Profile(), guidance)
-    if extra_pnginfo is not None:
-        extra_pnginfo[METADATA_KEY] = {METADATA_KEY: recipe}
+    clip = made(pipeline, settings, attention or Profile(), guidance)
     return torch.from_numpy(clip.frames), str(clip.attention)
 
 
@@ -173,8 +164,8 @@ def compare(
         pipeline, prompt, negative_prompt, width, height, frames, steps, guidance_scale, seed
     )
     profile = attention or Profile()
-    clip, _ = made(pipeline, settings, profile, guidance)
-    dense, _ = made(pipeline, settings, build_profile(settings.as_dense()), guidance)
+    clip = made(pipeline, settings, profile, guidance)
+    dense = made(pipeline, settings, build_profile(settings.as_dense()), guidance)
     figures = quality(dense.frames, clip.frames, prompt)
     told = summary(dense, clip, figures, profile.method.name)
     both = [torch.from_numpy(c.frames) for c in (dense, clip)]
@@ -218,20 +209,16 @@ def request(
 
 def made(
     pipeline: LoadedPipeline, settings: RenderSettings, profile: Profile, guided: Guidance | None
-) -> tuple[Clip, dict[str, Any]]:
-    """A clip, and all that decides it as metadata."""
+) -> Clip:
+    """A clip of a profile and guidance; the pipeline is left as it was."""
     pipe = pipeline.pipe
-    settings = dataclasses.replace(settings, **profile.as_settings())
     if guided is not None:
         transformer = next(iter(transformers_of(pipe).values()))
         shape = ModelShape.of(transformer, find_family(transformer))
-        chosen = find_heads(guided.heads, None, shape).with_settings(guided.settings)
-        settings = dataclasses.replace(settings, heads=chosen.to_dict())
+        settings = dataclasses.replace(settings, heads=guided.heads_of(shape).to_dict())
     assert settings.steps is not None
     with watched(pipe, settings.steps):
-        clip = render_with(pipe, settings, profile)
-    recipe = {**dataclasses.asdict(settings), "versions": versions(), "seconds": clip.seconds}
-    return clip, json.loads(json.dumps(recipe, default=str))
+        return render_with(pipe, settings, profile)
 
 
 def size_rule_of(pipe: DiffusionPipeline) -> SizeRule:
@@ -290,12 +277,11 @@ NODES = [
                 "off",
                 "Watch the output: tell faults, or mend them.",
             ),
-            text(
-                "profile", "", "A YAML or JSON profile: it wins over all else here.", advanced=True
-            ),
+            text("profile", "", "A YAML or JSON profile: it wins over all else here."),
         ],
         [Output(ATTENTION, "attention")],
         sparse,
+        files=("profile",),
     ),
     Node(
         "DitAccelGuidance",
@@ -324,16 +310,16 @@ NODES = [
         [text("path", "", "A JSON file.")],
         [Output(HEADS, "head_set")],
         head_set,
+        files=("path",),
     ),
     Node(
         "DitAccelRender",
         "Render DiT pipeline",
         CATEGORY,
-        "A prompt to frames; settings go into the files that ComfyUI saves (`dit-accel replay`).",
+        "A prompt to frames; `dit-accel replay` renders again from a file that ComfyUI saved.",
         REQUEST,
         [Output("IMAGE", "frames"), Output("STRING", "report")],
         render,
-        recipe=True,
     ),
     Node(
         "DitAccelCompare",

@@ -8,7 +8,7 @@ from typing import Any
 
 from dit_accel.comfyui.pipeline_nodes import guidance, head_set, sparse
 from dit_accel.errors import BadInput
-from dit_accel.guidance import ModelShape, find_heads
+from dit_accel.guidance import ModelShape
 from dit_accel.loading import read_card
 from dit_accel.render import RenderSettings
 
@@ -40,8 +40,7 @@ def settings_of(nodes: Nodes) -> dict[str, Any]:
     if guided is not None:
         card = read_card(loaded["model"])
         shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-        chosen = find_heads(guided.heads, None, shape).with_settings(guided.settings)
-        settings["heads"] = chosen.to_dict()
+        settings["heads"] = guided.heads_of(shape).to_dict()
     return dataclasses.asdict(RenderSettings.from_dict(settings))
 
 

@@ -16,13 +16,15 @@ def node_class(node: Node) -> type:
         groups: dict[str, Any] = {"required": {}, "optional": {}}
         for given in node.inputs:
             groups["optional" if given.optional else "required"][given.name] = _told(given)
-        if node.recipe:
-            groups["hidden"] = {"extra_pnginfo": "EXTRA_PNGINFO"}
         return groups
 
     def execute(self: Any, **inputs: Any) -> tuple[Any, ...]:
         return node.run(**inputs)
 
+    def is_changed(cls: type, **inputs: Any) -> list[Any]:
+        return node.fingerprint(inputs)
+
+    members: dict[str, Any] = {"IS_CHANGED": classmethod(is_changed)} if node.files else {}
     return type(
         node.id,
         (),
@@ -34,6 +36,7 @@ def node_class(node: Node) -> type:
             "CATEGORY": node.category,
             "DESCRIPTION": node.description,
             "execute": execute,
+            **members,
             "__doc__": node.description,
         },
     )

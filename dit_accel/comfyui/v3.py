@@ -28,15 +28,20 @@ def node_class(node: Node) -> type[io.ComfyNode]:
             description=node.description,
             inputs=[_input(given) for given in node.inputs],
             outputs=[io.Custom(o.type).Output(display_name=o.name) for o in node.outputs],
-            hidden=[io.Hidden.extra_pnginfo] if node.recipe else None,
         )
 
     def execute(cls: type, **inputs: Any) -> io.NodeOutput:
-        if node.recipe:
-            inputs["extra_pnginfo"] = cls.hidden.extra_pnginfo if cls.hidden else None  # type: ignore[attr-defined]
         return io.NodeOutput(*node.run(**inputs))
 
-    members = {"define_schema": classmethod(define_schema), "execute": classmethod(execute)}
+    def fingerprint_inputs(cls: type, **inputs: Any) -> list[Any]:
+        return node.fingerprint(inputs)
+
+    members: dict[str, Any] = {
+        "define_schema": classmethod(define_schema),
+        "execute": classmethod(execute),
+    }
+    if node.files:
+        members["fingerprint_inputs"] = classmethod(fingerprint_inputs)
     return type(node.id, (io.ComfyNode,), {**members, "__doc__": node.description})
 
 

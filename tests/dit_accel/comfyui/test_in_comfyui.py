@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dit_accel.comfyui import native_nodes
-from dit_accel.comfyui.native import KEY
+from dit_accel.comfyui.native import KEY, SparseOverride
+from dit_accel.errors import BadInput
 
 STEPS, SEED = 2, 1
 
@@ -117,14 +118,11 @@ def attention(patcher: Any, method: str = "svg2", knobs: str = "top_p=1") -> Any
     return native_nodes.attention(patcher, method, knobs, "full", 0.0, 1.0, 0, "")[0]
 
 
-def override_of(patcher: Any) -> Any:
-    return patcher.model_options["transformer_options"].get(KEY)
-
-
 def state_of(patcher: Any) -> Any:
-    """The override's object, out of its closure."""
-    found = override_of(patcher).__closure__
-    return next(c.cell_contents for c in found if hasattr(c.cell_contents, "tally"))
+    """The override's object, out of the wrapper's closure."""
+    (around,) = patcher.wrappers["apply_model"]["dit_accel"]
+    found = [cell.cell_contents for cell in around.__closure__]
+    return next(value for value in found if isinstance(value, SparseOverride))
 
 
 def test_full_selection_is_the_unpatched_model_and_half_is_not(model) -> None:
@@ -160,28 +158,47 @@ def test_conditions_that_run_apart_never_share_state_and_leave_none(model) -> No
 def test_chains_with_another_override_in_both_orders(model, first: str) -> None:
     calls = []
 
-    def other(func: Any, *arguments: Any, **named: Any) -> torch.Tensor:
+    def scaled(func: Any, *arguments: Any, **named: Any) -> torch.Tensor:
         calls.append(1)
-        return func(*arguments, **named)
+        return 1.1 * func(*arguments, **named)
 
-    def with_other(patcher: Any) -> Any:
+    def theirs(patcher: Any) -> Any:
         changed = patcher.clone()
-        options = changed.model_options["transformer_options"]
-        before = options.get(KEY)
-        options[KEY] = (
-            other if before is None else lambda f, *a, **k: (calls.append(1), before(f, *a, **k))[1]
-        )
+        changed.model_options["transformer_options"][KEY] = scaled
         return changed
 
     def ours(patcher: Any) -> Any:
         return attention(patcher, "svg2", "top_p=1; schedule.dense_layers=0")
 
+    clean = ours(model.patcher)
+    before = sample(model, clean)
+    patched = theirs(clean) if first == "ours" else ours(theirs(model.patcher))
+    found = [sample(model, patched) for _ in range(2)]
+    assert torch.equal(*found)
+    tally = state_of(patched).tally.calls
+    assert len(calls) == 2 * tally["fallback"] > 0  # exactly what stays dense goes to the other
+    assert tally["sparse"] > 0
+    assert not torch.allclose(found[0], before, atol=1e-4)
+    assert torch.equal(sample(model, clean), before)  # the clone without the other override
     plain = sample(model, model.patcher)
-    patched = (
-        with_other(ours(model.patcher)) if first == "ours" else ours(with_other(model.patcher))
+    assert torch.allclose(before, plain, atol=1e-5)
+
+
+def test_two_of_our_nodes_the_later_one_decides_and_hands_on(model) -> None:
+    first = attention(model.patcher, "svg-ear", "density=0.3")
+    second = attention(first, "svg2", "top_p=1; schedule.dense_layers=0")
+    sample(model, second)
+    inner, outer = (
+        next(
+            c.cell_contents
+            for c in around.__closure__
+            if isinstance(c.cell_contents, SparseOverride)
+        )
+        for around in reversed(second.wrappers["apply_model"]["dit_accel"])
     )
-    assert torch.allclose(sample(model, patched), plain, atol=1e-5)
-    assert calls
+    assert inner.tally.calls["sparse"] > 0
+    assert outer.tally.calls["sparse"] > 0  # layer 0, counted as its own layer 0
+    assert set(outer.tally.layer_densities()) == {"layer 0"}
 
 
 def test_guidance_at_scale_zero_is_none_and_works_without_cfg(model) -> None:
@@ -204,6 +221,14 @@ def test_guidance_on_sparse_attention_equals_guidance_on_full_selection(model) -
     assert torch.allclose(sample(model, guided(attention(model.patcher))), expected, atol=1e-4)
 
 
+def test_a_layer_that_is_not_there_is_told(model, caplog) -> None:
+    guided = native_nodes.guidance(model.patcher, 2.0, "0; 13", 1.0, 0.0, 1.0, 0.0)[0]
+    sample(model, guided)
+    assert "the model has no self-attention [13]" in caplog.text
+    with pytest.raises(BadInput, match="start must be below end"):
+        native_nodes.guidance(model.patcher, 2.0, "0", 1.0, 0.5, 0.5, 0.0)
+
+
 def test_an_error_inside_leaves_no_memory(model) -> None:
     patched = attention(model.patcher)
     inner = state_of(patched)
@@ -211,9 +236,9 @@ def test_an_error_inside_leaves_no_memory(model) -> None:
     def broken(*_: Any) -> torch.Tensor:
         raise RuntimeError("planted")
 
-    attend, inner.attend = inner.attend, broken
+    sparse, inner.sparse = inner.sparse, broken
     with pytest.raises(RuntimeError, match="planted"):
         sample(model, patched)
     assert not inner.states
-    inner.attend = attend
+    inner.sparse = sparse
     assert torch.allclose(sample(model, patched), sample(model, model.patcher), atol=1e-5)

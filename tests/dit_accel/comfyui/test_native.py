@@ -2,23 +2,26 @@
 
 import math
 import uuid
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from dit_accel import SVG2, Neighborhood, Profile, Schedule, SVGEar
-from dit_accel.comfyui.native import BRANCH, SparseOverride, layout_of
-from dit_accel.comfyui.native_guidance import PerturbingOverride, guided, layers_of
+from dit_accel import SVG2, Dense, Neighborhood, Profile, Rule, Schedule, SVGEar
+from dit_accel.comfyui.native import ModelCall, SparseOverride, where
+from dit_accel.comfyui.native_guidance import Perturbation, guided, layers_of
 from dit_accel.errors import BadInput
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
 
 EVERYWHERE = Schedule(dense_steps=0.0, min_tokens=0)
 FULL = Profile(SVG2(top_p=1.0), EVERYWHERE)
 HALF = Profile(SVGEar(density=0.5), EVERYWHERE)
-GRID = (3, 4, 6)
-TOKENS = math.prod(GRID)
+TOKENS = 3 * 4 * 6
+SIGMAS = torch.linspace(1, 0, 5)
 
 
 def plain(q, k, v, heads, mask=None, skip_reshape=False, skip_output_reshape=False, **_) -> Tensor:
@@ -29,10 +32,25 @@ def plain(q, k, v, heads, mask=None, skip_reshape=False, skip_output_reshape=Fal
     return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
 
 
-def options(step: int = 0, ids: tuple[str, ...] = ("c",), **more) -> dict:
-    sigmas = torch.linspace(1, 0, 5)
-    found = {"sigmas": sigmas[step].expand(len(ids)), "sample_sigmas": sigmas, "uuids": list(ids)}
-    return {**found, "cond_or_uncond": [0], **more}
+def options(ids: tuple[Any, ...] = ("c",), **more: Any) -> dict:
+    return {"sample_sigmas": SIGMAS, "uuids": list(ids), "cond_or_uncond": [0], **more}
+
+
+def call_of(
+    step: int = 0,
+    told: dict | None = None,
+    seen: Counter | None = None,
+    previous: Any = None,
+    cells: tuple[int, ...] = (3, 8, 12),
+) -> ModelCall:
+    """A model call at a step, of a latent whose 2 x 2 cells are the tokens."""
+    at = where(
+        torch.zeros(1, 4, *cells),
+        SIGMAS[step : step + 1],
+        told or options(),
+        Counter() if seen is None else seen,
+    )
+    return ModelCall(at, previous)
 
 
 def tensors(
@@ -52,18 +70,15 @@ CALLS = {
 
 
 @pytest.mark.parametrize("kind", CALLS)
-@pytest.mark.parametrize("grid", [True, False], ids=["grid", "no-grid"])
-def test_full_selection_is_what_would_have_been(kind: str, grid: bool) -> None:
+def test_full_selection_is_what_would_have_been(kind: str) -> None:
     how = dict(CALLS[kind])
     q, k, v = tensors(split=how.pop("split"))
-    told = options(**({"grid_sizes": torch.Size(GRID)} if grid else {}))
+    told = {"transformer_options": options(), "_inside_attn_wrapper": True}
     override = SparseOverride(FULL)
-    out = override(
-        plain, q, k, v, heads=2, transformer_options=told, _inside_attn_wrapper=True, **how
-    )
+    out = override.attention(call_of())(plain, q, k, v, heads=2, **told, **how)
     assert torch.allclose(out, plain(q, k, v, 2, **how), atol=1e-5)
     assert override.tally.calls["sparse"] == 1
-    half = SparseOverride(HALF)(plain, q, k, v, heads=2, transformer_options=told, **how)
+    half = SparseOverride(HALF).attention(call_of())(plain, q, k, v, heads=2, **told, **how)
     assert half.shape == out.shape
     assert not torch.allclose(half, out, atol=1e-3)
 
@@ -71,18 +86,19 @@ def test_full_selection_is_what_would_have_been(kind: str, grid: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"transformer_options": {}}, "called outside sampling"),
         ({"mask": torch.zeros(1, 1, 1, TOKENS)}, "attention mask"),
         ({"keys": 7}, "cross attention"),
-        ({"tokens": 40}, "fewer than 64 tokens"),
+        ({"tokens": 40}, "fewer tokens than the picture has"),
         ({"step": 3}, "outside its part of the steps"),
-        ({"method": Neighborhood()}, "neighborhood needs a grid of tokens"),
+        ({"tokens": 79, "method": Neighborhood()}, "neighborhood needs a grid of tokens"),
+        ({"least": 100}, "fewer than 100 tokens"),
+        ({"method": Dense()}, "dense by schedule"),
     ],
-    ids=["outside", "mask", "cross", "short", "window", "grid"],
+    ids=["mask", "cross", "refiner", "window", "grid", "short", "dense"],
 )
 def test_what_stays_dense_goes_on_with_all_it_was_given(change: dict, reason: str) -> None:
-    method = change.pop("method", SVG2())
-    schedule = Schedule(dense_steps=0.0, min_tokens=64)
+    change = dict(change)
+    schedule = Schedule(dense_steps=0.0, min_tokens=change.pop("least", 0))
     seen = {}
 
     def previous(func, q, k, v, heads, **named):
@@ -90,72 +106,101 @@ def test_what_stays_dense_goes_on_with_all_it_was_given(change: dict, reason: st
         return func(q, k, v, heads, **{**named, "mask": None})
 
     q, k, v = tensors(tokens=change.pop("tokens", TOKENS))
-    if "keys" in change:
-        k, v = (x[:, : change["keys"]] for x in (k, v))
-        change.pop("keys")
-    told = change.pop("transformer_options", options(change.pop("step", 0)))
-    override = SparseOverride(Profile(method, schedule), (1.0, 0.5), previous)
+    keys = change.pop("keys", None)
+    k, v = (x[:, :keys] for x in (k, v))
+    call = call_of(change.pop("step", 0), previous=previous)
+    override = SparseOverride(Profile(change.pop("method", SVG2()), schedule), (1.0, 0.5))
+    told = options()
     named = {"attn_precision": torch.float32, "_inside_attn_wrapper": True, **change}
-    out = override(plain, q, k, v, 2, transformer_options=told, **named)
+    out = override.attention(call)(plain, q, k, v, 2, transformer_options=told, **named)
     assert torch.equal(out, plain(q, k, v, 2))
-    assert [r for r in override.tally.fallbacks if r.startswith(reason)]
+    assert list(override.tally.fallbacks) == [r for r in override.tally.fallbacks if reason in r]
     assert seen["_inside_attn_wrapper"]
     assert seen["transformer_options"] is told
     assert seen["attn_precision"] is torch.float32
     assert seen["mask"] is change.get("mask")
 
 
-def test_branches_and_layers_never_share_state_and_a_new_run_has_none() -> None:
-    profile = Profile(SVG2(refresh=4), EVERYWHERE)
-    override = SparseOverride(profile)
+def test_the_window_is_as_wide_as_float32_says() -> None:
+    """ComfyUI computes the sigma of a share in float64, and the run's own in float32."""
+    sigma = float(SIGMAS[1]) * (1 - 1e-8)
+    override = SparseOverride(FULL, (sigma, -math.inf))
+    override.attention(call_of(1))(plain, *tensors(), 2, transformer_options=options())
+    assert override.tally.calls["sparse"] == 1
+
+
+def runs(override: SparseOverride, step: int, told: dict, layers: int = 3) -> None:
+    """One model call."""
+    attend = override.attention(call_of(step, told, override.seen))
+    for layer in range(layers):
+        attend(plain, *tensors(seed=layer), 2, transformer_options=told)
+
+
+def test_nothing_of_two_streams_is_shared_and_a_new_run_has_nothing() -> None:
+    override = SparseOverride(Profile(SVG2(refresh=4), EVERYWHERE))
     ids = [uuid.uuid4() for _ in range(2)]
+    windows = [SimpleNamespace(index_list=part) for part in ([0, 1, 2], [3, 4, 5])]
     for step in range(2):
         for condition in ids:
-            told = options(step, (condition,))
-            for _ in range(3):
-                override(plain, *tensors(), 2, transformer_options=told)
-    assert len(override.states) == 6
-    told = options(2, (ids[0],), **{BRANCH: "perturbed"})
-    override(plain, *tensors(), 2, transformer_options=told)
-    assert len(override.states) == 7
-    assert override.tally.plans["reused"] == 6
-    first = list(override.states.values())
-    override(plain, *tensors(), 2, transformer_options=options(0, (ids[0],)))  # steps go backwards
-    assert len(override.states) == 1
-    assert all(new is not old for new in override.states.values() for old in first)
-    override.reset()
+            runs(override, step, options((condition,)))
+            for window in windows:
+                runs(override, step, options((condition,), context_window=window))
+        runs(override, step, options((ids[0],)), layers=2)  # another node's pass at the same sigma
+    assert len(override.states) == 2 * 3 * 3 + 2
+    assert override.tally.plans["reused"] == override.tally.plans["made"] == 20
+    runs(override, 0, options((ids[0],)), layers=1)  # heunpp2 goes back: nothing is lost
+    assert len(override.states) == 20
+    override.begin()
     assert not override.states
-    assert "sparse calls of density" in override.report()
+    assert not override.tally.calls
 
 
-def test_steps_and_layers_follow_the_schedule() -> None:
-    schedule = Schedule(dense_steps=0.5, dense_layers=(-1,), min_tokens=0)
+def test_steps_layers_and_branches_follow_the_profile() -> None:
+    rule = Rule(branch="uncond", dense=True)
+    schedule = Schedule(dense_steps=0.5, dense_layers=(0, -1), min_tokens=0, rules=(rule,))
     override = SparseOverride(Profile(SVG2(), schedule))
+    override.layers = 3
     for step in range(4):
-        told = options(step, total_blocks=3)
-        for _ in range(3):
-            override(plain, *tensors(), 2, transformer_options=told)
-    assert override.tally.calls["sparse"] == 4  # two layers in each of the last two steps
-    assert override.tally.fallbacks["dense by schedule"] == 8
+        runs(override, step, options())
+        runs(override, step, options(cond_or_uncond=[1]))
+    assert override.tally.calls["sparse"] == 2  # the middle layer in each of the last two steps
+    assert override.tally.fallbacks["dense by schedule"] == 22
 
 
-def test_text_before_the_picture_stays_dense_and_is_known() -> None:
-    assert layout_of({"img_slice": [8, 80], "grid_sizes": GRID}, 80).text_tokens == 8
-    assert layout_of({"img_slice": [8, 80]}, 80).width == 72
-    assert layout_of({"grid_sizes": GRID}, 71) is None
-    assert layout_of({}, 72) is None
+def test_a_refiner_before_the_blocks_is_no_layer() -> None:
     override = SparseOverride(FULL)
-    q, k, v = tensors(tokens=80)
-    told = options(img_slice=[8, 80])
-    out = override(plain, q, k, v, 2, transformer_options=told)
-    assert torch.allclose(out, plain(q, k, v, 2), atol=1e-5)
+    attend = override.attention(call_of())
+    attend(plain, *tensors(tokens=7), 2, transformer_options=options())
+    attend(plain, *tensors(), 2, transformer_options=options())
+    assert list(override.tally.layer_densities()) == ["layer 0"]
 
 
-def test_a_report_without_a_sparse_call_says_why() -> None:
-    override = SparseOverride(FULL)
-    assert "no call was sparse (none came)" in override.report()
-    override(plain, *tensors(), 2, transformer_options={})
-    assert "called outside sampling x1" in override.report()
+def test_grids_and_text() -> None:
+    at = call_of().where
+    grids = {
+        n: at.layout(more, n)
+        for n, more in ((72, {}), (288, {}), (79, {}), (80, {"img_slice": [8, 80]}))
+    }
+    assert (grids[72].frames, grids[72].height, grids[72].width) == (3, 4, 6)
+    assert (grids[288].height, grids[288].width) == (8, 12)
+    assert grids[79] is None
+    assert (grids[80].text_tokens, grids[80].text_first, grids[80].width) == (8, True, 6)
+    assert at.layout({"grid_sizes": (1, 1, 79)}, 79).width == 79
+    picture = call_of(cells=(9, 7)).where
+    assert picture.least_tokens == 12
+    assert picture.layout({}, 20).height == 5
+    window = SparseOverride(Profile(Neighborhood(density=0.5), EVERYWHERE))
+    window.attention(call_of())(plain, *tensors(), 2, transformer_options=options())
+    assert window.tally.calls["sparse"] == 1
+
+
+def test_a_report_says_why_calls_stayed_dense() -> None:
+    override = SparseOverride(FULL, (0.5, -math.inf))
+    assert "no call was sparse; dense: none" in override.report()
+    runs(override, 0, options())
+    assert "dense: outside its part of the steps x3" in override.report()
+    runs(override, 3, options())
+    assert "3 sparse calls of density 1.00" in override.report()
 
 
 def explicit(q, k, v, heads: int, chosen: tuple[int, ...], softness: float) -> Tensor:
@@ -171,17 +216,16 @@ def explicit(q, k, v, heads: int, chosen: tuple[int, ...], softness: float) -> T
 @pytest.mark.parametrize("softness", [0.3, 1.0])
 @pytest.mark.parametrize("heads", [(0,), (0, 1)], ids=str)
 def test_perturbed_layers_follow_the_formula(heads: tuple[int, ...], softness: float) -> None:
-    override = PerturbingOverride({1: heads}, PerturbedGuidance(softness=softness))
-    told = options()
+    perturbation = Perturbation({1: heads, 9: None}, PerturbedGuidance(softness=softness))
+    attend, told = perturbation.attention(call_of()), options()
+    attend(plain, *tensors(tokens=7), 2, transformer_options=told)  # a refiner counts nothing
     for layer in range(3):
         q, k, v = tensors(seed=layer)
-        out = override(plain, q, k, v, 2, transformer_options=told)
+        out = attend(plain, q, k, v, 2, transformer_options=told)
         chosen = heads if layer == 1 else ()
         assert torch.allclose(out, explicit(q, k, v, 2, chosen, softness), atol=1e-5)
-    q, k, v = tensors(seed=5)
-    again = override(plain, q, k, v, 2, transformer_options=options())
-    assert torch.allclose(again, plain(q, k, v, 2), atol=1e-6)  # the first layer of another call
-    assert override(plain, q, k[:, :5], v[:, :5], 2, transformer_options=told).shape == q.shape
+    assert attend(plain, q, k[:, :5], v[:, :5], 2, transformer_options=told).shape == q.shape
+    assert perturbation.missing() == [9]
 
 
 def test_layers_are_written_exactly() -> None:
@@ -192,7 +236,7 @@ def test_layers_are_written_exactly() -> None:
     heads = HeadSet(shape, {("single", 1): (0, 3)})
     assert layers_of(heads) == {3: (0, 3)}
     with pytest.raises(BadInput, match="no head 5: heads are 0 to 1"):
-        PerturbingOverride({0: (5,)}, PerturbedGuidance())(
+        Perturbation({0: (5,)}, PerturbedGuidance()).attention(call_of())(
             plain, *tensors(), 2, transformer_options=options()
         )
 
@@ -202,5 +246,7 @@ def test_guided_is_the_formula_and_rescale_keeps_the_deviation() -> None:
     assert torch.equal(guided(denoised, cond, weak, PerturbedGuidance(scale=0.0)), denoised)
     found = guided(denoised, cond, weak, PerturbedGuidance(scale=2.0))
     assert torch.allclose(found, denoised + 2 * (cond - weak))
-    kept = guided(denoised, cond, weak, PerturbedGuidance(scale=2.0, rescale=1.0))
-    assert torch.allclose(kept.std((1, 2, 3)), cond.std((1, 2, 3)), rtol=1e-4)
+    kept = guided(denoised, cond, weak, PerturbedGuidance(scale=2.0, rescale=1.0)) - denoised
+    difference = 2 * (cond - weak)
+    ratio = cond.std((1, 2, 3)) / (cond + difference).std((1, 2, 3))
+    assert torch.allclose(kept, ratio[:, None, None, None] * difference, atol=1e-6)

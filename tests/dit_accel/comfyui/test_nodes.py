@@ -1,6 +1,8 @@
 """The nodes without ComfyUI: their contract, and runs on a tiny pipeline."""
 
+import dataclasses
 import inspect
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +25,6 @@ from dit_accel.comfyui.recipe import settings_of
 from dit_accel.comfyui.workflows import RENDER, as_prompt
 from dit_accel.errors import BadInput
 from dit_accel.guidance import ModelShape, find_heads
-from dit_accel.media import write_clip
 from dit_accel.profile import Profile
 from dit_accel.session import session_of
 from dit_accel_pipelines import find_family
@@ -39,8 +40,8 @@ def loaded(wan) -> LoadedPipeline:
 @pytest.mark.parametrize("node", NODES, ids=lambda n: n.id)
 def test_a_declaration_fits_its_function(node) -> None:
     parameters = inspect.signature(node.run).parameters
-    names = {given.name for given in node.inputs} | ({"extra_pnginfo"} if node.recipe else set())
-    assert names == set(parameters)
+    assert {given.name for given in node.inputs} == set(parameters)
+    assert set(node.files) <= set(parameters)
     for given in node.inputs:
         optional = parameters[given.name].default is not inspect.Parameter.empty
         assert given.optional == optional
@@ -59,7 +60,7 @@ def test_the_first_interface_says_the_same(node) -> None:
     kind = NODE_CLASS_MAPPINGS.get(node.id) or v1.node_class(node)
     told = kind.INPUT_TYPES()
     assert {*told["required"], *told["optional"]} == {given.name for given in node.inputs}
-    assert ("hidden" in told) == node.recipe
+    assert hasattr(kind, "IS_CHANGED") == bool(node.files)
     assert len(kind.RETURN_TYPES) == len(kind.RETURN_NAMES) == len(node.outputs)
     assert node.category == kind.CATEGORY
     assert hasattr(kind(), kind.FUNCTION)
@@ -78,39 +79,28 @@ def test_ids_never_change() -> None:
     ]
 
 
-def test_render_leaves_the_recipe_and_the_pipeline_as_it_was(
-    loaded, tmp_path: Path, capsys
-) -> None:
+def test_render_leaves_the_pipeline_as_it_was(loaded) -> None:
     knobs = "density=0.3\nschedule.min_tokens=0"
     (profile,) = sparse("svg-ear", knobs, 0.0, "full", "full", "off", "")
     (guided,) = guidance(2.0, "blocks.1:0", 0.5, 0.0, 1.0, 0.0)
-    kept: dict = {}
     node = NODE_CLASS_MAPPINGS["DitAccelRender"]()
-    frames, report = node.execute(
-        pipeline=loaded,
-        prompt="a red circle",
-        negative_prompt="",
-        attention=profile,
-        guidance=guided,
-        extra_pnginfo=kept,
-        **SIZE,
-    )
+    given = {"pipeline": loaded, "prompt": "a red circle", "negative_prompt": "", **SIZE}
+    frames, report = node.execute(attention=profile, guidance=guided, **given)
     assert frames.shape == (9, 64, 64, 3)
     assert frames.dtype == torch.float32
     assert "svg-ear on wan" in report
     assert "guidance 2 in 2 forwards" in report
     assert session_of(loaded.pipe) is None
-    recipe = kept["dit_accel"]["dit_accel"]
-    assert (recipe["method"], recipe["knobs"]["density"], recipe["seed"]) == ("svg-ear", 0.3, 1)
-    assert recipe["heads"]["heads"] == [["blocks", 1, [0]]]
-    write_clip(tmp_path / "a.png", frames[:1].numpy(), 16, recipe)  # as ComfyUI's PNG says it
-    recipe["heads"] = None  # of another model than the bundled one
-    write_clip(tmp_path / "b.png", frames[:1].numpy(), 16, recipe)
-    assert cli.main(["replay", str(tmp_path / "a.png"), "-o", str(tmp_path / "c.mp4")]) == 2
-    assert "this head set belongs to another model" in capsys.readouterr().err
-    assert (
-        cli.main(["replay", str(tmp_path / "b.png"), "-o", str(tmp_path / "c.mp4"), "--quiet"]) == 0
-    )
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    kind = NODE_CLASS_MAPPINGS["DitAccelSparse"]
+    path = tmp_path / "p.yaml"
+    assert kind.IS_CHANGED(profile=str(path)) == kind.IS_CHANGED(profile="") == [None]
+    Profile().save(path)
+    before = kind.IS_CHANGED(profile=str(path))
+    os.utime(path, ns=(1, 1))
+    assert kind.IS_CHANGED(profile=str(path)) != before
 
 
 def test_progress_follows_the_steps_and_interrupt_leaves_no_patch(loaded, monkeypatch) -> None:
@@ -207,6 +197,9 @@ def test_a_profile_and_a_head_set_come_from_files(loaded, tmp_path: Path) -> Non
     (heads,) = head_set(str(tmp_path / "h.json"))
     (guided,) = guidance(1.0, "blocks.1", 1.0, 0.0, 1.0, 0.0, heads)
     assert guided.heads == heads
+    kept = dataclasses.replace(heads, settings={"perturbation": "uniform", "scale": 9.0})
+    (guided,) = guidance(1.0, "all", 1.0, 0.0, 1.0, 0.0, kept)
+    assert (guided.settings.perturbation, guided.settings.scale) == ("uniform", 1.0)
 
 
 def test_the_shim_comes_and_goes(tmp_path: Path, capsys) -> None:
@@ -224,6 +217,10 @@ def test_the_shim_comes_and_goes(tmp_path: Path, capsys) -> None:
         assert cli.main(["comfyui", verb, str(tmp_path)]) == 2
         assert "is not ours" in capsys.readouterr().err
     (shim / "mine.py").unlink()
+    mine = shim / "example_workflows/mine.json"
+    mine.write_text("{}")
+    assert cli.main(["comfyui", "uninstall", str(tmp_path)]) == 2
+    mine.unlink()
     assert cli.main(["comfyui", "uninstall", str(tmp_path)]) == 0
     assert not shim.exists()
     assert cli.main(["comfyui", "uninstall", str(tmp_path)]) == 0

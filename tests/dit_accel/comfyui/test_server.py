@@ -17,7 +17,7 @@ from dit_accel import cli
 from dit_accel.cli.replay import settings_in
 from dit_accel.comfyui import NODES
 from dit_accel.comfyui.workflows import RENDER, as_page, as_prompt
-from dit_accel.media import read_metadata, read_tags
+from dit_accel.media import read_tags
 
 
 class Server:
@@ -105,7 +105,7 @@ def test_the_example_gives_a_video_once_and_then_from_the_cache(
     outcome = server.outcome(server.queue(as_prompt(RENDER)))
     assert outcome["status"]["status_str"] == "success", outcome["status"]
     (video,) = (server.base / "output").glob("dit_accel_*.webm")
-    recipe = read_metadata(video)
+    recipe = settings_in(video)
     assert (recipe["method"], recipe["steps"]) == ("svg-ear", 12)
     assert cli.main(["replay", str(video), "-o", str(tmp_path / "again.mp4")]) == 0
     assert "svg-ear on wan" in capsys.readouterr().out
