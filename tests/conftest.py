@@ -18,6 +18,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+import dit_accel.cost
 from dit_accel_assets import tiny_world_path
 
 OUTCOMES = pytest.StashKey[dict[Case, str]]()
@@ -57,11 +58,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _clean_process() -> Iterator[None]:
-    """Fill new memory with NaN, and keep diffusers' process-wide backend as it was."""
+    """Fill new memory with NaN, keep diffusers' process-wide backend as it was, and know no machine's rates:
+    tiny models cannot pay, and say so.
+    """
+    shipped, dit_accel.cost.shipped_rates = dit_accel.cost.shipped_rates, lambda: Path("none")
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     backend = _AttentionBackendRegistry._active_backend
     yield
+    dit_accel.cost.shipped_rates = shipped
     _AttentionBackendRegistry._active_backend = backend
     torch.use_deterministic_algorithms(False)
 
