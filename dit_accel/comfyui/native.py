@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from torch import Tensor
@@ -33,6 +34,11 @@ UNKNOWN = (
 )  # layers of a model, before its first call is over: a layer counted from the last is none yet
 CLOSE = 1e-5  # sigmas are float32 in ComfyUI, and computed again from shares of the steps
 BRANCHES = ("cond", "uncond")
+PICTURE_FIRST = (
+    "HunyuanVideo",
+    "HiDreamImageTransformer2DModel",
+    "AsymmDiTJoint",  # Mochi
+)  # models of ComfyUI that put the text behind the picture; the others put it before
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Where:
         stream: what its state belongs to: its conditions, its context window, and how many calls of the same
             came before at this sigma.
         cells: frames, height and width of the latent.
+        text_tokens: of its conditions, whether or not the picture attends to them in the same call.
+        text_first: where they are, if it does.
     """
 
     sigma: float
@@ -54,6 +62,8 @@ class Where:
     branch: str
     stream: tuple[Any, ...]
     cells: tuple[int, int, int]
+    text_tokens: int = 0
+    text_first: bool = True
 
     @property
     def least_tokens(self) -> int:
@@ -62,24 +72,32 @@ class Where:
         return frames * (height // 2) * (width // 2)
 
     def layout(self, options: Mapping[str, Any], tokens: int) -> TokenLayout | None:
-        """Where the visual tokens are: the grid that makes their number, text before them by ``img_slice``;
-        None if none does.
+        """Where the visual tokens are: the grid that makes their number, alone or with the text; None if none
+        does.
         """
         part = options.get("img_slice")
-        text = int(part[0]) if part is not None else 0
+        texts = (0, self.text_tokens) if part is None else (int(part[0]),)
         frames, height, width = self.cells
         told = options.get("grid_sizes")
         grids = [tuple(int(n) for n in told)] if told is not None and len(told) == 3 else []
         grids += [(frames, -(-height // side), -(-width // side)) for side in (1, 2)]
-        for grid in grids:
+        for text, grid in product(texts, grids):
             if math.prod(grid) == tokens - text:
-                return TokenLayout(grid[0], grid[1], grid[2], text, text_first=True)
+                first = part is not None or self.text_first
+                return TokenLayout(grid[0], grid[1], grid[2], text, text_first=first)
         return None
 
 
-def where(x: Tensor, sigma: Tensor, options: Mapping[str, Any], seen: Counter[Any]) -> Where:
-    """A model call from its latent ``[B, C, (T,) H, W]`` and ComfyUI's ``transformer_options``; ``seen`` counts
-    calls at one sigma.
+def where(
+    x: Tensor,
+    sigma: Tensor,
+    options: Mapping[str, Any],
+    seen: Counter[Any],
+    context: Tensor | None = None,
+    model: str = "",
+) -> Where:
+    """A model call from its latent ``[B, C, (T,) H, W]``, ComfyUI's ``transformer_options``, its conditions
+    ``[B, T, C]`` and the class name of its transformer; ``seen`` counts calls at one sigma.
     """
     now = float(sigma.max())  # the one wait for the device
     window = options.get("context_window")
@@ -96,7 +114,16 @@ def where(x: Tensor, sigma: Tensor, options: Mapping[str, Any], seen: Counter[An
     parts = [BRANCHES[i] for i in options.get("cond_or_uncond") or () if i in (0, 1)]
     frames_rows_columns = (1, *x.shape[2:])[-3:]
     cells = (frames_rows_columns[0], frames_rows_columns[1], frames_rows_columns[2])
-    return Where(now, step, steps, "+".join(parts) or "cond", (same, seen[now, same]), cells)
+    return Where(
+        now,
+        step,
+        steps,
+        "+".join(parts) or "cond",
+        (same, seen[now, same]),
+        cells,
+        context.shape[1] if context is not None and context.dim() == 3 else 0,
+        model not in PICTURE_FIRST,
+    )
 
 
 def split(x: Tensor, heads: int, skip_reshape: bool) -> Tensor:
@@ -286,6 +313,16 @@ def with_override(
 ) -> dict[str, Any]:
     """``transformer_options`` for one model call, its attention led by what ``make`` makes of the one before."""
     return {**options, KEY: make(options.get(KEY))}
+
+
+def called_at(
+    executor: Any, arguments: Sequence[Any], named: Mapping[str, Any], seen: Counter[Any]
+) -> Where:
+    """`where`, from a call of a wrapper of ``apply_model``."""
+    context = arguments[3] if len(arguments) > 3 else named.get("c_crossattn")
+    model = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
+    options = called_with(arguments, named)
+    return where(arguments[0], arguments[1], options, seen, context, type(model).__name__)
 
 
 def called_with(arguments: Sequence[Any], named: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -24,9 +24,9 @@ from dit_accel.comfyui.native import (
     UNKNOWN,
     ModelCall,
     SparseOverride,
+    called_at,
     called_with,
     replaced,
-    where,
     with_override,
 )
 from dit_accel.comfyui.native_guidance import Perturbation, guided, layers_of
@@ -70,7 +70,7 @@ def attention(
     def around(executor: Any, *given: Any, **named: Any) -> Any:
         """One model call: our attention on top of whatever is there, in this call alone."""
         options = called_with(given, named)
-        at = where(given[0], given[1], options, override.seen)
+        at = called_at(executor, given, named, override.seen)
         calls: list[ModelCall] = []
 
         def ours(previous: Any) -> Any:
@@ -126,7 +126,7 @@ def guidance(
 
         def around(executor: Any, *inner: Any, **named: Any) -> Any:
             options = called_with(inner, named)
-            at = where(inner[0], inner[1], options, seen)
+            at = called_at(executor, inner, named, seen)
 
             def ours(previous: Any) -> Any:
                 return torch.compiler.disable(perturbation.attention(ModelCall(at, previous)))

@@ -6,11 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dit_accel.comfyui.declaration import Input, Node, Output, choice, number, socket, text
+from dit_accel.comfyui.declaration import (
+    Input,
+    Node,
+    Output,
+    choice,
+    number,
+    socket,
+    text,
+    whole,
+)
 from dit_accel.comfyui.native_nodes import NODES as NATIVE
 from dit_accel.comfyui.pipeline_nodes import NODES as AROUND_PIPELINES
 
-PLACES = ([40, 40], [40, 300], [460, 40], [880, 40], [880, 400], [880, 760])
+COLUMN, MARGIN, GAP = 420, 40, 60  # pixels of the page
 CHOSEN_SEED = "fixed"  # the page adds a widget of its own after a seed
 
 
@@ -34,7 +43,67 @@ SAVE = _own(
     ],
 )
 PREVIEW = _own("PreviewImage", [socket("images", "IMAGE", "")])
-KNOWN = {node.id: node for node in (*AROUND_PIPELINES, *NATIVE, SAVE, PREVIEW)}
+WAN = (
+    _own(
+        "UNETLoader",
+        [
+            choice("unet_name", (), "wan2.1_t2v_1.3B_fp16.safetensors", ""),
+            choice("weight_dtype", (), "default", ""),
+        ],
+        [Output("MODEL", "MODEL")],
+    ),
+    _own(
+        "CLIPLoader",
+        [
+            choice("clip_name", (), "umt5_xxl_fp8_e4m3fn_scaled.safetensors", ""),
+            choice("type", (), "wan", ""),
+            choice("device", (), "default", ""),
+        ],
+        [Output("CLIP", "CLIP")],
+    ),
+    _own(
+        "VAELoader",
+        [choice("vae_name", (), "wan_2.1_vae.safetensors", "")],
+        [Output("VAE", "VAE")],
+    ),
+    _own(
+        "CLIPTextEncode",
+        [socket("clip", "CLIP", ""), text("text", "", "", multiline=True)],
+        [Output("CONDITIONING", "CONDITIONING")],
+    ),
+    _own(
+        "EmptyHunyuanLatentVideo",
+        [
+            whole("width", 832, 16, 16384, "", 16),
+            whole("height", 480, 16, 16384, "", 16),
+            whole("length", 81, 1, 16384, "", 4),
+            whole("batch_size", 1, 1, 4096, ""),
+        ],
+        [Output("LATENT", "LATENT")],
+    ),
+    _own(
+        "KSampler",
+        [
+            socket("model", "MODEL", ""),
+            socket("positive", "CONDITIONING", ""),
+            socket("negative", "CONDITIONING", ""),
+            socket("latent_image", "LATENT", ""),
+            whole("seed", 0, 0, 2**64 - 1, ""),
+            whole("steps", 30, 1, 10000, ""),
+            number("cfg", 6.0, 0.0, 100.0, 0.1, ""),
+            choice("sampler_name", (), "euler", ""),
+            choice("scheduler", (), "simple", ""),
+            number("denoise", 1.0, 0.0, 1.0, 0.01, ""),
+        ],
+        [Output("LATENT", "LATENT")],
+    ),
+    _own(
+        "VAEDecode",
+        [socket("samples", "LATENT", ""), socket("vae", "VAE", "")],
+        [Output("IMAGE", "IMAGE")],
+    ),
+)
+KNOWN = {node.id: node for node in (*AROUND_PIPELINES, *NATIVE, SAVE, PREVIEW, *WAN)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +138,28 @@ COMPARE = (
     Step("DitAccelCompare", PROMPT, {"pipeline": (0, 0), "attention": (1, 0)}),
     *(Step("PreviewImage", {}, {"images": (2, output)}) for output in range(3)),
 )
-EXAMPLES: dict[str, Sequence[Step]] = {"tiny_world_render": RENDER, "tiny_world_compare": COMPARE}
+IN_WAN = (
+    Step("UNETLoader"),
+    Step("CLIPLoader"),
+    Step("VAELoader"),
+    Step("DitAccelNativeAttention", {"method": "svg2"}, {"model": (0, 0)}),
+    Step("DitAccelNativeGuidance", {"scale": 1.0}, {"model": (3, 0)}),
+    Step("CLIPTextEncode", {"text": "a cat walks on wet grass at sunrise"}, {"clip": (1, 0)}),
+    Step("CLIPTextEncode", {"text": "blurry, static, low quality"}, {"clip": (1, 0)}),
+    Step("EmptyHunyuanLatentVideo"),
+    Step(
+        "KSampler",
+        {},
+        {"model": (4, 0), "positive": (5, 0), "negative": (6, 0), "latent_image": (7, 0)},
+    ),
+    Step("VAEDecode", {}, {"samples": (8, 0), "vae": (2, 0)}),
+    Step("SaveWEBM", {}, {"images": (9, 0)}),
+)
+EXAMPLES: dict[str, Sequence[Step]] = {
+    "tiny_world_render": RENDER,
+    "tiny_world_compare": COMPARE,
+    "wan_native_attention": IN_WAN,
+}
 
 
 def as_prompt(steps: Sequence[Step]) -> dict[str, Any]:
@@ -90,6 +180,8 @@ def as_page(steps: Sequence[Step]) -> dict[str, Any]:
     """What ComfyUI's page opens: nodes in columns from left to right."""
     links: list[list[Any]] = []
     nodes = [_page_node(number, step, links) for number, step in enumerate(steps)]
+    for node, place in zip(nodes, _places(steps, [node["size"][1] for node in nodes]), strict=True):
+        node["pos"] = place
     for link, source, output, *_ in links:
         nodes[source]["outputs"][output]["links"].append(link)
     return {
@@ -102,6 +194,19 @@ def as_page(steps: Sequence[Step]) -> dict[str, Any]:
         "extra": {},
         "version": 0.4,
     }
+
+
+def _places(steps: Sequence[Step], heights: Sequence[int]) -> list[list[int]]:
+    """Left upper corner of each node: its column is its distance from the sources."""
+    columns: list[int] = []
+    below: dict[int, int] = {}
+    places = []
+    for step, height in zip(steps, heights, strict=True):
+        column = max((columns[source] + 1 for source, _ in step.links.values()), default=0)
+        columns.append(column)
+        places.append([MARGIN + COLUMN * column, below.get(column, MARGIN)])
+        below[column] = places[-1][1] + height + GAP
+    return places
 
 
 def _page_node(number: int, step: Step, links: list[list[Any]]) -> dict[str, Any]:
@@ -120,7 +225,6 @@ def _page_node(number: int, step: Step, links: list[list[Any]]) -> dict[str, Any
     return {
         "id": number,
         "type": step.node,
-        "pos": PLACES[number],
         "size": [360, height],
         "flags": {},
         "order": number,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from dit_accel import Profile
 from dit_accel.errors import BadInput, RunFailed
@@ -126,14 +128,32 @@ def tune(tuning: Tuning, out: Path) -> Tuned:
         RunFailed: if no setting holds the targets, with the best that was found.
     """
     card, journal = prepared(tuning, out)
-    model = fingerprint(card.source)
-    pipe = load_pipeline(card, device=tuning.base.device, dtype=tuning.base.dtype)
-    pipe.set_progress_bar_config(disable=True)
-    bench = Bench(pipe, tuning.goal, tuning.backbone)
+    with alone(journal):
+        model = fingerprint(card.source)
+        pipe = load_pipeline(card, device=tuning.base.device, dtype=tuning.base.dtype)
+        pipe.set_progress_bar_config(disable=True)
+        bench = Bench(pipe, tuning.goal, tuning.backbone)
+        try:
+            return _tuned(tuning, out, bench, space(tuning, card), journal, model)
+        finally:
+            bench.close()
+
+
+@contextmanager
+def alone(journal: Path) -> Iterator[None]:
+    """Keep a second search off the same trials: it would take this one's running trial for one that was killed.
+
+    Raises:
+        BadInput: if one is running.
+    """
+    journal.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return _tuned(tuning, out, bench, space(tuning, card), journal, model)
-    finally:
-        bench.close()
+        with FileLock(journal.with_suffix(".lock"), timeout=0):
+            yield
+    except Timeout:
+        raise BadInput(
+            f"another tune is writing to {journal}: let it end, or give another --out"
+        ) from None
 
 
 def _tuned(
@@ -183,7 +203,9 @@ def best(search: Search, bench: Bench, fresh: Sequence[RenderSettings]) -> Tuned
     failed = []
     for attempt, trial in enumerate(search.winners()[:TRIED], 1):
         profile = profile_of(trial)
-        winner, *others = validated(bench, [profile, Profile()][: 1 + (default is None)], fresh)
+        winner, *others = validated(
+            bench, [profile, Profile()][: 1 + (default is None)], fresh, search.study
+        )
         default = others[0] if others else default
         assert default is not None
         wrong = shortfall(search.goal, winner, 1 - 0.05 / attempt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import statistics
 import tempfile
@@ -281,9 +282,13 @@ def profile_of(trial: FrozenTrial) -> Profile:
 
 
 def validated(
-    bench: Bench, profiles: Sequence[Profile], cases: Sequence[RenderSettings]
+    bench: Bench,
+    profiles: Sequence[Profile],
+    cases: Sequence[RenderSettings],
+    study: optuna.Study,
 ) -> list[Measured]:
-    """Figures of profiles on clips that the search never saw: per clip dense and the profiles in turn.
+    """Figures of profiles on clips that the search never saw: per clip dense and the profiles in turn. Each is
+    kept in the study as soon as it is there.
 
     Raises:
         RunFailed: for frames that are not finite.
@@ -292,11 +297,20 @@ def validated(
     found = [Measured() for _ in profiles]
     for case in tqdm(cases, desc="validate"):
         for profile, measured in zip(profiles, found, strict=True):
-            try:
-                measured.add(*bench.measure(profile, case))
-            except ValueError as error:
-                raise RunFailed(f"{profile.method.name} on {case.prompt!r}: {error}") from None
+            key = kept_as(profile, case)
+            if key not in study.user_attrs:
+                try:
+                    study.set_user_attr(key, bench.measure(profile, case))
+                except ValueError as error:
+                    raise RunFailed(f"{profile.method.name} on {case.prompt!r}: {error}") from None
+            measured.add(*study.user_attrs[key])
     return found
+
+
+def kept_as(profile: Profile, case: RenderSettings) -> str:
+    """The name in a study of what a profile measured on a fresh clip; the study's own name holds the rest."""
+    told = json.dumps([profile.to_dict(), case.prompt, case.seed], sort_keys=True)
+    return f"validated {hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 def in_turn(prompts: Sequence[str], count: int, first_seed: int) -> Iterator[tuple[str, int]]:

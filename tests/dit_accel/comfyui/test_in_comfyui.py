@@ -13,6 +13,7 @@ import torch
 from dit_accel.comfyui import native_nodes
 from dit_accel.comfyui.native import KEY, SparseOverride
 from dit_accel.errors import BadInput
+from dit_accel.methods import METHODS
 
 STEPS, SEED = 2, 1
 
@@ -134,6 +135,33 @@ def test_full_selection_is_the_unpatched_model_and_half_is_not(model) -> None:
     half = sample(model, attention(model.patcher, "svg-ear", "density=0.3"))
     assert not torch.allclose(half, plain, atol=1e-4)
     assert torch.equal(sample(model, model.patcher), plain)  # the model without the node
+
+
+def test_text_among_the_tokens_is_found_where_it_is(model, monkeypatch) -> None:
+    for (
+        condition
+    ) in model.conditions:  # one word over and over: in the first layer its keys are equal
+        condition[0][0] = condition[0][0][:, :1].expand(-1, 7, -1).clone()
+    patched = attention(model.patcher, "neighborhood", "density=0.5")
+    inner, layouts = state_of(patched), []
+    compute = METHODS["neighborhood"].attend
+
+    def watched(self: Any, call: Any, *more: Any) -> Any:
+        if call.layer == 0:
+            layouts.append((call.layout, call.key))
+        return compute(self, call, *more)
+
+    monkeypatch.setattr(METHODS["neighborhood"], "attend", watched)
+    sample(model, patched)
+    assert set(inner.tally.fallbacks) <= {"cross attention", "fewer tokens than the picture has"}
+    for layout, key in layouts:
+        assert layout.visual_tokens + layout.text_tokens == key.shape[1]
+        if layout.text_tokens:
+            text = key[:, :7] if layout.text_first else key[:, -7:]
+            picture = key[:, 7:14] if layout.text_first else key[:, -14:-7]
+            assert torch.allclose(text, text[:, :1].expand_as(text), atol=1e-5)
+            assert not torch.allclose(picture, picture[:, :1].expand_as(picture), atol=1e-2)
+    assert layouts
 
 
 def test_conditions_that_run_apart_never_share_state_and_leave_none(model) -> None:

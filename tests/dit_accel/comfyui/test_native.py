@@ -189,6 +189,12 @@ def test_grids_and_text() -> None:
     picture = call_of(cells=(9, 7)).where
     assert picture.least_tokens == 12
     assert picture.layout({}, 20).height == 5
+    text = torch.zeros(1, 7, 24)
+    for model, first in (("Flux", True), ("HunyuanVideo", False)):
+        joint = where(torch.zeros(1, 4, 3, 8, 12), SIGMAS[:1], options(), Counter(), text, model)
+        found = joint.layout({}, 79)
+        assert (found.text_tokens, found.text_first, found.width) == (7, first, 6)
+        assert joint.layout({}, 72).text_tokens == 0
     window = SparseOverride(Profile(Neighborhood(density=0.5), EVERYWHERE))
     window.attention(call_of())(plain, *tensors(), 2, transformer_options=options())
     assert window.tally.calls["sparse"] == 1

@@ -16,7 +16,7 @@ import pytest
 from dit_accel import cli
 from dit_accel.cli.replay import settings_in
 from dit_accel.comfyui import NODES
-from dit_accel.comfyui.workflows import RENDER, as_page, as_prompt
+from dit_accel.comfyui.workflows import EXAMPLES, RENDER, as_page, as_prompt
 from dit_accel.media import read_tags
 
 
@@ -96,7 +96,16 @@ def test_the_server_starts_with_every_node_and_no_warning_of_ours(server: Server
     ours = [line for line in lines if "dit_accel" in line.lower()]
     assert not [line for line in ours if "warn" in line.lower() or "fail" in line.lower()]
     examples = server.ask("/workflow_templates")
-    assert sorted(examples["dit_accel"]) == ["tiny_world_compare", "tiny_world_render"]
+    assert sorted(examples["dit_accel"]) == sorted(EXAMPLES)
+    told = server.ask("/object_info")
+    for steps in EXAMPLES.values():  # the page fills widgets and sockets by these orders and names
+        for step in steps:
+            takes = told[step.node]["input"]
+            names = [*takes.get("required", {}), *takes.get("optional", {})]
+            assert [i.name for i in step.declared.inputs if i.kind != "socket"] == [
+                name for name in names if name in step.widgets()
+            ]
+            assert set(step.links) <= set(names), step.node
 
 
 def test_the_example_gives_a_video_once_and_then_from_the_cache(

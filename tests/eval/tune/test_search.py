@@ -11,7 +11,7 @@ import dit_accel_eval.tune.run
 from dit_accel import Profile, cli
 from dit_accel.errors import BadInput, RunFailed
 from dit_accel.render import RenderSettings
-from dit_accel_eval.tune.run import Tuning, best, cost
+from dit_accel_eval.tune.run import Tuning, alone, best, cost
 from dit_accel_eval.tune.search import Goal, Search, in_turn, open_study, profile_of
 from dit_accel_eval.tune.space import METHODS, Space, starts
 from dit_accel_eval.tune.targets import Target
@@ -127,6 +127,34 @@ def test_a_killed_search_goes_on_in_its_journal(tmp_path: Path) -> None:
     search = searched(tmp_path, goal, 12, again)
     assert len(search.finished()) == 12
     assert again.rendered <= (12 - done) * len(CASES)
+
+
+def test_a_killed_validation_goes_on_too(tmp_path: Path) -> None:
+    class Dies(Planted):
+        def measure(self, profile, case):
+            if self.rendered == 7:
+                raise KeyboardInterrupt
+            return super().measure(profile, case)
+
+    search = searched(tmp_path, Goal((Target.parse("psnr>=36"),)), 20, Planted())
+    with pytest.raises(KeyboardInterrupt):
+        best(search, Dies(), FRESH)
+    search.study = open_study(tmp_path / "t.jsonl", "s", 0)
+    rest, whole = Planted(), Planted()
+    resumed = best(search, rest, FRESH)
+    search.study = searched(tmp_path / "other", search.goal, 20, Planted()).study
+    uninterrupted = best(search, whole, FRESH)
+    assert resumed == uninterrupted
+    assert rest.rendered == whole.rendered - 7
+
+
+def test_a_second_search_on_the_same_trials_is_refused(tmp_path: Path) -> None:
+    with alone(tmp_path / "new" / "t.jsonl"):
+        refused = "another tune is writing to .*t.jsonl"
+        with pytest.raises(BadInput, match=refused), alone(tmp_path / "new" / "t.jsonl"):
+            raise AssertionError("both went in")
+    with alone(tmp_path / "new" / "t.jsonl"):
+        pass
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 8], ids=str)
