@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from dit_accel_kernels import BlockMap, Precision
@@ -41,6 +43,28 @@ class AttentionCall:
     @property
     def tokens(self) -> int:
         return self.query.shape[1]
+
+    def samples(self) -> list[AttentionCall]:
+        """Calls whose tokens all count and lie as their layouts say: this one, or one for each part of it."""
+        layout = self.layout
+        if not layout.parts:
+            return [self]
+        tensors = (self.query, self.key, self.value)
+        found = []
+        for part in layout.parts:
+            query, key, value = (part.of(t) for t in tensors)
+            own = replace(layout, text_tokens=query.shape[1] - layout.visual_tokens, parts=())
+            found.append(replace(self, query=query, key=key, value=value, layout=own))
+        return found
+
+    def joined(self, outs: Sequence[Tensor]) -> Tensor:
+        """The attention of all tokens out of that of the `samples`; zero for padding."""
+        if not self.layout.parts:
+            return outs[0]
+        found = torch.zeros_like(self.query)
+        for part, out in zip(self.layout.parts, outs, strict=True):
+            part.put(found, out)
+        return found
 
     def visual(self) -> AttentionCall:
         """The same call without its text tokens."""

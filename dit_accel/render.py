@@ -15,6 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from dit_accel.config import Guard, Schedule
+from dit_accel.enabled import preserved
 from dit_accel.errors import BadInput
 from dit_accel.guidance import ModelShape, PerturbedGuidance, find_heads
 from dit_accel.loading import DTYPES, TINY_WORLD, ModelCard, read_card
@@ -22,7 +23,7 @@ from dit_accel.parsing import parsed, parsed_knobs
 from dit_accel.precision import checked_precision
 from dit_accel.profile import Profile, method_of
 from dit_accel.report import AttentionReport
-from dit_accel.session import preserved, transformers_of
+from dit_accel.session import transformers_of
 from dit_accel.verbs import (
     disable_perturbed_guidance,
     enable_perturbed_guidance,

@@ -7,11 +7,12 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ class Session:
         self._ops = Ops(self._tally.stopwatch, self._tally.plans)
         self._moment: Moment | None = None
         self._layout: TokenLayout | None = None
-        self._layouts: dict[Hashable, TokenLayout] = {}
+        self._layouts: dict[Hashable, TokenLayout | None] = {}
         self._installations: list[seam.Installation] = []
         try:
             for stack, transformer in transformers_of(target).items():
@@ -186,12 +187,11 @@ class Session:
 
     def _layout_of(
         self, moment: Moment, arguments: Mapping[str, Any], config: Mapping[str, Any]
-    ) -> TokenLayout:
+    ) -> TokenLayout | None:
         """The layout, made once in a run for tensors of the same shape: some are read from the device."""
         if moment.new_run:
             self._layouts.clear()
-        tensors = (arguments.get(name) for name in ("hidden_states", "encoder_hidden_states"))
-        key = (moment.branch, tuple(t.shape for t in tensors if isinstance(t, Tensor)))
+        key = (moment.branch, tuple(_shapes(arguments.values())))
         if key not in self._layouts:
             self._layouts[key] = self.family.layout(arguments, config)
         return self._layouts[key]
@@ -256,13 +256,15 @@ class Session:
     def _unperturbed(self, layer: seam.Layer, dense: seam.DenseCall) -> Tensor:
         """Dense by schedule, sparse by the method's plan, or a fallback."""
         query, moment, layout = dense.query, self._moment, self._layout
-        if dense.mask is not None:
+        if layout is None:
+            layout = TokenLayout(1, 1, query.shape[1])
+        if dense.mask is not None and not layout.parts:
             return self.fall_back("attention mask", dense)
         if dense.causal:
             return self.fall_back("causal attention", dense)
         if query.shape[1] != dense.key.shape[1]:
             return self.fall_back("queries and keys of different length", dense)
-        if moment is None or layout is None:
+        if moment is None:
             return self.fall_back("attention called outside the transformer's forward", dense)
         if self.family.crops_text:
             rest = query.shape[1] - layout.visual_tokens
@@ -281,19 +283,6 @@ class Session:
         rules = self.profile.schedule.rules_at(place)
         self._held.update(rules)
         method = self._method_by(rules)
-        if isinstance(method, Dense) or self.profile.schedule.is_dense(place, rules):
-            return self._dense(dense, scale)
-        if self._running_again:
-            return self.fall_back("guard: this forward ran again", dense)
-        fault = self._watch.reason(f"{layer.stack}.{layer.name}")
-        if fault is not None:
-            return self.fall_back(f"guard: {fault}", dense)
-        least = self.profile.schedule.min_tokens
-        least = crossover_tokens(query.device.type) if least is None else least
-        if self.profile.precision == "full":
-            self._adviser.look(method, query, query.shape[1] >= least)
-        if query.shape[1] < least:
-            return self.fall_back(f"fewer than {least} tokens", dense)
         call = AttentionCall(
             query,
             dense.key,
@@ -305,9 +294,24 @@ class Session:
             moment.num_steps,
             moment.branch,
             layout,
-            self._choose(self.profile.precision, query),
         )
-        return self._sparse(method, call, layer, dense)
+        if isinstance(method, Dense) or self.profile.schedule.is_dense(place, rules):
+            return self._dense(dense, call)
+        if self._running_again:
+            return self.fall_back("guard: this forward ran again", dense)
+        fault = self._watch.reason(f"{layer.stack}.{layer.name}")
+        if fault is not None:
+            return self.fall_back(f"guard: {fault}", dense)
+        if layout.is_line and method.needs_grid:
+            return self.fall_back(f"{method.name} needs tokens that lie in a grid", dense)
+        least = self.profile.schedule.min_tokens
+        least = crossover_tokens(query.device.type) if least is None else least
+        if self.profile.precision == "full":
+            self._adviser.look(method, query, query.shape[1] >= least)
+        if query.shape[1] < least:
+            return self.fall_back(f"fewer than {least} tokens", dense)
+        precision = self._choose(self.profile.precision, query)
+        return self._sparse(method, dataclasses.replace(call, precision=precision), layer, dense)
 
     def _method_by(self, rules: tuple[int, ...]) -> Method:
         """The method with the knobs of some rules; one object per set of rules."""
@@ -318,25 +322,32 @@ class Session:
     def _sparse(
         self, method: Method, call: AttentionCall, layer: seam.Layer, dense: seam.DenseCall
     ) -> Tensor:
-        owner = (call.branch, self._calls[layer.id], tuple(call.query.shape))
-        if owner not in layer.states:
-            layer.states[owner] = method.new_state()
-        attended = method.attend(call, layer.states[owner], self._ops)
-        if attended is None:
-            return self._dense(dense, call.scale)
-        name = f"{layer.stack}.{layer.name}"
-        self._tally.sparse(name, attended.density)
-        if self.profile.guard.mode != "off":
-            with self._tally.stopwatch("guard", call.query.device):
-                self._watch.look(call, attended.out, name)
-        return attended.out
+        name, found = f"{layer.stack}.{layer.name}", []
+        for number, sample in enumerate(call.samples()):
+            owner = (call.branch, self._calls[layer.id], number, tuple(sample.query.shape))
+            if owner not in layer.states:
+                layer.states[owner] = method.new_state()
+            attended = method.attend(sample, layer.states[owner], self._ops)
+            if attended is None:
+                return self._dense(dense, call)
+            found.append(attended)
+            if self.profile.guard.mode != "off":
+                with self._tally.stopwatch("guard", call.query.device):
+                    self._watch.look(sample, attended.out, name)
+        self._tally.sparse(name, torch.stack([part.density for part in found]).mean())
+        return call.joined([part.out for part in found])
 
-    def _dense(self, dense: seam.DenseCall, scale: float) -> Tensor:
+    def _dense(self, dense: seam.DenseCall, call: AttentionCall) -> Tensor:
         self._tally.dense()
         precision = self._choose(self.profile.dense_precision, dense.query)
         if precision == "full":
             return self._timed_dense(dense)
-        return self._ops.quantized(dense.query, dense.key, dense.value, scale, precision)
+        return call.joined(
+            [
+                self._ops.quantized(part.query, part.key, part.value, part.scale, precision)
+                for part in call.samples()
+            ]
+        )
 
     def _choose(self, asked: Precision, query: Tensor) -> KernelPrecision:
         """What an asked precision means on the device that this session runs on, decided once."""
@@ -362,19 +373,13 @@ class Session:
                 layer.states.clear()
 
 
-@contextmanager
-def preserved(target: Any) -> Iterator[None]:
-    """What is enabled on a pipeline is the same afterwards."""
-    before = session_of(target)
-    profile = before.profile if before and before.sparse else None
-    guidance = before.guidance if before else None
-    try:
-        yield
-    finally:
-        for session in sessions_of(target):
-            session.uninstall()
-        if before is not None:
-            Session(target, before.family, profile, guidance)
+def _shapes(values: Iterable[Any]) -> Iterator[tuple[int, ...]]:
+    """Of tensors, also in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield tuple(value.shape)
+        elif isinstance(value, list | tuple):
+            yield from _shapes(value)
 
 
 def transformers_of(target: Any) -> dict[str, nn.Module]:
@@ -383,14 +388,3 @@ def transformers_of(target: Any) -> dict[str, nn.Module]:
         return {"transformer": target}
     found = {name: getattr(target, name, None) for name in ("transformer", "transformer_2")}
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
-
-
-def sessions_of(target: Any) -> list[Session]:
-    """The sessions that are enabled on the transformers of a pipeline, each once."""
-    owners = [seam.owner_of(transformer) for transformer in transformers_of(target).values()]
-    return list({id(o): o for o in owners if isinstance(o, Session)}.values())
-
-
-def session_of(target: Any) -> Session | None:
-    """The session that is enabled on a pipeline or transformer, if any."""
-    return next(iter(sessions_of(target)), None)

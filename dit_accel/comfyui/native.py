@@ -28,7 +28,6 @@ from dit_accel_pipelines import TokenLayout
 Attention = Callable[..., Tensor]
 Tokens = tuple[Tensor, Tensor, Tensor]  # [B, S, H, D] each
 KEY = "optimized_attention_override"
-GRIDS = ("svg", "neighborhood", "radial", "band")  # methods that need to know where a token is
 UNKNOWN = (
     1 << 20
 )  # layers of a model, before its first call is over: a layer counted from the last is none yet
@@ -262,7 +261,7 @@ class SparseOverride:
         if tokens < (self.profile.schedule.min_tokens or 0):
             return f"fewer than {self.profile.schedule.min_tokens} tokens"
         layout = at.layout(options, tokens)
-        if layout is None and needs_grid(method):
+        if layout is None and method.needs_grid:
             return f"{method.name} needs a grid of tokens: text is among them, and the model does not say where"
         attention = AttentionCall(
             *tensors,
@@ -300,12 +299,6 @@ class SparseOverride:
         density, sparse = self.tally.density()["sparse_calls"], self.tally.calls["sparse"]
         told = f"{sparse} sparse calls of density {density:.2f}" if sparse else "no call was sparse"
         return "; ".join([f"dit_accel: {name}: {told}", f"dense: {reasons or 'none'}", *remarks])
-
-
-def needs_grid(method: Method) -> bool:
-    """Whether a method, or its mask, has to know where a token is."""
-    inner = getattr(method, "inner", None)
-    return method.name in GRIDS or (isinstance(inner, Method) and needs_grid(inner))
 
 
 def with_override(

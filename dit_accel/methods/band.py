@@ -22,6 +22,7 @@ class Band(Method):
 
     name: ClassVar[str] = "band"
     source: ClassVar[str] = "the masks of Re-ttention, arXiv 2505.22918"
+    spatial: ClassVar[bool] = True
     static: ClassVar[bool] = True
 
     density: float = 0.1

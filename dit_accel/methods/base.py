@@ -41,11 +41,18 @@ class Method(abc.ABC):
         name: how the command line and the table of methods call it.
         source: where it comes from.
         static: a plan depends on shapes alone; one serves all layers, branches and steps.
+        spatial: a plan depends on where tokens are in the grid.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     static: ClassVar[bool] = False
+    spatial: ClassVar[bool] = False
+
+    @property
+    def needs_grid(self) -> bool:
+        """Whether tokens that lie in no grid keep a call dense."""
+        return self.spatial
 
     def new_state(self) -> Any:
         """Fresh memory for one (transformer, layer, branch, shape); it lives until the run ends."""

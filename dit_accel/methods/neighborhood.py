@@ -26,6 +26,7 @@ class Neighborhood(Method):
 
     name: ClassVar[str] = "neighborhood"
     source: ClassVar[str] = "Generalized Neighborhood Attention, arXiv 2504.16922"
+    spatial: ClassVar[bool] = True
     static: ClassVar[bool] = True
 
     density: float = 0.3

@@ -27,6 +27,7 @@ class Radial(Method):
 
     name: ClassVar[str] = "radial"
     source: ClassVar[str] = "Radial attention, arXiv 2506.19852"
+    spatial: ClassVar[bool] = True
     static: ClassVar[bool] = True
 
     decay: float = 0.8

@@ -32,6 +32,7 @@ class SVG(Refreshed):
 
     name: ClassVar[str] = "svg"
     source: ClassVar[str] = "Sparse VideoGen, arXiv 2502.01776"
+    spatial: ClassVar[bool] = True
 
     density: float = 0.3
     samples: int = 64

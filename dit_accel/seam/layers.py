@@ -106,7 +106,7 @@ class Layer:
         scale: float | None,
     ) -> Tensor:
         """Attention of ``[B, S, H, D]`` tensors, the session's way."""
-        backend = None if self.direct else self.processor._attention_backend
+        backend = getattr(self.processor, "_attention_backend", None) if not self.direct else None
         dense = DenseCall(query, key, value, mask, causal, scale, backend, self.direct)
         return self.owner.attend(self, dense)
 

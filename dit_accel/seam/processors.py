@@ -89,14 +89,19 @@ _LED = {"dispatch_attention_fn", "_scaled_dot_product_attention"}
 
 
 class _Lead(ast.NodeTransformer):
-    """``F.scaled_dot_product_attention(...)`` becomes our function with the layer's address."""
+    """``F.scaled_dot_product_attention(...)`` becomes our function; it, and a dispatch that names no backend, get
+    the layer's address.
+    """
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
-        if ast.unparse(node.func) == "F.scaled_dot_product_attention":
-            address = ast.parse("self._attention_backend", mode="eval").body
+        name = ast.unparse(node.func)
+        if name == "F.scaled_dot_product_attention":
             node.func = ast.Name("_scaled_dot_product_attention", ast.Load())
-            node.keywords.append(ast.keyword("backend", address))
+        elif name != "dispatch_attention_fn" or any(k.arg == "backend" for k in node.keywords):
+            return node
+        address = ast.parse("self._attention_backend", mode="eval").body
+        node.keywords.append(ast.keyword("backend", address))
         return node
 
 
@@ -115,7 +120,8 @@ def led_class(original: Any) -> Any:
     call = original.__call__
     names = call.__code__.co_names
     if "dispatch_attention_fn" in names:
-        body = _with_globals(call, call.__code__, dispatch_attention_fn=_dispatch)
+        code = call.__code__ if _names_backend(call.__code__) else _led_code(call)
+        body = _with_globals(call, code, dispatch_attention_fn=_dispatch)
     elif "scaled_dot_product_attention" in names and not call.__code__.co_freevars:
         ours = {"_scaled_dot_product_attention": _scaled_dot_product_attention}
         body = _with_globals(call, _led_code(call), **ours)
@@ -135,6 +141,11 @@ def led_class(original: Any) -> Any:
 
     members = {"__call__": functools.update_wrapper(led_call, call), "__reduce__": reduce}
     return type(f"Sparse{original.__name__}", (original,), members)
+
+
+def _names_backend(code: types.CodeType) -> bool:
+    """Whether a call in the code has the keyword ``backend``."""
+    return any(isinstance(c, tuple) and "backend" in c for c in code.co_consts)
 
 
 def _with_globals(call: Any, code: types.CodeType, **replaced: Any) -> types.FunctionType:

@@ -6,6 +6,7 @@ from dit_accel_pipelines import cogvideox, flux, hunyuan_video, ltx, mochi, pixa
 from dit_accel_pipelines.family import (
     AttentionShape,
     Family,
+    Part,
     SizeRule,
     TokenLayout,
     UnknownFamily,
@@ -26,6 +27,7 @@ register_family(pixart.PIXART)
 __all__ = [
     "AttentionShape",
     "Family",
+    "Part",
     "SizeRule",
     "TokenLayout",
     "UnknownFamily",

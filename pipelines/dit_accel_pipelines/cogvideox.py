@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import (
-    Config,
-    Family,
-    SizeRule,
-    TokenLayout,
-    latent_scale,
-)
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, latent_scale
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
@@ -23,23 +17,10 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    return SizeRule(
-        latent_scale(vae) * transformer["patch_size"],
-        frame_step=vae.get("temporal_compression_ratio", 4),
-    )
-
-
-def video_layout(
-    frames: int, height: int, width: int, transformer: Config, vae: Config
-) -> TokenLayout:
-    """Tokens of a video of some frames of height x width pixels; CogVideoX 1.5 fills up whole patches
-    in time.
-    """
+    """CogVideoX 1.5 fills up whole patches in time."""
     space = latent_scale(vae) * transformer["patch_size"]
-    latents = (frames - 1) // vae.get("temporal_compression_ratio", 4) + 1
-    depth = transformer.get("patch_size_t") or 1
-    text = transformer.get("max_text_seq_length", 226)
-    return TokenLayout(-(-latents // depth), height // space, width // space, text, text_first=True)
+    time = vae.get("temporal_compression_ratio", 4)
+    return SizeRule(space, time, transformer.get("patch_size_t") or 1)
 
 
 COGVIDEOX = Family(
@@ -49,8 +30,9 @@ COGVIDEOX = Family(
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    video_layout=video_layout,
     cfg="one batch",
+    text_tokens=lambda transformer: transformer.get("max_text_seq_length", 226),
+    text_first=True,
     batched=("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond", "ofs"),
     joint=True,
     tested="declared",

@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Samples of a batch that have equally many tokens, and where those lie.
+
+    Attributes:
+        samples: int64 ``[b]``.
+        places: int64 ``[b, n]``.
+    """
+
+    samples: Tensor
+    places: Tensor
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Their tokens ``[b, n, ...]`` out of ``[B, S, ...]``."""
+        return tensor[self.samples[:, None], self.places]
+
+    def put(self, tensor: Tensor, values: Tensor) -> None:
+        """The inverse, in place."""
+        tensor[self.samples[:, None], self.places] = values
 
 
 @dataclass(frozen=True)
 class TokenLayout:
     """Where the visual tokens of an attention call are.
 
-    ``frames * height * width`` visual tokens in raster order, with ``text_tokens`` before
-    (``text_first``) or after them. ``valid_tokens`` has one number per sample where text is padded,
-    else None: all count.
+    ``frames * height * width`` visual tokens in raster order, with ``text_tokens`` before (``text_first``) or after
+    them.
+
+    Attributes:
+        text_tokens: of text, and of whatever else is no part of the grid.
+        parts: where the tokens lie otherwise, or some are padding, which is in no part: the tokens of each
+            sample in the order said above; ``text_tokens`` counts the padding too. Empty: they lie so.
     """
 
     frames: int
@@ -24,21 +50,31 @@ class TokenLayout:
     width: int
     text_tokens: int = 0
     text_first: bool = False
-    valid_tokens: tuple[int, ...] | None = None
+    parts: tuple[Part, ...] = field(default=(), compare=False)
 
     @property
     def visual_tokens(self) -> int:
         return self.frames * self.height * self.width
 
+    @property
+    def is_line(self) -> bool:
+        """Nothing is known of where the visual tokens are."""
+        return self.frames == self.height == 1 < self.width
+
 
 @dataclass(frozen=True)
 class SizeRule:
-    """Which sizes a model takes: height and width divisible by ``multiple``, frames ``frame_step *
-    k + 1``.
+    """Which sizes a model takes, and how many pixels make a token.
+
+    Attributes:
+        multiple: divides height and width: a token is a square of as many pixels.
+        frame_step: the number of frames is ``frame_step * k + 1``; 1: any.
+        depth: latent frames in a token.
     """
 
     multiple: int
     frame_step: int
+    depth: int = 1
 
     def complaint(self, height: int, width: int, frames: int) -> str | None:
         """One line that says what is wrong with a size and what would do, or None."""
@@ -53,6 +89,13 @@ class SizeRule:
             return f"frames {frames} is not {self.frame_step}k+1: {near}"
         return None
 
+    def grid(self, frames: int, height: int, width: int) -> TokenLayout:
+        """The visual tokens of a video in pixels; a last token that is not full counts."""
+        latents = (frames - 1) // self.frame_step + 1
+        return TokenLayout(
+            -(-latents // self.depth), height // self.multiple, width // self.multiple
+        )
+
 
 Config = Mapping[str, Any]
 
@@ -64,6 +107,16 @@ class AttentionShape:
     layers: int
     heads: int
     head_dim: int
+
+
+def standard_heads(transformer: Config) -> tuple[int, int]:
+    """Number of heads and head_dim, where the config says them by diffusers' usual names."""
+    return transformer["num_attention_heads"], transformer["attention_head_dim"]
+
+
+def no_text(transformer: Config) -> int:
+    """Of a model whose text is not among the tokens."""
+    return 0
 
 
 def latent_scale(vae: Config) -> int:
@@ -79,19 +132,22 @@ class Family:
         name: short name for tables and reports.
         transformers: exact class names of the transformers.
         attention: pattern over module names; the modules it matches fully attend over the visual
-        tokens.
-        blocks: name of each block list with such modules, in the order of execution, to the key of its
-            length in the config.
+            tokens.
+        blocks: name of each block list with such modules, in the order of execution, to the key of the
+            config that holds its length, or a list of that length.
         layout: from the forward call's arguments (by name) and the transformer's config to the
-        TokenLayout.
+            TokenLayout; None where the tokens are no grid.
         size_rule: from the transformer's and the VAE's config (plain JSON) to the sizes that work.
-        video_layout: the TokenLayout of a video of (frames, height, width) in pixels, from the configs of
-            transformer and VAE.
         cfg: how the pipeline runs classifier-free guidance; ``"one batch"`` is ``[uncond, cond]``.
+        text_tokens: from the transformer's config to the number of text tokens among the others, as the
+            pipeline pads them by default.
+        text_first: they come first.
+        heads: from the transformer's config to number of heads and head_dim.
         batched: names of the forward's arguments that have the batch first.
         joint: text tokens take part in the attention.
         crops_text: each sample has its own attention call, with as many text tokens as are valid.
         output: what the pipeline makes.
+        guidance: perturbed guidance knows how its forward is called.
         tested: ``"tested"`` where sparse attention went through the whole family matrix.
     """
 
@@ -99,34 +155,46 @@ class Family:
     transformers: tuple[str, ...]
     attention: str
     blocks: Mapping[str, str]
-    layout: Callable[[Mapping[str, Any], Config], TokenLayout]
+    layout: Callable[[Mapping[str, Any], Config], TokenLayout | None]
     size_rule: Callable[[Config, Config], SizeRule]
-    video_layout: Callable[[int, int, int, Config, Config], TokenLayout]
     cfg: Literal["two calls", "one batch", "embedded"]
+    text_tokens: Callable[[Config], int] = no_text
+    text_first: bool = False
+    heads: Callable[[Config], tuple[int, int]] = standard_heads
     batched: tuple[str, ...] = ("hidden_states", "encoder_hidden_states", "timestep")
     joint: bool = False
     crops_text: bool = False
     output: Literal["video", "image"] = "video"
+    guidance: bool = True
     tested: Literal["tested", "declared"] = "tested"
 
     def block_counts(self, transformer: Config) -> dict[str, int]:
         """Number of blocks of each list, from the transformer's config."""
-        return {name: transformer[key] for name, key in self.blocks.items()}
+        counts = {name: transformer[key] for name, key in self.blocks.items()}
+        return {name: c if isinstance(c, int) else len(c) for name, c in counts.items()}
 
     def attention_shape(self, transformer: Config) -> AttentionShape:
         """From the transformer's config."""
         return AttentionShape(
-            sum(self.block_counts(transformer).values()),
-            transformer["num_attention_heads"],
-            transformer["attention_head_dim"],
+            sum(self.block_counts(transformer).values()), *self.heads(transformer)
         )
+
+    def video_layout(
+        self, frames: int, height: int, width: int, transformer: Config, vae: Config
+    ) -> TokenLayout:
+        """Tokens of a video in pixels, with the pipeline's default text, from the configs of transformer and
+        VAE.
+        """
+        grid = self.size_rule(transformer, vae).grid(frames, height, width)
+        return replace(grid, text_tokens=self.text_tokens(transformer), text_first=self.text_first)
 
     def attention_modules(self, transformer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """Name and module of each self-attention over visual tokens, in the order of execution."""
         pattern = re.compile(self.attention)
-        for name, module in transformer.named_modules():
-            if pattern.fullmatch(name):
-                yield name, module
+        for stack in self.blocks:
+            for name, module in transformer.get_submodule(stack).named_modules(prefix=stack):
+                if pattern.fullmatch(name):
+                    yield name, module
 
 
 class UnknownFamily(LookupError):
@@ -137,6 +205,38 @@ class UnknownFamily(LookupError):
         super().__init__(
             f"no family declares {name}; declared are {known}; add one with register_family"
         )
+
+
+def patches(hidden_states: Tensor, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The grid of the last three dimensions ``(F, H, W)`` of latents in patches; pictures ``[B, C, H, W]`` have one
+    frame.
+    """
+    frames, height, width = hidden_states.shape[-3:]
+    frames = frames if hidden_states.dim() == 5 else 1
+    return frames // patch[0], height // patch[1], width // patch[2]
+
+
+def in_parts(layout: TokenLayout, places: Sequence[Tensor]) -> TokenLayout:
+    """A layout whose tokens lie elsewhere: for each sample their places (int64), in the layout's order."""
+    lengths = [len(place) for place in places]
+    parts = []
+    for length in dict.fromkeys(lengths):
+        samples = [i for i, other in enumerate(lengths) if other == length]
+        where = torch.stack([places[i] for i in samples])
+        parts.append(Part(torch.tensor(samples, device=where.device), where))
+    return replace(layout, parts=tuple(parts))
+
+
+def valid_text(layout: TokenLayout, mask: Tensor) -> TokenLayout:
+    """A layout without the text tokens that a mask ``[B, T]`` leaves out (read from the device)."""
+    places = torch.arange(layout.visual_tokens + layout.text_tokens, device=mask.device)
+    if layout.text_first:
+        text, visual = places[: layout.text_tokens], places[layout.text_tokens :]
+        found = [torch.cat([text[row], visual]) for row in mask.bool()]
+    else:
+        visual, text = places[: layout.visual_tokens], places[layout.visual_tokens :]
+        found = [torch.cat([visual, text[row]]) for row in mask.bool()]
+    return in_parts(layout, found)
 
 
 _REGISTRY: dict[str, Family] = {}

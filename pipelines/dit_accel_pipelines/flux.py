@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import (
-    Config,
-    Family,
-    SizeRule,
-    TokenLayout,
-    latent_scale,
-)
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, latent_scale
 
-TEXT_TOKENS = 512  # the pipeline's default max_sequence_length
 PACKED = 2  # the pipeline packs 2 x 2 latents into a token
 
 
@@ -32,15 +25,7 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    return SizeRule(latent_scale(vae) * PACKED, frame_step=1)
-
-
-def video_layout(
-    frames: int, height: int, width: int, transformer: Config, vae: Config
-) -> TokenLayout:
-    """Tokens of an image of height x width pixels, with the pipeline's default text."""
-    space = latent_scale(vae) * PACKED
-    return TokenLayout(1, height // space, width // space, TEXT_TOKENS, text_first=True)
+    return SizeRule(latent_scale(vae) * PACKED, 1)
 
 
 FLUX = Family(
@@ -50,8 +35,9 @@ FLUX = Family(
     blocks={"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"},
     layout=layout,
     size_rule=size_rule,
-    video_layout=video_layout,
     cfg="embedded",
+    text_tokens=lambda _: 512,
+    text_first=True,
     joint=True,
     output="image",
     tested="declared",

@@ -18,23 +18,8 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    return SizeRule(_space(vae), frame_step=_time(vae))
-
-
-def video_layout(
-    frames: int, height: int, width: int, transformer: Config, vae: Config
-) -> TokenLayout:
-    """Tokens of a video of some frames of height x width pixels."""
-    space = _space(vae)
-    return TokenLayout((frames - 1) // _time(vae) + 1, height // space, width // space)
-
-
-def _space(vae: Config) -> int:
-    return vae.get("spatial_compression_ratio") or 32
-
-
-def _time(vae: Config) -> int:
-    return vae.get("temporal_compression_ratio") or 8
+    space, time = vae.get("spatial_compression_ratio"), vae.get("temporal_compression_ratio")
+    return SizeRule(space or 32, time or 8)
 
 
 LTX = Family(
@@ -44,7 +29,6 @@ LTX = Family(
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    video_layout=video_layout,
     cfg="one batch",
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),

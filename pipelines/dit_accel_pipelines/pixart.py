@@ -11,26 +11,18 @@ from dit_accel_pipelines.family import (
     SizeRule,
     TokenLayout,
     latent_scale,
+    patches,
 )
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, H, W]``."""
-    _, _, height, width = arguments["hidden_states"].shape
-    patch = config["patch_size"]
-    return TokenLayout(1, height // patch, width // patch)
+    side = config["patch_size"]
+    return TokenLayout(*patches(arguments["hidden_states"], (1, side, side)))
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    return SizeRule(latent_scale(vae) * transformer["patch_size"], frame_step=1)
-
-
-def video_layout(
-    frames: int, height: int, width: int, transformer: Config, vae: Config
-) -> TokenLayout:
-    """Tokens of an image of height x width pixels."""
-    space = latent_scale(vae) * transformer["patch_size"]
-    return TokenLayout(1, height // space, width // space)
+    return SizeRule(latent_scale(vae) * transformer["patch_size"], 1)
 
 
 PIXART = Family(
@@ -40,7 +32,6 @@ PIXART = Family(
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    video_layout=video_layout,
     cfg="one batch",
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "added_cond_kwargs"),

@@ -11,29 +11,19 @@ from dit_accel_pipelines.family import (
     SizeRule,
     TokenLayout,
     latent_scale,
+    patches,
 )
-
-TEXT_TOKENS = 77 + 256  # CLIP's, and the pipeline's default max_sequence_length
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, H, W]``."""
-    _, _, height, width = arguments["hidden_states"].shape
-    patch = config["patch_size"]
-    text = arguments["encoder_hidden_states"].shape[1]
-    return TokenLayout(1, height // patch, width // patch, text)
+    side = config["patch_size"]
+    grid = patches(arguments["hidden_states"], (1, side, side))
+    return TokenLayout(*grid, arguments["encoder_hidden_states"].shape[1])
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    return SizeRule(latent_scale(vae) * transformer["patch_size"], frame_step=1)
-
-
-def video_layout(
-    frames: int, height: int, width: int, transformer: Config, vae: Config
-) -> TokenLayout:
-    """Tokens of an image of height x width pixels, with the pipeline's default text."""
-    space = latent_scale(vae) * transformer["patch_size"]
-    return TokenLayout(1, height // space, width // space, TEXT_TOKENS)
+    return SizeRule(latent_scale(vae) * transformer["patch_size"], 1)
 
 
 SD3 = Family(
@@ -43,8 +33,8 @@ SD3 = Family(
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    video_layout=video_layout,
     cfg="one batch",
+    text_tokens=lambda _: 77 + 256,  # CLIP's and T5's
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
         *("block_controlnet_hidden_states", "joint_attention_kwargs"),

@@ -11,8 +11,8 @@ from peft import LoraConfig
 
 import dit_accel
 from dit_accel import SVG2, Schedule, seam
+from dit_accel.enabled import session_of
 from dit_accel.render import RenderSettings, render
-from dit_accel.session import session_of
 
 SPARSE = Schedule(dense_steps=0.25, min_tokens=0)
 ALWAYS = Schedule(dense_steps=0, min_tokens=0)

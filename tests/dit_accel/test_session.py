@@ -8,8 +8,8 @@ import torch
 
 import dit_accel
 from dit_accel import SVG2, Schedule, seam
+from dit_accel.enabled import session_of
 from dit_accel.seam import layers
-from dit_accel.session import session_of
 from dit_accel_pipelines import UnknownFamily
 
 SPARSE = Schedule(dense_steps=0.25, min_tokens=0)

@@ -23,10 +23,10 @@ from dit_accel.comfyui.pipeline_nodes import (
 )
 from dit_accel.comfyui.recipe import settings_of
 from dit_accel.comfyui.workflows import RENDER, as_prompt
+from dit_accel.enabled import session_of
 from dit_accel.errors import BadInput
 from dit_accel.guidance import ModelShape, find_heads
 from dit_accel.profile import Profile
-from dit_accel.session import session_of
 from dit_accel_pipelines import find_family
 
 SIZE = {"width": 64, "height": 64, "frames": 9, "steps": 2, "guidance_scale": 4.0, "seed": 1}

@@ -10,9 +10,9 @@ from tiny_pipelines import TINY
 
 import dit_accel
 from dit_accel import SVG2, HeadSet, Rule, Schedule
+from dit_accel.enabled import session_of
 from dit_accel.errors import BadInput
 from dit_accel.guidance import ModelShape, PerturbedGuidance
-from dit_accel.session import session_of
 from dit_accel_pipelines import find_family
 
 EVERY = pytest.mark.parametrize("name", TINY)

@@ -7,7 +7,7 @@ from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProc
 from tiny_pipelines import TINY, embeds, pooled
 
 import dit_accel
-from dit_accel.session import session_of
+from dit_accel.enabled import session_of
 
 EVERY = pytest.mark.parametrize("name", TINY)
 
