@@ -28,10 +28,11 @@ def main() -> None:
 @click.option("--pairs", default=50, help="(prompt, seed) pairs for each number of objects.")
 @click.option("--steps", default=20)
 @click.option("--guidance-scale", default=4.0)
+@click.option("--objects", multiple=True, type=click.IntRange(1, 2), default=(1, 2))
 @click.option(
-    "--stochastic",
-    is_flag=True,
-    help="The scheduler's stochastic_sampling: new noise in every step.",
+    "--stochastic/--ode",
+    default=None,
+    help="The scheduler's stochastic_sampling: new noise in every step.  [default: as in the model]",
 )
 @click.option("--batch", default=10)
 @click.option("--seed", default=0)
@@ -45,7 +46,8 @@ def caption_accuracy(
     pairs: int,
     steps: int,
     guidance_scale: float,
-    stochastic: bool,
+    objects: tuple[int, ...],
+    stochastic: bool | None,
     batch: int,
     seed: int,
     device: str,
@@ -54,12 +56,13 @@ def caption_accuracy(
     """Share of generated clips that show exactly what the caption says, dense, float32."""
     pipe = WanPipeline.from_pretrained(model).to(device)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler.register_to_config(stochastic_sampling=stochastic)
+    if stochastic is not None:
+        pipe.scheduler.register_to_config(stochastic_sampling=stochastic)
     height, width, frames = SIZES[size]
-    for objects in (1, 2):
-        asked = list(scenes(np.random.default_rng(seed), [objects] * pairs, kept=True))
+    for count in objects:
+        asked = list(scenes(np.random.default_rng(seed), [count] * pairs, kept=True))
         wrong = []
-        for start in tqdm(range(0, pairs, batch), desc=f"{objects} object(s)"):
+        for start in tqdm(range(0, pairs, batch), desc=f"{count} object(s)"):
             chosen = asked[start : start + batch]
             torch.manual_seed(seed + start)  # for a stochastic scheduler
             noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(chosen))]
@@ -83,11 +86,11 @@ def caption_accuracy(
         interval = stats.binomtest(right, pairs).proportion_ci(method="wilson")
         figures = {
             "size": size,
-            "objects": objects,
+            "objects": count,
             "pairs": pairs,
             "steps": steps,
             "guidance_scale": guidance_scale,
-            "stochastic": stochastic,
+            "stochastic": pipe.scheduler.config.stochastic_sampling,
             "seed": seed,
             "accuracy": right / pairs,
             "interval": [round(interval.low, 3), round(interval.high, 3)],

@@ -26,14 +26,15 @@ class RunClock:
     """Tells steps, branches and runs apart, never by counting calls alone: caches skip them.
 
     The cache context comes first (it has a name, and step numbers where the pipeline gives them),
-    then the scheduler, then a change of the timestep argument. A run is new when the scheduler
-    holds another ``timesteps`` object than before, or when the step goes backwards or comes to the same branch twice.
+    then the scheduler, then a change of the timestep argument (some pipelines step copies of their
+    scheduler). A run is new when the scheduler holds another ``timesteps`` object than before, or when the
+    step goes backwards or comes to the same branch twice.
     """
 
     def __init__(self, pipe: Any | None) -> None:
         self._pipe = weakref.ref(pipe) if pipe is not None else None
         self._timesteps: weakref.ref[Tensor] | None = None
-        self._last_timestep: Tensor | None = None
+        self._last_timestep: Any = None
         self._step = -1
         self._calls_in_step = 0
         self._branches: set[str] = set()
@@ -75,17 +76,21 @@ class RunClock:
             return context.step_index
         if hasattr(scheduler, "step_index"):
             index = scheduler.step_index
-            return index if index is not None else (getattr(scheduler, "begin_index", None) or 0)
+            index = getattr(scheduler, "begin_index", None) if index is None else index
+            if index is not None:
+                return index
         return self._step_by_change(timestep, new_run)
 
     def _step_by_change(self, timestep: Any, new_run: bool) -> int:
-        value = (
-            timestep.detach().flatten()[:1].clone() if isinstance(timestep, Tensor) else timestep
-        )
+        value = timestep.detach().clone() if isinstance(timestep, Tensor) else timestep
         last, self._last_timestep = self._last_timestep, value
         if new_run or last is None:
             return 0
-        return self._step if bool(last == value) else self._step + 1
+        if isinstance(last, Tensor) and isinstance(value, Tensor):
+            same = last.shape == value.shape and bool((last == value).all())
+        else:
+            same = bool(last == value)
+        return self._step if same else self._step + 1
 
     @staticmethod
     def _num_steps(context: CacheContext | None, scheduler: Any) -> int | None:

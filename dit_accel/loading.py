@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
 from dit_accel.errors import BadInput, RunFailed
+from dit_accel.placing import DTYPES, Placing
 from dit_accel_assets import tiny_world_path
 from dit_accel_pipelines import Family, SizeRule, UnknownFamily, find_family
 
 TINY_WORLD = "tiny-world"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PLAIN = Placing()
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,16 @@ def read_card(model: str) -> ModelCard:
     )
 
 
-def load_pipeline(
-    card: ModelCard, *, device: str = "cpu", dtype: str = "float32"
-) -> DiffusionPipeline:
+def load_pipeline(card: ModelCard, placing: Placing = PLAIN) -> DiffusionPipeline:
     """Load a model's pipeline: safetensors only, no remote code.
 
     Raises:
         RunFailed: if its files are damaged or missing.
+        BadInput: for a LoRA that does not fit.
     """
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            card.source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+            card.source, dtype=DTYPES[placing.dtype], use_safetensors=True, trust_remote_code=False
         )
     except (
         SafetensorError,
@@ -93,7 +92,7 @@ def load_pipeline(
         AttributeError,
     ) as error:
         raise RunFailed(f"cannot load {card.source}: {first_line(error)}") from error
-    return pipe.to(device)
+    return placing.apply(pipe)
 
 
 def fingerprint(source: str) -> str:

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dit_accel.call import AttentionCall, Plan
-from dit_accel.loading import DTYPES, ModelCard
+from dit_accel.loading import ModelCard
 from dit_accel.methods import Method
 from dit_accel.ops import Ops
+from dit_accel.placing import DTYPES
 from dit_accel.render import RenderSettings, build_profile
 from dit_accel.stopwatch import Stopwatch
 from dit_accel_kernels import BlockMap

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from dit_accel.config import Guard, Schedule
 from dit_accel.enabled import preserved
 from dit_accel.errors import BadInput
 from dit_accel.guidance import ModelShape, PerturbedGuidance, find_heads
-from dit_accel.loading import DTYPES, TINY_WORLD, ModelCard, read_card
+from dit_accel.loading import TINY_WORLD, ModelCard, read_card
 from dit_accel.parsing import parsed, parsed_knobs
+from dit_accel.placing import Placing
 from dit_accel.precision import checked_precision
 from dit_accel.profile import Profile, method_of
 from dit_accel.report import AttentionReport
@@ -52,7 +56,8 @@ class RenderSettings:
         pag_scale, heads, softness: of perturbed-attention guidance, as ``enable_perturbed_guidance`` takes
             them; there is none without a scale or heads. `check` replaces a head set's file by what is in it.
         fps: frames per second of the file.
-        device, dtype: where and in what the pipeline runs.
+        image: file of a picture to start from or to change, of pipelines that take one.
+        device, dtype, loras, offload, vae_tiling, ulysses: how the pipeline is loaded, as in `Placing`.
     """
 
     prompt: str
@@ -75,6 +80,17 @@ class RenderSettings:
     fps: int = 16
     device: str = "cpu"
     dtype: str = "float32"
+    image: str | None = None
+    loras: Sequence[str] = ()
+    offload: str = "none"
+    vae_tiling: bool = False
+    ulysses: int = 1
+
+    @property
+    def placing(self) -> Placing:
+        """How the pipeline is loaded."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(Placing)}
+        return Placing(**own)
 
     def as_dense(self) -> RenderSettings:
         """The same clip, guidance included, with every call dense in full precision: what others are compared
@@ -139,25 +155,63 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
         BadInput: with one line that says what to change.
     """
     build_profile(settings)
-    if settings.dtype not in DTYPES:
-        raise BadInput(f"unknown dtype {settings.dtype!r}: choose one of {', '.join(DTYPES)}")
+    settings.placing.check()
     if settings.steps is not None and settings.steps < 1:
         raise BadInput(f"steps must be at least 1, got {settings.steps}")
     if settings.fps < 1:
         raise BadInput(f"fps must be at least 1, got {settings.fps}")
     if not 0 <= settings.seed < 2**63:
         raise BadInput(f"seed must be in [0, 2**63), got {settings.seed}")
-    check_device(settings.device)
     card = read_card(settings.model)
     if settings.model == TINY_WORLD:
         settings = _with_tiny_world_defaults(settings)
     height, width, frames = settings.height, settings.width, settings.frames
     rule = card.sizes
     settings = with_heads(settings, card)
+    check_call(settings, card)
     complaint = rule.complaint(height or rule.multiple, width or rule.multiple, frames or 1)
     if complaint:
         raise BadInput(complaint)
     return settings, card
+
+
+def check_call(settings: RenderSettings, card: ModelCard) -> None:
+    """What a pipeline cannot be asked for.
+
+    Raises:
+        BadInput: naming it.
+    """
+    if card.family.output == "image" and settings.frames not in (None, 1):
+        raise BadInput(f"{card.pipeline} makes pictures: leave --frames out, got {settings.frames}")
+    pipeline = getattr(diffusers, card.pipeline, None)
+    if pipeline is None:
+        return
+    taken = inspect.signature(pipeline.__call__).parameters
+    asked = {"negative_prompt": settings.negative_prompt, "image": settings.image}
+    for name, value in asked.items():
+        if value is not None and name not in taken:
+            raise BadInput(f"{card.pipeline} takes no {name}: leave it out")
+    if (
+        "image" in taken
+        and taken["image"].default is inspect.Parameter.empty
+        and not settings.image
+    ):
+        raise BadInput(f"{card.pipeline} starts from a picture: give --image FILE")
+    if settings.image is not None:
+        read_picture(settings.image)
+
+
+def read_picture(path: str) -> Image.Image:
+    """A picture in RGB.
+
+    Raises:
+        BadInput: if the file is none.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except OSError as error:
+        raise BadInput(f"{path} is no picture: {error}") from None
 
 
 def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:
@@ -174,17 +228,6 @@ def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:
     if isinstance(settings.heads, str) and settings.heads.endswith(".json"):
         return dataclasses.replace(settings, heads=found.to_dict())
     return settings
-
-
-def check_device(device: str) -> None:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise BadInput(f"unknown device {device!r}: use cpu, cuda or cuda:N") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise BadInput(
-            f"device {device!r} is not available: this machine has no CUDA device; use cpu"
-        )
 
 
 def _with_tiny_world_defaults(settings: RenderSettings) -> RenderSettings:
@@ -218,19 +261,21 @@ def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Prof
                 softness=settings.softness,
             )
         with seeded(settings), LoopTimer(pipe) as timer:
-            output = pipe(**call_arguments(settings))
+            video = session.family.output == "video"
+            output = pipe(**call_arguments(settings, video=video))
             frames = output.frames[0] if hasattr(output, "frames") else output.images[:1]
             return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
 
 
-def call_arguments(settings: RenderSettings) -> dict[str, Any]:
-    """Arguments of the pipeline call; what is None is left out."""
+def call_arguments(settings: RenderSettings, *, video: bool = True) -> dict[str, Any]:
+    """Arguments of the call of a pipeline; what is None is left out."""
     arguments = {
         "prompt": settings.prompt,
         "negative_prompt": settings.negative_prompt,
         "height": settings.height,
         "width": settings.width,
-        "num_frames": settings.frames,
+        "num_frames": settings.frames if video else None,
+        "image": read_picture(settings.image) if settings.image else None,
         "num_inference_steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
         "generator": torch.Generator().manual_seed(settings.seed),

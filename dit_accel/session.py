@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any
@@ -24,6 +24,7 @@ from dit_accel.config import Place, crossover_tokens
 from dit_accel.cost import Adviser
 from dit_accel.guard import Watch
 from dit_accel.guidance import PerturbedBranch
+from dit_accel.layouts import Layouts
 from dit_accel.methods import Dense, Method
 from dit_accel.ops import Ops
 from dit_accel.precision import Chosen, Precision, choose
@@ -73,7 +74,8 @@ class Session:
         self._ops = Ops(self._tally.stopwatch, self._tally.plans)
         self._moment: Moment | None = None
         self._layout: TokenLayout | None = None
-        self._layouts: dict[Hashable, TokenLayout | None] = {}
+        self._layouts = Layouts(family)
+        self._most_tokens = 0  # where no layout tells which calls are the picture's
         self._installations: list[seam.Installation] = []
         try:
             for stack, transformer in transformers_of(target).items():
@@ -170,31 +172,23 @@ class Session:
         context: CacheContext | None,
     ) -> None:
         """A transformer's forward begins."""
-        moment = self._clock.tick(context, arguments.get("timestep"))
+        degree = max((i.ulysses_degree() for i in self._installations), default=1)
+        seam.check_shared(degree, self.guidance is not None, self.profile.guard.mode)
+        moment = self._clock.tick(context, arguments.get("timestep", arguments.get("t")))
         if moment.new_run:
             self._forget()
             self._tally.reset()
             self._watch.faults.clear()
             self._held.clear()
             self._adviser = Adviser()
+            self._most_tokens = 0
         for installation in self._installations:
             for name in installation.replaced(stack):
                 self._tally.fallback(f"the processor of {name} was replaced: enable again")
-        self._moment, self._layout = moment, self._layout_of(moment, arguments, config)
+        self._moment, self._layout = moment, self._layouts.of(moment, arguments, config, degree)
         self._calls.clear()
         if self.guidance is not None:
             self.guidance.begin_forward(moment, arguments, self._pipe() if self._pipe else None)
-
-    def _layout_of(
-        self, moment: Moment, arguments: Mapping[str, Any], config: Mapping[str, Any]
-    ) -> TokenLayout | None:
-        """The layout, made once in a run for tensors of the same shape: some are read from the device."""
-        if moment.new_run:
-            self._layouts.clear()
-        key = (moment.branch, tuple(_shapes(arguments.values())))
-        if key not in self._layouts:
-            self._layouts[key] = self.family.layout(arguments, config)
-        return self._layouts[key]
 
     def recording(self, module: nn.Module) -> AbstractContextManager[None]:
         """Around the clean forward."""
@@ -257,6 +251,9 @@ class Session:
         """Dense by schedule, sparse by the method's plan, or a fallback."""
         query, moment, layout = dense.query, self._moment, self._layout
         if layout is None:
+            self._most_tokens = max(self._most_tokens, query.shape[1])
+            if query.shape[1] < self._most_tokens:
+                return self.fall_back("fewer tokens than the largest attention has", dense)
             layout = TokenLayout(1, 1, query.shape[1])
         if dense.mask is not None and not layout.parts:
             return self.fall_back("attention mask", dense)
@@ -371,15 +368,6 @@ class Session:
         for installation in self._installations:
             for layer in installation.layers:
                 layer.states.clear()
-
-
-def _shapes(values: Iterable[Any]) -> Iterator[tuple[int, ...]]:
-    """Of tensors, also in lists."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield tuple(value.shape)
-        elif isinstance(value, list | tuple):
-            yield from _shapes(value)
 
 
 def transformers_of(target: Any) -> dict[str, nn.Module]:

@@ -20,7 +20,14 @@ from dit_accel.precision import Precision
 from dit_accel.profile import Profile
 from dit_accel.report import AttentionReport
 from dit_accel.session import Session, transformers_of
-from dit_accel_pipelines import Family, families, find_family
+from dit_accel_pipelines import (
+    REFUSED,
+    Family,
+    UnknownFamily,
+    families,
+    find_family,
+    generic_family,
+)
 
 
 def enable_sparse_attention(
@@ -93,10 +100,26 @@ def _checked_family(target: Any) -> Family:
                 f"{name} is a torch.compile'd module: enable this first, "
                 "or compile with transformer.compile_repeated_blocks()"
             )
-    found = [find_family(transformer) for transformer in transformers.values()]
+    found = [family_of(transformer) for transformer in transformers.values()]
     for transformer, family in zip(transformers.values(), found, strict=True):
         seam.check_processors(transformer, family)
     return found[0]
+
+
+def family_of(transformer: Any) -> Family:
+    """The family of a transformer: declared, or recognised.
+
+    Raises:
+        UnknownFamily: if it is refused, or no self-attention is found.
+    """
+    try:
+        return find_family(transformer)
+    except UnknownFamily:
+        name = type(transformer).__name__
+        family = None if name in REFUSED else generic_family(transformer, seam.can_be_led)
+        if family is None:
+            raise
+        return family
 
 
 def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Session:

@@ -95,7 +95,7 @@ def rates(dtype: str | None, device: str, out: Path | None) -> None:
     """Measure what the cost model needs: attention calls of many sizes (minutes)."""
     from dit_accel.cost import own_rates
     from dit_accel.files import check_writable
-    from dit_accel.render import check_device
+    from dit_accel.placing import check_device
 
     check_device(device)
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")

@@ -66,4 +66,4 @@ def command(
         lpips_backbone,
     )
     click.echo(load("evaluate")(evaluation, out))
-    click.echo(f"written: {out / 'report.html'}")
+    click.echo(f"in {out}: results.jsonl, summary.json, pareto.png, report.html")

@@ -42,7 +42,7 @@ def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     "--softness", default=1.0, show_default=True, help="Share of the perturbed attention, 0 to 1."
 )
 @click.option("--batch", default=10, show_default=True, help="Clips sampled at a time.")
-@click.option("--shard", default="0/1", show_default=True, help="Which part of the work: i/n.")
+@click.option("--shard", help="Which part of the work: i/n.  [default: as the launcher says]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what it would cost.")
 @click.option("--quiet", is_flag=True)
@@ -56,7 +56,7 @@ def search(
     scale: float,
     softness: float,
     batch: int,
-    shard: str,
+    shard: str | None,
     out: Path,
     dry_run: bool,
     quiet: bool,
@@ -119,7 +119,13 @@ def export(folder: Path, out: Path) -> None:
     click.echo(f"{found.spec()}\nwritten: {out}")
 
 
-def _shard(text: str) -> tuple[int, int]:
+def _shard(text: str | None) -> tuple[int, int]:
+    """``i/n``; without it, this process among those started together."""
+    if text is None:
+        from dit_accel.processes import this_process
+
+        process = this_process()
+        return process.rank, process.count
     parts = text.split("/")
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
         raise BadInput(f"--shard takes i/n, such as 0/4, got {text!r}")

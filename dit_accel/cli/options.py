@@ -13,8 +13,8 @@ from dit_accel.errors import BadInput
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--model``, ``--device``, ``--dtype``, sizes, steps and guidance; the function gets them as
-    ``request``, fields of `RenderSettings`.
+    """``--model``, how it is loaded, sizes, steps and guidance; the function gets them as ``request``, fields
+    of `RenderSettings`.
     """
     options = [
         click.option(
@@ -43,12 +43,30 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default="float32",
             show_default=True,
         ),
+        click.option(
+            "--lora",
+            "loras",
+            multiple=True,
+            metavar="SOURCE[:SCALE]",
+            help="LoRA weights: a folder, a .safetensors file or a hub id; may be repeated.",
+        ),
+        click.option(
+            "--offload",
+            type=click.Choice(["none", "model", "group", "sequential"]),
+            default="none",
+            show_default=True,
+            help="Keep what does not run in the CPU's memory: whole models, groups of layers, single ones.",
+        ),
+        click.option("--vae-tiling", is_flag=True, help="Decode in tiles: slower, in less memory."),
     ]
 
     @functools.wraps(function)
     def with_request(*arguments: Any, **given: Any) -> Any:
         pixels = size_of(*(given.pop(name) for name in ("size", "height", "width", "frames")))
-        names = ("model", "steps", "guidance_scale", "negative_prompt", "device", "dtype")
+        names = (
+            *("model", "steps", "guidance_scale", "negative_prompt"),
+            *("device", "dtype", "loras", "offload", "vae_tiling"),
+        )
         request = {**pixels._asdict(), **{name: given.pop(name) for name in names}}
         return function(*arguments, request=request, **given)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dit_accel.cli.render import run
+from dit_accel.cli.render_files import run
 from dit_accel.errors import BadInput
 from dit_accel.media import read_metadata, read_tags
 

@@ -71,4 +71,6 @@ def command(
         click.echo(load("tuning_cost")(tuning, out))
         return
     tuned = load("tune")(tuning, out)
+    if tuned is None:  # in all processes but the first
+        return
     click.echo(f"{load('tuning_summary')(tuning, tuned)}\nwritten: {out}")

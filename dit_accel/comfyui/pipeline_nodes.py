@@ -22,19 +22,19 @@ from dit_accel.comfyui.host import watched
 from dit_accel.compare import quality, speedup, summary
 from dit_accel.errors import BadInput
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, find_heads
-from dit_accel.loading import DTYPES, load_pipeline, read_card
+from dit_accel.loading import load_pipeline, read_card
 from dit_accel.methods import METHODS
 from dit_accel.parsing import parsed
+from dit_accel.placing import DTYPES, OFFLOADS, Placing
 from dit_accel.precision import PRECISIONS
 from dit_accel.profile import Profile
-from dit_accel.render import Clip, RenderSettings, build_profile, check_device, render_with
+from dit_accel.render import Clip, RenderSettings, build_profile, render_with
 from dit_accel.seam import config_of
 from dit_accel.session import transformers_of
 from dit_accel_pipelines import SizeRule, find_family
 
 CATEGORY = "DiT-Accel"
 PIPELINE, ATTENTION, GUIDANCE, HEADS = "DIT_PIPELINE", "DIT_ATTENTION", "DIT_GUIDANCE", "DIT_HEADS"
-OFFLOADS = ("none", "model", "group")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,25 +43,16 @@ class LoadedPipeline:
 
     pipe: DiffusionPipeline
     model: str
-    device: str
-    dtype: str
+    placing: Placing
 
 
 def load(model: str, dtype: str, device: str, offload: str) -> tuple[LoadedPipeline]:
     """A pipeline on a device, from safetensors only."""
-    check_device(device)
-    card = read_card(model.strip())
-    if offload != "none" and not torch.device(device).type == "cuda":
-        raise BadInput(f"offload {offload!r} needs a CUDA device, got {device!r}: choose none")
-    pipe = load_pipeline(card, device="cpu" if offload != "none" else device, dtype=dtype)
-    if offload == "model":
-        pipe.enable_model_cpu_offload(device=device)
-    if offload == "group":
-        pipe.enable_group_offload(
-            onload_device=torch.device(device), offload_type="leaf_level", use_stream=True
-        )
+    placing = Placing(device, dtype, offload=offload)
+    placing.check()
+    pipe = load_pipeline(read_card(model.strip()), placing)
     pipe.set_progress_bar_config(disable=True)
-    return (LoadedPipeline(pipe, model.strip(), device, dtype),)
+    return (LoadedPipeline(pipe, model.strip(), placing),)
 
 
 def sparse(
@@ -202,8 +193,7 @@ def request(
         steps=steps,
         guidance_scale=guidance_scale,
         seed=seed,
-        device=pipeline.device,
-        dtype=pipeline.dtype,
+        **dataclasses.asdict(pipeline.placing),
     )
 
 

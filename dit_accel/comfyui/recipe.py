@@ -34,7 +34,7 @@ def settings_of(nodes: Nodes) -> dict[str, Any]:
     loaded = given.pop("pipeline")
     attention, guided = given.pop("attention", None), given.pop("guidance", None)
     given["negative_prompt"] = given["negative_prompt"] or None
-    settings = {**given, **{name: loaded[name] for name in ("model", "device", "dtype")}}
+    settings = {**given, **{name: loaded[name] for name in ("model", "device", "dtype", "offload")}}
     if attention is not None:
         settings |= attention.as_settings()
     if guided is not None:

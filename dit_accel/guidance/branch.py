@@ -22,7 +22,15 @@ from dit_accel_pipelines import Family, TokenLayout
 Role = Literal["cond", "both", "other"]
 
 # Of forwards in a pipeline: "both" is [uncond, cond] in one batch; what is "other" gets what "cond" got.
-_ROLES: dict[str, Role] = {"cond": "cond", "uncond": "other", "cond_uncond": "both"}
+_ROLES: dict[str, Role] = {
+    "cond": "cond",
+    "uncond": "other",
+    "cond_uncond": "both",
+    "pred_cond": "cond",  # of diffusers' guiders
+    "pred_uncond": "other",
+    "uncond_stg": "other",  # of LTX-2
+    "uncond_modality": "other",
+}
 _COUNTING = ("MagCache", "TaylorSeer")
 
 

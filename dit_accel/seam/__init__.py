@@ -8,8 +8,15 @@ layers. A root hook tells the session where each forward begins and ends, and ma
 Nothing is patched globally; ``uninstall`` puts back the very same processor objects.
 """
 
-from dit_accel.seam.installation import Installation, check_processors, install, processor_of
+from dit_accel.seam.installation import (
+    Installation,
+    can_be_led,
+    check_processors,
+    install,
+    processor_of,
+)
 from dit_accel.seam.layers import Again, DenseCall, Layer
+from dit_accel.seam.parallel import check_shared, interleaved
 from dit_accel.seam.prefix import Prefix
 from dit_accel.seam.processors import UnsupportedProcessor
 from dit_accel.seam.root import (
@@ -31,10 +38,13 @@ __all__ = [
     "Prefix",
     "UnsupportedProcessor",
     "cache_without_contexts",
+    "can_be_led",
     "check_processors",
+    "check_shared",
     "config_of",
     "foreign_states",
     "install",
+    "interleaved",
     "owner_of",
     "processor_of",
 ]

@@ -9,7 +9,8 @@ from diffusers.hooks import HookRegistry
 from torch import nn
 
 from dit_accel.seam.layers import Layer, Owner, forget_layer
-from dit_accel.seam.processors import led_class, led_processor
+from dit_accel.seam.parallel import splits_inputs_before, ulysses_degree
+from dit_accel.seam.processors import UnsupportedProcessor, led_class, led_processor
 from dit_accel.seam.root import HOOK, root_hook
 from dit_accel_pipelines import Family
 
@@ -36,6 +37,19 @@ class Installation:
             for (module, _), layer in zip(self.originals, self.layers, strict=True)
             if layer.stack == stack and module.processor is not layer.processor
         ]
+
+    def ulysses_degree(self) -> int:
+        """Devices that share a sequence.
+
+        Raises:
+            RuntimeError: if context parallelism was enabled after us: forwards then begin with a part of the tokens.
+        """
+        degree = max((ulysses_degree(layer.processor) for layer in self.layers), default=1)
+        if degree > 1 and splits_inputs_before(self.transformer, HOOK):
+            raise RuntimeError(
+                "context parallelism was enabled after dit_accel: call enable_parallelism first"
+            )
+        return degree
 
     def uninstall(self) -> None:
         """Put back the original processors (unless someone replaced ours meanwhile), with the backend
@@ -86,6 +100,18 @@ def install(transformer: nn.Module, stack: str, family: Family, owner: Owner) ->
     root_hook(transformer, stack).owner = owner
     hooked = vars(transformer)["forward"]
     return Installation(transformer, tuple(layers), tuple(originals), before, hooked)
+
+
+def can_be_led(attention: nn.Module) -> bool:
+    """Whether a module has a processor whose attention we can replace."""
+    processor = getattr(attention, "processor", None)
+    if processor is None:
+        return False
+    try:
+        led_class(getattr(processor, "original", processor).__class__)
+    except (UnsupportedProcessor, OSError):  # OSError: code without a source
+        return False
+    return True
 
 
 def check_processors(transformer: nn.Module, family: Family) -> None:

@@ -31,7 +31,7 @@ class DenseCall:
     query: Tensor
     key: Tensor
     value: Tensor
-    mask: Tensor | None
+    mask: Any
     causal: bool
     scale: float | None
     backend: Any
@@ -60,6 +60,8 @@ class Owner(Protocol):
     """What the seam asks of a session."""
 
     def attend(self, layer: Layer, dense: DenseCall) -> Tensor: ...
+
+    def fall_back(self, reason: str, dense: DenseCall) -> Tensor: ...
 
     def begin_forward(
         self,
@@ -106,9 +108,44 @@ class Layer:
         scale: float | None,
     ) -> Tensor:
         """Attention of ``[B, S, H, D]`` tensors, the session's way."""
+        return self.owner.attend(self, self.dense(query, key, value, mask, causal, scale))
+
+    def dense(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        causal: bool,
+        scale: float | None,
+    ) -> DenseCall:
+        """A call as diffusers would have made it."""
         backend = getattr(self.processor, "_attention_backend", None) if not self.direct else None
-        dense = DenseCall(query, key, value, mask, causal, scale, backend, self.direct)
-        return self.owner.attend(self, dense)
+        return DenseCall(query, key, value, mask, causal, scale, backend, self.direct)
+
+
+def _layer(number: Tensor) -> Layer:
+    found = _LAYERS.get(int(number))
+    if found is None:
+        raise RuntimeError(
+            "this attention layer was uninstalled: compiled code outlived its pipeline's session"
+        )
+    return found
+
+
+def attend_dense(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    causal: bool,
+    scale: float | None,
+    layer: Tensor,
+) -> Tensor:
+    """A call that no custom op can take, because its mask is no tensor: FlexAttention's BlockMask, for instance."""
+    found = _layer(layer)
+    dense = found.dense(query, key, value, mask, causal, scale)
+    return found.owner.fall_back("attention mask", dense)
 
 
 # It decides, keeps state and measures: a CUDA graph must not freeze it.
@@ -122,11 +159,7 @@ def _attend(
     scale: float | None,
     layer: Tensor,
 ) -> Tensor:
-    found = _LAYERS.get(int(layer))
-    if found is None:
-        raise RuntimeError(
-            "this attention layer was uninstalled: compiled code outlived its pipeline's session"
-        )
+    found = _layer(layer)
     with torch.autocast(query.device.type, enabled=False):  # plans are made of float32 products
         return found.attend(query, key, value, mask, causal, scale).contiguous()
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_accel.seam.layers import Layer
+from dit_accel.seam.layers import Layer, attend_dense
+from dit_accel.seam.parallel import gathered
 
 
 class UnsupportedProcessor(TypeError):
@@ -40,10 +41,6 @@ def _dispatch(
     backend: _Address,
     parallel_config: Any | None = None,
 ) -> Tensor:
-    if parallel_config is not None:
-        raise NotImplementedError(
-            "context parallelism does not work with dit_accel's attention yet: disable one of them"
-        )
     if dropout_p or enable_gqa or attention_kwargs:
         raise NotImplementedError(
             "attention with dropout, grouped queries or backend arguments cannot be led yet"
@@ -51,6 +48,10 @@ def _dispatch(
     if torch.is_autocast_enabled(query.device.type):  # here, so that compiled code casts, too
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if attn_mask is not None and not isinstance(attn_mask, Tensor):
+        return attend_dense(query, key, value, attn_mask, is_causal, scale, backend.layer)
+    if parallel_config is not None:
+        return gathered(query, key, value, attn_mask, scale, backend.layer, parallel_config)
     return torch.ops.dit_accel.attend(query, key, value, attn_mask, is_causal, scale, backend.layer)
 
 
@@ -85,7 +86,8 @@ def _scaled_dot_product_attention(
     return out.transpose(1, 2)
 
 
-_LED = {"dispatch_attention_fn", "_scaled_dot_product_attention"}
+_DISPATCH = "dispatch_attention_fn"
+_LED = {_DISPATCH, "_scaled_dot_product_attention"}
 
 
 class _Lead(ast.NodeTransformer):
@@ -120,7 +122,12 @@ def led_class(original: Any) -> Any:
     call = original.__call__
     names = call.__code__.co_names
     if "dispatch_attention_fn" in names:
-        code = call.__code__ if _names_backend(call.__code__) else _led_code(call)
+        named = _names_backend(call.__code__)
+        if named and "_attention_backend" not in names:
+            raise UnsupportedProcessor(
+                f"{original.__name__} calls an attention backend of its own choice, which cannot be replaced"
+            )
+        code = call.__code__ if named else _led_code(call)
         body = _with_globals(call, code, dispatch_attention_fn=_dispatch)
     elif "scaled_dot_product_attention" in names and not call.__code__.co_freevars:
         ours = {"_scaled_dot_product_attention": _scaled_dot_product_attention}
@@ -151,6 +158,13 @@ def _names_backend(code: types.CodeType) -> bool:
 def _with_globals(call: Any, code: types.CodeType, **replaced: Any) -> types.FunctionType:
     # Without __name__ Dynamo resolves these globals here, not in the original module.
     scope = {k: v for k, v in call.__globals__.items() if k != "__name__"} | replaced
+    for name in code.co_names:  # functions of its module that dispatch for it
+        helper = scope.get(name)
+        if isinstance(helper, types.FunctionType) and _DISPATCH in helper.__code__.co_names:
+            scope[name] = types.FunctionType(
+                helper.__code__, scope, name, helper.__defaults__, helper.__closure__
+            )
+            scope[name].__kwdefaults__ = helper.__kwdefaults__
     body = types.FunctionType(code, scope, call.__name__, call.__defaults__, call.__closure__)
     body.__kwdefaults__ = call.__kwdefaults__
     return body

@@ -17,6 +17,7 @@ from dit_accel import Profile, Rule, Schedule, SVGEar
 from dit_accel.files import written_whole
 from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.methods import Dense
+from dit_accel.placing import Placing
 from dit_accel.records import to_json
 from dit_accel.render import LoopTimer, RenderSettings, call_arguments, check, versions
 from dit_accel.verbs import enable_perturbed_guidance, enable_sparse_attention
@@ -100,7 +101,7 @@ def main(size: str, steps: int, repeats: int, heads: str, device: str, out: Path
             device=device,
         )
     )
-    pipe = load_pipeline(card, device=device)
+    pipe = load_pipeline(card, Placing(device))
     pipe.set_progress_bar_config(disable=True)
     runs = [measure(pipe, settings, heads) for _ in tqdm(range(repeats), desc="repeats")]
     lines = table(runs)

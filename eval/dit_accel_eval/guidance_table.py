@@ -4,6 +4,7 @@ heads, whole layers and random heads, beside no guidance at the same cost. Same 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -64,11 +65,11 @@ def run(
     base, card = check(replace(base, prompt=pairs[0][0]).as_dense())
     told = {k: v for k, v in asdict(base).items() if k not in ("prompt", "seed", "guidance_scale")}
     common = {**told, "weights": fingerprint(card.source), "versions": versions(), "batch": batch}
-    common = {k: v for k, v in common.items() if k != "knobs"}
+    common = json.loads(to_json({k: v for k, v in common.items() if k != "knobs"}))
     log.parent.mkdir(parents=True, exist_ok=True)
     kept = [r for r in read_records(log) if r["common"] == common]
     done = {_key(r["guidance_scale"], r["candidate"], (r["prompt"], r["seed"])): r for r in kept}
-    pipe = load_pipeline(card, device=base.device, dtype=base.dtype)
+    pipe = load_pipeline(card, base.placing)
     pipe.set_progress_bar_config(disable=True)
     records = []
     for row in tqdm(table, desc="rows"):

@@ -39,8 +39,12 @@ DIGITS = {"psnr": 2, "psnr_objects": 2, "speedup_median": 2, "flicker": 4, "drif
 
 
 def evaluate(evaluation: Evaluation, out: Path) -> str:
-    """Run what is missing, write the three files, and return the table as text."""
+    """Run what is missing, write the three files, and return the table as text; in one of several processes
+    whatever ends last does so.
+    """
     results = run_eval(evaluation, out)
+    if results is None:
+        return "this process is done; others are not: the last one writes the page"
     rows = summarize(results.records)
     told = {"facts": facts(results), "settings": rows, "clusters": list(by_layer(results.clusters))}
     with written_whole(out / "summary.json") as temporary:
@@ -58,7 +62,8 @@ def facts(results: Results) -> dict[str, Any]:
     request = asdict(results.request)
     for name in ("prompt", "seed", "method", "knobs", "precision", "dense_precision", "guard"):
         request.pop(name)
-    used = {name: value for name, value in request.items() if value is not None}
+    usual = {"loras": (), "offload": "none", "vae_tiling": False, "ulysses": 1}
+    used = {n: v for n, v in request.items() if v is not None and usual.get(n) != v}
     backend = _AttentionBackendRegistry.get_active_backend()[0].value
     return {
         **used,

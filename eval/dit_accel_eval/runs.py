@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dit_accel.compare import quality
 from dit_accel.files import check_writable, written_whole
 from dit_accel.loading import fingerprint, load_pipeline
+from dit_accel.processes import this_process
 from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import RenderSettings, check, render, versions
 from dit_accel_eval.frames import difference, keep_frames, load_frames, write_webm
@@ -140,14 +141,16 @@ class Runner:
         return self.out / "clips" / f"{name}.webm"
 
 
-def run_eval(evaluation: Evaluation, out: Path) -> Results:
-    """Append to ``out/results.jsonl`` what it does not hold yet for the very same request; dense clips are
-    kept in ``out/dense``, videos for the page in ``out/clips``.
+def run_eval(evaluation: Evaluation, out: Path) -> Results | None:
+    """Append to ``out/results.jsonl`` (further processes: ``results.1.jsonl``, ...) what is not there yet for the very
+    same request; dense clips are kept in ``out/dense``, videos for the page in ``out/clips``. None while
+    other processes have not done their share of the clips.
 
     Raises:
         BadInput: for a setting, size or backbone that does not work, before anything is rendered.
     """
-    results = out / "results.jsonl"
+    process = this_process()
+    results = out / ("results.jsonl" if process.rank == 0 else f"results.{process.rank}.jsonl")
     cases = evaluation.cases()
     checked, card = check(cases[0])
     check_writable(results)
@@ -158,12 +161,13 @@ def run_eval(evaluation: Evaluation, out: Path) -> Results:
         return json.dumps({**setting.identity(case), **told}, sort_keys=True)
 
     settings = list({key(s, cases[0]): s for s in reversed(evaluation.settings)}.values())[::-1]
-    records = {record["key"]: record for record in read_records(results)}
-    todo = [c for c in cases if any(key(s, c) not in records for s in settings)]
+    records = all_records(out)
+    todo = [c for c in process.share(cases) if any(key(s, c) not in records for s in settings)]
     out.mkdir(parents=True, exist_ok=True)
     watched = out / f"stability-{digest({**asdict(checked), **told})}.json"
-    if todo or not watched.exists():
-        pipe = load_pipeline(card, device=checked.device, dtype=checked.dtype)
+    watches = process.rank == 0 and not watched.exists()
+    if todo or watches:
+        pipe = load_pipeline(card, process.placing(checked.placing))
         pipe.set_progress_bar_config(disable=True)
         runner = Runner(evaluation, out, pipe, told)
         for case in tqdm(todo, desc="eval", disable=None):
@@ -173,11 +177,20 @@ def run_eval(evaluation: Evaluation, out: Path) -> Results:
                     record = runner.record(setting, case, dense)
                     append_record(results, record)
                     records[record["key"]] = record
-        if not watched.exists():
+        if watches:
             with written_whole(watched) as temporary:
                 temporary.write_text(to_json(stability(pipe, checked), indent=1) + "\n")
+    records = all_records(out)
+    if not watched.exists() or any(key(s, c) not in records for s in settings for c in cases):
+        return None
     found = [{**records[key(s, c)], "setting": s.label} for s in settings for c in cases]
     return Results(checked, told["weights"], found, json.loads(watched.read_text()))
+
+
+def all_records(out: Path) -> dict[str, dict[str, Any]]:
+    """What all processes have recorded, by key."""
+    files = sorted(out.glob("results*.jsonl"))
+    return {record["key"]: record for file in files for record in read_records(file)}
 
 
 @dataclass(frozen=True)

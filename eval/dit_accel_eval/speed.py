@@ -23,6 +23,7 @@ from dit_accel.cli.options import prompts_option, size_of
 from dit_accel.compare import quality, where_time_went
 from dit_accel.files import written_whole
 from dit_accel.loading import fingerprint, load_pipeline
+from dit_accel.placing import Placing
 from dit_accel.prompts import read_prompts
 from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import Clip, RenderSettings, check, render, versions
@@ -134,7 +135,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     log = out / "speed.jsonl"
     records = [r for r in read_records(log) if r["key"] == key and r["setting"] in checked]
-    pipe = load_pipeline(card, dtype=dtype)
+    pipe = load_pipeline(card, Placing(dtype=dtype))
     pipe.set_progress_bar_config(disable=True)
     first = next(iter(checked.values()))
     render(pipe, replace(first, steps=1))

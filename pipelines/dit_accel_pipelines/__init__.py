@@ -2,8 +2,54 @@
 family.
 """
 
-from dit_accel_pipelines import cogvideox, flux, hunyuan_video, ltx, mochi, pixart, sd3, wan
+from dit_accel_pipelines import (
+    allegro,
+    anyflow,
+    auraflow,
+    bria,
+    chroma,
+    cogvideox,
+    cogview,
+    consisid,
+    cosmos,
+    dit,
+    easyanimate,
+    ernie_image,
+    flux,
+    flux2,
+    flux3,
+    framepack,
+    glm_image,
+    helios,
+    hidream_image,
+    hunyuan_dit,
+    hunyuan_image,
+    hunyuan_video,
+    hunyuan_video15,
+    ideogram4,
+    joyimage,
+    kandinsky5,
+    kandinsky6,
+    krea2,
+    latte,
+    ltx,
+    lumina2,
+    lumina_next,
+    minimax_h3,
+    mochi,
+    motif_video,
+    ovis_image,
+    pixart,
+    qwen_image,
+    sd3,
+    skyreels_v2,
+    wan,
+    wan_animate,
+    wan_vace,
+    z_image,
+)
 from dit_accel_pipelines.family import (
+    REFUSED,
     AttentionShape,
     Family,
     Part,
@@ -12,19 +58,65 @@ from dit_accel_pipelines.family import (
     UnknownFamily,
     families,
     find_family,
+    in_parts,
     register_family,
 )
+from dit_accel_pipelines.generic import generic_family
 
 register_family(wan.WAN)
+register_family(wan_vace.WAN_VACE)
+register_family(skyreels_v2.SKYREELS_V2)
 register_family(hunyuan_video.HUNYUAN_VIDEO)
+register_family(hunyuan_video15.HUNYUAN_VIDEO15)
 register_family(cogvideox.COGVIDEOX)
 register_family(ltx.LTX)
+register_family(ltx.LTX2)
 register_family(mochi.MOCHI)
+register_family(allegro.ALLEGRO)
+register_family(cosmos.COSMOS)
+register_family(kandinsky5.KANDINSKY5)
 register_family(flux.FLUX)
+register_family(flux2.FLUX2)
+register_family(chroma.CHROMA)
 register_family(sd3.SD3)
 register_family(pixart.PIXART)
+register_family(qwen_image.QWEN_IMAGE)
+register_family(z_image.Z_IMAGE)
+register_family(hunyuan_image.HUNYUAN_IMAGE)
+register_family(lumina2.LUMINA2)
+register_family(auraflow.AURAFLOW)
+register_family(consisid.CONSISID)
+register_family(easyanimate.EASYANIMATE)
+register_family(framepack.FRAMEPACK)
+register_family(helios.HELIOS)
+register_family(minimax_h3.MINIMAX_H3)
+register_family(kandinsky6.KANDINSKY6)
+register_family(motif_video.MOTIF_VIDEO)
+register_family(wan_animate.WAN_ANIMATE)
+register_family(wan_animate.CHRONOEDIT)
+register_family(anyflow.ANYFLOW)
+register_family(latte.LATTE)
+register_family(flux3.FLUX3)
+register_family(cogview.COGVIEW3_PLUS)
+register_family(cogview.COGVIEW4)
+register_family(glm_image.GLM_IMAGE)
+register_family(hidream_image.HIDREAM_IMAGE)
+register_family(krea2.KREA2)
+register_family(hunyuan_dit.HUNYUAN_DIT)
+register_family(ovis_image.OVIS_IMAGE)
+register_family(ovis_image.LONGCAT_IMAGE)
+register_family(bria.BRIA)
+register_family(bria.BRIA_FIBO)
+register_family(bria.BRIA_FIBO2)
+register_family(ideogram4.IDEOGRAM4)
+register_family(joyimage.JOYIMAGE_EDIT)
+register_family(joyimage.JOYIMAGE_EDIT_PLUS)
+register_family(ernie_image.ERNIE_IMAGE)
+register_family(lumina_next.LUMINA_NEXT)
+register_family(dit.DIT)
 
 __all__ = [
+    "REFUSED",
     "AttentionShape",
     "Family",
     "Part",
@@ -33,5 +125,7 @@ __all__ = [
     "UnknownFamily",
     "families",
     "find_family",
+    "generic_family",
+    "in_parts",
     "register_family",
 ]

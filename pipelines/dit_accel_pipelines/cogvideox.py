@@ -35,5 +35,4 @@ COGVIDEOX = Family(
     text_first=True,
     batched=("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond", "ofs"),
     joint=True,
-    tested="declared",
 )

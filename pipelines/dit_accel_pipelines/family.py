@@ -16,20 +16,25 @@ class Part:
     """Samples of a batch that have equally many tokens, and where those lie.
 
     Attributes:
-        samples: int64 ``[b]``.
-        places: int64 ``[b, n]``.
+        samples: int64 ``[b]``; None: all.
+        places: int64 ``[b, n]``; ``[n]`` where they are the same for all samples.
     """
 
-    samples: Tensor
+    samples: Tensor | None
     places: Tensor
 
     def of(self, tensor: Tensor) -> Tensor:
         """Their tokens ``[b, n, ...]`` out of ``[B, S, ...]``."""
-        return tensor[self.samples[:, None], self.places]
+        return tensor[self._index(tensor)]
 
     def put(self, tensor: Tensor, values: Tensor) -> None:
         """The inverse, in place."""
-        tensor[self.samples[:, None], self.places] = values
+        tensor[self._index(tensor)] = values
+
+    def _index(self, tensor: Tensor) -> tuple[slice | Tensor, Tensor]:
+        if self.samples is None:
+            return slice(None), self.places
+        return self.samples[:, None], self.places
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,15 @@ class SizeRule:
 
     Attributes:
         multiple: divides height and width: a token is a square of as many pixels.
-        frame_step: the number of frames is ``frame_step * k + 1``; 1: any.
+        frame_step: the number of frames is ``frame_step * k + first_frames``; 1: any.
         depth: latent frames in a token.
+        first_frames: frames in the first latent frame, where it holds fewer than the others; 0: it does not.
     """
 
     multiple: int
     frame_step: int
     depth: int = 1
+    first_frames: int = 1
 
     def complaint(self, height: int, width: int, frames: int) -> str | None:
         """One line that says what is wrong with a size and what would do, or None."""
@@ -83,15 +90,16 @@ class SizeRule:
                 below = max(self.multiple, value // self.multiple * self.multiple)
                 near = f"use {below} or {below + self.multiple}"
                 return f"{name} {value} is not divisible by {self.multiple}: {near}"
-        if frames < 1 or (frames - 1) % self.frame_step:
-            below = max(0, frames - 1) // self.frame_step * self.frame_step + 1
-            near = f"use {below} or {below + self.frame_step}"
-            return f"frames {frames} is not {self.frame_step}k+1: {near}"
+        step, first = self.frame_step, self.first_frames
+        if frames < 1 or (frames - first) % step:
+            below = max(0, frames - first) // step * step + first
+            rule = f"{step}k+{first}" if first else f"a multiple of {step}"
+            return f"frames {frames} is not {rule}: use {below or step} or {(below or step) + step}"
         return None
 
     def grid(self, frames: int, height: int, width: int) -> TokenLayout:
         """The visual tokens of a video in pixels; a last token that is not full counts."""
-        latents = (frames - 1) // self.frame_step + 1
+        latents = (frames - self.first_frames) // self.frame_step + self.first_frames
         return TokenLayout(
             -(-latents // self.depth), height // self.multiple, width // self.multiple
         )
@@ -145,7 +153,7 @@ class Family:
         heads: from the transformer's config to number of heads and head_dim.
         batched: names of the forward's arguments that have the batch first.
         joint: text tokens take part in the attention.
-        crops_text: each sample has its own attention call, with as many text tokens as are valid.
+        crops_text: calls differ in how many text tokens they have: those beyond the grid.
         output: what the pipeline makes.
         guidance: perturbed guidance knows how its forward is called.
         tested: ``"tested"`` where sparse attention went through the whole family matrix.
@@ -197,10 +205,20 @@ class Family:
                     yield name, module
 
 
+LINEAR = "its self-attention is linear: there is no attention map to make sparse"
+REFUSED = {
+    "SanaTransformer2DModel": LINEAR,
+    "SanaVideoTransformer3DModel": LINEAR,
+}
+
+
 class UnknownFamily(LookupError):
     """No declared family has this transformer."""
 
     def __init__(self, name: str) -> None:
+        if name in REFUSED:
+            super().__init__(f"{name} is not supported: {REFUSED[name]}")
+            return
         known = ", ".join(t for family in families() for t in family.transformers)
         super().__init__(
             f"no family declares {name}; declared are {known}; add one with register_family"

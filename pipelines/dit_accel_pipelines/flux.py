@@ -1,27 +1,31 @@
-"""Flux: joint attention, text before visual tokens, in dual- and single-stream blocks."""
+"""Flux: joint attention, text before visual tokens, in dual- and single-stream blocks. Kontext's reference image
+comes after the image.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, latent_scale
+from dit_accel_pipelines.positions import grid_of
 
 PACKED = 2  # the pipeline packs 2 x 2 latents into a token
 
 
-def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid from img_ids ``[S, 3]`` (read from the device); a line where the tokens are no single grid,
-    as with Kontext's reference image.
+def images(ids: Tensor, text: int) -> TokenLayout:
+    """Images of one size as frames, after text, from ids ``[S, A]`` or ``[B, S, A]`` (image, row, column, ...; read
+    from the device); a line where sizes differ.
     """
-    text = arguments["encoder_hidden_states"].shape[1]
-    tokens = arguments["hidden_states"].shape[1]
-    ids = arguments["img_ids"]
     ids = ids[0] if ids.dim() == 3 else ids
-    height, width = ((ids[:, 1:].amax(0) - ids[:, 1:].amin(0)).int() + 1).tolist()
-    if height * width != tokens:
-        height, width = 1, tokens
-    return TokenLayout(1, height, width, text, text_first=True)
+    return TokenLayout(*grid_of(ids[:, 1:3]), text, text_first=True)
+
+
+def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
+    """The grid from img_ids ``[S, 3]``."""
+    return images(arguments["img_ids"], arguments["encoder_hidden_states"].shape[1])
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
@@ -38,7 +42,10 @@ FLUX = Family(
     cfg="embedded",
     text_tokens=lambda _: 512,
     text_first=True,
+    batched=(
+        *("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
+        "guidance",
+    ),
     joint=True,
     output="image",
-    tested="declared",
 )

@@ -1,4 +1,6 @@
-"""LTX-Video: self-attention (``attn1``) over visual tokens alone, which come as a sequence."""
+"""LTX-Video and LTX-2: self-attention (``attn1``) over visual tokens alone, which come as a sequence;
+the audio of LTX-2 has attention of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,14 @@ from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid from num_frames, height and width; a line of hidden_states ``[B, S, C]`` where the
-    pipeline gives coordinates instead.
+    """The grid from num_frames, height and width; a line where video_coords ``[B, 3, S, ...]`` are of other
+    tokens, as with keyframes or a reference video.
     """
-    if arguments.get("num_frames") is None:
-        return TokenLayout(1, 1, arguments["hidden_states"].shape[1])
-    return TokenLayout(arguments["num_frames"], arguments["height"], arguments["width"])
+    frames, height, width = (arguments.get(name) or 1 for name in ("num_frames", "height", "width"))
+    grid, coords = TokenLayout(frames, height, width), arguments.get("video_coords")
+    if coords is None or coords.shape[2] == grid.visual_tokens:
+        return grid
+    return TokenLayout(1, 1, coords.shape[2])
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
@@ -34,5 +38,20 @@ LTX = Family(
         *("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
         "video_coords",
     ),
-    tested="declared",
+)
+
+LTX2 = Family(
+    name="ltx-2",
+    transformers=("LTX2VideoTransformer3DModel",),
+    attention=r"transformer_blocks\.\d+\.attn1",
+    blocks={"transformer_blocks": "num_layers"},
+    layout=layout,
+    size_rule=size_rule,
+    cfg="one batch",
+    batched=(
+        *("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
+        *("video_coords", "sigma", "video_self_attention_mask", "video_keyframes_mask"),
+        *("audio_hidden_states", "audio_encoder_hidden_states", "audio_timestep", "audio_sigma"),
+        *("audio_encoder_attention_mask", "audio_coords", "perturbation_mask"),
+    ),
 )

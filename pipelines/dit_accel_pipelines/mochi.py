@@ -32,5 +32,4 @@ MOCHI = Family(
     batched=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
     joint=True,
     crops_text=True,
-    tested="declared",
 )

@@ -38,5 +38,4 @@ PIXART = Family(
         *("attention_mask", "encoder_attention_mask"),
     ),
     output="image",
-    tested="declared",
 )

@@ -1,4 +1,6 @@
-"""Stable Diffusion 3 and 3.5: joint attention (``attn``), visual tokens before text."""
+"""Stable Diffusion 3 and 3.5: joint attention (``attn``), visual tokens before text; in some blocks of 3.5 also
+self-attention of the visual tokens alone (``attn2``).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def size_rule(transformer: Config, vae: Config) -> SizeRule:
 SD3 = Family(
     name="sd3",
     transformers=("SD3Transformer2DModel",),
-    attention=r"transformer_blocks\.\d+\.attn",
+    attention=r"transformer_blocks\.\d+\.attn2?",
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
@@ -40,6 +42,6 @@ SD3 = Family(
         *("block_controlnet_hidden_states", "joint_attention_kwargs"),
     ),
     joint=True,
+    crops_text=True,  # attn2 has none
     output="image",
-    tested="declared",
 )

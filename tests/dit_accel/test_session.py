@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -310,10 +311,29 @@ def test_what_cannot_be_sparse_falls_back_with_a_reason(wan, kind, reason: str) 
     assert wan.attention_report().fallbacks == {reason: 1}
 
 
-def test_context_parallelism_is_refused(wan, run_wan) -> None:
+def shared_sequence(pipe, degree: int, ring: int = 1) -> None:
+    """As diffusers marks processors under context parallelism."""
+    config = SimpleNamespace(ulysses_degree=degree, ring_degree=ring)
+    for block in pipe.transformer.blocks:
+        block.attn1.processor._parallel_config = SimpleNamespace(context_parallel_config=config)
+
+
+def test_ring_attention_is_refused(wan, run_wan) -> None:
     wan.enable_sparse_attention(COARSE)
-    wan.transformer.blocks[0].attn1.processor._parallel_config = object()
-    with pytest.raises(NotImplementedError, match="context parallelism"):
+    shared_sequence(wan, 1, ring=2)
+    with pytest.raises(NotImplementedError, match="use ulysses_degree, or disable"):
+        run_wan(wan)
+
+
+def test_what_cannot_share_a_sequence_is_refused(wan, run_wan) -> None:
+    wan.enable_sparse_attention(COARSE, guard="on")
+    shared_sequence(wan, 2)
+    with pytest.raises(RuntimeError, match="guard 'on'"):
+        run_wan(wan)
+    wan.enable_sparse_attention(COARSE)
+    wan.enable_perturbed_guidance(1.0)
+    shared_sequence(wan, 2)
+    with pytest.raises(RuntimeError, match="guidance does not work under context parallelism"):
         run_wan(wan)
 
 

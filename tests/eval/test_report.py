@@ -11,6 +11,7 @@ import pytest
 import dit_accel_eval.runs
 import dit_accel_eval.settings
 from dit_accel import cli
+from dit_accel.processes import Process
 from dit_accel_eval.frames import read_clip, write_webm
 
 PROMPT = "a red circle moving up on a navy background"
@@ -33,6 +34,25 @@ def untimed(path: Path) -> list[dict]:
     rows = json.loads(path.read_text())["settings"]
     means = [{n: round(r[n]["mean"], 1) for n in ("psnr", "ssim", "density_all")} for r in rows[:2]]
     return [{name: row[name] for name in SAME} for row in rows] + means
+
+
+def test_two_processes_share_the_clips_and_the_last_one_writes_the_page(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    given = arguments(tmp_path, "shared")
+    for rank, told in ((1, "others are not"), (0, "floor: attention in bfloat16")):
+        monkeypatch.setattr(dit_accel_eval.runs, "this_process", lambda rank=rank: Process(rank, 2))
+        assert cli.main(given) == 0
+        assert told in capsys.readouterr().out
+    out = tmp_path / "shared"
+    shares = [
+        {json.loads(line)["seed"] for line in (out / name).read_text().splitlines()}
+        for name in ("results.jsonl", "results.1.jsonl")
+    ]
+    assert shares == [{0}, {1}]
+    assert {row["clips"] for row in json.loads((out / "summary.json").read_text())["settings"]} == {
+        2
+    }
 
 
 def test_eval_killed_and_resumed_gives_the_same(tmp_path: Path, capsys, monkeypatch) -> None:

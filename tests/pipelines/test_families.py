@@ -44,3 +44,11 @@ def test_unknown_transformer_says_what_is_known() -> None:
 )
 def test_size_rule(size: tuple[int, int, int], complaint: str | None) -> None:
     assert SizeRule(multiple=16, frame_step=4).complaint(*size) == complaint
+
+
+def test_sizes_of_a_model_without_a_short_first_frame() -> None:
+    rule = SizeRule(multiple=16, frame_step=4, first_frames=0)
+    assert rule.complaint(16, 16, 88) is None
+    assert rule.complaint(16, 16, 85) == "frames 85 is not a multiple of 4: use 84 or 88"
+    assert rule.complaint(16, 16, 1) == "frames 1 is not a multiple of 4: use 4 or 8"
+    assert rule.grid(88, 32, 48) == TokenLayout(22, 2, 3)

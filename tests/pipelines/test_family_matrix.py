@@ -157,7 +157,7 @@ def test_neighborhood_knows_the_geometry_and_leaves_text_dense(row, transformer)
     change = (method.attend(moved, method.new_state(), ops).out - out).abs().amax((0, 3))  # [S, H]
     seen = plan.block_map.to_mask()[0][:, :, frame]  # [H, S, frame]
     parts = (seen.any(-1) & ~seen.all(-1)).T
-    assert change[~parts].max() < 1e-5
+    assert not (change[~parts] > 1e-5).any()
     assert parts.any()
     assert (change[parts] > 1e-6).float().mean() > 0.9
     exact = exact_attention(call)

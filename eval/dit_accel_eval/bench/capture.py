@@ -16,8 +16,9 @@ from torch import Tensor
 from dit_accel import AttentionCall, Method, Profile, Schedule
 from dit_accel.errors import BadInput
 from dit_accel.files import check_writable, written_whole
-from dit_accel.loading import DTYPES, load_pipeline
+from dit_accel.loading import load_pipeline
 from dit_accel.ops import Ops
+from dit_accel.placing import DTYPES
 from dit_accel.render import RenderSettings, check, render_with, versions
 from dit_accel_pipelines import TokenLayout
 
@@ -84,7 +85,7 @@ def capture(
         if wrong:
             raise BadInput(f"no {name} {wrong[0]}: the run has {name}s 0 to {end and end - 1}")
     recorder = Recorder(tuple(layers), tuple(steps), branch, DTYPES[keep])
-    pipe = load_pipeline(card, device=settings.device, dtype=settings.dtype)
+    pipe = load_pipeline(card, settings.placing)
     render_with(pipe, settings, Profile(recorder, Schedule(dense_steps=0, min_tokens=0)))
     found = {(c["layer"], c["step"]) for c in recorder.calls}
     for place in ((layer, step) for layer in layers for step in steps):

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from dit_accel import SVG2, AttentionCall, SVGEar
 from dit_accel.cost import Rates, Work
-from dit_accel.loading import DTYPES
 from dit_accel.methods.clustered import Clustered
 from dit_accel.ops import Ops
+from dit_accel.placing import DTYPES
 from dit_accel.stopwatch import Stopwatch
 from dit_accel_eval.bench.cases import Shape, clustered
 from dit_accel_eval.bench.kernels import dense_rows, fastest

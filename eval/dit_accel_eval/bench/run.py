@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from dit_accel.errors import BadInput
-from dit_accel.loading import DTYPES
+from dit_accel.placing import DTYPES, check_device
 from dit_accel.records import append_record, read_records
-from dit_accel.render import check_device, versions
+from dit_accel.render import versions
 from dit_accel_eval.bench.baselines import missing
 from dit_accel_eval.bench.cases import SHAPES
 from dit_accel_eval.bench.kernels import bench_kernels

@@ -20,6 +20,7 @@ from dit_accel.files import check_writable, written_whole
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
 from dit_accel.loading import ModelCard, fingerprint, load_pipeline
 from dit_accel.parsing import parsed
+from dit_accel.processes import this_process
 from dit_accel.records import to_json
 from dit_accel.render import RenderSettings, check, versions
 from dit_accel_eval.heads.rewards import check_reward, find_reward
@@ -203,9 +204,7 @@ def run(search: Search, quiet: bool = False) -> list[Head] | None:
                     bar.update(len(settings.pairs))
                     continue
                 if pipe is None:
-                    pipe = load_pipeline(
-                        search.card, device=search.base.device, dtype=search.base.dtype
-                    )
+                    pipe = load_pipeline(search.card, this_process().placing(search.base.placing))
                     pipe.set_progress_bar_config(disable=True)
                 arguments = (candidate, settings.pairs, settings.batch, reward, search.scores, done)
                 for clips in score_candidate(pipe, search.base, *arguments):

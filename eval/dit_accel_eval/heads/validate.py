@@ -12,6 +12,7 @@ from tqdm import tqdm
 from dit_accel.errors import BadInput
 from dit_accel.files import written_whole
 from dit_accel.loading import load_pipeline
+from dit_accel.processes import this_process
 from dit_accel.records import to_json
 from dit_accel_eval.heads.report import row_of
 from dit_accel_eval.heads.rewards import check_reward, find_reward
@@ -63,9 +64,7 @@ def validate(folder: Path, pairs: Sequence[Pair], quiet: bool = False) -> list[d
                 bar.update(len(pairs))
                 continue
             if pipe is None:
-                pipe = load_pipeline(
-                    search.card, device=search.base.device, dtype=search.base.dtype
-                )
+                pipe = load_pipeline(search.card, this_process().placing(search.base.placing))
                 pipe.set_progress_bar_config(disable=True)
             arguments = (candidate, pairs, search.settings.batch, reward, scores, done)
             for clips in score_candidate(pipe, search.base, *arguments):

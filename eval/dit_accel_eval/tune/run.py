@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from dit_accel import Profile
 from dit_accel.errors import BadInput, RunFailed
 from dit_accel.files import check_writable, written_whole
 from dit_accel.loading import ModelCard, fingerprint, load_pipeline
+from dit_accel.processes import this_process
 from dit_accel.profile import SUFFIXES
 from dit_accel.render import RenderSettings, check, versions
 from dit_accel_eval.bench.run import machine
@@ -120,23 +121,52 @@ class Tuned:
     attempts: int  # settings that were validated until one held
 
 
-def tune(tuning: Tuning, out: Path) -> Tuned:
-    """Search, validate, and write the profile to ``out``, the trials and a plot beside it.
+def tune(tuning: Tuning, out: Path) -> Tuned | None:
+    """Search, validate, and write the profile to ``out``, the trials and a plot beside it. Several processes search
+    at once; the first one validates, the others return None.
 
     Raises:
         BadInput: for a request that cannot work.
         RunFailed: if no setting holds the targets, with the best that was found.
     """
     card, journal = prepared(tuning, out)
-    with alone(journal):
+    process = this_process()
+    with alone(journal) if process.rank == 0 else nullcontext():
         model = fingerprint(card.source)
-        pipe = load_pipeline(card, device=tuning.base.device, dtype=tuning.base.dtype)
+        pipe = load_pipeline(card, process.placing(tuning.base.placing))
         pipe.set_progress_bar_config(disable=True)
         bench = Bench(pipe, tuning.goal, tuning.backbone)
         try:
-            return _tuned(tuning, out, bench, space(tuning, card), journal, model)
+            search = searched(tuning, bench, space(tuning, card), journal, model)
+            return validated_best(tuning, out, search, bench, model) if process.rank == 0 else None
         finally:
             bench.close()
+
+
+def searched(tuning: Tuning, bench: Bench, allowed: Space, journal: Path, model: str) -> Search:
+    """The search, over in all processes."""
+    process = this_process()
+    cases, fresh = tuning.cases()
+    if process.rank > 0:
+        process.wait()  # for the study
+    study = open_study(journal, tuning.name(model), tuning.seed)
+    search = Search(tuning.goal, allowed, cases, len(fresh), study)
+    if process.rank == 0:
+        search.begin()
+        process.wait()
+    search.run(bench, tuning.trials, tuning.minutes)
+    process.wait()
+    return search
+
+
+def validated_best(tuning: Tuning, out: Path, search: Search, bench: Bench, model: str) -> Tuned:
+    """Plot, validate, save."""
+    with written_whole(out.with_suffix(".png")) as temporary:
+        draw(search).savefig(temporary, dpi=140)
+    found = best(search, bench, tuning.cases()[1])
+    profile = replace(found.profile, provenance=provenance(tuning, found, search, model))
+    profile.save(out)
+    return replace(found, profile=profile)
 
 
 @contextmanager
@@ -154,22 +184,6 @@ def alone(journal: Path) -> Iterator[None]:
         raise BadInput(
             f"another tune is writing to {journal}: let it end, or give another --out"
         ) from None
-
-
-def _tuned(
-    tuning: Tuning, out: Path, bench: Bench, allowed: Space, journal: Path, model: str
-) -> Tuned:
-    """Search, plot, validate, save."""
-    cases, fresh = tuning.cases()
-    study = open_study(journal, tuning.name(model), tuning.seed)
-    search = Search(tuning.goal, allowed, cases, len(fresh), study)
-    search.run(bench, tuning.trials, tuning.minutes)
-    with written_whole(out.with_suffix(".png")) as temporary:
-        draw(search).savefig(temporary, dpi=140)
-    found = best(search, bench, fresh)
-    profile = replace(found.profile, provenance=provenance(tuning, found, search, model))
-    profile.save(out)
-    return replace(found, profile=profile)
 
 
 def prepared(tuning: Tuning, out: Path) -> tuple[ModelCard, Path]:

@@ -146,15 +146,23 @@ class Search:
     def run(
         self, bench: Bench, trials: int, minutes: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Try settings until there are as many as asked for, or the time is over, that of killed runs counted."""
-        if not self.study.trials:
-            for parameters in starts(self.space):
-                self.study.enqueue_trial(parameters)
+        """Try settings until there are as many as asked for, or the time is over, that of killed runs counted;
+        several processes may do so at once.
+        """
         end = clock() + 60 * minutes - sum(map(duration, self.finished()))
         with tqdm(total=trials, initial=min(trials, len(self.finished())), desc="tune") as bar:
             while len(self.finished()) < trials and clock() < end:
                 self.study.optimize(lambda trial: self.objective(trial, bench), n_trials=1)
                 bar.update()
+
+    def begin(self) -> None:
+        """What is tried first; what a killed run left undone is done again."""
+        if not self.study.trials:
+            for parameters in starts(self.space):
+                self.study.enqueue_trial(parameters)
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            self.study.enqueue_trial(trial.params)
 
     def finished(self) -> list[FrozenTrial]:
         states = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -240,7 +248,7 @@ def duration(trial: FrozenTrial) -> float:
 
 
 def open_study(journal: Path, name: str, seed: int) -> optuna.Study:
-    """The study of a name in a journal, made if it is not there; what a killed run left undone is done again."""
+    """The study of a name in a journal, made if it is not there."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     journal.parent.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(journal)))
@@ -253,13 +261,9 @@ def open_study(journal: Path, name: str, seed: int) -> optuna.Study:
             constraints_func=constraints,
             n_startup_trials=8,
         )
-    study = optuna.create_study(
+    return optuna.create_study(
         storage=storage, study_name=name, sampler=sampler, direction="maximize", load_if_exists=True
     )
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
-    return study
 
 
 def kept_trials(journal: Path, name: str) -> list[FrozenTrial]:

@@ -26,6 +26,7 @@ from dit_accel.comfyui.workflows import RENDER, as_prompt
 from dit_accel.enabled import session_of
 from dit_accel.errors import BadInput
 from dit_accel.guidance import ModelShape, find_heads
+from dit_accel.placing import Placing
 from dit_accel.profile import Profile
 from dit_accel_pipelines import find_family
 
@@ -34,7 +35,7 @@ SIZE = {"width": 64, "height": 64, "frames": 9, "steps": 2, "guidance_scale": 4.
 
 @pytest.fixture
 def loaded(wan) -> LoadedPipeline:
-    return LoadedPipeline(wan, "tiny-world", "cpu", "float32")
+    return LoadedPipeline(wan, "tiny-world", Placing())
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda n: n.id)

@@ -1,0 +1,214 @@
+"""Requests become files: checked, shared among processes, and not done twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dit_accel.errors import BadInput
+from dit_accel.files import check_writable, written_whole
+from dit_accel.processes import Process
+from dit_accel.records import append_record, read_records, to_json
+
+
+def run(
+    requests: list[Any],
+    out: Path | None,
+    *,
+    compare: bool = False,
+    backbone: Path | None = None,
+    report: Path | None = None,
+    overwrite: bool = True,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Check all requests and outputs, load the model once, render one after the other: of several what is not
+    there yet, and of those this process's share.
+    """
+    from dit_accel.processes import this_process
+    from dit_accel.render import check
+
+    checked = [check(settings) for settings in requests]
+    process = this_process(requests[0].ulysses)
+    paths = output_paths(checked, out)
+    for path in [*paths, *([report] if report else [])]:
+        check_writable(path)
+    if dry_run:
+        from dit_accel.memory import state_of_render
+
+        for path, (settings, card) in zip(paths, checked, strict=True):
+            told = {"output": str(path), "method_state": state_of_render(settings, card)}
+            click.echo(json.dumps({**asdict(settings), **told}, indent=2))
+        return
+    batch = Batch(compare, backbone, report, overwrite or len(paths) == 1, quiet, process)
+    batch.run(checked, paths)
+
+
+def output_paths(checked: list[Any], out: Path | None) -> list[Path]:
+    """One file name per checked request: ``out`` itself for one, names made from the prompts inside ``out``
+    for several.
+    """
+    settings = [request for request, _ in checked]
+    suffix = [
+        ".png" if request.frames == 1 or card.family.output == "image" else ".mp4"
+        for request, card in checked
+    ]
+    if len(settings) == 1:
+        path = out or Path(f"{_slug(settings[0].prompt)}{suffix[0]}")
+        if path.is_dir():
+            path = path / f"{_slug(settings[0].prompt)}{suffix[0]}"
+        if path.suffix not in (".mp4", ".png"):
+            raise BadInput(f"output {path} has no .mp4 or .png ending: give one")
+        if path.suffix == ".mp4" and checked[0][1].family.output == "image":
+            raise BadInput(
+                f"output {path} is a video, but {checked[0][1].pipeline} makes pictures: use .png"
+            )
+        if path.suffix == ".png" and suffix[0] == ".mp4":
+            raise BadInput(
+                f"output {path} is a single picture, but a video was asked for: use .mp4, or --frames 1"
+            )
+        return [path]
+    if out is not None and out.suffix:
+        raise BadInput(f"output {out} is one file for {len(settings)} prompts: give a folder")
+    folder = out or Path()
+    return [
+        folder / f"{i:04d}-{_slug(s.prompt)}{e}"
+        for i, (s, e) in enumerate(zip(settings, suffix, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How requests are rendered.
+
+    Attributes:
+        compare: also dense, with the side-by-side files.
+        backbone: of LPIPS.
+        report: JSON file; each process keeps its records beside it, and the last one to end has them all.
+        overwrite: render what is there already.
+        quiet: no progress, no table.
+        process: which share of the requests is this process's.
+    """
+
+    compare: bool
+    backbone: Path | None
+    report: Path | None
+    overwrite: bool
+    quiet: bool
+    process: Process
+
+    def run(self, checked: Sequence[Any], paths: Sequence[Path]) -> None:
+        """Load the model once and render request after request."""
+        from dit_accel.loading import load_pipeline
+        from dit_accel.render import report_of
+
+        known = {record["output"] for record in self._records()}
+        own = self.process.share(list(zip(checked, paths, strict=True)))
+        todo = [
+            (settings, path)
+            for (settings, _), path in own
+            if self.overwrite or not self._is_done(settings, path, known)
+        ]
+        if todo:
+            first, card = checked[0]
+            start = time.perf_counter()
+            pipe = load_pipeline(card, self.process.placing(first.placing))
+            seconds = time.perf_counter() - start
+            hidden = self.quiet or not self.process.writes or not sys.stderr.isatty()
+            pipe.set_progress_bar_config(disable=hidden)
+            for settings, path in todo:
+                clip, extra = render_one(pipe, settings, path, self)
+                record = report_of(settings, card, clip, seconds)
+                if self.report and self.process.writes:
+                    append_record(self._journal(), {**record, "output": str(path), **extra})
+        if not self.quiet and len(paths) > 1 and self.process.writes:
+            click.echo(f"{len(todo)} rendered, {len(own) - len(todo)} were there")
+        self._merge(paths)
+
+    def _is_done(self, settings: Any, path: Path, known: set[str]) -> bool:
+        """Whether all files of a request are there, made with the very same settings and versions."""
+        from dit_accel.media import read_metadata
+        from dit_accel.render import versions
+
+        try:
+            kept = read_metadata(path)
+        except BadInput:
+            return False
+        asked = json.loads(json.dumps({**asdict(settings), "versions": versions()}))
+        if any(kept.get(name) != value for name, value in asked.items()):
+            return False
+        whole = not self.compare or sheet_of(path).exists()
+        return whole and (self.report is None or str(path) in known)
+
+    def _journal(self) -> Path:
+        assert self.report is not None
+        return self.report.with_suffix(f".{self.process.rank}.jsonl")
+
+    def _records(self) -> list[dict[str, Any]]:
+        """Of all processes that write to this report."""
+        if self.report is None:
+            return []
+        journals = sorted(self.report.parent.glob(f"{self.report.stem}.*.jsonl"))
+        return [record for journal in journals for record in read_records(journal)]
+
+    def _merge(self, paths: Sequence[Path]) -> None:
+        """The report, of what all processes have rendered so far, in the order of the requests."""
+        if self.report is None or not self.process.writes:
+            return
+        found = {record["output"]: record for record in self._records()}
+        records = [found[str(path)] for path in paths if str(path) in found]
+        with written_whole(self.report) as temporary:
+            temporary.write_text(
+                to_json(records if len(paths) > 1 else records[0], indent=2) + "\n"
+            )
+        if len(paths) == 1:
+            self._journal().unlink()
+
+
+def sheet_of(path: Path) -> Path:
+    """The strip of frames beside an output, the last file that is written of it."""
+    return path.with_name(f"{path.stem}-strip.png")
+
+
+def render_one(pipe: Any, settings: Any, path: Path, batch: Batch) -> tuple[Any, dict[str, Any]]:
+    """Render one request to a file; with ``compare`` also dense, and the side-by-side files."""
+    from dit_accel.compare import quality, speedup, summary
+    from dit_accel.media import side_by_side, strip, write_clip
+    from dit_accel.render import render, versions
+
+    clip = render(pipe, settings)
+    metadata = {**asdict(settings), "versions": versions(), "seconds": clip.seconds}
+    if batch.process.writes:
+        write_clip(path, clip.frames, settings.fps, metadata)
+    if not batch.compare:
+        if not batch.quiet and batch.process.writes:
+            click.echo(f"{path}\n{clip.attention}")
+        return clip, {}
+    dense = render(pipe, settings.as_dense())
+    if not batch.process.writes:
+        return clip, {}
+    figures = quality(dense.frames, clip.frames, settings.prompt, batch.backbone)
+    both = path.with_name(f"{path.stem}-compare{path.suffix}")
+    write_clip(both, side_by_side(dense.frames, clip.frames), settings.fps, metadata)
+    sheet = sheet_of(path)
+    with written_whole(sheet) as temporary:
+        strip({"dense": dense.frames, settings.method: clip.frames}).save(temporary)
+    if not batch.quiet:
+        click.echo(f"{path}\n{both}\n{sheet}\n{summary(dense, clip, figures, settings.method)}")
+    return clip, {
+        "quality": figures,
+        "speedup": speedup(dense, clip),
+        "dense_seconds": dense.seconds,
+    }
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "clip"

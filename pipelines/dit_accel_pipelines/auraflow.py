@@ -1,0 +1,47 @@
+"""AuraFlow: joint attention, register tokens and text before visual tokens, in dual- and single-stream blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dit_accel_pipelines.family import (
+    Config,
+    Family,
+    SizeRule,
+    TokenLayout,
+    latent_scale,
+    patches,
+)
+
+REGISTERS = 8
+
+
+def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
+    """The grid of latent patches, from hidden_states ``[B, C, H, W]``; registers count as text."""
+    side = config["patch_size"]
+    grid = patches(arguments["hidden_states"], (1, side, side))
+    text = REGISTERS + arguments["encoder_hidden_states"].shape[1]
+    return TokenLayout(*grid, text, text_first=True)
+
+
+def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    return SizeRule(latent_scale(vae) * transformer["patch_size"], 1)
+
+
+AURAFLOW = Family(
+    name="auraflow",
+    transformers=("AuraFlowTransformer2DModel",),
+    attention=r"(joint|single)_transformer_blocks\.\d+\.attn",
+    blocks={
+        "joint_transformer_blocks": "num_mmdit_layers",
+        "single_transformer_blocks": "num_single_dit_layers",
+    },
+    layout=layout,
+    size_rule=size_rule,
+    cfg="one batch",
+    text_tokens=lambda _: REGISTERS + 256,
+    text_first=True,
+    joint=True,
+    output="image",
+)

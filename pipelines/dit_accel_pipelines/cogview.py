@@ -1,0 +1,62 @@
+"""CogView 3 Plus and CogView 4: joint attention, text before visual tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dit_accel_pipelines.family import (
+    Config,
+    Family,
+    SizeRule,
+    TokenLayout,
+    latent_scale,
+    patches,
+)
+
+
+def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
+    """The grid of latent patches, from hidden_states ``[B, C, H, W]``."""
+    side = config["patch_size"]
+    grid = patches(arguments["hidden_states"], (1, side, side))
+    return TokenLayout(*grid, arguments["encoder_hidden_states"].shape[1], text_first=True)
+
+
+def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    return SizeRule(latent_scale(vae) * transformer["patch_size"], 1)
+
+
+COGVIEW3_PLUS = Family(
+    name="cogview3-plus",
+    transformers=("CogView3PlusTransformer2DModel",),
+    attention=r"transformer_blocks\.\d+\.attn1",
+    blocks={"transformer_blocks": "num_layers"},
+    layout=layout,
+    size_rule=size_rule,
+    cfg="one batch",
+    text_tokens=lambda _: 224,
+    text_first=True,
+    batched=(
+        *("hidden_states", "encoder_hidden_states", "timestep"),
+        *("original_size", "target_size", "crop_coords"),
+    ),
+    joint=True,
+    output="image",
+)
+
+COGVIEW4 = Family(
+    name="cogview4",
+    transformers=("CogView4Transformer2DModel",),
+    attention=r"transformer_blocks\.\d+\.attn1",
+    blocks={"transformer_blocks": "num_layers"},
+    layout=layout,
+    size_rule=size_rule,
+    cfg="two calls",
+    text_first=True,
+    batched=(
+        *("hidden_states", "encoder_hidden_states", "timestep"),
+        *("original_size", "target_size", "crop_coords"),
+    ),
+    joint=True,
+    output="image",
+)

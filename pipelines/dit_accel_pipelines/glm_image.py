@@ -1,0 +1,25 @@
+"""GLM-Image: joint attention, text before visual tokens. Keys of reference images are cached: with them the
+attention has more keys than queries, and stays dense.
+"""
+
+from __future__ import annotations
+
+from dit_accel_pipelines.cogview import layout, size_rule
+from dit_accel_pipelines.family import Family
+
+GLM_IMAGE = Family(
+    name="glm-image",
+    transformers=("GlmImageTransformer2DModel",),
+    attention=r"transformer_blocks\.\d+\.attn1",
+    blocks={"transformer_blocks": "num_layers"},
+    layout=layout,
+    size_rule=size_rule,
+    cfg="two calls",
+    text_first=True,
+    batched=(
+        *("hidden_states", "encoder_hidden_states", "prior_token_id", "prior_token_drop"),
+        *("timestep", "target_size", "crop_coords"),
+    ),
+    joint=True,
+    output="image",
+)

@@ -1,0 +1,56 @@
+"""HunyuanVideo 1.5: joint attention, visual tokens before those of image, glyphs and text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dit_accel_pipelines.family import (
+    Config,
+    Family,
+    SizeRule,
+    TokenLayout,
+    patches,
+    valid_text,
+)
+
+IMAGE, GLYPHS, TEXT = 729, 256, 1000  # tokens that the pipeline pads to
+
+
+def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
+    """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``. The transformer sorts the other tokens:
+    first the valid ones of image, glyphs and text, then all padding; an image of zeros is padding.
+    """
+    side = config["patch_size"]
+    grid = patches(arguments["hidden_states"], (config["patch_size_t"], side, side))
+    image = arguments["image_embeds"]
+    masks = [arguments[name] for name in ("encoder_attention_mask", "encoder_attention_mask_2")]
+    tokens = image.shape[1] + sum(mask.shape[1] for mask in masks)
+    valid = image.shape[1] * image.any() + sum(mask.bool().sum(1) for mask in masks)
+    mask = torch.arange(tokens, device=valid.device) < valid[:, None]
+    return valid_text(TokenLayout(*grid, tokens), mask)
+
+
+def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    space = vae.get("spatial_compression_ratio", 16) * transformer["patch_size"]
+    return SizeRule(space, vae.get("temporal_compression_ratio", 4), transformer["patch_size_t"])
+
+
+HUNYUAN_VIDEO15 = Family(
+    name="hunyuan-video-1.5",
+    transformers=("HunyuanVideo15Transformer3DModel",),
+    attention=r"transformer_blocks\.\d+\.attn",
+    blocks={"transformer_blocks": "num_layers"},
+    layout=layout,
+    size_rule=size_rule,
+    cfg="two calls",
+    text_tokens=lambda _: IMAGE + GLYPHS + TEXT,
+    batched=(
+        *("hidden_states", "timestep", "timestep_r", "image_embeds"),
+        *("encoder_hidden_states", "encoder_attention_mask"),
+        *("encoder_hidden_states_2", "encoder_attention_mask_2"),
+    ),
+    joint=True,
+)

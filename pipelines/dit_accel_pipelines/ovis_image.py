@@ -1,0 +1,34 @@
+"""Ovis-Image and LongCat-Image: Flux's blocks, with text before visual tokens."""
+
+from __future__ import annotations
+
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.flux import layout, size_rule
+
+OVIS_IMAGE = Family(
+    name="ovis-image",
+    transformers=("OvisImageTransformer2DModel",),
+    attention=r"(single_)?transformer_blocks\.\d+\.attn",
+    blocks={"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"},
+    layout=layout,
+    size_rule=size_rule,
+    cfg="two calls",
+    text_tokens=lambda _: 256,
+    text_first=True,
+    joint=True,
+    output="image",
+)
+
+LONGCAT_IMAGE = Family(
+    name="longcat-image",
+    transformers=("LongCatImageTransformer2DModel",),
+    attention=r"(single_)?transformer_blocks\.\d+\.attn",
+    blocks={"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"},
+    layout=layout,
+    size_rule=size_rule,
+    cfg="two calls",
+    text_tokens=lambda _: 512,
+    text_first=True,
+    joint=True,
+    output="image",
+)

@@ -1,0 +1,52 @@
+"""Qwen-Image: joint attention, text before visual tokens. The images of Edit and the layers of Layered follow one
+another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, valid_text
+
+
+def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
+    """Images of one size as frames, from img_shapes, which has (frames, rows, columns) of each image of each sample;
+    a line of hidden_states ``[B, S, C]`` where sizes differ. Padding of the text is masked.
+    """
+    shapes = arguments["img_shapes"][0]
+    images = shapes if isinstance(shapes, list) else [shapes]
+    sizes = {tuple(image[1:]) for image in images}
+    text = arguments["encoder_hidden_states"].shape[1]
+    grid = (1, 1, arguments["hidden_states"].shape[1])
+    if len(sizes) == 1:
+        grid = (sum(image[0] for image in images), *sizes.pop())
+    found = TokenLayout(*grid, text, text_first=True)
+    mask = arguments.get("encoder_hidden_states_mask")
+    return found if mask is None else valid_text(found, mask)
+
+
+def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    """The pipeline packs a patch of latents into a token."""
+    return SizeRule(
+        2 ** len(vae.get("temperal_downsample", (0,) * 3)) * transformer["patch_size"], 1
+    )
+
+
+QWEN_IMAGE = Family(
+    name="qwen-image",
+    transformers=("QwenImageTransformer2DModel",),
+    attention=r"transformer_blocks\.\d+\.attn",
+    blocks={"transformer_blocks": "num_layers"},
+    layout=layout,
+    size_rule=size_rule,
+    cfg="two calls",
+    text_tokens=lambda _: 512,
+    text_first=True,
+    batched=(
+        *("hidden_states", "encoder_hidden_states", "encoder_hidden_states_mask", "timestep"),
+        *("guidance", "additional_t_cond"),
+    ),
+    joint=True,
+    output="image",
+)

@@ -1,0 +1,59 @@
+"""Sparse attention inside diffusers' Ulysses: gloo processes on the CPU against a single one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import context_parallel
+import pytest
+import torch
+from context_parallel import CASES, attended
+from safetensors import safe_open
+
+from dit_accel.seam import interleaved
+from dit_accel_pipelines import TokenLayout, in_parts
+
+WORKER = Path(context_parallel.__file__)
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids="{} processes".format)
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What several processes gave, in a file."""
+    out = tmp_path_factory.mktemp("shared") / "out.safetensors"
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
+    roots = [str(Path.cwd() / name) for name in ("", "kernels", "pipelines", "assets", "tests")]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(WORKER), str(request.param), str(out)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(roots), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("case", [*CASES, "equal shares"])
+def test_several_processes_equal_one(shared: Path, case: str) -> None:
+    expected, alone = attended("wan svg2" if case == "equal shares" else case)
+    with safe_open(shared, "pt") as file:
+        found, together = file.get_tensor(case), json.loads(file.metadata()["reports"])[case]
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert together == alone
+    assert not together["fallbacks"]
+    assert together["calls"]["dense" if "dense" in case else "sparse"] > 0
+
+
+def test_order_of_tokens_after_the_exchange() -> None:
+    """Text 0-5 and picture 6-21 on two devices."""
+    layout = TokenLayout(1, 4, 4, 6, text_first=True)
+    order = torch.tensor([*range(3), *range(6, 14), *range(3, 6), *range(14, 22)])
+    shared = interleaved(layout, 2, torch.device("cpu"))
+    assert torch.equal(order[shared.parts[0].places], torch.arange(22))
+    places = torch.tensor([1, 0, *range(6, 22)])  # two words that count, in another order
+    shared = interleaved(in_parts(layout, [places]), 2, torch.device("cpu"))
+    assert torch.equal(order[shared.parts[0].places[0]], places)

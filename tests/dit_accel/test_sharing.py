@@ -1,0 +1,104 @@
+"""Prompts shared by several processes, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dit_accel import cli
+from dit_accel.cli.render import ulysses_degree
+from dit_accel.errors import BadInput
+from dit_accel.placing import Placing
+from dit_accel.processes import Process, this_process
+
+SIZE = ["--height", "32", "--width", "32", "--frames", "5", "--steps", "1", "--guidance-scale", "1"]
+PROMPTS = [
+    f"a red circle on a {color} background" for color in ("navy", "white", "green", "gray", "pink")
+]
+
+
+def command_of(folder: Path) -> list[str]:
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    given = ["--prompts", str(folder / "prompts.txt"), "-o", str(folder / "out")]
+    return ["render", *given, "--report", str(folder / "report.json"), *SIZE]
+
+
+def launched(count: int, script: list[str], arguments: list[str]) -> int:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launcher, *script, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode
+
+
+def state_of(folder: Path) -> dict[str, int]:
+    """Files and when they were written; nothing else is there."""
+    return {path.name: path.stat().st_mtime_ns for path in sorted((folder / "out").iterdir())}
+
+
+def test_a_rank_that_dies_loses_nothing_and_a_rerun_does_what_is_missing(tmp_path: Path) -> None:
+    arguments = command_of(tmp_path)
+    dying = [str(Path(__file__).parents[1] / "dying_render.py"), "1"]
+    assert launched(2, dying, arguments) != 0
+    before = state_of(tmp_path)
+    assert 1 <= len(before) < len(PROMPTS)
+    assert all(name.endswith(".mp4") and not name.startswith(".") for name in before)
+    assert launched(2, ["-m", "dit_accel"], arguments) == 0
+    after = state_of(tmp_path)
+    assert len(after) == len(PROMPTS)
+    records = json.loads((tmp_path / "report.json").read_text())
+    assert [record["prompt"] for record in records] == PROMPTS
+    kept = {Path(r["output"]).name for r in records} & {
+        n for n, t in before.items() if after[n] == t
+    }
+    assert len(kept) >= len(before) - 2  # a clip whose record was lost with its rank is made again
+    assert cli.main(arguments) == 0
+    assert state_of(tmp_path) == after
+    assert json.loads((tmp_path / "report.json").read_text()) == records
+
+
+def test_other_settings_and_overwrite_render_again(tmp_path: Path, capsys) -> None:
+    arguments = command_of(tmp_path)
+    at = arguments.index("--report")
+    del arguments[at : at + 2]
+    assert cli.main(arguments) == 0
+    assert "5 rendered, 0 were there" in capsys.readouterr().out
+    first = state_of(tmp_path)
+    assert cli.main(arguments) == 0
+    assert "0 rendered, 5 were there" in capsys.readouterr().out
+    assert state_of(tmp_path) == first
+    assert cli.main([*arguments, "--seed", "1"]) == 0
+    second = state_of(tmp_path)
+    assert all(second[name] != first[name] for name in first)
+    assert cli.main([*arguments, "--seed", "1", "--overwrite"]) == 0
+    assert all(state_of(tmp_path)[name] != second[name] for name in first)
+
+
+def test_shares_are_all_and_apart() -> None:
+    for count in (1, 2, 3, 7):
+        shares = [Process(rank, count).share(range(5)) for rank in range(count)]
+        assert sorted(i for share in shares for i in share) == list(range(5))
+    assert Process(1, 2, ulysses=2).share(range(5)) == range(5)
+    assert [Process(rank, 2, ulysses=2).writes for rank in range(2)] == [True, False]
+    assert Process(1, 2, 1).placing(Placing("cuda")).device == "cuda:1"
+    assert Process(1, 2, 1).placing(Placing("cuda:0")).device == "cuda:0"
+
+
+def test_too_few_processes_are_told() -> None:
+    with pytest.raises(
+        BadInput, match="ulysses=2 needs as many processes, here are 1: start with torchrun"
+    ):
+        this_process(2)
+    for text, message in (("ring=2", "use ulysses=N"), ("2", "takes ulysses=N, got '2'")):
+        with pytest.raises(BadInput, match=message):
+            ulysses_degree(text)

@@ -1,0 +1,65 @@
+"""Transformers that no family declares."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import SanaTransformer2DModel
+from tiny_transformers import ROWS
+from tiny_transformers.base import TinyTransformer
+from torch import nn
+
+import dit_accel
+from dit_accel import SVG2, Schedule
+from dit_accel.seam import can_be_led
+from dit_accel_pipelines import UnknownFamily, family, find_family, generic_family
+
+EVERYWHERE = Schedule(dense_steps=0.0, min_tokens=0)
+OTHERWISE = {
+    "sd3",
+    "latte",
+}  # attention to the picture alone beside the joint one; frames apart and in time
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.family not in OTHERWISE], ids=lambda row: row.family
+)
+def test_recognises_what_the_declarations_say(row: TinyTransformer) -> None:
+    transformer = row.build()
+    declared = find_family(transformer)
+    expected = {name for name, _ in declared.attention_modules(transformer)}
+    found = generic_family(transformer, can_be_led)
+    assert found is not None
+    assert {name for name, _ in found.attention_modules(transformer)} == expected
+
+
+@pytest.mark.parametrize("name", ["wan", "sd3", "cogvideox"])
+def test_methods_without_a_grid_run_and_others_stay_dense(name: str, monkeypatch) -> None:
+    row = next(row for row in ROWS if row.family == name)
+    transformer = row.build()
+    expected = row.run(transformer)
+    monkeypatch.setattr(family, "_REGISTRY", {})
+    with dit_accel.enable_sparse_attention(transformer, SVG2(top_p=1.0), schedule=EVERYWHERE) as s:
+        assert torch.allclose(
+            row.run(transformer), expected, atol=1e-5 * expected.abs().max().item()
+        )
+        report = s.report()
+    assert report.family == f"generic ({type(transformer).__name__})"
+    assert report.calls["sparse"] > 0
+    with dit_accel.enable_sparse_attention(transformer, "neighborhood", schedule=EVERYWHERE) as s:
+        assert torch.equal(row.run(transformer), expected)
+        reasons = s.report().fallbacks
+    assert "neighborhood needs tokens that lie in a grid" in reasons
+    with pytest.raises(ValueError, match="does not know how generic"):
+        dit_accel.enable_perturbed_guidance(transformer, 1.0)
+
+
+def test_linear_attention_and_models_without_attention_are_refused() -> None:
+    sana = SanaTransformer2DModel.__new__(SanaTransformer2DModel)
+    nn.Module.__init__(sana)
+    with pytest.raises(
+        UnknownFamily, match="SanaTransformer2DModel is not supported: its self-attention is linear"
+    ):
+        dit_accel.enable_sparse_attention(sana)
+    with pytest.raises(UnknownFamily, match="register_family"):
+        dit_accel.enable_sparse_attention(nn.Sequential(nn.Linear(2, 2)))
