@@ -27,12 +27,15 @@ def main() -> None:
 @click.option("--size", type=click.Choice(list(SIZES)), default="smoke")
 @click.option("--pairs", default=50, help="(prompt, seed) pairs for each number of objects.")
 @click.option("--steps", default=20)
-@click.option("--guidance-scale", default=4.0)
+@click.option("--guidance-scale", default=1.0)
 @click.option("--objects", multiple=True, type=click.IntRange(1, 2), default=(1, 2))
 @click.option(
     "--stochastic/--ode",
     default=None,
     help="The scheduler's stochastic_sampling: new noise in every step.  [default: as in the model]",
+)
+@click.option(
+    "--shift", type=float, help="The scheduler's, towards noise.  [default: as in the model]"
 )
 @click.option("--batch", default=10)
 @click.option("--seed", default=0)
@@ -48,6 +51,7 @@ def caption_accuracy(
     guidance_scale: float,
     objects: tuple[int, ...],
     stochastic: bool | None,
+    shift: float | None,
     batch: int,
     seed: int,
     device: str,
@@ -56,8 +60,9 @@ def caption_accuracy(
     """Share of generated clips that show exactly what the caption says, dense, float32."""
     pipe = WanPipeline.from_pretrained(model).to(device)
     pipe.set_progress_bar_config(disable=True)
-    if stochastic is not None:
-        pipe.scheduler.register_to_config(stochastic_sampling=stochastic)
+    given = {"stochastic_sampling": stochastic, "shift": shift}
+    changed = {name: value for name, value in given.items() if value is not None}
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changed)
     height, width, frames = SIZES[size]
     for count in objects:
         asked = list(scenes(np.random.default_rng(seed), [count] * pairs, kept=True))
@@ -90,6 +95,7 @@ def caption_accuracy(
             "pairs": pairs,
             "steps": steps,
             "guidance_scale": guidance_scale,
+            "shift": pipe.scheduler.config.shift,
             "stochastic": pipe.scheduler.config.stochastic_sampling,
             "seed": seed,
             "accuracy": right / pairs,

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE_ROOTS = (".", "kernels", "pipelines", "eval", "assets")
 FINAL_GATE = {1: 0.9, 2: 0.7}  # caption accuracy at study size, for one object and for two
 STEP_SECONDS = 480
-GATE = ("--size", "study", "--pairs", "100", "--guidance-scale", "1", "--stochastic")
+GATE = ("--size", "study", "--pairs", "100", "--guidance-scale", "1")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from dit_accel.verbs import (
 )
 from dit_accel_assets.world import SIZES
 
-TINY_WORLD_DEFAULTS = {"steps": 25, "guidance_scale": 4.0, "size": "show"}
+TINY_WORLD_DEFAULTS = {"steps": 25, "guidance_scale": 1.0, "size": "show"}
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ def command(as_json: bool) -> None:
         for row in rows
     }
     click.echo(table(shown))
-    click.echo("\nguidance: perturbed guidance. Other transformers: self-attention is recognised by its")
+    click.echo(
+        "\nguidance: perturbed guidance. Other transformers: self-attention is recognised by its"
+    )
     click.echo("modules, for methods that need no grid; register_family declares one.")
     for name, reason in REFUSED.items():
         click.echo(f"{name} is refused: {reason}.")
