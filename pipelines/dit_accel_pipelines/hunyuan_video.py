@@ -38,5 +38,4 @@ HUNYUAN_VIDEO = Family(
     cfg="embedded",
     text_tokens=lambda _: 256,
     joint=True,
-    tested="declared",
 )
