@@ -86,11 +86,7 @@ class RunClock:
         last, self._last_timestep = self._last_timestep, value
         if new_run or last is None:
             return 0
-        if isinstance(last, Tensor) and isinstance(value, Tensor):
-            same = last.shape == value.shape and bool((last == value).all())
-        else:
-            same = bool(last == value)
-        return self._step if same else self._step + 1
+        return self._step if is_same(last, value) else self._step + 1
 
     @staticmethod
     def _num_steps(context: CacheContext | None, scheduler: Any) -> int | None:
@@ -98,3 +94,12 @@ class RunClock:
             return context.num_inference_steps
         timesteps = getattr(scheduler, "timesteps", None)
         return len(timesteps) if timesteps is not None else None
+
+
+def is_same(last: Any, value: Any) -> bool:
+    """Whether two timesteps are equal: of all tokens, where a pipeline gives each its own; else of the first
+    sample, as forwards of one step may differ in their batch.
+    """
+    if isinstance(last, Tensor) and isinstance(value, Tensor) and last.shape != value.shape:
+        return bool(last.flatten()[0] == value.flatten()[0])
+    return bool((last == value).all()) if isinstance(value, Tensor) else bool(last == value)

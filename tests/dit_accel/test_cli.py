@@ -137,7 +137,7 @@ def test_render_compare_report_and_replay(tmp_path: Path, capsys) -> None:
         *("density", "output", "quality", "speedup"),
     }
     assert set(record["seconds"]) == {"load", "denoise", "decode", "total"}
-    assert record["calls"] == {"dense": 16, "sparse": 16, "fallback": 0}
+    assert record["calls"] == {"dense": 8, "sparse": 8, "fallback": 0}
     assert record["quality"]["psnr"] > 5
     assert Image.open(tmp_path / "clip-strip.png").width > 800
 

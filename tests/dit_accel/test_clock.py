@@ -65,3 +65,13 @@ def test_skipped_steps_are_no_new_run() -> None:
     clock.tick(CacheContext("cond", step_index=0), None)
     moment = clock.tick(CacheContext("cond", step_index=5), None)
     assert (moment.step, moment.new_run) == (5, False)
+
+
+def test_a_pipeline_that_steps_copies_of_its_scheduler_is_followed_by_its_timesteps() -> None:
+    clock = RunClock(Pipe(5))
+    asynchronous = [[900.0, 900.0], [900.0, 900.0], [900.0, 700.0], [700.0, 700.0]]
+    moments = [clock.tick(None, torch.tensor([value])) for value in asynchronous]
+    assert [m.step for m in moments] == [0, 0, 1, 2]
+    clock = RunClock(Pipe(5))  # a second forward of a step, of half the batch
+    moments = [clock.tick(None, torch.full((samples,), 900.0)) for samples in (2, 1)]
+    assert [(m.step, m.branch) for m in moments] == [(0, "call0"), (0, "call1")]
