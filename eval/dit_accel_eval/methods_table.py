@@ -32,9 +32,9 @@ from dit_accel_eval.paired import Entry, paired_table, run_paired
 
 # svg2's density follows from its knobs: these give about the named one on the bundled model
 SVG2_AT = {
-    0.08: SVG2(top_p=0.2, min_key_share=0.045),
-    0.15: SVG2(top_p=0.4, min_key_share=0.1),
-    0.3: SVG2(top_p=0.65, min_key_share=0.23),
+    0.08: SVG2(top_p=0.2, min_key_share=0.074),
+    0.15: SVG2(top_p=0.35, min_key_share=0.13),
+    0.3: SVG2(top_p=0.6, min_key_share=0.256),
 }
 
 
@@ -66,7 +66,7 @@ def others() -> Iterator[tuple[str, Method]]:
     yield "control: output reuse", ReTtention(density=0.15, reuse_below=1.0)
     yield "control: cached difference 0.15", CachedDifference(density=0.15)
     yield "control: true top blocks 0.15", OracleBlocks(base=SVG2_AT[0.15])
-    yield "control: sums in bfloat16 0.15", RoundedSums(top_p=0.4, min_key_share=0.1)
+    yield "control: sums in bfloat16 0.15", RoundedSums(top_p=0.35, min_key_share=0.13)
 
 
 def entries(pairs: int, few: int) -> list[Entry]:
