@@ -7,3 +7,8 @@ class BadInput(ValueError):
 
 class RunFailed(RuntimeError):
     """Something needed for the run is broken."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

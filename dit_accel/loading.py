@@ -16,7 +16,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
-from dit_accel.errors import BadInput, RunFailed
+from dit_accel.errors import BadInput, RunFailed, first_line
 from dit_accel.placing import DTYPES, Placing
 from dit_accel_assets import tiny_world_path
 from dit_accel_pipelines import Family, SizeRule, UnknownFamily, find_family
@@ -107,10 +107,6 @@ def fingerprint(source: str) -> str:
             file.seek(size // 2)
             digest.update(file.read(1 << 20))
     return digest.hexdigest()[:16]
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 def _read_json(source: str, name: str) -> Mapping[str, Any]:

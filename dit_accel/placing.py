@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import ContextParallelConfig
 
-from dit_accel.errors import BadInput
+from dit_accel.errors import BadInput, first_line
+from dit_accel.session import transformers_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OFFLOADS = ("none", "model", "group", "sequential")
@@ -18,13 +19,15 @@ OFFLOADS = ("none", "model", "group", "sequential")
 
 @dataclass(frozen=True)
 class Placing:
-    """Attributes:
-    device, dtype: where and in what the pipeline runs.
-    loras: of the transformer: folders, .safetensors files or hub ids, each with ``:SCALE`` or without.
-    offload: what of the pipeline waits in the memory of the CPU: ``none``, whole models (``model``), groups of
-        layers (``group``) or single ones (``sequential``), as diffusers does it.
-    vae_tiling: decode in tiles, in less memory.
-    ulysses: devices that share each clip, by diffusers' context parallelism.
+    """Where and how a pipeline runs.
+
+    Attributes:
+        device, dtype: where and in what.
+        loras: of the transformer: folders, .safetensors files or hub ids, each with ``:SCALE`` or without.
+        offload: what of the pipeline waits in the memory of the CPU: ``none``, whole models (``model``), groups of
+            layers (``group``) or single ones (``sequential``), as diffusers does it.
+        vae_tiling: decode in tiles, in less memory.
+        ulysses: devices that share each clip, by diffusers' context parallelism.
     """
 
     device: str = "cpu"
@@ -95,13 +98,12 @@ class Placing:
         if self.ulysses == 1:
             return
         config = ContextParallelConfig(ulysses_degree=self.ulysses, ulysses_anything=True)
-        for name in ("transformer", "transformer_2"):
-            transformer = getattr(pipe, name, None)
-            if transformer is not None:
-                try:
-                    transformer.enable_parallelism(config=config)
-                except ValueError as error:
-                    raise BadInput(f"{type(transformer).__name__}: {error}") from None
+        for transformer in transformers_of(pipe).values():
+            model: Any = transformer
+            try:
+                model.enable_parallelism(config=config)
+            except ValueError as error:
+                raise BadInput(f"{type(transformer).__name__}: {first_line(error)}") from None
 
 
 class Lora(NamedTuple):
@@ -139,8 +141,7 @@ class Lora(NamedTuple):
         try:
             pipe.load_lora_weights(folder, adapter_name=name, use_safetensors=True, **where)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            line = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise BadInput(f"LoRA {self.source} does not load: {line}") from error
+            raise BadInput(f"LoRA {self.source} does not load: {first_line(error)}") from error
 
 
 def check_device(device: str) -> str:

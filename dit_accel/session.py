@@ -331,7 +331,8 @@ class Session:
             if self.profile.guard.mode != "off":
                 with self._tally.stopwatch("guard", call.query.device):
                     self._watch.look(sample, attended.out, name)
-        self._tally.sparse(name, torch.stack([part.density for part in found]).mean())
+        densities = [part.density for part in found]
+        self._tally.sparse(name, densities[0] if len(found) == 1 else torch.stack(densities).mean())
         return call.joined([part.out for part in found])
 
     def _dense(self, dense: seam.DenseCall, call: AttentionCall) -> Tensor:

@@ -9,14 +9,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dit_accel.errors import BadInput
 from dit_accel.files import check_writable, written_whole
-from dit_accel.processes import Process
 from dit_accel.records import append_record, read_records, to_json
+
+if TYPE_CHECKING:
+    from dit_accel.processes import Process
 
 
 def run(
@@ -110,12 +112,12 @@ class Batch:
         from dit_accel.loading import load_pipeline
         from dit_accel.render import report_of
 
-        known = {record["output"] for record in self._records()}
+        records = self._records()
         own = self.process.share(list(zip(checked, paths, strict=True)))
         todo = [
             (settings, path)
             for (settings, _), path in own
-            if self.overwrite or not self._is_done(settings, path, known)
+            if self.overwrite or not self._is_done(settings, path, records)
         ]
         if todo:
             first, card = checked[0]
@@ -128,25 +130,26 @@ class Batch:
                 clip, extra = render_one(pipe, settings, path, self)
                 record = report_of(settings, card, clip, seconds)
                 if self.report and self.process.writes:
+                    self.report.parent.mkdir(parents=True, exist_ok=True)
                     append_record(self._journal(), {**record, "output": str(path), **extra})
         if not self.quiet and len(paths) > 1 and self.process.writes:
             click.echo(f"{len(todo)} rendered, {len(own) - len(todo)} were there")
-        self._merge(paths)
+        self._merge([(settings, path) for (settings, _), path in zip(checked, paths, strict=True)])
 
-    def _is_done(self, settings: Any, path: Path, known: set[str]) -> bool:
-        """Whether all files of a request are there, made with the very same settings and versions."""
+    def _is_done(self, settings: Any, path: Path, records: Sequence[dict[str, Any]]) -> bool:
+        """Whether all files of a request are there, and its record."""
         from dit_accel.media import read_metadata
-        from dit_accel.render import versions
 
         try:
             kept = read_metadata(path)
         except BadInput:
             return False
-        asked = json.loads(json.dumps({**asdict(settings), "versions": versions()}))
-        if any(kept.get(name) != value for name, value in asked.items()):
-            return False
-        whole = not self.compare or sheet_of(path).exists()
-        return whole and (self.report is None or str(path) in known)
+        recorded = self.report is None or record_of(settings, path, records) is not None
+        return (
+            recorded
+            and is_made_so(kept, settings)
+            and (not self.compare or sheet_of(path).exists())
+        )
 
     def _journal(self) -> Path:
         assert self.report is not None
@@ -159,18 +162,35 @@ class Batch:
         journals = sorted(self.report.parent.glob(f"{self.report.stem}.*.jsonl"))
         return [record for journal in journals for record in read_records(journal)]
 
-    def _merge(self, paths: Sequence[Path]) -> None:
+    def _merge(self, requests: Sequence[tuple[Any, Path]]) -> None:
         """The report, of what all processes have rendered so far, in the order of the requests."""
         if self.report is None or not self.process.writes:
             return
-        found = {record["output"]: record for record in self._records()}
-        records = [found[str(path)] for path in paths if str(path) in found]
+        records = self._records()
+        found = [record_of(settings, path, records) for settings, path in requests]
+        there = [record for record in found if record is not None]
+        if not there:  # another process has it
+            return
         with written_whole(self.report) as temporary:
-            temporary.write_text(
-                to_json(records if len(paths) > 1 else records[0], indent=2) + "\n"
-            )
-        if len(paths) == 1:
-            self._journal().unlink()
+            temporary.write_text(to_json(there if len(requests) > 1 else there[0], indent=2) + "\n")
+        if len(requests) == 1:
+            self._journal().unlink(missing_ok=True)
+
+
+def record_of(
+    settings: Any, path: Path, records: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The latest record of a request, made with the very same settings and versions."""
+    own = (r for r in reversed(records) if r["output"] == str(path) and is_made_so(r, settings))
+    return next(own, None)
+
+
+def is_made_so(kept: dict[str, Any], settings: Any) -> bool:
+    """Whether what was kept of a render names the very same settings and versions."""
+    from dit_accel.render import versions
+
+    asked = json.loads(to_json({**asdict(settings), "versions": versions()}))
+    return all(kept.get(name) == value for name, value in asked.items())
 
 
 def sheet_of(path: Path) -> Path:

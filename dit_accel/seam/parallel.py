@@ -24,11 +24,14 @@ def gathered(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
+    causal: bool,
     scale: float | None,
     layer: Tensor,
     parallel_config: Any,
 ) -> Tensor:
-    """Attention of this device's tokens ``[B, S / N, H, D]`` to all tokens: ours runs on ``[B, S, H / N, D]``."""
+    """Attention of this device's tokens ``[B, S / N, H, D]`` to all tokens: ours runs on ``[B, S, H / N, D]``.
+    Diffusers refuses a causal one.
+    """
     if parallel_config.context_parallel_config.ring_degree > 1:
         raise NotImplementedError(RING)
 
@@ -49,6 +52,7 @@ def gathered(
 
     out: Tensor = _templated_context_parallel_attention(
         *(query, key, value, mask),
+        is_causal=causal,
         scale=scale,
         forward_op=attend,
         backward_op=None,

@@ -51,7 +51,9 @@ def _dispatch(
     if attn_mask is not None and not isinstance(attn_mask, Tensor):
         return attend_dense(query, key, value, attn_mask, is_causal, scale, backend.layer)
     if parallel_config is not None:
-        return gathered(query, key, value, attn_mask, scale, backend.layer, parallel_config)
+        return gathered(
+            *(query, key, value, attn_mask, is_causal, scale, backend.layer), parallel_config
+        )
     return torch.ops.dit_accel.attend(query, key, value, attn_mask, is_causal, scale, backend.layer)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from dit_accel.compare import table
 from dit_accel.files import written_whole
+from dit_accel.placing import Placing
 from dit_accel.records import to_json
 from dit_accel.render import RenderSettings
 from dit_accel_eval.bench.run import machine
@@ -62,7 +63,7 @@ def facts(results: Results) -> dict[str, Any]:
     request = asdict(results.request)
     for name in ("prompt", "seed", "method", "knobs", "precision", "dense_precision", "guard"):
         request.pop(name)
-    usual = {"loras": (), "offload": "none", "vae_tiling": False, "ulysses": 1}
+    usual = {f.name: f.default for f in fields(Placing) if f.name not in ("device", "dtype")}
     used = {n: v for n, v in request.items() if v is not None and usual.get(n) != v}
     backend = _AttentionBackendRegistry.get_active_backend()[0].value
     return {

@@ -10,15 +10,14 @@ from dit_accel_pipelines.family import (
     Family,
     SizeRule,
     TokenLayout,
+    latent_grid,
     latent_scale,
-    patches,
 )
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``."""
-    side = config["patch_size"]
-    return TokenLayout(*patches(arguments["hidden_states"], (config["patch_size_t"], side, side)))
+    return TokenLayout(*latent_grid(arguments, config))
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:

@@ -8,10 +8,9 @@ from typing import Any
 from dit_accel_pipelines.family import (
     Config,
     Family,
-    SizeRule,
     TokenLayout,
-    latent_scale,
-    patches,
+    latent_grid,
+    picture_rule,
 )
 
 REGISTERS = 8
@@ -19,14 +18,9 @@ REGISTERS = 8
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, H, W]``; registers count as text."""
-    side = config["patch_size"]
-    grid = patches(arguments["hidden_states"], (1, side, side))
+    grid = latent_grid(arguments, config)
     text = REGISTERS + arguments["encoder_hidden_states"].shape[1]
     return TokenLayout(*grid, text, text_first=True)
-
-
-def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    return SizeRule(latent_scale(vae) * transformer["patch_size"], 1)
 
 
 AURAFLOW = Family(
@@ -38,7 +32,7 @@ AURAFLOW = Family(
         "single_transformer_blocks": "num_single_dit_layers",
     },
     layout=layout,
-    size_rule=size_rule,
+    size_rule=picture_rule,
     cfg="one batch",
     text_tokens=lambda _: REGISTERS + 256,
     text_first=True,

@@ -8,14 +8,7 @@ from typing import Any
 
 import torch
 
-from dit_accel_pipelines.family import (
-    Config,
-    Family,
-    SizeRule,
-    TokenLayout,
-    patches,
-    valid_text,
-)
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, patches, valid_text
 from dit_accel_pipelines.flux import layout, size_rule
 
 

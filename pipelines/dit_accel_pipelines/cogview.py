@@ -8,22 +8,16 @@ from typing import Any
 from dit_accel_pipelines.family import (
     Config,
     Family,
-    SizeRule,
     TokenLayout,
-    latent_scale,
-    patches,
+    latent_grid,
+    picture_rule,
 )
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, H, W]``."""
-    side = config["patch_size"]
-    grid = patches(arguments["hidden_states"], (1, side, side))
+    grid = latent_grid(arguments, config)
     return TokenLayout(*grid, arguments["encoder_hidden_states"].shape[1], text_first=True)
-
-
-def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    return SizeRule(latent_scale(vae) * transformer["patch_size"], 1)
 
 
 COGVIEW3_PLUS = Family(
@@ -32,7 +26,7 @@ COGVIEW3_PLUS = Family(
     attention=r"transformer_blocks\.\d+\.attn1",
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
-    size_rule=size_rule,
+    size_rule=picture_rule,
     cfg="one batch",
     text_tokens=lambda _: 224,
     text_first=True,
@@ -50,7 +44,7 @@ COGVIEW4 = Family(
     attention=r"transformer_blocks\.\d+\.attn1",
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
-    size_rule=size_rule,
+    size_rule=picture_rule,
     cfg="two calls",
     text_first=True,
     batched=(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dit_accel_pipelines.family import Family
-from dit_accel_pipelines.pixart import layout, size_rule
+from dit_accel_pipelines.family import Family, picture_rule
+from dit_accel_pipelines.pixart import layout
 
 DIT = Family(
     name="dit",
@@ -11,7 +11,7 @@ DIT = Family(
     attention=r"transformer_blocks\.\d+\.attn1",
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
-    size_rule=size_rule,
+    size_rule=picture_rule,
     cfg="one batch",
     batched=("hidden_states", "timestep", "class_labels"),
     output="image",

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, patches
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, latent_grid
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``."""
-    side = config["patch_size"]
-    grid = patches(arguments["hidden_states"], (1, side, side))
+    grid = latent_grid(arguments, config)
     texts = (arguments.get(name) for name in ("encoder_hidden_states", "encoder_hidden_states_t5"))
     text = sum(t.shape[1] for t in texts if t is not None)
     return TokenLayout(*grid, text, text_first=True)

@@ -12,8 +12,8 @@ from dit_accel_pipelines.family import (
     Family,
     SizeRule,
     TokenLayout,
+    latent_grid,
     latent_scale,
-    patches,
     valid_text,
 )
 from dit_accel_pipelines.joyimage import heads
@@ -23,9 +23,9 @@ PACKED = 2  # the VAE's latents come packed, 2 x 2
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, H, W]``; text is padded at its end."""
-    side, lengths = config["patch_size"], arguments["text_lens"]
+    lengths = arguments["text_lens"]
     text = arguments["text_bth"].shape[1]
-    grid = patches(arguments["hidden_states"], (1, side, side))
+    grid = latent_grid(arguments, config)
     valid = torch.arange(text, device=lengths.device) < lengths[:, None]
     return valid_text(TokenLayout(*grid, text), valid)
 

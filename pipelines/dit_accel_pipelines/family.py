@@ -132,6 +132,11 @@ def latent_scale(vae: Config) -> int:
     return int(2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1))
 
 
+def picture_rule(transformer: Config, vae: Config) -> SizeRule:
+    """Of a model of pictures whose tokens are squares of latents."""
+    return SizeRule(latent_scale(vae) * transformer["patch_size"], 1)
+
+
 @dataclass(frozen=True)
 class Family:
     """Everything the rest of the project knows about a kind of transformer.
@@ -232,6 +237,14 @@ def patches(hidden_states: Tensor, patch: tuple[int, int, int]) -> tuple[int, in
     frames, height, width = hidden_states.shape[-3:]
     frames = frames if hidden_states.dim() == 5 else 1
     return frames // patch[0], height // patch[1], width // patch[2]
+
+
+def latent_grid(arguments: Mapping[str, Any], config: Config) -> tuple[int, int, int]:
+    """`patches` of the argument hidden_states, of the size in the transformer's config."""
+    patch = config["patch_size"]
+    if isinstance(patch, int):
+        patch = (config.get("patch_size_t") or 1, patch, patch)
+    return patches(arguments["hidden_states"], patch)
 
 
 def in_parts(layout: TokenLayout, places: Sequence[Tensor]) -> TokenLayout:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_accel_pipelines.family import Config, Family, TokenLayout, in_parts, patches
+from dit_accel_pipelines.family import Config, Family, TokenLayout, in_parts, latent_grid
 from dit_accel_pipelines.hunyuan_video import size_rule
 
 
@@ -26,8 +26,7 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``. Text is padded at its end, or cropped
     where there is one sample.
     """
-    side = config["patch_size"]
-    grid = patches(arguments["hidden_states"], (config["patch_size_t"], side, side))
+    grid = latent_grid(arguments, config)
     clean, twice, four = (
         arguments.get(f"latents_{name}") for name in ("clean", "history_2x", "history_4x")
     )

@@ -4,8 +4,8 @@ attention has more keys than queries, and stays dense.
 
 from __future__ import annotations
 
-from dit_accel_pipelines.cogview import layout, size_rule
-from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.cogview import layout
+from dit_accel_pipelines.family import Family, picture_rule
 
 GLM_IMAGE = Family(
     name="glm-image",
@@ -13,7 +13,7 @@ GLM_IMAGE = Family(
     attention=r"transformer_blocks\.\d+\.attn1",
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
-    size_rule=size_rule,
+    size_rule=picture_rule,
     cfg="two calls",
     text_first=True,
     batched=(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, TokenLayout, patches
+from dit_accel_pipelines.family import Config, Family, TokenLayout, latent_grid
 from dit_accel_pipelines.framepack import coarse_tokens
 from dit_accel_pipelines.wan import size_rule
 
@@ -15,7 +15,7 @@ HISTORY = {"latents_history_long": 4, "latents_history_mid": 2, "latents_history
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``; history is no part of it."""
     history = sum(coarse_tokens(arguments.get(name), factor) for name, factor in HISTORY.items())
-    grid = patches(arguments["hidden_states"], config["patch_size"])
+    grid = latent_grid(arguments, config)
     return TokenLayout(*grid, history, text_first=True)
 
 

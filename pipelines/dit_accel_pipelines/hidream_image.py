@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import (
-    Config,
-    Family,
-    SizeRule,
-    TokenLayout,
-    latent_scale,
-    patches,
-)
+from dit_accel_pipelines.family import Config, Family, TokenLayout, patches, picture_rule
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
@@ -34,17 +27,13 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     return TokenLayout(1, height, width, tokens - height * width + text)
 
 
-def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    return SizeRule(latent_scale(vae) * transformer["patch_size"], 1)
-
-
 HIDREAM_IMAGE = Family(
     name="hidream-image",
     transformers=("HiDreamImageTransformer2DModel",),
     attention=r"(double|single)_stream_blocks\.\d+\.block\.attn1",
     blocks={"double_stream_blocks": "num_layers", "single_stream_blocks": "num_single_layers"},
     layout=layout,
-    size_rule=size_rule,
+    size_rule=picture_rule,
     cfg="one batch",
     text_tokens=lambda _: 3 * 128,
     batched=("hidden_states", "timesteps", "encoder_hidden_states_t5", "pooled_embeds"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dit_accel_pipelines.family import Family
-from dit_accel_pipelines.pixart import layout, size_rule
+from dit_accel_pipelines.family import Family, picture_rule
+from dit_accel_pipelines.pixart import layout
 
 HUNYUAN_DIT = Family(
     name="hunyuan-dit",
@@ -11,7 +11,7 @@ HUNYUAN_DIT = Family(
     attention=r"blocks\.\d+\.attn1",
     blocks={"blocks": "num_layers"},
     layout=layout,
-    size_rule=size_rule,
+    size_rule=picture_rule,
     cfg="one batch",
     batched=(
         *("hidden_states", "timestep", "encoder_hidden_states", "text_embedding_mask"),

@@ -7,14 +7,7 @@ from typing import Any
 
 import torch
 
-from dit_accel_pipelines.family import (
-    Config,
-    Family,
-    SizeRule,
-    TokenLayout,
-    patches,
-    valid_text,
-)
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, patches, valid_text
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:

@@ -10,15 +10,14 @@ from dit_accel_pipelines.family import (
     Family,
     SizeRule,
     TokenLayout,
-    patches,
+    latent_grid,
     valid_text,
 )
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``; text is padded at its end."""
-    side = config["patch_size"]
-    grid = patches(arguments["hidden_states"], (config["patch_size_t"], side, side))
+    grid = latent_grid(arguments, config)
     text = TokenLayout(*grid, arguments["encoder_hidden_states"].shape[1])
     return valid_text(text, arguments["encoder_attention_mask"])
 

@@ -12,7 +12,7 @@ from dit_accel_pipelines.family import (
     Family,
     SizeRule,
     TokenLayout,
-    patches,
+    latent_grid,
     valid_text,
 )
 
@@ -23,8 +23,7 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``. The transformer sorts the other tokens:
     first the valid ones of image, glyphs and text, then all padding; an image of zeros is padding.
     """
-    side = config["patch_size"]
-    grid = patches(arguments["hidden_states"], (config["patch_size_t"], side, side))
+    grid = latent_grid(arguments, config)
     image = arguments["image_embeds"]
     masks = [arguments[name] for name in ("encoder_attention_mask", "encoder_attention_mask_2")]
     tokens = image.shape[1] + sum(mask.shape[1] for mask in masks)

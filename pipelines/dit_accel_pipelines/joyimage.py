@@ -8,14 +8,7 @@ from typing import Any
 
 from torch.nn.functional import pad
 
-from dit_accel_pipelines.family import (
-    Config,
-    Family,
-    SizeRule,
-    TokenLayout,
-    patches,
-    valid_text,
-)
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, patches, valid_text
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:

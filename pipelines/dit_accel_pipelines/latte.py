@@ -12,15 +12,14 @@ from dit_accel_pipelines.family import (
     Family,
     SizeRule,
     TokenLayout,
+    latent_grid,
     latent_scale,
-    patches,
 )
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of a frame's latent patches, from hidden_states ``[B, C, F, H, W]``; frames are samples."""
-    side = config["patch_size"]
-    _, height, width = patches(arguments["hidden_states"], (1, side, side))
+    _, height, width = latent_grid(arguments, config)
     return TokenLayout(1, height, width)
 
 

@@ -12,11 +12,10 @@ import torch
 from dit_accel_pipelines.family import (
     Config,
     Family,
-    SizeRule,
     TokenLayout,
     in_parts,
-    latent_scale,
-    patches,
+    latent_grid,
+    picture_rule,
 )
 
 
@@ -24,8 +23,8 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, H, W]``; samples with less text are padded at their
     end.
     """
-    side, mask = config["patch_size"], arguments["encoder_attention_mask"]
-    grid = patches(arguments["hidden_states"], (1, side, side))
+    mask = arguments["encoder_attention_mask"]
+    grid = latent_grid(arguments, config)
     texts = mask.sum(1).tolist()
     found = TokenLayout(*grid, max(texts), text_first=True)
     if min(texts) == max(texts):
@@ -34,17 +33,13 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     return in_parts(found, [torch.arange(n, device=mask.device) for n in lengths])
 
 
-def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    return SizeRule(latent_scale(vae) * transformer["patch_size"], 1)
-
-
 LUMINA2 = Family(
     name="lumina2",
     transformers=("Lumina2Transformer2DModel",),
     attention=r"layers\.\d+\.attn",
     blocks={"layers": "num_layers"},
     layout=layout,
-    size_rule=size_rule,
+    size_rule=picture_rule,
     cfg="two calls",
     text_tokens=lambda _: 256,
     text_first=True,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dit_accel_pipelines import pixart
-from dit_accel_pipelines.family import Config, Family, Part, TokenLayout
+from dit_accel_pipelines.family import Config, Family, Part, TokenLayout, picture_rule
 from dit_accel_pipelines.joyimage import heads
 
 
@@ -26,7 +26,7 @@ LUMINA_NEXT = Family(
     attention=r"layers\.\d+\.attn1",
     blocks={"layers": "num_layers"},
     layout=layout,
-    size_rule=pixart.size_rule,
+    size_rule=picture_rule,
     cfg="one batch",
     heads=heads,
     batched=("hidden_states", "encoder_hidden_states", "timestep", "encoder_mask"),

@@ -14,15 +14,15 @@ from dit_accel_pipelines.family import (
     Family,
     SizeRule,
     TokenLayout,
-    patches,
+    latent_grid,
     valid_text,
 )
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``."""
-    side, images = config["patch_size"], arguments.get("image_embeds")
-    grid = patches(arguments["hidden_states"], (config["patch_size_t"], side, side))
+    images = arguments.get("image_embeds")
+    grid = latent_grid(arguments, config)
     image = 0 if images is None else images.shape[1]
     found = TokenLayout(*grid, image + arguments["encoder_hidden_states"].shape[1])
     mask = arguments.get("encoder_attention_mask")

@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, patches
+from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, latent_grid
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``."""
-    return TokenLayout(*patches(arguments["hidden_states"], config["patch_size"]))
+    return TokenLayout(*latent_grid(arguments, config))
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:

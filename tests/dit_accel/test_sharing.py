@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import dit_accel.processes
 from dit_accel import cli
 from dit_accel.cli.render import ulysses_degree
 from dit_accel.errors import BadInput
@@ -82,6 +83,26 @@ def test_other_settings_and_overwrite_render_again(tmp_path: Path, capsys) -> No
     assert all(second[name] != first[name] for name in first)
     assert cli.main([*arguments, "--seed", "1", "--overwrite"]) == 0
     assert all(state_of(tmp_path)[name] != second[name] for name in first)
+
+
+def test_a_report_never_holds_a_record_of_other_settings(tmp_path: Path) -> None:
+    arguments = command_of(tmp_path)
+    at = arguments.index("--report")
+    without = [*arguments[:at], *arguments[at + 2 :]]
+    report = tmp_path / "new" / "report.json"  # its folder is made
+    arguments[at + 1] = str(report)
+    assert cli.main(arguments) == 0
+    assert cli.main([*without, "--seed", "1"]) == 0
+    assert cli.main([*arguments, "--seed", "1"]) == 0
+    assert {record["seed"] for record in json.loads(report.read_text())} == {1}
+
+
+def test_a_report_of_one_prompt_in_a_process_that_has_none(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(dit_accel.processes, "this_process", lambda _: Process(1, 2))
+    report = tmp_path / "report.json"
+    given = [PROMPTS[0], "-o", str(tmp_path / "a.mp4"), "--report", str(report), *SIZE]
+    assert cli.main(["render", *given]) == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_shares_are_all_and_apart() -> None:
