@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_transformers import image
 from tiny_transformers.base import BATCH, TEXT, noise, padding
+from tiny_transformers.shared import ids
 from torch import Tensor
 
 import dit_accel
@@ -22,7 +23,7 @@ def flux_layout(*ids: Tensor) -> TokenLayout | None:
 
 
 def test_images_of_one_size_are_frames() -> None:
-    first = image.ids((1, 4, 6), 1)
+    first = ids((1, 4, 6))
     assert flux_layout(first) == TokenLayout(1, 4, 6, 7, True)
     second = first + torch.tensor([1, 0, 0])
     assert flux_layout(first, second) == TokenLayout(2, 4, 6, 7, True)
@@ -33,8 +34,8 @@ def test_images_of_one_size_are_frames() -> None:
 
 @pytest.mark.parametrize("size", [(1, 4, 5), (1, 6, 4), (1, 8, 12), (2, 2, 6)], ids=str)
 def test_a_reference_of_another_size_makes_a_line(size: tuple[int, int, int]) -> None:
-    other = image.ids(size, 1)
-    layout = flux_layout(image.ids((1, 4, 6), 1), other)
+    other = ids(size)
+    layout = flux_layout(ids((1, 4, 6)), other)
     assert layout == TokenLayout(1, 1, 24 + len(other), 7, True)
     assert layout.is_line
 

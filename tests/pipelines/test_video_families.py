@@ -3,7 +3,9 @@
 import pytest
 import torch
 from tiny_transformers.base import GRID, noise
-from tiny_transformers.video import kandinsky5, skyreels_v2, wan_inputs
+from tiny_transformers.shared import video
+from tiny_transformers.video import kandinsky5
+from tiny_transformers.video_wan_like import skyreels_v2
 
 import dit_accel
 from dit_accel import SVG2, Schedule
@@ -16,7 +18,7 @@ EVERYWHERE = Schedule(dense_steps=0.0, min_tokens=0)
 def test_skyreels_in_causal_blocks_of_frames_stays_dense() -> None:
     transformer = skyreels_v2()
     transformer._set_ar_attention(2)
-    inputs = {**wan_inputs(), "hidden_states": noise(2, 4, 4, 8, 12)}
+    inputs = {**video(), "hidden_states": noise(2, 4, 4, 8, 12)}
     with torch.no_grad():
         expected = transformer(**inputs).sample
         with dit_accel.enable_sparse_attention(transformer, SVG2(), schedule=EVERYWHERE) as session:

@@ -1,6 +1,15 @@
 """Tiny random transformers of all families, one row each."""
 
-from tiny_transformers import first, further, image, video
+from tiny_transformers import (
+    first,
+    image,
+    picture_flux_like,
+    picture_further,
+    video,
+    video_further,
+    video_wan_like,
+)
 from tiny_transformers.base import TinyTransformer
 
-ROWS: list[TinyTransformer] = [*first.ROWS, *video.ROWS, *image.ROWS, *further.ROWS]
+PARTS = (first, video, image, video_wan_like, video_further, picture_further, picture_flux_like)
+ROWS: list[TinyTransformer] = [row for part in PARTS for row in part.ROWS]

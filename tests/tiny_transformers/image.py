@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from diffusers import (
     AuraFlowTransformer2DModel,
@@ -17,7 +15,7 @@ from diffusers import (
     SD3Transformer2DModel,
     ZImageTransformer2DModel,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from tiny_transformers.base import (
     BATCH,
@@ -27,30 +25,25 @@ from tiny_transformers.base import (
     TinyTransformer,
     noise,
     padding,
-    ready,
     touch_latents,
     touch_tokens,
     touch_words,
 )
+from tiny_transformers.shared import (
+    AXES,
+    HEADS,
+    ONE,
+    TWO,
+    UNPADDED,
+    WORDS,
+    WithParameters,
+    build,
+    ids,
+    latents,
+    tokens,
+)
 
-ONE = (1, 6, 8)
-TWO = (2, 6, 8)  # an image and a reference
 WIDE = (1, 8, 11)  # 88 tokens: 8 short of a multiple of 32
-WORDS = TEXT[0]
-UNPADDED = (WORDS, WORDS)
-HEADS = {"attention_head_dim": 16, "num_attention_heads": 2}
-
-
-@dataclass(frozen=True)
-class WithParameters(TinyTransformer):
-    """A row whose inputs also hold parameters of the transformer: tokens that no argument brings."""
-
-    def run(self, transformer: nn.Module, inputs: Inputs | None = None) -> Tensor:
-        parameters = dict(transformer.named_parameters(recurse=False))
-        arguments = dict(inputs or self.inputs())
-        for name in parameters.keys() & arguments.keys():
-            parameters[name].data = arguments.pop(name)
-        return super().run(transformer, arguments)
 
 
 def scaled(transformer: nn.Module, names: str, factor: float) -> nn.Module:
@@ -61,43 +54,16 @@ def scaled(transformer: nn.Module, names: str, factor: float) -> nn.Module:
     return transformer
 
 
-def ids(grid: tuple[int, int, int], step: int) -> Tensor:
-    """Image, row and column of each token ``[S, 3]``."""
-    images, rows, columns = (torch.arange(size) for size in grid)
-    return torch.cartesian_prod(images * step, rows, columns)
-
-
-def tokens(grid: tuple[int, int, int]) -> Inputs:
-    """Visual tokens, timestep, and text."""
-    return {
-        "hidden_states": noise(BATCH, grid[0] * grid[1] * grid[2], 16),
-        "timestep": torch.tensor([0.5, 0.5]),
-        "encoder_hidden_states": noise(BATCH, WORDS, 16, seed=1),
-    }
-
-
-def latents() -> Inputs:
-    """Latents in patches of 2 x 2, timestep, and text."""
-    return {
-        "hidden_states": noise(BATCH, 4, 2 * ONE[1], 2 * ONE[2]),
-        "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": noise(BATCH, WORDS, 16, seed=1),
-    }
-
-
-def flux() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        FluxTransformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=2,
-            joint_attention_dim=16,
-            pooled_projection_dim=16,
-            axes_dims_rope=(4, 6, 6),
-            **HEADS,
-        )
-    )
+flux = build(
+    FluxTransformer2DModel,
+    in_channels=16,
+    num_layers=1,
+    num_single_layers=2,
+    joint_attention_dim=16,
+    pooled_projection_dim=16,
+    axes_dims_rope=AXES,
+    **HEADS,
+)
 
 
 def flux_inputs() -> Inputs:
@@ -105,29 +71,26 @@ def flux_inputs() -> Inputs:
     return {
         **tokens(TWO),
         "pooled_projections": noise(BATCH, 16, seed=2),
-        "img_ids": ids(TWO, 1),
+        "img_ids": ids(TWO),
         "txt_ids": torch.zeros(WORDS, 3),
     }
 
 
-def flux2() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        Flux2Transformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=2,
-            joint_attention_dim=16,
-            timestep_guidance_channels=16,
-            axes_dims_rope=(4, 4, 4, 4),
-            **HEADS,
-        )
-    )
+flux2 = build(
+    Flux2Transformer2DModel,
+    in_channels=16,
+    num_layers=1,
+    num_single_layers=2,
+    joint_attention_dim=16,
+    timestep_guidance_channels=16,
+    axes_dims_rope=(4, 4, 4, 4),
+    **HEADS,
+)
 
 
 def flux2_inputs() -> Inputs:
     """With two reference images."""
-    images = nn.functional.pad(ids(GRID, 10), (0, 1))
+    images = nn.functional.pad(ids(GRID) * torch.tensor([10, 1, 1]), (0, 1))
     words = torch.cartesian_prod(*[torch.arange(size) for size in (1, 1, 1, WORDS)])
     return {
         **tokens(GRID),
@@ -137,88 +100,76 @@ def flux2_inputs() -> Inputs:
     }
 
 
-def chroma() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        ChromaTransformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=2,
-            joint_attention_dim=16,
-            axes_dims_rope=(4, 6, 6),
-            approximator_num_channels=16,
-            approximator_hidden_dim=32,
-            approximator_layers=1,
-            **HEADS,
-        )
-    )
+chroma = build(
+    ChromaTransformer2DModel,
+    in_channels=16,
+    num_layers=1,
+    num_single_layers=2,
+    joint_attention_dim=16,
+    axes_dims_rope=AXES,
+    approximator_num_channels=16,
+    approximator_hidden_dim=32,
+    approximator_layers=1,
+    **HEADS,
+)
 
 
 def chroma_inputs() -> Inputs:
     visible = torch.ones(BATCH, ONE[1] * ONE[2], dtype=torch.bool)
     return {
         **tokens(ONE),
-        "img_ids": ids(ONE, 1),
+        "img_ids": ids(ONE),
         "txt_ids": torch.zeros(WORDS, 3),
         "attention_mask": torch.cat([padding(), visible], 1),
     }
 
 
-def sd3() -> nn.Module:
-    """Its first block has the second attention of 3.5."""
-    torch.manual_seed(0)
-    return ready(
-        SD3Transformer2DModel(
-            sample_size=16,
-            in_channels=4,
-            num_layers=2,
-            joint_attention_dim=16,
-            caption_projection_dim=32,
-            pooled_projection_dim=16,
-            out_channels=4,
-            pos_embed_max_size=16,
-            dual_attention_layers=(0,),
-            qk_norm="rms_norm",
-            **HEADS,
-        )
-    )
+# Its first block has the second attention of 3.5.
+sd3 = build(
+    SD3Transformer2DModel,
+    sample_size=16,
+    in_channels=4,
+    num_layers=2,
+    joint_attention_dim=16,
+    caption_projection_dim=32,
+    pooled_projection_dim=16,
+    out_channels=4,
+    pos_embed_max_size=16,
+    dual_attention_layers=(0,),
+    qk_norm="rms_norm",
+    **HEADS,
+)
 
 
 def sd3_inputs() -> Inputs:
     return {**latents(), "pooled_projections": noise(BATCH, 16, seed=2)}
 
 
-def pixart() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        PixArtTransformer2DModel(
-            sample_size=8,
-            in_channels=4,
-            num_layers=2,
-            cross_attention_dim=32,
-            caption_channels=16,
-            use_additional_conditions=False,
-            **HEADS,
-        )
-    )
+pixart = build(
+    PixArtTransformer2DModel,
+    sample_size=8,
+    in_channels=4,
+    num_layers=2,
+    cross_attention_dim=32,
+    caption_channels=16,
+    use_additional_conditions=False,
+    **HEADS,
+)
 
 
 def pixart_inputs() -> Inputs:
     return {**latents(), "encoder_attention_mask": padding().float()}
 
 
-def qwen_image() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        QwenImageTransformer2DModel(
-            in_channels=16,
-            out_channels=4,
-            num_layers=2,
-            joint_attention_dim=16,
-            axes_dims_rope=(4, 6, 6),
-            **HEADS,
-        )
-    )
+qwen_image = build(
+    QwenImageTransformer2DModel,
+    in_channels=16,
+    out_channels=4,
+    num_layers=2,
+    joint_attention_dim=16,
+    axes_dims_rope=AXES,
+    **HEADS,
+)
 
 
 def qwen_image_inputs() -> Inputs:
@@ -230,21 +181,18 @@ def qwen_image_inputs() -> Inputs:
     }
 
 
-def z_image() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        ZImageTransformer2DModel(
-            in_channels=4,
-            dim=32,
-            n_layers=2,
-            n_refiner_layers=1,
-            n_heads=2,
-            n_kv_heads=2,
-            cap_feat_dim=16,
-            axes_dims=[4, 6, 6],
-            axes_lens=[128, 16, 16],
-        )
-    )
+z_image = build(
+    ZImageTransformer2DModel,
+    in_channels=4,
+    dim=32,
+    n_layers=2,
+    n_refiner_layers=1,
+    n_heads=2,
+    n_kv_heads=2,
+    cap_feat_dim=16,
+    axes_dims=[4, 6, 6],
+    axes_lens=[128, 16, 16],
+)
 
 
 CAPTIONS = (7, 37)  # filled up to 32 and 64
@@ -277,22 +225,19 @@ def touch_after_image(inputs: Inputs, sample: int, token: int) -> None:
         inputs["cap_pad_token"][sample * 32 + token - FILL] += noise(32, seed=5)
 
 
-def hunyuan_image() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        HunyuanImageTransformer2DModel(
-            in_channels=4,
-            out_channels=4,
-            num_layers=1,
-            num_single_layers=2,
-            num_refiner_layers=1,
-            patch_size=(2, 2),
-            text_embed_dim=16,
-            text_embed_2_dim=16,
-            rope_axes_dim=(8, 8),
-            **HEADS,
-        )
-    )
+hunyuan_image = build(
+    HunyuanImageTransformer2DModel,
+    in_channels=4,
+    out_channels=4,
+    num_layers=1,
+    num_single_layers=2,
+    num_refiner_layers=1,
+    patch_size=(2, 2),
+    text_embed_dim=16,
+    text_embed_2_dim=16,
+    rope_axes_dim=(8, 8),
+    **HEADS,
+)
 
 
 GLYPHS = (1, 2)  # valid tokens of the second text
@@ -317,9 +262,9 @@ def touch_both_texts(inputs: Inputs, sample: int, token: int) -> None:
 
 def lumina2() -> nn.Module:
     """Its refiner keeps words apart."""
-    torch.manual_seed(0)
-    transformer = ready(
-        Lumina2Transformer2DModel(
+    return scaled(
+        build(
+            Lumina2Transformer2DModel,
             in_channels=4,
             hidden_size=32,
             num_layers=2,
@@ -330,9 +275,10 @@ def lumina2() -> nn.Module:
             axes_dim_rope=(4, 6, 6),
             axes_lens=(32, 16, 16),
             cap_feat_dim=16,
-        )
+        )(),
+        "context_refiner.0.norm2",
+        0.1,
     )
-    return scaled(transformer, "context_refiner.0.norm2", 0.1)
 
 
 def lumina2_inputs() -> Inputs:
@@ -341,9 +287,9 @@ def lumina2_inputs() -> Inputs:
 
 def auraflow() -> nn.Module:
     """Its gates are large, so that attention matters."""
-    torch.manual_seed(0)
-    transformer = ready(
-        AuraFlowTransformer2DModel(
+    return scaled(
+        build(
+            AuraFlowTransformer2DModel,
             sample_size=8,
             num_mmdit_layers=1,
             num_single_dit_layers=2,
@@ -351,9 +297,10 @@ def auraflow() -> nn.Module:
             caption_projection_dim=32,
             pos_embed_max_size=64,
             **HEADS,
-        )
+        )(),
+        "norm1",
+        10.0,
     )
-    return scaled(transformer, "norm1", 10.0)
 
 
 def auraflow_inputs() -> Inputs:

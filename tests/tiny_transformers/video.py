@@ -1,4 +1,4 @@
-"""CogVideoX, LTX-Video and LTX-2, Mochi, Wan VACE, SkyReels V2, HunyuanVideo 1.5, Allegro, Cosmos, Kandinsky 5."""
+"""CogVideoX, LTX-Video and LTX-2, Mochi, HunyuanVideo 1.5, Allegro, Cosmos, Kandinsky 5."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from diffusers import (
     LTX2VideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     MochiTransformer3DModel,
-    SkyReelsV2Transformer3DModel,
-    WanVACETransformer3DModel,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
-from torch import nn
 
 from tiny_transformers.base import (
     BATCH,
@@ -28,59 +25,51 @@ from tiny_transformers.base import (
     TinyTransformer,
     noise,
     padding,
-    ready,
     touch_latents,
     touch_tokens,
     touch_words,
 )
+from tiny_transformers.shared import HEADS, TIMESTEP, UNPADDED, WORDS, build, video
 
-HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
-TIMESTEP = (500.0, 400.0)
 TOKENS = GRID[0] * GRID[1] * GRID[2]
 
 
-def cogvideox() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        CogVideoXTransformer3DModel(
-            **HEADS,
-            in_channels=4,
-            out_channels=4,
-            time_embed_dim=8,
-            text_embed_dim=16,
-            num_layers=2,
-            sample_width=12,
-            sample_height=8,
-            sample_frames=9,
-            max_text_seq_length=TEXT[0],
-        )
-    )
+cogvideox = build(
+    CogVideoXTransformer3DModel,
+    **HEADS,
+    in_channels=4,
+    out_channels=4,
+    time_embed_dim=8,
+    text_embed_dim=16,
+    num_layers=2,
+    sample_width=12,
+    sample_height=8,
+    sample_frames=9,
+    max_text_seq_length=WORDS,
+)
 
 
 def cogvideox_inputs(frames: int = GRID[0]) -> Inputs:
     return {
         "hidden_states": noise(BATCH, frames, 4, 8, 12),
-        "encoder_hidden_states": noise(BATCH, TEXT[0], 16, seed=1),
+        "encoder_hidden_states": noise(BATCH, WORDS, 16, seed=1),
         "timestep": torch.tensor(TIMESTEP),
     }
 
 
-def cogvideox_15() -> nn.Module:
-    """Two latent frames in a token, RoPE, and the embedding of image to video."""
-    torch.manual_seed(0)
-    return ready(
-        CogVideoXTransformer3DModel(
-            **HEADS,
-            in_channels=4,
-            out_channels=4,
-            time_embed_dim=8,
-            ofs_embed_dim=8,
-            text_embed_dim=16,
-            num_layers=2,
-            patch_size_t=2,
-            use_rotary_positional_embeddings=True,
-        )
-    )
+# Two latent frames in a token, RoPE, and the embedding of image to video.
+cogvideox_15 = build(
+    CogVideoXTransformer3DModel,
+    **HEADS,
+    in_channels=4,
+    out_channels=4,
+    time_embed_dim=8,
+    ofs_embed_dim=8,
+    text_embed_dim=16,
+    num_layers=2,
+    patch_size_t=2,
+    use_rotary_positional_embeddings=True,
+)
 
 
 def cogvideox_15_inputs() -> Inputs:
@@ -98,24 +87,21 @@ def touch_cogvideox(depth: int, inputs: Inputs, sample: int, place: tuple[int, i
     inputs["hidden_states"][sample, depth * frame, :, 2 * row, 2 * column] += 1
 
 
-def ltx() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        LTXVideoTransformer3DModel(
-            **HEADS,
-            in_channels=4,
-            out_channels=4,
-            cross_attention_dim=32,
-            num_layers=2,
-            caption_channels=16,
-        )
-    )
+ltx = build(
+    LTXVideoTransformer3DModel,
+    **HEADS,
+    in_channels=4,
+    out_channels=4,
+    cross_attention_dim=32,
+    num_layers=2,
+    caption_channels=16,
+)
 
 
 def ltx_inputs() -> Inputs:
     return {
         "hidden_states": noise(BATCH, TOKENS, 4),
-        "encoder_hidden_states": noise(BATCH, TEXT[0], 16, seed=1),
+        "encoder_hidden_states": noise(BATCH, WORDS, 16, seed=1),
         "timestep": torch.tensor(TIMESTEP),
         "encoder_attention_mask": padding(),
         **dict(zip(("num_frames", "height", "width"), GRID, strict=True)),
@@ -137,130 +123,86 @@ LTX2 = {
 }
 
 
-def ltx2() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(LTX2VideoTransformer3DModel(**LTX2))
+ltx2 = build(LTX2VideoTransformer3DModel, **LTX2)
 
 
 def ltx2_inputs() -> Inputs:
     return {
         **ltx_inputs(),
         "audio_hidden_states": noise(BATCH, TOKENS, 4, seed=2),  # as many as of the video
-        "audio_encoder_hidden_states": noise(BATCH, TEXT[0], 16, seed=3),
+        "audio_encoder_hidden_states": noise(BATCH, WORDS, 16, seed=3),
         "audio_encoder_attention_mask": padding(),
         "audio_num_frames": TOKENS,
     }
 
 
-def ltx23() -> nn.Module:
-    """Gated heads, modulated text, and the processor that can perturb."""
-    torch.manual_seed(0)
-    return ready(
-        LTX2VideoTransformer3DModel(
-            **LTX2,
-            gated_attn=True,
-            audio_gated_attn=True,
-            cross_attn_mod=True,
-            audio_cross_attn_mod=True,
-            rope_type="split",
-            use_prompt_embeddings=False,
-            perturbed_attn=True,
-        )
-    )
+# Gated heads, modulated text, and the processor that can perturb.
+ltx23 = build(
+    LTX2VideoTransformer3DModel,
+    **LTX2,
+    gated_attn=True,
+    audio_gated_attn=True,
+    cross_attn_mod=True,
+    audio_cross_attn_mod=True,
+    rope_type="split",
+    use_prompt_embeddings=False,
+    perturbed_attn=True,
+)
 
 
 def ltx23_inputs() -> Inputs:
     return {
         **ltx2_inputs(),
-        "encoder_hidden_states": noise(BATCH, TEXT[0], 32, seed=1),
+        "encoder_hidden_states": noise(BATCH, WORDS, 32, seed=1),
         "sigma": torch.tensor(TIMESTEP),
         "use_cross_timestep": True,
     }
 
 
-def mochi() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        MochiTransformer3DModel(
-            **HEADS,
-            num_layers=2,
-            pooled_projection_dim=16,
-            in_channels=4,
-            text_embed_dim=16,
-            time_embed_dim=4,
-            max_sequence_length=TEXT[0],
-        )
-    )
+mochi = build(
+    MochiTransformer3DModel,
+    **HEADS,
+    num_layers=2,
+    pooled_projection_dim=16,
+    in_channels=4,
+    text_embed_dim=16,
+    time_embed_dim=4,
+    max_sequence_length=WORDS,
+)
 
 
 def mochi_inputs() -> Inputs:
     return {
         "hidden_states": noise(BATCH, 4, 3, 8, 12),
-        "encoder_hidden_states": noise(BATCH, TEXT[0], 16, seed=1),
+        "encoder_hidden_states": noise(BATCH, WORDS, 16, seed=1),
         "timestep": torch.tensor(TIMESTEP),
         "encoder_attention_mask": padding(),
     }
 
 
-WAN = {**HEADS, "in_channels": 4, "out_channels": 4, "text_dim": 16, "freq_dim": 16, "ffn_dim": 64}
-
-
-def wan_vace() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        WanVACETransformer3DModel(**WAN, num_layers=3, vace_layers=[0, 2], vace_in_channels=6)
-    )
-
-
-def wan_inputs() -> Inputs:
-    return {
-        "hidden_states": noise(BATCH, 4, 3, 8, 12),
-        "timestep": torch.tensor(TIMESTEP),
-        "encoder_hidden_states": noise(BATCH, TEXT[0], 16, seed=1),
-    }
-
-
-def wan_vace_inputs() -> Inputs:
-    return {**wan_inputs(), "control_hidden_states": noise(BATCH, 6, 3, 8, 12, seed=2)}
-
-
-def skyreels_v2() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(SkyReelsV2Transformer3DModel(**WAN, num_layers=2))
-
-
-def skyreels_v2_forcing_inputs() -> Inputs:
-    """Each frame has a timestep of its own."""
-    timesteps = torch.tensor([[100.0, 200.0, 300.0], [400.0, 500.0, 500.0]])
-    return {**wan_inputs(), "timestep": timesteps, "enable_diffusion_forcing": True}
-
-
 IMAGE, GLYPHS = 3, ((0, 0, 0, 0), (1, 0, 1, 1))
 
 
-def hunyuan_video15() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        HunyuanVideo15Transformer3DModel(
-            **HEADS,
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            num_refiner_layers=1,
-            mlp_ratio=2.0,
-            text_embed_dim=16,
-            text_embed_2_dim=12,
-            image_embed_dim=8,
-            rope_axes_dim=(4, 6, 6),
-        )
-    )
+hunyuan_video15 = build(
+    HunyuanVideo15Transformer3DModel,
+    **HEADS,
+    in_channels=4,
+    out_channels=4,
+    num_layers=2,
+    num_refiner_layers=1,
+    mlp_ratio=2.0,
+    text_embed_dim=16,
+    text_embed_2_dim=12,
+    image_embed_dim=8,
+    rope_axes_dim=(4, 6, 6),
+)
 
 
 def hunyuan_video15_inputs(image: bool) -> Inputs:
     return {
         "hidden_states": noise(BATCH, 4, *GRID),
         "timestep": torch.tensor(TIMESTEP),
-        "encoder_hidden_states": noise(BATCH, TEXT[0], 16, seed=1),
+        "encoder_hidden_states": noise(BATCH, WORDS, 16, seed=1),
         "encoder_attention_mask": padding(),
         "encoder_hidden_states_2": noise(BATCH, len(GLYPHS[0]), 12, seed=2),
         "encoder_attention_mask_2": torch.tensor(GLYPHS),
@@ -278,20 +220,17 @@ def touch_hunyuan_video15(image: bool, inputs: Inputs, sample: int, token: int) 
     inputs[name][sample, place, 0] += 3
 
 
-def allegro() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(
-        AllegroTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=24,  # thirds for RoPE
-            num_layers=2,
-            cross_attention_dim=48,
-            sample_height=8,
-            sample_width=12,
-            sample_frames=3,
-            caption_channels=16,
-        )
-    )
+allegro = build(
+    AllegroTransformer3DModel,
+    num_attention_heads=2,
+    attention_head_dim=24,  # thirds for RoPE
+    num_layers=2,
+    cross_attention_dim=48,
+    sample_height=8,
+    sample_width=12,
+    sample_frames=3,
+    caption_channels=16,
+)
 
 
 def allegro_inputs() -> Inputs:
@@ -317,29 +256,24 @@ COSMOS = {
 }
 
 
-def cosmos() -> nn.Module:
-    torch.manual_seed(0)
-    return ready(CosmosTransformer3DModel(**COSMOS))
+cosmos = build(CosmosTransformer3DModel, **COSMOS)
 
 
 def cosmos_inputs() -> Inputs:
-    return {**wan_inputs(), "fps": 24, "padding_mask": torch.zeros(1, 1, 8, 12)}
+    return {**video(), "fps": 24, "padding_mask": torch.zeros(1, 1, 8, 12)}
 
 
-def cosmos_25() -> nn.Module:
-    """A timestep for each frame, and an image that is attended to beside the text."""
-    torch.manual_seed(0)
-    return ready(
-        CosmosTransformer3DModel(
-            **COSMOS,
-            extra_pos_embed_type=None,
-            use_crossattn_projection=True,
-            crossattn_proj_in_channels=16,
-            encoder_hidden_states_channels=16,
-            img_context_dim_in=8,
-            img_context_dim_out=32,
-        )
-    )
+# A timestep for each frame, and an image that is attended to beside the text.
+cosmos_25 = build(
+    CosmosTransformer3DModel,
+    **COSMOS,
+    extra_pos_embed_type=None,
+    use_crossattn_projection=True,
+    crossattn_proj_in_channels=16,
+    encoder_hidden_states_channels=16,
+    img_context_dim_in=8,
+    img_context_dim_out=32,
+)
 
 
 def cosmos_25_inputs() -> Inputs:
@@ -349,33 +283,30 @@ def cosmos_25_inputs() -> Inputs:
     return {**inputs, "encoder_hidden_states": (text, image), "timestep": timestep}
 
 
-def kandinsky5() -> nn.Module:
-    """One block: a second would round rotated queries to bfloat16, and so enlarge the least difference."""
-    torch.manual_seed(0)
-    return ready(
-        Kandinsky5Transformer3DModel(
-            in_visual_dim=4,
-            out_visual_dim=4,
-            in_text_dim=16,
-            in_text_dim2=8,
-            time_dim=16,
-            model_dim=32,
-            ff_dim=64,
-            num_text_blocks=1,
-            num_visual_blocks=1,
-            axes_dims=(4, 6, 6),
-        )
-    )
+# One block: a second would round rotated queries to bfloat16, and so enlarge the least difference.
+kandinsky5 = build(
+    Kandinsky5Transformer3DModel,
+    in_visual_dim=4,
+    out_visual_dim=4,
+    in_text_dim=16,
+    in_text_dim2=8,
+    time_dim=16,
+    model_dim=32,
+    ff_dim=64,
+    num_text_blocks=1,
+    num_visual_blocks=1,
+    axes_dims=(4, 6, 6),
+)
 
 
 def kandinsky5_inputs() -> Inputs:
     return {
         "hidden_states": noise(BATCH, 3, 8, 12, 4),
-        "encoder_hidden_states": noise(BATCH, TEXT[0], 16, seed=1),
+        "encoder_hidden_states": noise(BATCH, WORDS, 16, seed=1),
         "timestep": torch.tensor(TIMESTEP),
         "pooled_projections": noise(BATCH, 8, seed=2),
         "visual_rope_pos": [torch.arange(size) for size in GRID],
-        "text_rope_pos": torch.arange(TEXT[0]),
+        "text_rope_pos": torch.arange(WORDS),
     }
 
 
@@ -385,7 +316,6 @@ def touch_kandinsky5(inputs: Inputs, sample: int, place: tuple[int, int, int]) -
 
 
 PATCH, TOUCH = touch_latents((1, 2, 2)), touch_tokens(GRID)
-FULL = (TEXT[0],) * BATCH
 VALID = tuple(text + sum(glyphs) for text, glyphs in zip(TEXT, GLYPHS, strict=True))
 
 ROWS = [
@@ -396,7 +326,7 @@ ROWS = [
         partial(touch_cogvideox, 1),
         GRID,
         2,
-        FULL,
+        UNPADDED,
         touch_words,
     ),
     TinyTransformer(
@@ -406,16 +336,13 @@ ROWS = [
         partial(touch_cogvideox, 2),
         GRID,
         2,
-        FULL,
+        UNPADDED,
         touch_words,
     ),
     TinyTransformer("ltx", ltx, ltx_inputs, TOUCH, GRID, 2),
     TinyTransformer("ltx-2", ltx2, ltx2_inputs, TOUCH, GRID, 2),
     TinyTransformer("ltx-2", ltx23, ltx23_inputs, TOUCH, GRID, 2),
     TinyTransformer("mochi", mochi, mochi_inputs, PATCH, GRID, 2 * BATCH, TEXT, touch_words),
-    TinyTransformer("wan-vace", wan_vace, wan_vace_inputs, PATCH, GRID, 5),
-    TinyTransformer("skyreels-v2", skyreels_v2, wan_inputs, PATCH, GRID, 2),
-    TinyTransformer("skyreels-v2", skyreels_v2, skyreels_v2_forcing_inputs, PATCH, GRID, 2),
     TinyTransformer(
         "hunyuan-video-1.5",
         hunyuan_video15,
