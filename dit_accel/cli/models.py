@@ -39,6 +39,9 @@ def command(as_json: bool) -> None:
         "\nguidance: perturbed guidance. Other transformers: self-attention is recognised by its"
     )
     click.echo("modules, for methods that need no grid; register_family declares one.")
+    for row in rows:
+        if row["remark"]:
+            click.echo(f"{row['family']}: {row['remark']}.")
     for name, reason in REFUSED.items():
         click.echo(f"{name} is refused: {reason}.")
 
@@ -53,4 +56,5 @@ def row_of(family: Any) -> dict[str, Any]:
         "cfg": family.cfg,
         "perturbed_guidance": family.guidance,
         "status": family.tested,
+        "remark": family.remark,
     }

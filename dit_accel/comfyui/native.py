@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from dit_accel.call import AttentionCall
+from dit_accel.comfyui.asked import Asked, Attention, override
 from dit_accel.config import Place
 from dit_accel.methods import Dense, Method
 from dit_accel.ops import Ops
@@ -25,8 +26,6 @@ from dit_accel.profile import Profile
 from dit_accel.report import Tally
 from dit_accel_pipelines import TokenLayout
 
-Attention = Callable[..., Tensor]
-Tokens = tuple[Tensor, Tensor, Tensor]  # [B, S, H, D] each
 KEY = "optimized_attention_override"
 UNKNOWN = (
     1 << 20
@@ -125,28 +124,9 @@ def where(
     )
 
 
-def split(x: Tensor, heads: int, skip_reshape: bool) -> Tensor:
-    """``[B, S, H, D]`` from ComfyUI's ``[B, H, S, D]`` or ``[B, S, H * D]``."""
-    return x.transpose(1, 2) if skip_reshape else x.unflatten(-1, (heads, -1))
-
-
-def as_tokens(q: Tensor, k: Tensor, v: Tensor, heads: int, skip_reshape: bool) -> Tokens:
-    """Query, key and value, `split`."""
-    return (
-        split(q, heads, skip_reshape),
-        split(k, heads, skip_reshape),
-        split(v, heads, skip_reshape),
-    )
-
-
-def joined(out: Tensor, skip_output_reshape: bool) -> Tensor:
-    """The inverse, of an output."""
-    return out.transpose(1, 2) if skip_output_reshape else out.flatten(2)
-
-
 @dataclass
 class ModelCall:
-    """One call of a model: counts its self-attentions over the picture, and hands on what is not ours.
+    """One call of a model: counts its self-attentions over the picture.
 
     Attributes:
         previous: the override that was there before; it gets every call that is not taken.
@@ -156,25 +136,17 @@ class ModelCall:
     previous: Attention | None
     layer: int = -1
 
-    def entered(self, q: Tensor, k: Tensor, v: Tensor, skip_reshape: bool) -> str | None:
+    def entered(self, asked: Asked) -> str | None:
         """Why an attention is none of the picture's self-attentions; else None, and it is counted."""
-        tokens = q.shape[2 if skip_reshape else 1]
-        if k.shape[2 if skip_reshape else 1] != tokens:
+        queries, keys = asked.counts()
+        if keys != queries:
             return "cross attention"
-        if q.shape != k.shape or q.shape != v.shape:
+        if not asked.query.shape == asked.key.shape == asked.value.shape:
             return "queries, keys and values of different shapes"
-        if tokens < self.where.least_tokens:
+        if queries < self.where.least_tokens:
             return "fewer tokens than the picture has"
         self.layer += 1
         return None
-
-    def onward(
-        self, func: Attention, q: Tensor, k: Tensor, v: Tensor, heads: int, named: dict[str, Any]
-    ) -> Tensor:
-        """The call as it would have been without us."""
-        if self.previous is None:
-            return func(q, k, v, heads, **named)
-        return self.previous(func, q, k, v, heads, **named)
 
 
 @dataclass
@@ -213,40 +185,24 @@ class SparseOverride:
     def attention(self, call: ModelCall) -> Attention:
         """The override for one model call."""
 
-        def attend(
-            func: Attention,
-            q: Tensor,
-            k: Tensor,
-            v: Tensor,
-            heads: int,
-            mask: Tensor | None = None,
-            attn_precision: Any = None,
-            skip_reshape: bool = False,
-            skip_output_reshape: bool = False,
-            **kwargs: Any,
-        ) -> Tensor:
-            reason = call.entered(q, k, v, skip_reshape)
-            if reason is None and mask is not None:
+        def answer(asked: Asked) -> Tensor:
+            reason = call.entered(asked)
+            if reason is None and asked.mask is not None:
                 reason = "attention mask"
             if reason is None:
-                options, scale = kwargs.get("transformer_options") or {}, kwargs.get("scale")
-                tokens = as_tokens(q, k, v, heads, skip_reshape)
-                out = self.sparse(tokens, call, options, scale)
+                out = self.sparse(asked, call)
                 if isinstance(out, Tensor):
-                    return joined(out, skip_output_reshape)
+                    return asked.joined(out)
                 reason = out
             self.tally.fallback(reason)
-            named = {"mask": mask, "attn_precision": attn_precision, **kwargs}
-            named |= {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
-            return call.onward(func, q, k, v, heads, named)
+            return asked.onward(call.previous)
 
-        return attend
+        return override(answer)
 
-    def sparse(
-        self, tensors: Tokens, call: ModelCall, options: Mapping[str, Any], scale: Any
-    ) -> Tensor | str:
+    def sparse(self, asked: Asked, call: ModelCall) -> Tensor | str:
         """Sparse attention ``[B, S, H, D]``, or why the call stays dense."""
-        at, query = call.where, tensors[0]
+        at, tensors = call.where, asked.tokens()
+        query = tensors[0]
         tokens = query.shape[1]
         first, last = (sigma * (1 + CLOSE) for sigma in self.window)
         if not last < at.sigma <= first:
@@ -260,12 +216,12 @@ class SparseOverride:
             return "dense by schedule"
         if tokens < (self.profile.schedule.min_tokens or 0):
             return f"fewer than {self.profile.schedule.min_tokens} tokens"
-        layout = at.layout(options, tokens)
+        layout = at.layout(asked.options, tokens)
         if layout is None and method.needs_grid:
             return f"{method.name} needs a grid of tokens: text is among them, and the model does not say where"
         attention = AttentionCall(
             *tensors,
-            query.shape[-1] ** -0.5 if scale is None else float(scale),
+            asked.scale,
             call.layer,
             self.layers,
             at.step,

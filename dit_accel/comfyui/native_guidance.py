@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dit_accel.comfyui.native import Attention, ModelCall, Tokens, as_tokens, joined, split
+from dit_accel.comfyui.asked import Asked, Attention, override
+from dit_accel.comfyui.native import ModelCall
 from dit_accel.errors import BadInput
 from dit_accel.guidance import HeadSet, PerturbedGuidance
 from dit_accel.guidance.perturb import JointTokens, soft_perturbation
@@ -58,50 +58,29 @@ class Perturbation:
     def attention(self, call: ModelCall) -> Attention:
         """The override for one model call: as it would be, or perturbed in some heads."""
 
-        def attend(
-            func: Attention,
-            q: Tensor,
-            k: Tensor,
-            v: Tensor,
-            heads: int,
-            mask: Tensor | None = None,
-            attn_precision: Any = None,
-            skip_reshape: bool = False,
-            skip_output_reshape: bool = False,
-            **kwargs: Any,
-        ) -> Tensor:
-            named = {"mask": mask, "attn_precision": attn_precision, **kwargs}
-            named |= {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
-            other = call.entered(q, k, v, skip_reshape)
-            clean = call.onward(func, q, k, v, heads, named)
+        def answer(asked: Asked) -> Tensor:
+            other = call.entered(asked)
+            clean = asked.onward(call.previous)
             if other is not None or call.layer not in self.layers:
                 return clean
             self.met.add(call.layer)
-            out = split(clean, heads, skip_output_reshape)
-            tokens = as_tokens(q, k, v, heads, skip_reshape)
-            weak = self.perturbed(out, tokens, mask, call, kwargs)
-            return joined(weak, skip_output_reshape)
+            return asked.joined(self.perturbed(asked.split(clean), asked, call))
 
-        return attend
+        return override(answer)
 
-    def perturbed(
-        self,
-        out: Tensor,
-        tensors: Tokens,
-        mask: Tensor | None,
-        call: ModelCall,
-        named: Mapping[str, Any],
-    ) -> Tensor:
+    def perturbed(self, out: Tensor, asked: Asked, call: ModelCall) -> Tensor:
         """``(1 - u) A V + u P V`` in the chosen heads; of text only rows that the model names stay."""
-        query, chosen = tensors[0], self.layers[call.layer]
+        query, key, value = asked.tokens()
+        chosen = self.layers[call.layer]
         if chosen is not None and max(chosen) >= query.shape[2]:
             raise BadInput(f"no head {max(chosen)}: heads are 0 to {query.shape[2] - 1}")
-        layout = call.where.layout(named.get("transformer_options") or {}, query.shape[1])
-        scale = named.get("scale")
+        layout = call.where.layout(asked.options, query.shape[1])
         tokens = JointTokens(
-            *tensors,
-            query.shape[-1] ** -0.5 if scale is None else float(scale),
-            mask,
+            query,
+            key,
+            value,
+            asked.scale,
+            asked.mask,
             layout.text_tokens if layout else 0,
             layout.text_first if layout else False,
         )

@@ -35,4 +35,5 @@ CHROMA = Family(
     batched=("hidden_states", "encoder_hidden_states", "timestep", "attention_mask"),
     joint=True,
     output="image",
+    remark="its pipeline adds a float mask to the logits, and such calls stay dense",
 )

@@ -122,8 +122,8 @@ def standard_heads(transformer: Config) -> tuple[int, int]:
     return transformer["num_attention_heads"], transformer["attention_head_dim"]
 
 
-def no_text(transformer: Config) -> int:
-    """Of a model whose text is not among the tokens."""
+def none(transformer: Config) -> int:
+    """Of a model without text among the tokens, or without a second attention in a block."""
     return 0
 
 
@@ -159,9 +159,11 @@ class Family:
         batched: names of the forward's arguments that have the batch first.
         joint: text tokens take part in the attention.
         crops_text: calls differ in how many text tokens they have: those beyond the grid.
+        more_attention: from the transformer's config to the number of such modules beyond one a block.
         output: what the pipeline makes.
         guidance: perturbed guidance knows how its forward is called.
         tested: ``"tested"`` where sparse attention went through the whole family matrix.
+        remark: what does not become sparse, for the table of families.
     """
 
     name: str
@@ -171,15 +173,17 @@ class Family:
     layout: Callable[[Mapping[str, Any], Config], TokenLayout | None]
     size_rule: Callable[[Config, Config], SizeRule]
     cfg: Literal["two calls", "one batch", "embedded"]
-    text_tokens: Callable[[Config], int] = no_text
+    text_tokens: Callable[[Config], int] = none
     text_first: bool = False
     heads: Callable[[Config], tuple[int, int]] = standard_heads
     batched: tuple[str, ...] = ("hidden_states", "encoder_hidden_states", "timestep")
     joint: bool = False
     crops_text: bool = False
+    more_attention: Callable[[Config], int] = none
     output: Literal["video", "image"] = "video"
     guidance: bool = True
     tested: Literal["tested", "declared"] = "tested"
+    remark: str = ""
 
     def block_counts(self, transformer: Config) -> dict[str, int]:
         """Number of blocks of each list, from the transformer's config."""
@@ -188,9 +192,8 @@ class Family:
 
     def attention_shape(self, transformer: Config) -> AttentionShape:
         """From the transformer's config."""
-        return AttentionShape(
-            sum(self.block_counts(transformer).values()), *self.heads(transformer)
-        )
+        layers = sum(self.block_counts(transformer).values()) + self.more_attention(transformer)
+        return AttentionShape(layers, *self.heads(transformer))
 
     def video_layout(
         self, frames: int, height: int, width: int, transformer: Config, vae: Config

@@ -39,5 +39,6 @@ IDEOGRAM4 = Family(
     ),
     joint=True,
     output="image",
+    remark="the transformer of its unconditional predictions stays dense",
     guidance=False,  # the other prediction of a step would go without the difference
 )

@@ -37,5 +37,6 @@ SD3 = Family(
     ),
     joint=True,
     crops_text=True,  # attn2 has none
+    more_attention=lambda config: len(config.get("dual_attention_layers") or ()),
     output="image",
 )
