@@ -1,4 +1,4 @@
-"""Tiny random transformers of all families, one row each."""
+"""Tiny random transformers of all families that the installed diffusers has, one row each."""
 
 from tiny_transformers import (
     first,
@@ -10,6 +10,9 @@ from tiny_transformers import (
     video_wan_like,
 )
 from tiny_transformers.base import TinyTransformer
+from tiny_transformers.shared import absent
 
 PARTS = (first, video, image, video_wan_like, video_further, picture_further, picture_flux_like)
-ROWS: list[TinyTransformer] = [row for part in PARTS for row in part.ROWS]
+ROWS: list[TinyTransformer] = [
+    row for part in PARTS for row in part.ROWS if row.build is not absent
+]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import diffusers
 import torch
 from diffusers import (
-    BriaFibo2Transformer2DModel,
     BriaFiboTransformer2DModel,
     BriaTransformer2DModel,
     ErnieImageTransformer2DModel,
@@ -114,7 +114,7 @@ def touch_gist(inputs: Inputs, sample: int, token: int) -> None:
 
 def fibo2(inputs: Callable[[], Inputs], text: tuple[int, ...]) -> TinyTransformer:
     made = build(
-        BriaFibo2Transformer2DModel,
+        getattr(diffusers, "BriaFibo2Transformer2DModel", None),
         in_channels=4,
         dim=32,
         n_layers=2,

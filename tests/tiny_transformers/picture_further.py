@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import diffusers
 import torch
 from diffusers import (
     CogView3PlusTransformer2DModel,
     CogView4Transformer2DModel,
     DiTTransformer2DModel,
-    Flux3Transformer2DModel,
     GlmImageTransformer2DModel,
     HiDreamImageTransformer2DModel,
     HunyuanDiT2DModel,
@@ -264,7 +264,7 @@ def touch_flux3(inputs: Inputs, sample: int, place: Place) -> None:
 FLUX3 = TinyTransformer(
     "flux-3",
     build(
-        Flux3Transformer2DModel,
+        getattr(diffusers, "Flux3Transformer2DModel", None),
         in_channels=16,
         cond_in_channels=16,
         num_layers=1,

@@ -36,8 +36,15 @@ class WithParameters(TinyTransformer):
         return super().run(transformer, arguments)
 
 
-def build(make: Callable[..., nn.Module], **config: object) -> Callable[[], nn.Module]:
-    """A transformer with random weights, always the same."""
+def absent() -> nn.Module:
+    """Stands for a transformer that the installed diffusers does not have."""
+    raise NotImplementedError
+
+
+def build(make: Callable[..., nn.Module] | None, **config: object) -> Callable[[], nn.Module]:
+    """A transformer with random weights, always the same; `absent` without a class."""
+    if make is None:
+        return absent
 
     def built() -> nn.Module:
         torch.manual_seed(0)

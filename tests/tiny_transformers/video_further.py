@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import diffusers
 import torch
 from diffusers import (
     ConsisIDTransformer3DModel,
     EasyAnimateTransformer3DModel,
     HeliosTransformer3DModel,
     HunyuanVideoFramepackTransformer3DModel,
-    Kandinsky6Transformer3DModel,
     LatteTransformer3DModel,
     MiniMaxH3Transformer3DModel,
     MotifVideoTransformer3DModel,
@@ -285,7 +285,7 @@ def touch_channels_last(inputs: Inputs, sample: int, place: Place) -> None:
 KANDINSKY6 = TinyTransformer(
     "kandinsky-6",
     build(
-        Kandinsky6Transformer3DModel,
+        getattr(diffusers, "Kandinsky6Transformer3DModel", None),
         in_visual_dim=4,
         out_visual_dim=4,
         in_text_dim=16,
