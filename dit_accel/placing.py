@@ -52,6 +52,11 @@ class Placing:
             raise BadInput(
                 f"offload {self.offload!r} needs a CUDA device, got {self.device!r}: choose none"
             )
+        if self.ulysses > 1 and torch.accelerator.device_count() == 0:
+            raise BadInput(
+                "context parallelism needs an accelerator in each process (diffusers counts them), here is none: "
+                "leave --context-parallel out"
+            )
         if self.ulysses > 1 and self.offload != "none":
             raise BadInput("context parallelism and offload do not go together: choose one")
         for text in self.loras:

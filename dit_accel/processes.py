@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from torch import distributed
 
 from dit_accel.errors import BadInput
 from dit_accel.placing import Placing
@@ -57,8 +59,13 @@ def this_process(ulysses: int = 1) -> Process:
     Raises:
         BadInput: if it did not start as many processes as are to share a clip.
     """
-    if not torch.distributed.is_available():
+    if not distributed.is_available():
         return Process()
+    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if ulysses > 1 and launched and not distributed.is_initialized():
+        # diffusers tells the sizes of shares from CPU to CPU where it can
+        cuda = ",cuda:nccl" if torch.cuda.is_available() else ""
+        distributed.init_process_group(f"cpu:gloo{cuda}")
     state = PartialState(cpu=not torch.cuda.is_available())
     if ulysses not in (1, state.num_processes):
         raise BadInput(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launching import SIZE, launched
 
 import dit_accel.processes
 from dit_accel import cli
@@ -17,7 +15,6 @@ from dit_accel.errors import BadInput
 from dit_accel.placing import Placing
 from dit_accel.processes import Process, this_process
 
-SIZE = ["--height", "32", "--width", "32", "--frames", "5", "--steps", "1", "--guidance-scale", "1"]
 PROMPTS = [
     f"a red circle on a {color} background" for color in ("navy", "white", "green", "gray", "pink")
 ]
@@ -27,19 +24,6 @@ def command_of(folder: Path) -> list[str]:
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     given = ["--prompts", str(folder / "prompts.txt"), "-o", str(folder / "out")]
     return ["render", *given, "--report", str(folder / "report.json"), *SIZE]
-
-
-def launched(count: int, script: list[str], arguments: list[str]) -> int:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launcher, *script, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode
 
 
 def state_of(folder: Path) -> dict[str, int]:

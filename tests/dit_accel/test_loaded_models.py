@@ -1,0 +1,147 @@
+"""Models from a folder through the command line: pictures, LoRA files, devices that share a clip."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import shared_render
+import torch
+from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    WanPipeline,
+)
+from launching import SIZE, launched
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from PIL import Image
+
+from dit_accel import cli
+from dit_accel.errors import BadInput
+from dit_accel.loading import load_pipeline, read_card
+from dit_accel.placing import Placing
+from dit_accel_eval.frames import read_clip
+
+PROMPT = "a red circle moving left on a black background"
+
+
+@pytest.fixture(scope="module")
+def world() -> WanPipeline:
+    return load_pipeline(read_card("tiny-world"))
+
+
+@pytest.fixture(scope="module")
+def pictures(world: WanPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random AuraFlow, which reads prompts with the tiny world's text encoder."""
+    torch.manual_seed(0)
+    transformer = AuraFlowTransformer2DModel(
+        sample_size=16,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=world.text_encoder.config.d_model,
+        caption_projection_dim=32,
+        pos_embed_max_size=256,
+    )
+    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4)
+    folder = tmp_path_factory.mktemp("models") / "pictures"
+    AuraFlowPipeline(
+        tokenizer=world.tokenizer,
+        text_encoder=world.text_encoder,
+        vae=vae,
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a random LoRA of the tiny world."""
+    pipe = load_pipeline(read_card("tiny-world"))
+    torch.manual_seed(0)
+    pipe.transformer.add_adapter(
+        LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    )
+    folder = tmp_path_factory.mktemp("loras")
+    WanPipeline.save_lora_weights(
+        folder, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer)
+    )
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def render(arguments: list[str], out: Path) -> Path:
+    sparse = ["--set", "schedule.min_tokens=0", "--seed", "0", "--quiet", "-o", str(out)]
+    assert cli.main(["render", PROMPT, *arguments, *sparse]) == 0
+    return out
+
+
+def test_a_picture(pictures: Path, tmp_path: Path) -> None:
+    size = ["--height", "48", "--width", "80", "--steps", "2"]
+    report = tmp_path / "report.json"
+    given = ["--model", str(pictures), "--method", "svg2", *size]
+    out = render([*given, "--report", str(report)], tmp_path / "out.png")
+    with Image.open(out) as picture:
+        assert (picture.size, picture.mode) == ((80, 48), "RGB")
+        assert np.asarray(picture).std() > 1
+    record = json.loads(report.read_text())
+    assert record["family"] == "auraflow"
+    assert record["calls"]["sparse"] > 0
+    assert not record["fallbacks"]
+
+
+def test_a_negative_prompt_and_another_scheduler_count(pictures: Path, tmp_path: Path) -> None:
+    given = ["--model", str(pictures), "--height", "48", "--width", "48", "--steps", "2"]
+    negative = ["--guidance-scale", "4", "--negative-prompt"]
+    plain, other = (
+        np.asarray(Image.open(render([*given, *negative, text], tmp_path / f"{text}.png")))
+        for text in ("blue", "moving right")
+    )
+    assert not np.array_equal(plain, other)
+
+
+def test_a_picture_takes_no_frames(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["render", PROMPT, "--model", str(pictures), "--frames", "5"]) != 0
+    assert "makes pictures: leave --frames out" in capsys.readouterr().err
+
+
+def test_a_lora_file_and_its_scale(lora: Path, tmp_path: Path) -> None:
+    given = [*SIZE, "--method", "svg2"]
+    clips = {
+        name: read_clip(render([*given, *options], tmp_path / f"{name}.mp4"))
+        for name, options in {
+            "without": [],
+            "whole": ["--lora", str(lora)],
+            "half": ["--lora", f"{lora}:0.5"],
+            "none": ["--lora", f"{lora}:0"],
+        }.items()
+    }
+    assert np.array_equal(clips["none"], clips["without"])
+    assert not np.array_equal(clips["whole"], clips["without"])
+    assert not np.array_equal(clips["half"], clips["whole"])
+
+
+def test_context_parallelism_needs_accelerators() -> None:
+    with (
+        mock.patch("torch.accelerator.device_count", return_value=0),
+        pytest.raises(BadInput, match="accel"),
+    ):
+        Placing(ulysses=2).check()
+
+
+def test_two_processes_share_a_clip(tmp_path: Path) -> None:
+    """Through the command line: the same clip as of one."""
+    given = [*SIZE, "--method", "svg2", "--set", "top_p=1.0"]
+    alone = render(given, tmp_path / "alone.mp4")
+    together = tmp_path / "together.mp4"
+    shared = ["--context-parallel", "ulysses=2", "--set", "schedule.min_tokens=0", "--seed", "0"]
+    command = ["render", PROMPT, *given, *shared, "--quiet", "-o", str(together)]
+    assert launched(2, [str(Path(shared_render.__file__))], command) == 0
+    assert np.abs(read_clip(alone) - read_clip(together)).max() < 0.02
