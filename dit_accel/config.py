@@ -17,7 +17,7 @@ class Place:
     Attributes:
         step, num_steps: denoising step counted from 0; num_steps is None where nothing tells it.
         layer, num_layers: index of the attention among those of its transformer.
-        expert: component name of the transformer (``"transformer"``, ``"transformer_2"``).
+        expert: component name of the transformer (one of `COMPONENTS`).
         branch: which forward of the step (``"cond"``, ``"uncond"``, ...).
     """
 

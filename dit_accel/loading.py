@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from dit_accel.errors import BadInput, RunFailed, first_line
 from dit_accel.placing import DTYPES, Placing
 from dit_accel_assets import tiny_world_path
-from dit_accel_pipelines import Family, SizeRule, UnknownFamily, find_family
+from dit_accel_pipelines import COMPONENTS, Family, SizeRule, UnknownFamily, find_family
 
 TINY_WORLD = "tiny-world"
 PLAIN = Placing()
@@ -55,7 +55,8 @@ def read_card(model: str) -> ModelCard:
     """
     source = str(tiny_world_path()) if model == TINY_WORLD else model
     index = _read_json(source, "model_index.json")
-    transformer_class = (index.get("transformer") or index.get("transformer_2") or [None, None])[1]
+    parts = [part for part in COMPONENTS if (index.get(part) or [None])[0]]
+    transformer_class = next((index[part][1] for part in parts), None)
     if transformer_class is None:
         raise BadInput(
             f"model {model!r} is a {index.get('_class_name')} without a transformer: nothing to do here"
@@ -64,7 +65,6 @@ def read_card(model: str) -> ModelCard:
         family = find_family(transformer_class)
     except UnknownFamily as error:
         raise BadInput(f"model {model!r}: {error}") from None
-    parts = [p for p in ("transformer", "transformer_2") if (index.get(p) or [None])[0]]
     transformer = _read_json(source, f"{parts[0]}/config.json")
     vae = _read_json(source, "vae/config.json")
     return ModelCard(

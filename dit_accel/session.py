@@ -31,7 +31,7 @@ from dit_accel.precision import Chosen, Precision, choose
 from dit_accel.profile import Profile, knobs_of
 from dit_accel.report import AttentionReport, Tally
 from dit_accel_kernels import Precision as KernelPrecision
-from dit_accel_pipelines import Family, TokenLayout
+from dit_accel_pipelines import COMPONENTS, Family, TokenLayout
 
 IDLE = Profile(method=Dense())
 
@@ -375,5 +375,5 @@ def transformers_of(target: Any) -> dict[str, nn.Module]:
     """The transformers of a pipeline by component name, or a bare transformer itself."""
     if isinstance(target, nn.Module):
         return {"transformer": target}
-    found = {name: getattr(target, name, None) for name in ("transformer", "transformer_2")}
+    found = {name: getattr(target, name, None) for name in COMPONENTS}
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}

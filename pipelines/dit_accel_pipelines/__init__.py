@@ -49,6 +49,7 @@ from dit_accel_pipelines import (
     z_image,
 )
 from dit_accel_pipelines.family import (
+    COMPONENTS,
     REFUSED,
     AttentionShape,
     Family,
@@ -116,6 +117,7 @@ register_family(lumina_next.LUMINA_NEXT)
 register_family(dit.DIT)
 
 __all__ = [
+    "COMPONENTS",
     "REFUSED",
     "AttentionShape",
     "Family",

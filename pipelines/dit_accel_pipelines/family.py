@@ -106,6 +106,8 @@ class SizeRule:
 
 
 Config = Mapping[str, Any]
+COMPONENTS = ("transformer", "transformer_2", "unconditional_transformer")
+"""Names that pipelines give to their transformers: experts of different steps, or one for each prediction."""
 
 
 @dataclass(frozen=True)

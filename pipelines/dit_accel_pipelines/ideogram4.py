@@ -1,5 +1,5 @@
 """Ideogram 4: attention over one sequence, text before visual tokens. Its unconditional predictions come from
-another transformer, which stays as it is.
+another transformer, which sees no text.
 """
 
 from __future__ import annotations
@@ -39,6 +39,5 @@ IDEOGRAM4 = Family(
     ),
     joint=True,
     output="image",
-    remark="the transformer of its unconditional predictions stays dense",
     guidance=False,  # the other prediction of a step would go without the difference
 )

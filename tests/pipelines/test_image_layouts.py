@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_transformers import image
+from diffusers import DiffusionPipeline
+from tiny_transformers import image, picture_flux_like
 from tiny_transformers.base import BATCH, TEXT, noise, padding
-from tiny_transformers.shared import ids
-from torch import Tensor
+from tiny_transformers.shared import WORDS, ids
+from torch import Tensor, nn
 
 import dit_accel
 from dit_accel import SVG2, Schedule
@@ -99,3 +100,32 @@ def test_both_attentions_of_a_block_of_sd3() -> None:
     with dit_accel.enable_sparse_attention(transformer, SVG2(), schedule=EVERYWHERE) as session:
         row.run(transformer)
         assert set(session.report().layers) == {f"transformer.{name}" for name in names}
+
+
+class TwoPredictions(DiffusionPipeline):
+    """As Ideogram's, as far as its transformers go."""
+
+    def __init__(self, transformer: nn.Module, unconditional_transformer: nn.Module) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer, unconditional_transformer=unconditional_transformer
+        )
+
+
+def test_the_unconditional_transformer_of_ideogram_is_sparse_too() -> None:
+    row = picture_flux_like.IDEOGRAM4
+    pipe = TwoPredictions(row.build(), row.build())
+    inputs = row.inputs()
+    sequences = {n: v[:, WORDS:] for n, v in inputs.items() if n != "timestep"}
+    pictures = {**inputs, **sequences}
+    expected = row.run(pipe.transformer, inputs)
+    other = pipe.unconditional_transformer(**pictures, return_dict=False)[0]
+    schedule = Schedule(dense_steps=0.0, min_tokens=0)
+    with (
+        torch.no_grad(),
+        dit_accel.enable_sparse_attention(pipe, SVG2(top_p=1.0), schedule=schedule) as s,
+    ):
+        assert torch.allclose(row.run(pipe.transformer, inputs), expected, atol=1e-5)
+        found = pipe.unconditional_transformer(**pictures, return_dict=False)[0]
+        assert torch.allclose(found, other, atol=1e-5)
+        assert s.report().calls == {"dense": 0, "sparse": 4, "fallback": 0}
