@@ -23,4 +23,5 @@ FLUX2 = Family(
     ),
     joint=True,
     output="image",
+    remark="with the cached references of Klein KV its calls stay dense",
 )

@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.transformers.transformer_flux2 import (
+    Flux2KVAttnProcessor,
+    Flux2KVParallelSelfAttnProcessor,
+)
 from tiny_transformers import image, picture_flux_like
 from tiny_transformers.base import BATCH, TEXT, noise, padding
 from tiny_transformers.shared import WORDS, ids
@@ -129,3 +133,32 @@ def test_the_unconditional_transformer_of_ideogram_is_sparse_too() -> None:
         found = pipe.unconditional_transformer(**pictures, return_dict=False)[0]
         assert torch.allclose(found, other, atol=1e-5)
         assert s.report().calls == {"dense": 0, "sparse": 4, "fallback": 0}
+
+
+def test_cached_references_of_flux2_klein_stay_dense() -> None:
+    """With the keys of references kept, queries and keys differ in number."""
+    row = next(row for row in image.ROWS if row.family == "flux2")
+    transformer = row.build()
+    for block in transformer.transformer_blocks:
+        block.attn.set_processor(Flux2KVAttnProcessor())
+    for block in transformer.single_transformer_blocks:
+        block.attn.set_processor(Flux2KVParallelSelfAttnProcessor())
+    references = image.GRID[1] * image.GRID[2]
+    inputs = row.inputs()
+    later = {name: inputs[name][:, references:] for name in ("hidden_states", "img_ids")}
+
+    def steps() -> tuple[Tensor, Tensor]:
+        kept = {"kv_cache_mode": "extract", "num_ref_tokens": references}
+        with torch.no_grad():
+            first, cache = transformer(**inputs, **kept, return_dict=False)
+            used = {"kv_cache_mode": "cached", "kv_cache": cache}
+            return first, transformer(**{**inputs, **later}, **used, return_dict=False)[0]
+
+    expected = steps()
+    schedule = Schedule(dense_steps=0.0, min_tokens=0)
+    with dit_accel.enable_sparse_attention(transformer, SVG2(top_p=0.5), schedule=schedule) as s:
+        assert all(map(torch.equal, steps(), expected))
+        assert "queries and keys of different length" in s.report().fallbacks
+        plain = row.run(transformer)
+        assert s.report().calls["sparse"] == row.layers
+    assert not torch.equal(plain, row.run(transformer))
