@@ -2,7 +2,8 @@
 cost in quality.
 
 Importing this package gives every ``DiffusionPipeline`` the verbs ``enable_sparse_attention``,
-``enable_perturbed_guidance``, their inverses and ``attention_report``; they are functions here, too.
+``enable_quantized_attention``, ``enable_perturbed_guidance``, their inverses and ``attention_report``; they
+are functions here, too.
 """
 
 from dit_accel.call import AttentionCall, Plan

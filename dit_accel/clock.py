@@ -27,14 +27,16 @@ class RunClock:
 
     The cache context comes first (it has a name, and step numbers where the pipeline gives them),
     then the scheduler, then a change of the timestep argument (some pipelines step copies of their
-    scheduler). A run is new when the scheduler holds another ``timesteps`` object than before, or when the
-    step goes backwards or comes to the same branch twice.
+    scheduler). A run is new when the scheduler holds another ``timesteps`` object than before, when the
+    step goes backwards, or when a numbered step comes to the same branch twice; of a bare transformer, when
+    the timestep turns back.
     """
 
     def __init__(self, pipe: Any | None) -> None:
         self._pipe = weakref.ref(pipe) if pipe is not None else None
         self._timesteps: weakref.ref[Tensor] | None = None
         self._last_timestep: Any = None
+        self._rises: bool | None = None  # where the timestep goes, of a bare transformer
         self._step = -1
         self._calls_in_step = 0
         self._branches: set[str] = set()
@@ -53,7 +55,7 @@ class RunClock:
 
     def stop(self) -> None:
         """Forget the run: whatever comes next is a new one."""
-        self._timesteps, self._last_timestep, self._step = None, None, -1
+        self._timesteps, self._last_timestep, self._rises, self._step = None, None, None, -1
 
     def _is_repeated(self, context: CacheContext | None, step: int) -> bool:
         """Whether a numbered step comes to the same branch again: it was interrupted and begins anew."""
@@ -86,7 +88,20 @@ class RunClock:
         last, self._last_timestep = self._last_timestep, value
         if new_run or last is None:
             return 0
-        return self._step if is_same(last, value) else self._step + 1
+        if is_same(last, value):
+            return self._step
+        return 0 if self._turns_back(last, value) else self._step + 1
+
+    def _turns_back(self, last: Any, value: Any) -> bool:
+        """Whether the timestep goes the other way than before, where no scheduler tells of a new run."""
+        if self._pipe is not None:
+            return False
+        rises = bool(_mean(value) > _mean(last))
+        before, self._rises = self._rises, rises
+        if before in (None, rises):
+            return False
+        self._rises = None
+        return True
 
     @staticmethod
     def _num_steps(context: CacheContext | None, scheduler: Any) -> int | None:
@@ -94,6 +109,10 @@ class RunClock:
             return context.num_inference_steps
         timesteps = getattr(scheduler, "timesteps", None)
         return len(timesteps) if timesteps is not None else None
+
+
+def _mean(timestep: Any) -> Any:
+    return timestep.float().mean() if isinstance(timestep, Tensor) else timestep
 
 
 def is_same(last: Any, value: Any) -> bool:

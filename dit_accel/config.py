@@ -102,6 +102,7 @@ class Schedule:
         return step < math.ceil(self.dense_steps * num_steps - 1e-9)
 
     def layer_is_dense(self, layer: int, num_layers: int) -> bool:
+        """Whether a layer, counted from the first or from the last, is one of those that stay dense."""
         return layer in self.dense_layers or layer - num_layers in self.dense_layers
 
     def is_dense(self, place: Place, rules: tuple[int, ...]) -> bool:

@@ -22,7 +22,7 @@ class Layouts:
     def of(
         self, moment: Moment, arguments: Mapping[str, Any], config: Mapping[str, Any], degree: int
     ) -> TokenLayout | None:
-        """The layout of a forward; ``degree`` devices share its tokens."""
+        """The layout of a forward; ``degree`` devices share its text and its picture, each apart."""
         if moment.new_run:
             self._made.clear()
         tensors = list(_tensors(arguments.values()))

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
@@ -40,8 +40,18 @@ class ModelCard:
     transformers: int
 
     @property
+    def output(self) -> Literal["video", "image"]:
+        """What its pipeline makes."""
+        return output_of(self.pipeline, self.family)
+
+    @property
     def sizes(self) -> SizeRule:
         return self.family.size_rule(self.transformer, self.vae)
+
+
+def output_of(pipeline: str, family: Family) -> Literal["video", "image"]:
+    """What a pipeline class makes: some of a video family make pictures."""
+    return "image" if pipeline in family.picture_pipelines else family.output
 
 
 def read_card(model: str) -> ModelCard:

@@ -96,10 +96,11 @@ def state_of_render(settings: RenderSettings, card: ModelCard) -> dict[str, Any]
     """What a render's method keeps, with every layer sparse and without the schedule's rules; None where
     the size is left to the pipeline.
     """
-    if settings.frames is None or settings.height is None or settings.width is None:
+    frames = 1 if card.output == "image" else settings.frames
+    if frames is None or settings.height is None or settings.width is None:
         return None
     family = card.family
-    sizes = (settings.frames, settings.height, settings.width)
+    sizes = (frames, settings.height, settings.width)
     layout = family.video_layout(*sizes, card.transformer, card.vae)
     guided = settings.guidance_scale is None or settings.guidance_scale > 1
     kinds = (

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import ContextParallelConfig
+from safetensors import SafetensorError
 
 from dit_accel.errors import BadInput, first_line
 from dit_accel.session import transformers_of
@@ -24,8 +25,8 @@ class Placing:
     Attributes:
         device, dtype: where and in what.
         loras: of the transformer: folders, .safetensors files or hub ids, each with ``:SCALE`` or without.
-        offload: what of the pipeline waits in the memory of the CPU: ``none``, whole models (``model``), groups of
-            layers (``group``) or single ones (``sequential``), as diffusers does it.
+        offload: what of the pipeline waits in the memory of the CPU: ``none``, whole models (``model``), single layers
+            of which the next is on its way (``group``), or single layers (``sequential``), as diffusers does it.
         vae_tiling: decode in tiles, in less memory.
         ulysses: devices that share each clip, by diffusers' context parallelism.
     """
@@ -70,7 +71,8 @@ class Placing:
         """Do it to a pipeline whose weights are in memory.
 
         Raises:
-            BadInput: for a LoRA that does not fit.
+            BadInput: for a LoRA that does not fit, a VAE that cannot decode in tiles, or a transformer whose tokens
+                diffusers cannot share.
         """
         loras = [Lora.parse(text) for text in self.loras]
         names = [f"lora{number}" for number in range(len(loras))]
@@ -79,11 +81,12 @@ class Placing:
         if loras:
             pipe.set_adapters(names, [lora.scale for lora in loras])
         if self.vae_tiling:
-            if not hasattr(pipe.vae, "enable_tiling"):
+            vae: Any = getattr(pipe, "vae", None)
+            if not hasattr(vae, "enable_tiling"):
                 raise BadInput(
-                    f"{type(pipe.vae).__name__} cannot decode in tiles: leave --vae-tiling out"
+                    f"{type(vae).__name__} cannot decode in tiles: leave --vae-tiling out"
                 )
-            pipe.vae.enable_tiling()
+            vae.enable_tiling()
         if self.offload == "none":
             pipe.to(self.device)
             self._share(pipe)
@@ -137,7 +140,11 @@ class Lora(NamedTuple):
         return self.source.endswith(".safetensors") or self.source.count("/") != 1
 
     def load(self, pipe: Any, name: str) -> None:
-        """Load it under a name, from safetensors only."""
+        """Load it under a name, from safetensors only.
+
+        Raises:
+            BadInput: if the pipeline takes none, or this one does not load.
+        """
         if not hasattr(pipe, "load_lora_weights"):
             raise BadInput(f"{type(pipe).__name__} takes no LoRA")
         path = Path(self.source)
@@ -145,7 +152,7 @@ class Lora(NamedTuple):
         folder = str(path.parent) if path.is_file() else self.source
         try:
             pipe.load_lora_weights(folder, adapter_name=name, use_safetensors=True, **where)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise BadInput(f"LoRA {self.source} does not load: {first_line(error)}") from error
 
 
@@ -158,9 +165,14 @@ def check_device(device: str) -> str:
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise BadInput(f"unknown device {device!r}: use cpu, cuda or cuda:N") from None
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise BadInput(f"unknown device {device!r}: use cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise BadInput(
             f"device {device!r} is not available: this machine has no CUDA device; use cpu"
         )
+    index, count = torch.device(device).index or 0, torch.cuda.device_count()
+    if kind == "cuda" and index >= count:
+        raise BadInput(f"device {device!r} is not available: choose cuda:0 to cuda:{count - 1}")
     return kind

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -20,8 +18,7 @@ from PIL import Image
 from dit_accel.config import Guard, Schedule
 from dit_accel.enabled import preserved
 from dit_accel.errors import BadInput
-from dit_accel.guidance import ModelShape, PerturbedGuidance, find_heads
-from dit_accel.loading import TINY_WORLD, ModelCard, read_card
+from dit_accel.loading import TINY_WORLD, ModelCard, output_of
 from dit_accel.parsing import parsed, parsed_knobs
 from dit_accel.placing import Placing
 from dit_accel.precision import checked_precision
@@ -33,7 +30,6 @@ from dit_accel.verbs import (
     enable_perturbed_guidance,
     enable_sparse_attention,
 )
-from dit_accel_assets.world import SIZES
 
 TINY_WORLD_DEFAULTS = {"steps": 25, "guidance_scale": 1.0, "size": "show"}
 
@@ -147,102 +143,6 @@ def build_profile(settings: RenderSettings) -> Profile:
         raise BadInput(str(error)) from None
 
 
-def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
-    """Check settings against the model's own JSON files and fill in the tiny world's defaults;
-    loads no weights.
-
-    Raises:
-        BadInput: with one line that says what to change.
-    """
-    build_profile(settings)
-    settings.placing.check()
-    if settings.steps is not None and settings.steps < 1:
-        raise BadInput(f"steps must be at least 1, got {settings.steps}")
-    if settings.fps < 1:
-        raise BadInput(f"fps must be at least 1, got {settings.fps}")
-    if not 0 <= settings.seed < 2**63:
-        raise BadInput(f"seed must be in [0, 2**63), got {settings.seed}")
-    card = read_card(settings.model)
-    if settings.model == TINY_WORLD:
-        settings = _with_tiny_world_defaults(settings)
-    height, width, frames = settings.height, settings.width, settings.frames
-    rule = card.sizes
-    settings = with_heads(settings, card)
-    check_call(settings, card)
-    complaint = rule.complaint(height or rule.multiple, width or rule.multiple, frames or 1)
-    if complaint:
-        raise BadInput(complaint)
-    return settings, card
-
-
-def check_call(settings: RenderSettings, card: ModelCard) -> None:
-    """What a pipeline cannot be asked for.
-
-    Raises:
-        BadInput: naming it.
-    """
-    if card.family.output == "image" and settings.frames not in (None, 1):
-        raise BadInput(f"{card.pipeline} makes pictures: leave --frames out, got {settings.frames}")
-    pipeline = getattr(diffusers, card.pipeline, None)
-    if pipeline is None:
-        return
-    taken = inspect.signature(pipeline.__call__).parameters
-    asked = {"negative_prompt": settings.negative_prompt, "image": settings.image}
-    for name, value in asked.items():
-        if value is not None and name not in taken:
-            raise BadInput(f"{card.pipeline} takes no {name}: leave it out")
-    if (
-        "image" in taken
-        and taken["image"].default is inspect.Parameter.empty
-        and not settings.image
-    ):
-        raise BadInput(f"{card.pipeline} starts from a picture: give --image FILE")
-    if settings.image is not None:
-        read_picture(settings.image)
-
-
-def read_picture(path: str) -> Image.Image:
-    """A picture in RGB.
-
-    Raises:
-        BadInput: if the file is none.
-    """
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except OSError as error:
-        raise BadInput(f"{path} is no picture: {error}") from None
-
-
-def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:
-    """Perturbed guidance checked against the shape of the model, with the content of a head set's file."""
-    if settings.pag_scale is None and settings.heads is None:
-        if settings.softness is not None:
-            raise BadInput("softness is one of perturbed guidance: give a pag scale or heads, too")
-        return settings
-    shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-    found = find_heads(settings.heads or "all", None, shape)
-    given = {"scale": settings.pag_scale, "softness": settings.softness}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    parsed(PerturbedGuidance, {**found.settings, **chosen}, "guidance")
-    if isinstance(settings.heads, str) and settings.heads.endswith(".json"):
-        return dataclasses.replace(settings, heads=found.to_dict())
-    return settings
-
-
-def _with_tiny_world_defaults(settings: RenderSettings) -> RenderSettings:
-    height, width, frames = SIZES[str(TINY_WORLD_DEFAULTS["size"])]
-    defaults = {
-        "height": height,
-        "width": width,
-        "frames": frames,
-        "steps": TINY_WORLD_DEFAULTS["steps"],
-        "guidance_scale": TINY_WORLD_DEFAULTS["guidance_scale"],
-    }
-    missing = {k: v for k, v in defaults.items() if getattr(settings, k) is None}
-    return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]
-
-
 def render(pipe: DiffusionPipeline, settings: RenderSettings) -> Clip:
     """Run a loaded pipeline once with checked settings; attention is as before afterwards."""
     return render_with(pipe, settings, build_profile(settings))
@@ -261,10 +161,30 @@ def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Prof
                 softness=settings.softness,
             )
         with seeded(settings), LoopTimer(pipe) as timer:
-            video = session.family.output == "video"
-            output = pipe(**call_arguments(settings, video=video))
-            frames = output.frames[0] if hasattr(output, "frames") else output.images[:1]
+            video = output_of(type(pipe).__name__, session.family) == "video"
+            frames = frames_of(pipe(**call_arguments(settings, video=video)))
             return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
+
+
+def frames_of(output: Any) -> np.ndarray:
+    """The first video ``[T, H, W, 3]`` of what a pipeline returns, or the first picture ``[1, H, W, 3]``."""
+    if hasattr(output, "frames"):
+        return np.asarray(output.frames[0])
+    pictures = output.images if hasattr(output, "images") else output.image
+    return np.asarray(pictures[:1])
+
+
+def read_picture(path: str) -> Image.Image:
+    """A picture in RGB.
+
+    Raises:
+        BadInput: if the file is none.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except OSError as error:
+        raise BadInput(f"{path} is no picture: {error}") from None
 
 
 def call_arguments(settings: RenderSettings, *, video: bool = True) -> dict[str, Any]:

@@ -185,7 +185,9 @@ class Session:
         for installation in self._installations:
             for name in installation.replaced(stack):
                 self._tally.fallback(f"the processor of {name} was replaced: enable again")
-        self._moment, self._layout = moment, self._layouts.of(moment, arguments, config, degree)
+        apart = any(seam.splits_text(i.transformer) for i in self._installations)
+        self._moment = moment
+        self._layout = self._layouts.of(moment, arguments, config, degree if apart else 1)
         self._calls.clear()
         if self.guidance is not None:
             self.guidance.begin_forward(moment, arguments, self._pipe() if self._pipe else None)
@@ -223,6 +225,7 @@ class Session:
         return self._running_again
 
     def end_forward(self) -> None:
+        """A transformer's forward ends."""
         self._moment = self._layout = None
         self._running_again = False
 

@@ -233,7 +233,9 @@ REFUSED = {
     "guard 'on' with a diffusers cache": "the cache would count the second forward as a step: "
     "use guard 'warn'",
     "a transformer wrapped by torch.compile": "enable first, or compile its repeated blocks",
-    "context parallelism": "not yet",
+    "perturbed guidance or guard 'on' under context parallelism": "each device has some heads or tokens only: "
+    "use guard 'warn'",
+    "ring attention": "a plan needs all keys: use ulysses_degree",
     "perturbed guidance with PyramidAttentionBroadcast": "it keeps one state for all branches of a step",
     "model offload on a CPU": "diffusers itself needs an accelerator for it",
 }

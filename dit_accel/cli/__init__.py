@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def traceback_wanted(arguments: Sequence[str] | None) -> bool:
+    """Whether the command line asks where an unexpected error comes from."""
     return "--traceback" in (sys.argv if arguments is None else arguments)
 
 

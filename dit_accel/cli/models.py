@@ -36,7 +36,7 @@ def command(as_json: bool) -> None:
     }
     click.echo(table(shown))
     click.echo(
-        "\nguidance: perturbed guidance. Other transformers: self-attention is recognised by its"
+        "\nguidance: perturbed guidance. Other transformers, in Python: self-attention is recognised by its"
     )
     click.echo("modules, for methods that need no grid; register_family declares one.")
     for row in rows:

@@ -34,9 +34,12 @@ def run(
 ) -> None:
     """Check all requests and outputs, load the model once, render one after the other: of several what is not
     there yet, and of those this process's share.
+
+    Raises:
+        BadInput: for a request, an output or a model that does not work, in one line.
     """
+    from dit_accel.checking import check
     from dit_accel.processes import this_process
-    from dit_accel.render import check
 
     checked = [check(settings) for settings in requests]
     process = this_process(requests[0].ulysses)
@@ -55,21 +58,24 @@ def run(
 
 
 def output_paths(checked: list[Any], out: Path | None) -> list[Path]:
-    """One file name per checked request: ``out`` itself for one, names made from the prompts inside ``out``
-    for several.
+    """One file name per checked request: ``out`` itself for one, if it is no folder; names made from the prompts
+    inside ``out`` for several.
+
+    Raises:
+        BadInput: for an ending that does not fit what is made.
     """
     settings = [request for request, _ in checked]
     suffix = [
-        ".png" if request.frames == 1 or card.family.output == "image" else ".mp4"
+        ".png" if request.frames == 1 or card.output == "image" else ".mp4"
         for request, card in checked
     ]
     if len(settings) == 1:
         path = out or Path(f"{_slug(settings[0].prompt)}{suffix[0]}")
-        if path.is_dir():
+        if path.is_dir() or not path.suffix:
             path = path / f"{_slug(settings[0].prompt)}{suffix[0]}"
         if path.suffix not in (".mp4", ".png"):
             raise BadInput(f"output {path} has no .mp4 or .png ending: give one")
-        if path.suffix == ".mp4" and checked[0][1].family.output == "image":
+        if path.suffix == ".mp4" and checked[0][1].output == "image":
             raise BadInput(
                 f"output {path} is a video, but {checked[0][1].pipeline} makes pictures: use .png"
             )
@@ -78,7 +84,7 @@ def output_paths(checked: list[Any], out: Path | None) -> list[Path]:
                 f"output {path} is a single picture, but a video was asked for: use .mp4, or --frames 1"
             )
         return [path]
-    if out is not None and out.suffix:
+    if out is not None and (out.is_file() or out.suffix in (".mp4", ".png")):
         raise BadInput(f"output {out} is one file for {len(settings)} prompts: give a folder")
     folder = out or Path()
     return [
@@ -159,7 +165,8 @@ class Batch:
         """Of all processes that write to this report."""
         if self.report is None:
             return []
-        journals = sorted(self.report.parent.glob(f"{self.report.stem}.*.jsonl"))
+        found = self.report.parent.glob(f"{self.report.stem}.*.jsonl")
+        journals = sorted(found, key=lambda path: path.stat().st_mtime_ns)  # the latest last
         return [record for journal in journals for record in read_records(journal)]
 
     def _merge(self, requests: Sequence[tuple[Any, Path]]) -> None:

@@ -42,6 +42,7 @@ def command(file: Path, out: Path | None, quiet: bool) -> None:
     kept = settings_in(file)
     made_by = kept.pop("versions", {})
     kept.pop("seconds", None)
+    kept["ulysses"] = 1  # one process makes it again
     if not quiet and made_by:
         click.echo("made with " + ", ".join(f"{k} {v}" for k, v in made_by.items()))
     run(

@@ -32,8 +32,9 @@ class Asked:
 
     @property
     def mask(self) -> Tensor | None:
-        """The attention mask."""
-        return self.named.get("mask")
+        """The attention mask ``[S, S]`` or ``[B, H or 1, S or 1, S]``: ComfyUI leaves out the heads of others."""
+        mask: Tensor | None = self.named.get("mask")
+        return mask.unsqueeze(1) if mask is not None and mask.dim() == 3 else mask
 
     @property
     def options(self) -> Mapping[str, Any]:

@@ -155,6 +155,11 @@ class SparseOverride:
 
     Attributes:
         window: sigmas between which it is sparse: ``window[1] < sigma <= window[0]``.
+        tally: counts of the run, for the report.
+        states: memory of the method, by stream, layer and shape.
+        seen: calls of the model at one sigma.
+        variants: the method by the rules that hold.
+        chosen: what the asked precision means, by device.
         layers: of the model, known after its first call.
     """
 

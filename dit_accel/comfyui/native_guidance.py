@@ -34,7 +34,12 @@ def layers_of(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
         if match is None:
             raise BadInput(f'layers are written like "13" or "7:0,4; 9:*", got {part!r}')
         named = match[2]
-        found[int(match[1])] = None if named in (None, "*") else tuple(map(int, named.split(",")))
+        layer = int(match[1])
+        before = found.get(layer, ())
+        if before is None or named in (None, "*"):
+            found[layer] = None
+        else:
+            found[layer] = (*before, *map(int, named.split(",")))
     return found
 
 
@@ -69,7 +74,12 @@ class Perturbation:
         return override(answer)
 
     def perturbed(self, out: Tensor, asked: Asked, call: ModelCall) -> Tensor:
-        """``(1 - u) A V + u P V`` in the chosen heads; of text only rows that the model names stay."""
+        """``(1 - u) A V + u P V`` in the chosen heads, ``[B, S, H, D]`` from the clean attention ``out``
+        of that shape; of text only rows that the model names stay.
+
+        Raises:
+            BadInput: for a head that the model does not have.
+        """
         query, key, value = asked.tokens()
         chosen = self.layers[call.layer]
         if chosen is not None and max(chosen) >= query.shape[2]:

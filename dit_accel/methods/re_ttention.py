@@ -108,6 +108,10 @@ class ReTtention(Method):
             raise ValueError(f"mask must be a method with a map of its own, got {method.name}")
         return method
 
+    @property
+    def needs_grid(self) -> bool:
+        return self.inner.needs_grid
+
     def new_state(self) -> Statistics:
         return Statistics(mask_state=self.inner.new_state())
 

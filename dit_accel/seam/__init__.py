@@ -16,7 +16,7 @@ from dit_accel.seam.installation import (
     processor_of,
 )
 from dit_accel.seam.layers import Again, DenseCall, Layer
-from dit_accel.seam.parallel import check_shared, interleaved
+from dit_accel.seam.parallel import check_shared, interleaved, splits_text
 from dit_accel.seam.prefix import Prefix
 from dit_accel.seam.processors import UnsupportedProcessor
 from dit_accel.seam.root import (
@@ -47,4 +47,5 @@ __all__ = [
     "interleaved",
     "owner_of",
     "processor_of",
+    "splits_text",
 ]

@@ -29,8 +29,11 @@ def gathered(
     layer: Tensor,
     parallel_config: Any,
 ) -> Tensor:
-    """Attention of this device's tokens ``[B, S / N, H, D]`` to all tokens: ours runs on ``[B, S, H / N, D]``.
-    Diffusers refuses a causal one.
+    """Attention of this device's tokens ``[B, S / N, H, D]`` to all tokens: ours runs on ``[B, S, H / N, D]``, with
+    a mask as diffusers hands it on. Diffusers refuses a causal one.
+
+    Raises:
+        NotImplementedError: for ring attention.
     """
     if parallel_config.context_parallel_config.ring_degree > 1:
         raise NotImplementedError(RING)
@@ -66,6 +69,16 @@ def ulysses_degree(processor: Any) -> int:
     config = getattr(processor, "_parallel_config", None)
     config = getattr(config, "context_parallel_config", None)
     return 1 if config is None else int(config.ulysses_degree)
+
+
+def splits_text(transformer: nn.Module) -> bool:
+    """Whether diffusers' plan splits text and picture apart, not one sequence of both."""
+    plan = getattr(transformer, "_cp_plan", None) or {}
+    return any(
+        "encoder_hidden_states" in inputs
+        for inputs in plan.values()
+        if inputs and isinstance(inputs, dict)
+    )
 
 
 def interleaved(layout: TokenLayout, degree: int, device: torch.device) -> TokenLayout:

@@ -14,12 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from dit_accel import Profile, Rule, Schedule, SVGEar
+from dit_accel.checking import check
 from dit_accel.files import written_whole
 from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.methods import Dense
 from dit_accel.placing import Placing
 from dit_accel.records import to_json
-from dit_accel.render import LoopTimer, RenderSettings, call_arguments, check, versions
+from dit_accel.render import LoopTimer, RenderSettings, call_arguments, versions
 from dit_accel.verbs import enable_perturbed_guidance, enable_sparse_attention
 from dit_accel_assets.world import SIZES
 

@@ -15,11 +15,12 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
+from dit_accel.checking import check
 from dit_accel.files import written_whole
 from dit_accel.guidance import HeadSet, ModelShape
 from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.records import append_record, read_records, to_json
-from dit_accel.render import RenderSettings, check, versions
+from dit_accel.render import RenderSettings, versions
 from dit_accel_assets.world import SIZES, parse_caption, place, render
 from dit_accel_eval.heads.rewards import caption, caption_words, sharpness
 from dit_accel_eval.heads.sampling import Candidate, Pair, chunks, same_cost_steps, sample

@@ -11,11 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from dit_accel import Dense, Profile
+from dit_accel.checking import check
 from dit_accel.cli.options import size_of
 from dit_accel.compare import quality
 from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.records import append_record, read_records, to_json
-from dit_accel.render import RenderSettings, check, render_with, versions
+from dit_accel.render import RenderSettings, render_with, versions
 from dit_accel_assets.world import caption, scenes
 from dit_accel_eval.statistics import estimate
 

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from dit_accel.checking import check
 from dit_accel.compare import quality
 from dit_accel.files import check_writable, written_whole
 from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.processes import this_process
 from dit_accel.records import append_record, read_records, to_json
-from dit_accel.render import RenderSettings, check, render, versions
+from dit_accel.render import RenderSettings, render, versions
 from dit_accel_eval.frames import difference, keep_frames, load_frames, write_webm
 from dit_accel_eval.metrics.clip_score import load_clip
 from dit_accel_eval.metrics.clips import NoBackbone

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dit_accel import Method, Profile, Schedule
+from dit_accel.checking import check
 from dit_accel.cli.options import attention_settings
 from dit_accel.errors import BadInput
 from dit_accel.profile import SUFFIXES
-from dit_accel.render import Clip, RenderSettings, build_profile, check, render, render_with
+from dit_accel.render import Clip, RenderSettings, build_profile, render, render_with
 from dit_accel_eval.controls import OtherBackend, RoundedAttention
 
 FLOORS: dict[str, tuple[str, Method]] = {

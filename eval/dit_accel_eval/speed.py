@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline
 from diffusers.models.attention_dispatch import attention_backend
 from tqdm import tqdm
 
+from dit_accel.checking import check
 from dit_accel.cli.options import prompts_option, size_of
 from dit_accel.compare import quality, where_time_went
 from dit_accel.files import written_whole
@@ -26,7 +27,7 @@ from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.placing import Placing
 from dit_accel.prompts import read_prompts
 from dit_accel.records import append_record, read_records, to_json
-from dit_accel.render import Clip, RenderSettings, check, render, versions
+from dit_accel.render import Clip, RenderSettings, render, versions
 from dit_accel_eval.paired import held_out_prompts
 from dit_accel_eval.settings import Setting
 from dit_accel_eval.statistics import estimate

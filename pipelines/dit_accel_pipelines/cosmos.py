@@ -29,6 +29,7 @@ COSMOS = Family(
     layout=layout,
     size_rule=size_rule,
     cfg="two calls",
+    picture_pipelines=("Cosmos2TextToImagePipeline",),
     batched=(
         *("hidden_states", "timestep", "encoder_hidden_states", "attention_mask"),
         *("block_controlnet_hidden_states", "condition_mask"),

@@ -105,6 +105,8 @@ class SizeRule:
         )
 
 
+MODULAR = "diffusers has modular pipelines of it only: use dit_accel.enable_sparse_attention(pipe)"
+
 Config = Mapping[str, Any]
 COMPONENTS = ("transformer", "transformer_2", "unconditional_transformer")
 """Names that pipelines give to their transformers: experts of different steps, or one for each prediction."""
@@ -162,7 +164,8 @@ class Family:
         joint: text tokens take part in the attention.
         crops_text: calls differ in how many text tokens they have: those beyond the grid.
         more_attention: from the transformer's config to the number of such modules beyond one a block.
-        output: what the pipeline makes.
+        output: what the pipelines make.
+        picture_pipelines: class names of those that make pictures, where the others make videos.
         guidance: perturbed guidance knows how its forward is called.
         tested: ``"tested"`` where sparse attention went through the whole family matrix.
         remark: what does not become sparse, for the table of families.
@@ -183,6 +186,7 @@ class Family:
     crops_text: bool = False
     more_attention: Callable[[Config], int] = none
     output: Literal["video", "image"] = "video"
+    picture_pipelines: tuple[str, ...] = ()
     guidance: bool = True
     tested: Literal["tested", "declared"] = "tested"
     remark: str = ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dit_accel_pipelines.family import Config, Family, TokenLayout
+from dit_accel_pipelines.family import MODULAR, Config, Family, TokenLayout
 from dit_accel_pipelines.flux import size_rule
 from dit_accel_pipelines.positions import grid_of
 
@@ -38,5 +38,6 @@ FLUX3 = Family(
         "image_cond_hidden_states",
     ),
     joint=True,
+    remark=f"{MODULAR}; its first blocks, of image or text alone, stay dense",
     output="image",
 )

@@ -22,4 +22,5 @@ GLM_IMAGE = Family(
     ),
     joint=True,
     output="image",
+    remark="with the cached keys of reference images its calls stay dense",
 )

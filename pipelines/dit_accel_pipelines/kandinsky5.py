@@ -36,5 +36,7 @@ KANDINSKY5 = Family(
     size_rule=size_rule,
     cfg="two calls",
     heads=heads,
+    remark="where it attends sparsely itself (NABLA), its mask keeps calls dense",
+    picture_pipelines=("Kandinsky5T2IPipeline", "Kandinsky5I2IPipeline"),
     batched=("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
 )

@@ -37,5 +37,6 @@ LATTE = Family(
     size_rule=size_rule,
     cfg="one batch",
     batched=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
+    remark="the attention of its temporal blocks, over a few frames, stays dense",
     guidance=False,  # frames are samples in its blocks
 )

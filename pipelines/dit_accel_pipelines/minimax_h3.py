@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dit_accel_pipelines.family import Config, Family, Part, SizeRule, TokenLayout
+from dit_accel_pipelines.family import MODULAR, Config, Family, Part, SizeRule, TokenLayout
 from dit_accel_pipelines.positions import grid_of
 
 
@@ -41,5 +41,6 @@ MINIMAX_H3 = Family(
     text_first=True,
     batched=("hidden_states", "audio_hidden_states", "encoder_hidden_states"),
     joint=True,
+    remark=MODULAR,
     guidance=False,  # visual tokens lie anywhere
 )

@@ -48,4 +48,5 @@ MOTIF_VIDEO = Family(
         "image_embeds",
     ),
     joint=True,
+    remark="its decoder stays dense",
 )

@@ -17,4 +17,5 @@ SKYREELS_V2 = Family(
         *("hidden_states", "timestep", "encoder_hidden_states"),
         "encoder_hidden_states_image",
     ),
+    remark="with diffusion forcing in blocks of frames its mask keeps calls dense",
 )

@@ -75,3 +75,21 @@ def test_a_pipeline_that_steps_copies_of_its_scheduler_is_followed_by_its_timest
     clock = RunClock(Pipe(5))  # a second forward of a step, of half the batch
     moments = [clock.tick(None, torch.full((samples,), 900.0)) for samples in (2, 1)]
     assert [(m.step, m.branch) for m in moments] == [(0, "call0"), (0, "call1")]
+
+
+def test_a_timestep_that_turns_back_begins_a_run_of_a_bare_transformer() -> None:
+    """Whichever way timesteps go: some models count them up."""
+    for first, second in ((900.0, 400.0), (0.1, 0.6)):
+        clock = RunClock(None)
+        moments = [clock.tick(None, torch.tensor([v])) for v in (first, second, first, second)]
+        assert [m.step for m in moments] == [0, 1, 0, 1]
+        assert [m.new_run for m in moments] == [True, False, True, False]
+
+
+def test_a_pipeline_may_turn_its_timestep_back() -> None:
+    """It denoises one window after the other, with copies of its scheduler."""
+    pipe = Pipe(5)
+    del pipe.scheduler.step_index
+    clock = RunClock(pipe)
+    moments = [clock.tick(None, torch.tensor([v])) for v in (900.0, 400.0, 900.0)]
+    assert [m.new_run for m in moments] == [True, False, False]

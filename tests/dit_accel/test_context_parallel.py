@@ -13,8 +13,9 @@ import pytest
 import torch
 from context_parallel import CASES, attended
 from safetensors import safe_open
+from tiny_transformers import ROWS
 
-from dit_accel.seam import interleaved
+from dit_accel.seam import interleaved, splits_text
 from dit_accel_pipelines import TokenLayout, in_parts
 
 WORKER = Path(context_parallel.__file__)
@@ -57,3 +58,13 @@ def test_order_of_tokens_after_the_exchange() -> None:
     places = torch.tensor([1, 0, *range(6, 22)])  # two words that count, in another order
     shared = interleaved(in_parts(layout, [places]), 2, torch.device("cpu"))
     assert torch.equal(order[shared.parts[0].places[0]], places)
+
+
+def test_which_models_have_text_and_picture_split_apart() -> None:
+    """By diffusers' own plans: each share of a device is of one sequence, or of two."""
+    apart = {row.family: splits_text(row.build()) for row in ROWS}
+    assert apart["flux"]
+    assert apart["qwen-image"]
+    assert not apart["helios"]
+    assert not apart["minimax-h3"]
+    assert not apart["wan"]

@@ -145,3 +145,6 @@ def test_two_processes_share_a_clip(tmp_path: Path) -> None:
     command = ["render", PROMPT, *given, *shared, "--quiet", "-o", str(together)]
     assert launched(2, [str(Path(shared_render.__file__))], command) == 0
     assert np.abs(read_clip(alone) - read_clip(together)).max() < 0.02
+    again = tmp_path / "again.mp4"
+    assert cli.main(["replay", str(together), "--quiet", "-o", str(again)]) == 0
+    assert np.abs(read_clip(alone) - read_clip(again)).max() < 0.02

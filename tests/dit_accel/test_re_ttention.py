@@ -110,3 +110,9 @@ def test_full_steps_come_as_often_as_asked(wan, run_wan) -> None:
     masked = (report.density["sparse_calls"] - 0.5) * 2
     assert 0.2 < masked < 0.45
     assert report.plans["reused"] > 0
+
+
+def test_a_mask_that_needs_the_grid_needs_it() -> None:
+    assert ReTtention().needs_grid
+    assert ReTtention(mask="band").needs_grid
+    assert not ReTtention(mask="svg-ear").needs_grid

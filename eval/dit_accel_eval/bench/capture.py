@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dit_accel import AttentionCall, Method, Profile, Schedule
+from dit_accel.checking import check
 from dit_accel.errors import BadInput
 from dit_accel.files import check_writable, written_whole
 from dit_accel.loading import load_pipeline
 from dit_accel.ops import Ops
 from dit_accel.placing import DTYPES
-from dit_accel.render import RenderSettings, check, render_with, versions
+from dit_accel.render import RenderSettings, render_with, versions
 from dit_accel_pipelines import TokenLayout
 
 TENSORS = ("query", "key", "value")

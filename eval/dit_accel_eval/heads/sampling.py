@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from dit_accel.checking import check
 from dit_accel.errors import BadInput
 from dit_accel.guidance import HeadSet
 from dit_accel.loading import ModelCard
 from dit_accel.records import append_record, read_records
-from dit_accel.render import RenderSettings, call_arguments, check, seeded
+from dit_accel.render import RenderSettings, call_arguments, seeded
 from dit_accel_eval.heads.rewards import Reward
 from dit_accel_pipelines import Family
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from dit_accel.checking import check
 from dit_accel.errors import BadInput
 from dit_accel.files import check_writable, written_whole
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
@@ -22,7 +23,7 @@ from dit_accel.loading import ModelCard, fingerprint, load_pipeline
 from dit_accel.parsing import parsed
 from dit_accel.processes import this_process
 from dit_accel.records import to_json
-from dit_accel.render import RenderSettings, check, versions
+from dit_accel.render import RenderSettings, versions
 from dit_accel_eval.heads.rewards import check_reward, find_reward
 from dit_accel_eval.heads.sampling import (
     Candidate,

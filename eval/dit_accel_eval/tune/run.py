@@ -14,12 +14,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from dit_accel import Profile
+from dit_accel.checking import check
 from dit_accel.errors import BadInput, RunFailed
 from dit_accel.files import check_writable, written_whole
 from dit_accel.loading import ModelCard, fingerprint, load_pipeline
 from dit_accel.processes import this_process
 from dit_accel.profile import SUFFIXES
-from dit_accel.render import RenderSettings, check, versions
+from dit_accel.render import RenderSettings, versions
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.runs import unique
 from dit_accel_eval.statistics import Estimate, estimate

@@ -22,9 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from dit_accel import Profile
+from dit_accel.checking import check
 from dit_accel.errors import RunFailed
 from dit_accel.methods import Dense
-from dit_accel.render import Clip, RenderSettings, check, render_with
+from dit_accel.render import Clip, RenderSettings, render_with
 from dit_accel_eval.frames import keep_frames, load_frames
 from dit_accel_eval.tune.space import Space, starts
 from dit_accel_eval.tune.targets import METRICS, Target

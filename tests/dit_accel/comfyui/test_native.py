@@ -236,6 +236,7 @@ def test_perturbed_layers_follow_the_formula(heads: tuple[int, ...], softness: f
 
 def test_layers_are_written_exactly() -> None:
     assert layers_of("13; 7:0,4; blocks.9:*") == {13: None, 7: (0, 4), 9: None}
+    assert layers_of("7:0; 7:4; 9:1; 9:*; 9:2") == {7: (0, 4), 9: None}
     with pytest.raises(BadInput, match="layers are written like"):
         layers_of("middle")
     shape = ModelShape("X", {"double": 2, "single": 3}, 4, 16)

@@ -1,0 +1,123 @@
+"""What is wrong with a request, told before any weight is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import diffusers
+
+from dit_accel import seam
+from dit_accel.errors import BadInput
+from dit_accel.guidance import ModelShape, PerturbedGuidance, find_heads
+from dit_accel.loading import TINY_WORLD, ModelCard, read_card
+from dit_accel.parsing import parsed
+from dit_accel.render import TINY_WORLD_DEFAULTS, RenderSettings, build_profile, read_picture
+from dit_accel_assets.world import SIZES
+
+
+def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
+    """Check settings against the model's own JSON files and fill in the tiny world's defaults;
+    loads no weights.
+
+    Raises:
+        BadInput: with one line that says what to change.
+    """
+    build_profile(settings)
+    settings.placing.check()
+    check_shared(settings)
+    if settings.steps is not None and settings.steps < 1:
+        raise BadInput(f"steps must be at least 1, got {settings.steps}")
+    if settings.fps < 1:
+        raise BadInput(f"fps must be at least 1, got {settings.fps}")
+    if not 0 <= settings.seed < 2**63:
+        raise BadInput(f"seed must be in [0, 2**63), got {settings.seed}")
+    card = read_card(settings.model)
+    if settings.model == TINY_WORLD:
+        settings = _with_tiny_world_defaults(settings)
+    height, width, frames = settings.height, settings.width, settings.frames
+    rule = card.sizes
+    settings = with_heads(settings, card)
+    check_call(settings, card)
+    least = rule.first_frames or rule.frame_step
+    complaint = rule.complaint(height or rule.multiple, width or rule.multiple, frames or least)
+    if complaint:
+        raise BadInput(complaint)
+    return settings, card
+
+
+def check_shared(settings: RenderSettings) -> None:
+    """What devices that share a clip cannot do.
+
+    Raises:
+        BadInput: naming it.
+    """
+    guided = settings.pag_scale is not None or settings.heads is not None
+    try:
+        seam.check_shared(settings.ulysses, guided, settings.guard)
+    except RuntimeError as error:
+        raise BadInput(str(error)) from None
+
+
+def check_call(settings: RenderSettings, card: ModelCard) -> None:
+    """What a pipeline cannot be asked for.
+
+    Raises:
+        BadInput: naming it.
+    """
+    if card.output == "image" and settings.frames not in (None, 1):
+        raise BadInput(f"{card.pipeline} makes pictures: leave --frames out, got {settings.frames}")
+    pipeline = getattr(diffusers, card.pipeline, None)
+    if pipeline is not None:
+        taken = inspect.signature(pipeline.__call__).parameters
+        asked = {
+            "prompt": settings.prompt,
+            "negative_prompt": settings.negative_prompt,
+            "image": settings.image,
+            "height": settings.height,
+            "width": settings.width,
+            "num_frames": settings.frames if card.output == "video" else None,
+            "guidance_scale": settings.guidance_scale,
+        }
+        for name, value in asked.items():
+            if value is not None and name not in taken:
+                raise BadInput(
+                    f"{card.pipeline} takes no {name}: {WITHOUT.get(name, 'leave it out')}"
+                )
+        needed = "image" in taken and taken["image"].default is inspect.Parameter.empty
+        if needed and not settings.image:
+            raise BadInput(f"{card.pipeline} starts from a picture: give --image FILE")
+    if settings.image is not None:
+        read_picture(settings.image)
+
+
+WITHOUT = {"prompt": "call it in Python, after pipe.enable_sparse_attention()"}
+
+
+def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:
+    """Perturbed guidance checked against the shape of the model, with the content of a head set's file."""
+    if settings.pag_scale is None and settings.heads is None:
+        if settings.softness is not None:
+            raise BadInput("softness is one of perturbed guidance: give a pag scale or heads, too")
+        return settings
+    shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
+    found = find_heads(settings.heads or "all", None, shape)
+    given = {"scale": settings.pag_scale, "softness": settings.softness}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    parsed(PerturbedGuidance, {**found.settings, **chosen}, "guidance")
+    if isinstance(settings.heads, str) and settings.heads.endswith(".json"):
+        return dataclasses.replace(settings, heads=found.to_dict())
+    return settings
+
+
+def _with_tiny_world_defaults(settings: RenderSettings) -> RenderSettings:
+    height, width, frames = SIZES[str(TINY_WORLD_DEFAULTS["size"])]
+    defaults = {
+        "height": height,
+        "width": width,
+        "frames": frames,
+        "steps": TINY_WORLD_DEFAULTS["steps"],
+        "guidance_scale": TINY_WORLD_DEFAULTS["guidance_scale"],
+    }
+    missing = {k: v for k, v in defaults.items() if getattr(settings, k) is None}
+    return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]

@@ -1,0 +1,117 @@
+"""Requests that cannot work are told before any weight is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from dit_accel.checking import check
+from dit_accel.cli.render_files import Batch, output_paths
+from dit_accel.errors import BadInput
+from dit_accel.placing import check_device
+from dit_accel.processes import Process
+from dit_accel.render import RenderSettings
+
+PROMPT = "a red circle"
+VAE = {"block_out_channels": [8, 8, 8, 8]}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DiTPipeline": ("DiTTransformer2DModel", {"patch_size": 2}),
+    "LattePipeline": ("LatteTransformer3DModel", {"patch_size": 2, "video_length": 16}),
+    "AllegroPipeline": ("AllegroTransformer3DModel", {"patch_size": 2, "patch_size_t": 1}),
+    "HunyuanVideo15Pipeline": (
+        "HunyuanVideo15Transformer3DModel",
+        {"patch_size": 1, "patch_size_t": 1},
+    ),
+    "Kandinsky5T2IPipeline": ("Kandinsky5Transformer3DModel", {"patch_size": [1, 2, 2]}),
+    "Kandinsky5T2VPipeline": ("Kandinsky5Transformer3DModel", {"patch_size": [1, 2, 2]}),
+}
+
+
+def model(folder: Path, pipeline: str) -> str:
+    """The JSON files of a pipeline, without weights."""
+    transformer, config = MODELS[pipeline]
+    files = {
+        "model_index.json": {
+            "_class_name": pipeline,
+            "transformer": ["diffusers", transformer],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "transformer/config.json": config,
+        "vae/config.json": VAE,
+    }
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "given", "message"),
+    [
+        ("DiTPipeline", {}, "DiTPipeline takes no prompt: call it in Python"),
+        ("LattePipeline", {"frames": 16}, "LattePipeline takes no num_frames: leave it out"),
+        ("HunyuanVideo15Pipeline", {"guidance_scale": 6.0}, "takes no guidance_scale: leave it"),
+        ("AllegroPipeline", {"frames": 5}, "frames 5 is not a multiple of 4: use 4 or 8"),
+        ("Kandinsky5T2IPipeline", {"frames": 5}, "Kandinsky5T2IPipeline makes pictures: leave"),
+    ],
+)
+def test_what_a_pipeline_cannot_be_asked_for(tmp_path, pipeline, given, message) -> None:
+    with pytest.raises(BadInput) as error:
+        check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+    assert message in str(error.value)
+
+
+def test_frames_that_are_left_out_are_the_pipelines(tmp_path: Path) -> None:
+    settings, _ = check(RenderSettings(PROMPT, model=model(tmp_path, "AllegroPipeline")))
+    assert settings.frames is None
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "ending"), [("Kandinsky5T2IPipeline", ".png"), ("Kandinsky5T2VPipeline", ".mp4")]
+)
+def test_some_pipelines_of_a_video_family_make_pictures(tmp_path, pipeline, ending) -> None:
+    checked = check(RenderSettings(PROMPT, model=model(tmp_path, pipeline)))
+    assert output_paths([checked], None) == [Path(f"a-red-circle{ending}")]
+
+
+def test_folders_with_dots_and_folders_to_come(tmp_path: Path) -> None:
+    one = check(RenderSettings(PROMPT))
+    assert output_paths([one], tmp_path / "out") == [tmp_path / "out" / "a-red-circle.mp4"]
+    several = output_paths([one, one], tmp_path / "v1.0")
+    assert {path.parent for path in several} == {tmp_path / "v1.0"}
+    with pytest.raises(BadInput, match="one file for 2 prompts"):
+        output_paths([one, one], tmp_path / "out.mp4")
+
+
+@pytest.mark.parametrize("given", [{"guard": "on"}, {"pag_scale": 1.0}], ids=str)
+def test_what_devices_that_share_a_clip_cannot_do(given: dict[str, Any]) -> None:
+    with mock.patch("torch.accelerator.device_count", return_value=2), pytest.raises(BadInput):
+        check(RenderSettings(PROMPT, ulysses=2, **given))
+
+
+def test_devices_that_are_not_there() -> None:
+    with pytest.raises(BadInput, match="unknown device 'meta'"):
+        check_device("meta")
+    with (
+        mock.patch("torch.cuda.is_available", return_value=True),
+        mock.patch("torch.cuda.device_count", return_value=2),
+    ):
+        assert check_device("cuda:1") == "cuda"
+        with pytest.raises(BadInput, match="choose cuda:0 to cuda:1"):
+            check_device("cuda:2")
+
+
+def test_the_latest_record_wins_whichever_process_made_it(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    batch = Batch(False, None, report, True, True, Process())
+    for rank, seconds in ((1, 9.0), (0, 3.0)):
+        journal = tmp_path / f"report.{rank}.jsonl"
+        journal.write_text(json.dumps({"seconds": seconds}) + "\n")
+        os.utime(journal, (0, 1 - rank))
+    assert [record["seconds"] for record in batch._records()] == [9.0, 3.0]
