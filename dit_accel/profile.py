@@ -16,7 +16,7 @@ import yaml
 from dit_accel.config import Guard, Schedule
 from dit_accel.errors import BadInput
 from dit_accel.files import written_whole
-from dit_accel.methods import SVG2, Method, find_method
+from dit_accel.methods import Method, SVGEar, find_method
 from dit_accel.parsing import parsed, parsed_knobs
 from dit_accel.precision import Precision, checked_precision
 
@@ -35,7 +35,7 @@ class Profile:
         provenance: where this comes from, free of form: model, size, steps, measured figures, versions.
     """
 
-    method: Method = field(default_factory=SVG2)
+    method: Method = field(default_factory=SVGEar)
     schedule: Schedule = field(default_factory=Schedule)
     precision: Precision = "full"
     dense_precision: Precision = "full"
@@ -118,7 +118,7 @@ class Profile:
                 k: values[k] for k in ("precision", "dense_precision", "provenance") if k in values
             }
             return cls(
-                method=method_of(values.get("method", SVG2.name), values.get("knobs", {})),
+                method=method_of(values.get("method", SVGEar.name), values.get("knobs", {})),
                 schedule=parsed(Schedule, _as_texts(values.get("schedule", {})), "schedule"),
                 guard=parsed(Guard, _as_texts(values.get("guard", {})), "guard"),
                 **rest,

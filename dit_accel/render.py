@@ -59,7 +59,7 @@ class RenderSettings:
     prompt: str
     negative_prompt: str | None = None
     model: str = TINY_WORLD
-    method: str = "svg2"
+    method: str = "svg-ear"
     knobs: Mapping[str, Any] = field(default_factory=dict)
     precision: str = "full"
     dense_precision: str = "full"

@@ -46,7 +46,7 @@ def enable_sparse_attention(
     Args:
         target: a ``DiffusionPipeline`` or a transformer module.
         method: a name (its default knobs, or the profile's if it is its method) or a method such as
-            ``SVG2(top_p=0.85)``; ``"svg2"`` by default.
+            ``SVGEar(density=0.2)``; ``"svg-ear"`` by default.
         schedule: which steps and layers stay dense, and where knobs differ.
         precision: of the sparse calls: ``"full"`` (the default), ``"int8"`` (queries and keys),
             ``"int8-fp8"`` (also weights and values, from compute capability 8.9), or ``"auto"``. On a

@@ -31,7 +31,7 @@ from dit_accel.prompts import read_prompts
     type=click.Path(path_type=Path),
     help="YAML or JSON file with all of the next five; they win over it.",
 )
-@click.option("--method", help="See `dit-accel methods`.  [default: svg2]")
+@click.option("--method", help="See `dit-accel methods`.  [default: svg-ear]")
 @click.option(
     "--set",
     "assignments",

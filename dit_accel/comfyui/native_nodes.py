@@ -203,7 +203,7 @@ NODES = [
             choice(
                 "method",
                 list(METHODS),
-                "svg2",
+                "svg-ear",
                 "svg, re-ttention, neighborhood, radial and band need a token grid.",
             ),
             text("knobs", "", "KNOB=VALUE, one per line, such as top_p=0.85.", multiline=True),

@@ -227,7 +227,7 @@ REQUEST = [
     whole("steps", 25, 1, 1000, "Denoising steps."),
     number("guidance_scale", 4.0, 0.0, 30.0, 0.1, "Classifier-free guidance; 1 is none."),
     whole("seed", 0, 0, 2**53 - 1, "Decides the noise."),
-    socket("attention", ATTENTION, "From 'Sparse attention'; none: svg2.", optional=True),
+    socket("attention", ATTENTION, "From 'Sparse attention'; none: svg-ear.", optional=True),
     socket("guidance", GUIDANCE, "From 'Perturbed guidance'; none: none.", optional=True),
 ]
 
@@ -256,7 +256,7 @@ NODES = [
         CATEGORY,
         "How the self-attention of a pipeline runs: method, knobs, precision, or a profile's file.",
         [
-            choice("method", list(METHODS), "svg2", "How attention is made sparse."),
+            choice("method", list(METHODS), "svg-ear", "How attention is made sparse."),
             text("knobs", "", "KNOB=VALUE, one per line, such as density=0.1.", multiline=True),
             number("dense_steps", 0.2, 0.0, 1.0, 0.01, "Share of the first steps that stay dense."),
             choice("precision", PRECISIONS, "full", "Of the sparse calls."),

@@ -142,7 +142,7 @@ IN_WAN = (
     Step("UNETLoader"),
     Step("CLIPLoader"),
     Step("VAELoader"),
-    Step("DitAccelNativeAttention", {"method": "svg2"}, {"model": (0, 0)}),
+    Step("DitAccelNativeAttention", {"method": "svg-ear"}, {"model": (0, 0)}),
     Step("DitAccelNativeGuidance", {"scale": 1.0}, {"model": (3, 0)}),
     Step("CLIPTextEncode", {"text": "a cat walks on wet grass at sunrise"}, {"clip": (1, 0)}),
     Step("CLIPTextEncode", {"text": "blurry, static, low quality"}, {"clip": (1, 0)}),

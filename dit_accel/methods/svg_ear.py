@@ -32,7 +32,7 @@ class SVGEar(Clustered):
     name: ClassVar[str] = "svg-ear"
     source: ClassVar[str] = "SVG-EAR, arXiv 2603.08982"
 
-    density: float | tuple[float, ...] = 0.1
+    density: float | tuple[float, ...] = 0.15
     selection: Selection = "density"
     second_order: bool = False
 

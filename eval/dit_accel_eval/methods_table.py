@@ -28,6 +28,7 @@ from dit_accel_eval.controls import (
     RoundedAttention,
     RoundedSums,
 )
+from dit_accel_eval.methods_plot import draw, markdown
 from dit_accel_eval.paired import Entry, paired_table, run_paired
 
 # svg2's density follows from its knobs: these give about the named one on the bundled model
@@ -36,6 +37,8 @@ SVG2_AT = {
     0.15: SVG2(top_p=0.35, min_key_share=0.13),
     0.3: SVG2(top_p=0.6, min_key_share=0.256),
 }
+
+BASE = "svg-ear 0.15, 20 % dense steps"
 
 
 def headline(density: float) -> Iterator[tuple[str, Method]]:
@@ -96,19 +99,19 @@ def entries(pairs: int, few: int) -> list[Entry]:
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
 def main(size: str, pairs: int, few: int, steps: int, guidance_scale: float, out: Path) -> None:
-    """Append to OUT/methods.jsonl what is missing there, then write OUT/methods.json."""
+    """Append to OUT/methods.jsonl what is missing there, then write OUT/methods.json, .png and .md."""
     log = out / "methods.jsonl"
     common, records = run_paired(entries(pairs, few), size, steps, log, guidance_scale)
-    rows = paired_table(records, "svg-ear 0.15, 20 % dense steps")
+    rows = paired_table(records, BASE)
     shown = to_json({"settings": common, "rows": rows}, indent=2)
     with written_whole(out / "methods.json") as temporary:
         temporary.write_text(shown + "\n")
-    for row in rows:
-        click.echo(
-            f"{row['label']:45} n {row['clips']:2}  density {row['density_sparse_calls'].mean:.3f} "
-            f"psnr {row['psnr'].mean:.2f} +- {row['psnr'].half_width:.2f}  objects "
-            f"{row['psnr_objects'].mean:.2f}  captions {row['correct']}/{row['clips']}"
-        )
+    with written_whole(out / "methods.png") as temporary:
+        draw(rows).savefig(temporary, dpi=110)
+    table = "\n".join(markdown(rows))
+    with written_whole(out / "methods.md") as temporary:
+        temporary.write_text(table + "\n")
+    click.echo(table)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([], "no prompt: give PROMPT..., or --prompts FILE"),
         ([PROMPT, "--method", "svg3"], "unknown method 'svg3': choose one of dense, svg2"),
-        ([PROMPT, "--set", "top_q=1"], "unknown svg2 knob 'top_q': choose from"),
+        ([PROMPT, "--set", "top_q=1"], "unknown svg-ear knob 'top_q': choose from"),
         ([PROMPT, "--set", "top_p"], "--set takes KNOB=VALUE, got 'top_p'"),
-        ([PROMPT, "--set", "top_p=0"], "top_p must be in (0, 1], got 0.0"),
-        ([PROMPT, "--set", "top_p=1.01"], "top_p must be in (0, 1], got 1.01"),
+        ([PROMPT, "--method", "svg2", "--set", "top_p=0"], "top_p must be in (0, 1], got 0.0"),
+        ([PROMPT, "--method", "svg2", "--set", "top_p=1.01"], "top_p must be in (0, 1], got 1.01"),
         (
             [PROMPT, "--precision", "int4"],
             "unknown precision 'int4': choose one of full, int8, int8-fp8, auto",
@@ -128,7 +128,14 @@ def test_render_compare_report_and_replay(tmp_path: Path, capsys) -> None:
         "report.json",
     ]
     shown = capsys.readouterr().out
-    for word in ("denoise s", "density", "PSNR", "SSIM", "oracle sees, dense", "oracle sees, svg2"):
+    for word in (
+        "denoise s",
+        "density",
+        "PSNR",
+        "SSIM",
+        "oracle sees, dense",
+        "oracle sees, svg-ear",
+    ):
         assert word in shown
     record = json.loads(report.read_text())
     assert set(record) >= {

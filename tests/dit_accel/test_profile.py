@@ -200,16 +200,19 @@ def test_what_is_given_besides_wins(tmp_path, wan) -> None:
     [
         ({"metod": "svg2"}, "unknown profile key 'metod': choose from method, knobs"),
         ({"method": "svg3"}, "unknown method 'svg3'"),
-        ({"knobs": {"top_q": 1}}, "unknown svg2 knob 'top_q'"),
-        ({"knobs": {"top_p": "high"}}, "svg2 knob top_p: .*got 'high'"),
+        ({"knobs": {"top_q": 1}}, "unknown svg-ear knob 'top_q'"),
+        ({"method": "svg2", "knobs": {"top_p": "high"}}, "svg2 knob top_p: .*got 'high'"),
         ({"schedule": {"dense": 1}}, "unknown schedule 'dense'"),
         (
             {"schedule": {"rules": [{"steps": "x"}]}},
             r"schedule rules\[0\]: steps must be written like",
         ),
         ({"schedule": {"rules": [{"layer": "1"}]}}, r"schedule rules\[0\].layer: .*"),
-        ({"schedule": {"rules": [{"knobs": {"top_q": 1}}]}}, "unknown svg2 knob 'top_q'"),
-        ({"schedule": {"rules": [{"knobs": {"top_p": 7}}]}}, r"top_p must be in \(0, 1\], got 7"),
+        ({"schedule": {"rules": [{"knobs": {"top_q": 1}}]}}, "unknown svg-ear knob 'top_q'"),
+        (
+            {"method": "svg2", "schedule": {"rules": [{"knobs": {"top_p": 7}}]}},
+            r"top_p must be in \(0, 1\], got 7",
+        ),
         ({"precision": "int3"}, "unknown precision 'int3'"),
         ({"guard": {"mode": "maybe"}}, "guard mode: .*got 'maybe'"),
         ({"method": ["svg2"]}, "unknown method"),
