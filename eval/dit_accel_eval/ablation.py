@@ -8,6 +8,7 @@ import click
 
 from dit_accel import SVG2, Method, Profile, Schedule
 from dit_accel.files import written_whole
+from dit_accel.processes import this_process
 from dit_accel.records import to_json
 from dit_accel_eval.controls import CONTROLS, RoundedSums
 from dit_accel_eval.paired import Entry, paired_table, run_paired
@@ -37,6 +38,8 @@ def main(
     schedule = Schedule(dense_steps=dense_steps, min_tokens=0)
     entries = [Entry(m.name, Profile(m, schedule), clips) for m in methods]
     common, records = run_paired(entries, size, steps, out / "ablation.jsonl")
+    if this_process().rank:
+        return
     settings = {**common, "svg2": {"top_p": top_p, "min_key_share": min_key_share}}
     settings["dense_steps"] = dense_steps
     rows = paired_table(records, "svg2")

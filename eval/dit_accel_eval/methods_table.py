@@ -21,6 +21,7 @@ from dit_accel import (
     XAttention,
 )
 from dit_accel.files import written_whole
+from dit_accel.processes import this_process
 from dit_accel.records import to_json
 from dit_accel_eval.controls import (
     CachedDifference,
@@ -102,6 +103,8 @@ def main(size: str, pairs: int, few: int, steps: int, guidance_scale: float, out
     """Append to OUT/methods.jsonl what is missing there, then write OUT/methods.json, .png and .md."""
     log = out / "methods.jsonl"
     common, records = run_paired(entries(pairs, few), size, steps, log, guidance_scale)
+    if this_process().rank:
+        return
     rows = paired_table(records, BASE)
     shown = to_json({"settings": common, "rows": rows}, indent=2)
     with written_whole(out / "methods.json") as temporary:

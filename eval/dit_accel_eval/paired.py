@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from dit_accel import Dense, Profile
@@ -15,6 +16,7 @@ from dit_accel.checking import check
 from dit_accel.cli.options import size_of
 from dit_accel.compare import quality
 from dit_accel.loading import fingerprint, load_pipeline
+from dit_accel.processes import this_process
 from dit_accel.records import append_record, read_records, to_json
 from dit_accel.render import RenderSettings, render_with, versions
 from dit_accel_assets.world import caption, scenes
@@ -65,9 +67,11 @@ def run_paired(
     log: Path,
     guidance_scale: float | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Render what ``log`` does not hold yet; returns what all clips have in common, and the records of these
-    entries. A profile that changed is another measurement.
+    """Render what ``log`` does not hold yet, of several processes each its share of the clips (with a log beside the
+    first one's); returns what all clips have in common, and the records of these entries. A profile that
+    changed is another measurement.
     """
+    process = this_process()
     clips = clips_of(size, max(entry.clips for entry in entries), steps, guidance_scale)
     first, card = check(clips[0])
     common = {
@@ -78,36 +82,50 @@ def run_paired(
         "versions": versions(),
     }
     log.parent.mkdir(parents=True, exist_ok=True)
-    kept = [r for r in read_records(log) if r.get("common") == common]
-    done = {(r["label"], _told(r["profile"]), r["seed"]): r for r in kept}
+    own = log if process.rank == 0 else log.with_name(f"{log.stem}.{process.rank}.jsonl")
     pipe = load_pipeline(card)
     pipe.set_progress_bar_config(disable=True)
-    records = []
-    for case in tqdm(clips, desc="clips"):
-        dense = None
-        settings, _ = check(case)
-        for entry in entries:
-            if case.seed >= entry.clips:
-                continue
-            profile = entry.profile.to_dict()
-            record = done.get((entry.label, _told(profile), case.seed))
-            if record is None:
-                dense = dense or render_with(pipe, settings, Profile(Dense()))
-                clip = render_with(pipe, settings, entry.profile)
-                record = {
-                    "common": common,
-                    "label": entry.label,
-                    "profile": profile,
-                    "prompt": case.prompt,
-                    "seed": case.seed,
-                    "density": clip.attention.density,
-                    "seconds": clip.seconds["denoise"],
-                    "dense_seconds": dense.seconds["denoise"],
-                    **quality(dense.frames, clip.frames, case.prompt),
-                }
-                append_record(log, record)
-            records.append(record)
-    return common, records
+    there = recorded(log, common)
+    for case in tqdm(process.share(clips), desc="clips"):
+        wanted = [e for e in entries if case.seed < e.clips and key_of(e, case.seed) not in there]
+        for record in one_clip(pipe, check(case)[0], wanted):
+            append_record(own, {"common": common, **record})
+    process.wait()
+    there = recorded(log, common)
+    keys = [key_of(e, case.seed) for case in clips for e in entries if case.seed < e.clips]
+    return common, [there[key] for key in keys]
+
+
+def one_clip(
+    pipe: DiffusionPipeline, settings: RenderSettings, entries: Sequence[Entry]
+) -> Iterator[dict[str, Any]]:
+    """Dense once, then each of the entries."""
+    dense = render_with(pipe, settings, Profile(Dense())) if entries else None
+    for entry in entries:
+        assert dense is not None
+        clip = render_with(pipe, settings, entry.profile)
+        yield {
+            "label": entry.label,
+            "profile": entry.profile.to_dict(),
+            "prompt": settings.prompt,
+            "seed": settings.seed,
+            "density": clip.attention.density,
+            "seconds": clip.seconds["denoise"],
+            "dense_seconds": dense.seconds["denoise"],
+            **quality(dense.frames, clip.frames, settings.prompt),
+        }
+
+
+def recorded(log: Path, common: Mapping[str, Any]) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """What all processes have written of a table, by label, profile and seed."""
+    logs = [log, *sorted(log.parent.glob(f"{log.stem}.*.jsonl"))]
+    found = [r for path in logs for r in read_records(path) if r.get("common") == common]
+    return {(r["label"], to_json(r["profile"]), r["seed"]): r for r in found}
+
+
+def key_of(entry: Entry, seed: int) -> tuple[str, str, int]:
+    """As `recorded` has it."""
+    return entry.label, to_json(entry.profile.to_dict()), seed
 
 
 def paired_table(records: Sequence[Mapping[str, Any]], base: str) -> list[dict[str, Any]]:
@@ -131,8 +149,3 @@ def paired_table(records: Sequence[Mapping[str, Any]], base: str) -> list[dict[s
             row[name] = sum(bool(r.get(name)) for r in own)
         rows.append(row)
     return rows
-
-
-def _told(profile: Any) -> str:
-    """A profile as text, to compare what was read with what is asked."""
-    return to_json(profile)

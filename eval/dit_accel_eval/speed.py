@@ -124,8 +124,9 @@ def main(
     )
     wanted = {text: Setting.parse(text) for text in methods.split(",")}
     checked = {label: check(setting.of(base))[0] for label, setting in wanted.items()}
-    _, card = check(base)
+    first, card = check(base)
     key = {
+        "guidance_scale": first.guidance_scale,
         "size": size,
         "steps": steps,
         "dtype": dtype,
@@ -138,9 +139,9 @@ def main(
     records = [r for r in read_records(log) if r["key"] == key and r["setting"] in checked]
     pipe = load_pipeline(card, Placing(dtype=dtype))
     pipe.set_progress_bar_config(disable=True)
-    first = next(iter(checked.values()))
-    render(pipe, replace(first, steps=1))
-    backends = fastest_dense(pipe, replace(first, steps=min(steps, TRIAL_STEPS)))
+    one = next(iter(checked.values()))
+    render(pipe, replace(one, steps=1))
+    backends = fastest_dense(pipe, replace(one, steps=min(steps, TRIAL_STEPS)))
     for index in tqdm(range(clips), desc="speed"):
         prompt = prompts[index % len(prompts)]
         done = {r["setting"] for r in records if (r["prompt"], r["seed"]) == (prompt, index)}
