@@ -37,7 +37,7 @@ def test_knobs_are_read_from_texts() -> None:
         "schedule.dense_steps": "0.1",
         "schedule.dense_layers": "0,-1",
     }
-    profile = build_profile(RenderSettings("a", knobs=knobs))
+    profile = build_profile(RenderSettings("a", method="svg2", knobs=knobs))
     method, schedule = profile.method, profile.schedule
     assert method == SVG2(top_p=0.8, kmeans_iterations=(4, 1))
     assert schedule == Schedule(dense_steps=0.1, dense_layers=(0, -1))
@@ -61,13 +61,13 @@ def test_knobs_are_read_from_texts() -> None:
 )
 def test_bad_knobs_are_one_line(knobs: dict[str, str], message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
-        build_profile(RenderSettings("a", knobs=knobs))
+        build_profile(RenderSettings("a", method="svg2", knobs=knobs))
     assert "\n" not in str(caught.value)
 
 
 def test_single_values_and_plus_make_sequences() -> None:
     knobs = {"kmeans_iterations": "4+1", "schedule.dense_layers": "3"}
-    profile = build_profile(RenderSettings("a", knobs=knobs))
+    profile = build_profile(RenderSettings("a", method="svg2", knobs=knobs))
     method, schedule = profile.method, profile.schedule
     assert method == SVG2(kmeans_iterations=(4, 1))
     assert schedule == Schedule(dense_layers=(3,))

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from dit_accel import cli
+from dit_accel import SVG2, cli
 from dit_accel.comfyui import NODE_CLASS_MAPPINGS, NODES, v1
 from dit_accel.comfyui.pipeline_nodes import (
     LoadedPipeline,
@@ -189,7 +189,7 @@ def test_wrong_input_is_one_line(loaded, tmp_path: Path) -> None:
 
 
 def test_a_profile_and_a_head_set_come_from_files(loaded, tmp_path: Path) -> None:
-    Profile(precision="int8").save(tmp_path / "p.yaml")
+    Profile(SVG2(), precision="int8").save(tmp_path / "p.yaml")
     (profile,) = sparse("svg-ear", "", 0.2, "full", "full", "off", str(tmp_path / "p.yaml"))
     assert (profile.method.name, profile.precision) == ("svg2", "int8")
     transformer = loaded.pipe.transformer
