@@ -1,4 +1,5 @@
-"""The bundled tiny world: its model, its renderer, its captions and its oracle; sets of prompts."""
+"""The bundled tiny world: its model, its renderer, its captions and its oracle; sets of prompts; captured
+attention; measured rates."""
 
 from pathlib import Path
 
@@ -17,3 +18,9 @@ def prompt_sets() -> dict[str, Path]:
 def shipped_rates() -> Path:
     """Folder of the measured rates of attention, a file per kind of device and dtype."""
     return Path(__file__).parent / "rates"
+
+
+def captures() -> dict[str, Path]:
+    """Queries, keys and values of attention calls, by the name of the model that they were captured from."""
+    files = sorted((Path(__file__).parent / "captures").glob("*.safetensors"))
+    return {file.stem.replace("_", "-"): file for file in files}

@@ -156,8 +156,10 @@ def capture(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder for JSON and PNG."
 )
 def recall(file: Path, out: Path) -> None:
-    """Draw the error of every method against its density, on a captured FILE."""
-    for row in load("recall")(file, out):
+    """Draw the error of every method against its density, on a captured FILE, or on tiny-world, which is here."""
+    from dit_accel_assets import captures
+
+    for row in load("recall")(captures().get(str(file), file), out):
         click.echo(_line(row))
     click.echo(f"written: {out / 'recall.json'}, {out / 'recall.png'}")
 
