@@ -9,6 +9,7 @@ from attention_inputs import attention_call, exact_attention
 from dit_accel.cli import main
 from dit_accel.errors import BadInput
 from dit_accel.render import RenderSettings
+from dit_accel_assets import captures
 from dit_accel_eval.bench import recall as recalled
 from dit_accel_eval.bench.capture import capture, read_capture
 from dit_accel_pipelines import TokenLayout
@@ -72,3 +73,10 @@ def test_a_file_that_is_no_capture_is_one_line(tmp_path, capsys) -> None:
     path.write_bytes(b"nothing")
     assert main(["bench", "recall", str(path), "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_capture_that_is_here_has_two_steps_of_a_layer() -> None:
+    calls = list(read_capture(captures()["tiny-world"]))
+    assert [(call.layer, call.step, call.num_steps) for call in calls] == [(5, 8, 20), (5, 9, 20)]
+    assert calls[0].query.shape == (1, calls[0].layout.visual_tokens, 4, 64)
+    assert all(torch.isfinite(call.value).all() for call in calls)
