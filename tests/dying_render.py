@@ -15,7 +15,7 @@ made = render_files.render_one
 
 def render_one(*given: Any) -> Any:
     rendered.append(made(*given))
-    if len(rendered) == 2 and int(os.environ.get("RANK", 0)) == WHO:
+    if len(rendered) == 1 and int(os.environ.get("RANK", 0)) == WHO:
         os._exit(9)  # its files are there, its record is not
     return rendered[-1]
 
