@@ -70,8 +70,11 @@ def check_call(settings: RenderSettings, card: ModelCard) -> None:
     pipeline = getattr(diffusers, card.pipeline, None)
     if pipeline is not None:
         taken = inspect.signature(pipeline.__call__).parameters
+        if "prompt" not in taken:
+            raise BadInput(
+                f"{card.pipeline} takes no prompt: call it in Python, after pipe.enable_sparse_attention()"
+            )
         asked = {
-            "prompt": settings.prompt,
             "negative_prompt": settings.negative_prompt,
             "image": settings.image,
             "height": settings.height,
@@ -81,17 +84,12 @@ def check_call(settings: RenderSettings, card: ModelCard) -> None:
         }
         for name, value in asked.items():
             if value is not None and name not in taken:
-                raise BadInput(
-                    f"{card.pipeline} takes no {name}: {WITHOUT.get(name, 'leave it out')}"
-                )
+                raise BadInput(f"{card.pipeline} takes no {name}: leave it out")
         needed = "image" in taken and taken["image"].default is inspect.Parameter.empty
         if needed and not settings.image:
             raise BadInput(f"{card.pipeline} starts from a picture: give --image FILE")
     if settings.image is not None:
         read_picture(settings.image)
-
-
-WITHOUT = {"prompt": "call it in Python, after pipe.enable_sparse_attention()"}
 
 
 def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:

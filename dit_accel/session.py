@@ -185,7 +185,7 @@ class Session:
         for installation in self._installations:
             for name in installation.replaced(stack):
                 self._tally.fallback(f"the processor of {name} was replaced: enable again")
-        apart = any(seam.splits_text(i.transformer) for i in self._installations)
+        apart = degree > 1 and any(seam.splits_text(i.transformer) for i in self._installations)
         self._moment = moment
         self._layout = self._layouts.of(moment, arguments, config, degree if apart else 1)
         self._calls.clear()

@@ -99,10 +99,11 @@ def run_paired(
 def one_clip(
     pipe: DiffusionPipeline, settings: RenderSettings, entries: Sequence[Entry]
 ) -> Iterator[dict[str, Any]]:
-    """Dense once, then each of the entries."""
-    dense = render_with(pipe, settings, Profile(Dense())) if entries else None
+    """Dense once, then each of the entries; nothing where there are none."""
+    if not entries:
+        return
+    dense = render_with(pipe, settings, Profile(Dense()))
     for entry in entries:
-        assert dense is not None
         clip = render_with(pipe, settings, entry.profile)
         yield {
             "label": entry.label,
