@@ -32,6 +32,17 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def log_of(path: Path, rank: int) -> Path:
+    """Where a process appends: the first one to ``path``, the others beside it (``name.1.jsonl``, ...)."""
+    return path if rank == 0 else path.with_name(f"{path.stem}.{rank}{path.suffix}")
+
+
+def read_logs(path: Path) -> list[dict[str, Any]]:
+    """The records of all processes."""
+    beside = sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))
+    return [record for log in [path, *beside] for record in read_records(log)]
+
+
 def _finite(value: Any) -> Any:
     if hasattr(value, "_asdict"):  # a NamedTuple keeps its names
         value = value._asdict()

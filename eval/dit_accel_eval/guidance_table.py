@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import numpy as np
+from diffusers import DiffusionPipeline
 from scipy import stats
 from tqdm import tqdm
 
@@ -19,7 +20,8 @@ from dit_accel.checking import check
 from dit_accel.files import written_whole
 from dit_accel.guidance import HeadSet, ModelShape
 from dit_accel.loading import fingerprint, load_pipeline
-from dit_accel.records import append_record, read_records, to_json
+from dit_accel.processes import this_process
+from dit_accel.records import append_record, log_of, read_logs, to_json
 from dit_accel.render import RenderSettings, versions
 from dit_accel_assets.world import SIZES, parse_caption, place, render
 from dit_accel_eval.heads.rewards import caption, caption_words, sharpness
@@ -47,7 +49,7 @@ def rows(found: HeadSet, layer: str, steps: int, family: Family) -> Iterator[Row
     heads = all_heads(found.model)
     picked = np.random.default_rng(1).choice(len(heads), len(found), replace=False)
     chance = head_set([heads[i] for i in sorted(picked)], found.model).spec()
-    for guidance_scale in (1.0, 4.0):
+    for guidance_scale in (1.0, 2.0):
         yield Row("no guidance", guidance_scale, Candidate(None))
         longer = same_cost_steps(steps, guidance_scale, family, found)
         yield Row("no guidance, same cost", guidance_scale, Candidate(None, steps=longer))
@@ -62,32 +64,51 @@ def rows(found: HeadSet, layer: str, steps: int, family: Family) -> Iterator[Row
 def run(
     table: Sequence[Row], base: RenderSettings, pairs: Sequence[Pair], batch: int, log: Path
 ) -> list[dict[str, Any]]:
-    """Sample and judge what ``log`` does not hold yet; returns the records of these rows."""
+    """Sample and judge what ``log`` does not hold yet, of several processes each its share of the batches (with a
+    log beside the first one's); returns the records of these rows.
+    """
+    process = this_process()
     base, card = check(replace(base, prompt=pairs[0][0]).as_dense())
     told = {k: v for k, v in asdict(base).items() if k not in ("prompt", "seed", "guidance_scale")}
     common = {**told, "weights": fingerprint(card.source), "versions": versions(), "batch": batch}
     common = json.loads(to_json({k: v for k, v in common.items() if k != "knobs"}))
     log.parent.mkdir(parents=True, exist_ok=True)
-    kept = [r for r in read_records(log) if r["common"] == common]
-    done = {_key(r["guidance_scale"], r["candidate"], (r["prompt"], r["seed"])): r for r in kept}
-    pipe = load_pipeline(card, base.placing)
+    own = log_of(log, process.rank)
+    pipe = load_pipeline(card, process.placing(base.placing))
     pipe.set_progress_bar_config(disable=True)
-    records = []
-    for row in tqdm(table, desc="rows"):
-        own = replace(base, guidance_scale=row.guidance_scale)
-        candidate = asdict(row.candidate)
-        for chunk in chunks(pairs, batch):
-            keys = [_key(row.guidance_scale, candidate, pair) for pair in chunk]
-            if not all(key in done for key in keys):
-                clips = sample(pipe, own, row.candidate, chunk)
-                for key, pair, clip in zip(keys, chunk, clips, strict=True):
-                    judged = {name: reward(clip, pair[0]) for name, reward in REWARDS.items()}
-                    place = {"prompt": pair[0], "seed": pair[1]}
-                    scale = {"guidance_scale": row.guidance_scale, "candidate": candidate}
-                    done[key] = {"common": common, **scale, **place, **judged}
-                    append_record(log, done[key])
-            records += [{**done[key], "label": row.label} for key in keys]
-    return records
+    there = recorded(log, common)
+    units = [(row, chunk) for row in table for chunk in chunks(pairs, batch)]
+    for row, chunk in tqdm(process.share(units), desc="batches"):
+        if not all(_key(row, pair) in there for pair in chunk):
+            for record in judged(pipe, base, row, chunk):
+                append_record(own, {"common": common, **record})
+    process.wait()
+    there = recorded(log, common)
+    return [{**there[_key(row, pair)], "label": row.label} for row in table for pair in pairs]
+
+
+def judged(
+    pipe: DiffusionPipeline, base: RenderSettings, row: Row, pairs: Sequence[Pair]
+) -> Iterator[dict[str, Any]]:
+    """A batch of clips, each under every reward."""
+    clips = sample(pipe, replace(base, guidance_scale=row.guidance_scale), row.candidate, pairs)
+    for (prompt, seed), clip in zip(pairs, clips, strict=True):
+        yield {
+            "guidance_scale": row.guidance_scale,
+            "candidate": asdict(row.candidate),
+            "prompt": prompt,
+            "seed": seed,
+            **{name: reward(clip, prompt) for name, reward in REWARDS.items()},
+        }
+
+
+def recorded(log: Path, common: Mapping[str, Any]) -> dict[Any, dict[str, Any]]:
+    """What all processes have written, by guidance_scale, candidate, prompt and seed."""
+    found = [r for r in read_logs(log) if r["common"] == common]
+    return {
+        (r["guidance_scale"], tuple(r["candidate"].values()), (r["prompt"], r["seed"])): r
+        for r in found
+    }
 
 
 def summary(records: Sequence[Mapping[str, Any]], data: float) -> list[dict[str, Any]]:
@@ -134,8 +155,8 @@ def sharpness_of_data(pairs: Sequence[Pair], height: int, width: int, frames: in
     return float(np.mean(values))
 
 
-def _key(guidance_scale: float, candidate: Mapping[str, Any], pair: Pair) -> Any:
-    return (guidance_scale, tuple(candidate.values()), pair)
+def _key(row: Row, pair: Pair) -> Any:
+    return (row.guidance_scale, tuple(asdict(row.candidate).values()), pair)
 
 
 @click.command()
@@ -145,11 +166,14 @@ def _key(guidance_scale: float, candidate: Mapping[str, Any], pair: Pair) -> Any
 @click.option("--pairs", default=200, show_default=True)
 @click.option("--steps", default=12, show_default=True)
 @click.option("--batch", default=10, show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
-def main(heads: Path, layer: str, size: str, pairs: int, steps: int, batch: int, out: Path) -> None:
-    """Append to OUT/guidance.jsonl what is missing there, then write OUT/guidance.json."""
+def main(
+    heads: Path, layer: str, size: str, pairs: int, steps: int, batch: int, dtype: str, out: Path
+) -> None:
+    """Append to OUT/guidance.jsonl what is missing there, then write OUT/guidance.json; torchrun shares the work."""
     height, width, frames = SIZES[size]
-    base = RenderSettings("", steps=steps, height=height, width=width, frames=frames)
+    base = RenderSettings("", steps=steps, height=height, width=width, frames=frames, dtype=dtype)
     prompts = held_out_prompts(pairs, seed=7)
     clips = [(prompt, FIRST_SEED + number) for number, prompt in enumerate(prompts)]
     _, card = check(replace(base, prompt=prompts[0]))
@@ -159,6 +183,8 @@ def main(heads: Path, layer: str, size: str, pairs: int, steps: int, batch: int,
     data = sharpness_of_data(clips, height, width, frames)
     lines = summary(records, data)
     told = {**records[0]["common"], "sharpness_of_the_data": data, "rows": lines}
+    if this_process().rank > 0:
+        return
     with written_whole(out / "guidance.json") as temporary:
         temporary.write_text(to_json(told, indent=2) + "\n")
     for line in lines:

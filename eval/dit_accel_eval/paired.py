@@ -17,7 +17,7 @@ from dit_accel.cli.options import size_of
 from dit_accel.compare import quality
 from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.processes import this_process
-from dit_accel.records import append_record, read_records, to_json
+from dit_accel.records import append_record, log_of, read_logs, to_json
 from dit_accel.render import RenderSettings, render_with, versions
 from dit_accel_assets.world import caption, scenes
 from dit_accel_eval.statistics import estimate
@@ -82,7 +82,7 @@ def run_paired(
         "versions": versions(),
     }
     log.parent.mkdir(parents=True, exist_ok=True)
-    own = log if process.rank == 0 else log.with_name(f"{log.stem}.{process.rank}.jsonl")
+    own = log_of(log, process.rank)
     pipe = load_pipeline(card)
     pipe.set_progress_bar_config(disable=True)
     there = recorded(log, common)
@@ -119,8 +119,7 @@ def one_clip(
 
 def recorded(log: Path, common: Mapping[str, Any]) -> dict[tuple[str, str, int], dict[str, Any]]:
     """What all processes have written of a table, by label, profile and seed."""
-    logs = [log, *sorted(log.parent.glob(f"{log.stem}.*.jsonl"))]
-    found = [r for path in logs for r in read_records(path) if r.get("common") == common]
+    found = [r for r in read_logs(log) if r.get("common") == common]
     return {(r["label"], to_json(r["profile"]), r["seed"]): r for r in found}
 
 

@@ -17,7 +17,7 @@ from dit_accel.compare import quality
 from dit_accel.files import check_writable, written_whole
 from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.processes import this_process
-from dit_accel.records import append_record, read_records, to_json
+from dit_accel.records import append_record, log_of, read_logs, to_json
 from dit_accel.render import RenderSettings, render, versions
 from dit_accel_eval.frames import difference, keep_frames, load_frames, write_webm
 from dit_accel_eval.metrics.clip_score import load_clip
@@ -151,7 +151,7 @@ def run_eval(evaluation: Evaluation, out: Path) -> Results | None:
         BadInput: for a setting, size or backbone that does not work, before anything is rendered.
     """
     process = this_process()
-    results = out / ("results.jsonl" if process.rank == 0 else f"results.{process.rank}.jsonl")
+    results = log_of(out / "results.jsonl", process.rank)
     cases = evaluation.cases()
     checked, card = check(cases[0])
     check_writable(results)
@@ -190,8 +190,7 @@ def run_eval(evaluation: Evaluation, out: Path) -> Results | None:
 
 def all_records(out: Path) -> dict[str, dict[str, Any]]:
     """What all processes have recorded, by key."""
-    files = sorted(out.glob("results*.jsonl"))
-    return {record["key"]: record for file in files for record in read_records(file)}
+    return {record["key"]: record for record in read_logs(out / "results.jsonl")}
 
 
 @dataclass(frozen=True)

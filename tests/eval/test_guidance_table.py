@@ -17,9 +17,9 @@ def test_rows_cover_both_kinds_of_guidance() -> None:
     found = HeadSet(MODEL, {("blocks", 2): (0, 1)})
     table = list(rows(found, "blocks.2", 12, find_family("WanTransformer3DModel")))
     assert len({(r.label, r.guidance_scale) for r in table}) == len(table)
-    assert {r.guidance_scale for r in table} == {1.0, 4.0}
+    assert {r.guidance_scale for r in table} == {1.0, 2.0}
     same = {r.guidance_scale: r.candidate.steps for r in table if "same cost" in r.label}
-    assert same == {1.0: 18, 4.0: 15}, "half of the blocks are shared"
+    assert same == {1.0: 18, 2.0: 15}, "half of the blocks are shared"
     flux = find_family("FluxTransformer2DModel")
     assert same_cost_steps(12, 3.5, flux, found) == 18, "its guidance is embedded"
     chance = next(r.candidate.heads for r in table if r.label.startswith("random"))
