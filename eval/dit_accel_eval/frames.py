@@ -4,6 +4,7 @@ files, folders of pictures). Frames are float32 ``[T, H, W, 3]`` in [0, 1].
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -71,17 +72,17 @@ def difference(clip: np.ndarray, reference: np.ndarray, gain: float = 4.0) -> It
 
 
 def read_clip(path: Path) -> np.ndarray:
-    """Frames of a video file, a picture, or a folder of pictures in the order of their names.
+    """Frames of a video file, a picture, or a folder of pictures in the order of their names, 2 before 10.
 
     Raises:
         BadInput: if it cannot be read, or pictures differ in size.
     """
     try:
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+            files = [p for p in path.iterdir() if p.suffix.lower() in PICTURES]
             if not files:
                 raise BadInput(f"no pictures in {path}: accepted are {', '.join(PICTURES)}")
-            return _stacked([_picture(file) for file in files], path)
+            return _stacked([_picture(file) for file in sorted(files, key=in_order)], path)
         if path.suffix.lower() in PICTURES:
             return _stacked([_picture(path)], path)
         if path.suffix.lower() in VIDEOS:
@@ -94,6 +95,11 @@ def read_clip(path: Path) -> np.ndarray:
     raise BadInput(
         f"{path} is no clip: give a video ({', '.join(VIDEOS)}), a picture, or a folder of pictures"
     )
+
+
+def in_order(path: Path) -> list[tuple[str, int]]:
+    """A name as text and numbers in turn, to sort by."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", path.stem)]
 
 
 def _picture(path: Path) -> np.ndarray:

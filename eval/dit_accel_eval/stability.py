@@ -17,13 +17,19 @@ from dit_accel.render import RenderSettings, render_with
 HEADS = 4  # of a layer, the first ones
 
 
+@dataclass
+class WatchState(ClusterState):
+    """Also the clusters of the last step, of queries and of keys, ``[H, S]``."""
+
+    labels: tuple[Tensor, Tensor] | None = None
+
+
 @dataclass(frozen=True)
 class ClusterWatch(Method):
     """Clusters the calls of some layers as svg2 does, warm-started, and runs them dense.
 
     Attributes:
         base: whose clusters.
-        labels: of the last step, by layer and branch: queries and keys ``[H, S]``.
         rows: agreement by layer, branch and step.
     """
 
@@ -31,23 +37,21 @@ class ClusterWatch(Method):
     source: ClassVar[str] = "-"
 
     base: SVG2 = field(default_factory=SVG2)
-    labels: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def new_state(self) -> ClusterState:
-        return self.base.new_state()
+    def new_state(self) -> WatchState:
+        return WatchState()
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> None:
         return None
 
-    def attend(self, call: AttentionCall, state: ClusterState, ops: Ops) -> None:
+    def attend(self, call: AttentionCall, state: WatchState, ops: Ops) -> None:
         if call.layer not in {0, call.num_layers // 2, call.num_layers - 1}:
             return
-        block_map = self.base.new_plan(call, state, ops).block_map
+        block_map = self.base.new_plan(call.visual(), state, ops).block_map
         queries = labels_of(block_map.query_order, block_map.query_offsets)
         keys = labels_of(block_map.key_order, block_map.key_offsets)
-        before = self.labels.get((call.layer, call.branch))
-        self.labels[call.layer, call.branch] = queries, keys
+        before, state.labels = state.labels, (queries, keys)
         self.rows.append(
             {
                 "layer": call.layer,

@@ -45,11 +45,11 @@ def test_webm_is_vp9_and_near(tmp_path: Path, size: tuple[int, int], frames: int
 
 
 def test_pictures_are_frames_in_the_order_of_their_names(tmp_path: Path) -> None:
-    for number in (2, 0, 1):
+    for number in (2, 10, 0, 1):
         Image.new("RGB", (4, 3), (number, 0, 0)).save(tmp_path / f"{number}.png")
     clip = read_clip(tmp_path)
-    assert clip.shape == (3, 3, 4, 3)
-    assert (clip[:, 0, 0, 0] * 255).round().tolist() == [0, 1, 2]
+    assert clip.shape == (4, 3, 4, 3)
+    assert (clip[:, 0, 0, 0] * 255).round().tolist() == [0, 1, 2, 10]
     assert read_clip(tmp_path / "1.png").shape == (1, 3, 4, 3)
     Image.new("RGB", (5, 3)).save(tmp_path / "3.png")
     with pytest.raises(BadInput, match="pictures of different sizes"):

@@ -55,6 +55,13 @@ def test_identity_and_symmetry() -> None:
     assert ssim(first, second) == pytest.approx(ssim(second, first), abs=1e-5)
 
 
+def test_one_equal_frame_leaves_a_clip_measurable() -> None:
+    first, second = clips()
+    both = psnr(second[1:], first[1:])
+    first[0] = second[0] = 0.0
+    assert psnr(second, first) == pytest.approx((100 + 2 * both) / 3)
+
+
 def test_black_against_white_is_zero_decibel() -> None:
     black, white = np.zeros((2, 16, 16, 3), np.uint8), np.full((2, 16, 16, 3), 255, np.uint8)
     assert psnr(white, black) == pytest.approx(0.0, abs=1e-5)

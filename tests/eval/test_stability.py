@@ -1,7 +1,9 @@
 import pytest
 import torch
+from tiny_pipelines import TINY
 
-from dit_accel_eval.stability import agreement, by_layer, labels_of, stability
+from dit_accel import Schedule
+from dit_accel_eval.stability import ClusterWatch, agreement, by_layer, labels_of, stability
 from dit_accel_kernels import group_by_label
 
 
@@ -29,3 +31,13 @@ def test_a_run_has_a_row_per_watched_layer_and_step(wan) -> None:
     assert all(row["queries"] is None for row in rows if row["step"] == 0)
     assert all(-1 <= row["keys"] <= 1 for row in rows if row["step"])
     assert [line["layer"] for line in by_layer(rows)] == sorted({row["layer"] for row in rows})
+
+
+@pytest.mark.parametrize("name", ["mochi", "hunyuan-video"])
+def test_clusters_are_of_the_visual_tokens_of_each_sample(name: str) -> None:
+    tiny, watch = TINY[name], ClusterWatch()
+    pipe = tiny.build()
+    with pipe.enable_sparse_attention(watch, schedule=Schedule(dense_steps=0.0, min_tokens=0)):
+        tiny.run(pipe, cfg=True)
+    assert {row["step"] for row in watch.rows} == {0, 1, 2}
+    assert all((row["queries"] is None) == (row["step"] == 0) for row in watch.rows)

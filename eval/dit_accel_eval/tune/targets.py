@@ -16,10 +16,8 @@ from dit_accel_assets import oracle
 from dit_accel_assets.world import parse_caption
 from dit_accel_eval.metrics.caption import caption_correct
 from dit_accel_eval.metrics.lpips import lpips, lpips_or_reason
-from dit_accel_eval.metrics.psnr import psnr
+from dit_accel_eval.metrics.psnr import HIGHEST, psnr
 from dit_accel_eval.metrics.ssim import ssim
-
-HIGHEST = 100.0  # decibels that clips equal to dense count as: their PSNR is infinite
 
 Metric = Callable[[np.ndarray, np.ndarray, str, Path | None], float]
 
@@ -32,7 +30,7 @@ def _caption(clip: np.ndarray, _dense: np.ndarray, prompt: str, _backbone: Path 
 
 
 def _capped(value: float) -> float:
-    """Infinite PSNR as `HIGHEST`; NaN stays."""
+    """The infinite PSNR of equal clips as `HIGHEST`; NaN stays."""
     return HIGHEST if value > HIGHEST else value
 
 
