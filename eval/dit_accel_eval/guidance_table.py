@@ -1,5 +1,6 @@
 """Perturbed guidance on the tiny world: caption accuracy and sharpness over scale and softness, of found
-heads, whole layers and random heads, beside no guidance at the same cost. Same noise everywhere.
+heads, whole layers and random heads (several sets, one for each batch in turn), beside no guidance at the same
+cost. Same noise everywhere.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +34,48 @@ from dit_accel_eval.statistics import estimate
 from dit_accel_pipelines import Family
 
 FIRST_SEED = 10_000  # no search has seen these
+RANDOM_SETS = 5
 REWARDS = {"caption": caption, "caption_words": caption_words, "sharpness": sharpness}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: how it is sampled, at which guidance_scale."""
+    """One row of the table.
+
+    Attributes:
+        candidates: how it is sampled: the batches take them in turn.
+    """
 
     label: str
     guidance_scale: float
-    candidate: Candidate
+    candidates: tuple[Candidate, ...]
+
+    def batches(self, pairs: Sequence[Pair], batch: int) -> list[tuple[Candidate, Sequence[Pair]]]:
+        """The clips in batches, each with what it is sampled with."""
+        return list(zip(cycle(self.candidates), chunks(pairs, batch), strict=False))
 
 
 def rows(found: HeadSet, layer: str, steps: int, family: Family) -> Iterator[Row]:
     """What is compared, without and with classifier-free guidance."""
-    heads = all_heads(found.model)
-    picked = np.random.default_rng(1).choice(len(heads), len(found), replace=False)
-    chance = head_set([heads[i] for i in sorted(picked)], found.model).spec()
+    chance = random_sets(found)
     for guidance_scale in (1.0, 2.0):
-        yield Row("no guidance", guidance_scale, Candidate(None))
+        yield Row("no guidance", guidance_scale, (Candidate(None),))
         longer = same_cost_steps(steps, guidance_scale, family, found)
-        yield Row("no guidance, same cost", guidance_scale, Candidate(None, steps=longer))
+        yield Row("no guidance, same cost", guidance_scale, (Candidate(None, steps=longer),))
         for scale in (1.0, 3.0):
             for softness in (0.5, 1.0):
                 chosen = Candidate(found.spec(), scale, softness)
-                yield Row(f"found heads s {scale:g} u {softness:g}", guidance_scale, chosen)
-            yield Row(f"layer {layer} s {scale:g}", guidance_scale, Candidate(layer, scale))
-            yield Row(f"random heads s {scale:g}", guidance_scale, Candidate(chance, scale))
+                yield Row(f"found heads s {scale:g} u {softness:g}", guidance_scale, (chosen,))
+            yield Row(f"layer {layer} s {scale:g}", guidance_scale, (Candidate(layer, scale),))
+            picked = tuple(Candidate(heads, scale) for heads in chance)
+            yield Row(f"random heads s {scale:g}", guidance_scale, picked)
+
+
+def random_sets(found: HeadSet) -> list[str]:
+    """Sets of as many heads, drawn by chance: a mean over them is one over the choice of heads, too."""
+    heads, generator = all_heads(found.model), np.random.default_rng(1)
+    draws = [generator.choice(len(heads), len(found), replace=False) for _ in range(RANDOM_SETS)]
+    return [head_set([heads[i] for i in sorted(draw)], found.model).spec() for draw in draws]
 
 
 def run(
@@ -77,25 +94,30 @@ def run(
     pipe = load_pipeline(card, process.placing(base.placing))
     pipe.set_progress_bar_config(disable=True)
     there = recorded(log, common)
-    units = [(row, chunk) for row in table for chunk in chunks(pairs, batch)]
-    for row, chunk in tqdm(process.share(units), desc="batches"):
-        if not all(_key(row, pair) in there for pair in chunk):
-            for record in judged(pipe, base, row, chunk):
+    units = [(row, *one) for row in table for one in row.batches(pairs, batch)]
+    for row, candidate, chunk in tqdm(process.share(units), desc="batches"):
+        if not all(_key(row, candidate, pair) in there for pair in chunk):
+            guided = replace(base, guidance_scale=row.guidance_scale)
+            for record in judged(pipe, guided, candidate, chunk):
                 append_record(own, {"common": common, **record})
     process.wait()
     there = recorded(log, common)
-    return [{**there[_key(row, pair)], "label": row.label} for row in table for pair in pairs]
+    return [
+        {**there[_key(row, candidate, pair)], "label": row.label}
+        for row, candidate, chunk in units
+        for pair in chunk
+    ]
 
 
 def judged(
-    pipe: DiffusionPipeline, base: RenderSettings, row: Row, pairs: Sequence[Pair]
+    pipe: DiffusionPipeline, base: RenderSettings, candidate: Candidate, pairs: Sequence[Pair]
 ) -> Iterator[dict[str, Any]]:
     """A batch of clips, each under every reward."""
-    clips = sample(pipe, replace(base, guidance_scale=row.guidance_scale), row.candidate, pairs)
+    clips = sample(pipe, base, candidate, pairs)
     for (prompt, seed), clip in zip(pairs, clips, strict=True):
         yield {
-            "guidance_scale": row.guidance_scale,
-            "candidate": asdict(row.candidate),
+            "guidance_scale": base.guidance_scale,
+            "candidate": asdict(candidate),
             "prompt": prompt,
             "seed": seed,
             **{name: reward(clip, prompt) for name, reward in REWARDS.items()},
@@ -124,12 +146,13 @@ def summary(records: Sequence[Mapping[str, Any]], data: float) -> list[dict[str,
     for label, scale in dict.fromkeys((r["label"], r["guidance_scale"]) for r in records):
         own = [r for r in records if (r["label"], r["guidance_scale"]) == (label, scale)]
         base = [plain[r["guidance_scale"], r["prompt"], r["seed"]] for r in own]
+        heads = list(dict.fromkeys(r["candidate"]["heads"] for r in own))
         right = int(sum(r["caption"] for r in own))
         interval = stats.binomtest(right, len(own)).proportion_ci(method="wilson")
         line = {
             "label": label,
             "guidance_scale": scale,
-            "heads": own[0]["candidate"]["heads"],
+            "heads": heads if len(heads) > 1 else heads[0],
             "clips": len(own),
             "right": right,
             "right_low": interval.low,
@@ -155,8 +178,8 @@ def sharpness_of_data(pairs: Sequence[Pair], height: int, width: int, frames: in
     return float(np.mean(values))
 
 
-def _key(row: Row, pair: Pair) -> Any:
-    return (row.guidance_scale, tuple(asdict(row.candidate).values()), pair)
+def _key(row: Row, candidate: Candidate, pair: Pair) -> Any:
+    return (row.guidance_scale, tuple(asdict(candidate).values()), pair)
 
 
 @click.command()

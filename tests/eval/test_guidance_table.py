@@ -5,7 +5,7 @@ import pytest
 from dit_accel.guidance import HeadSet, ModelShape
 from dit_accel.render import RenderSettings
 from dit_accel_eval import guidance_cost
-from dit_accel_eval.guidance_table import Row, rows, run, summary
+from dit_accel_eval.guidance_table import RANDOM_SETS, Row, rows, run, summary
 from dit_accel_eval.heads.sampling import Candidate, same_cost_steps
 from dit_accel_eval.paired import held_out_prompts
 from dit_accel_pipelines import find_family
@@ -18,20 +18,30 @@ def test_rows_cover_both_kinds_of_guidance() -> None:
     table = list(rows(found, "blocks.2", 12, find_family("WanTransformer3DModel")))
     assert len({(r.label, r.guidance_scale) for r in table}) == len(table)
     assert {r.guidance_scale for r in table} == {1.0, 2.0}
-    same = {r.guidance_scale: r.candidate.steps for r in table if "same cost" in r.label}
+    same = {r.guidance_scale: r.candidates[0].steps for r in table if "same cost" in r.label}
     assert same == {1.0: 18, 2.0: 15}, "half of the blocks are shared"
     flux = find_family("FluxTransformer2DModel")
     assert same_cost_steps(12, 3.5, flux, found) == 18, "its guidance is embedded"
-    chance = next(r.candidate.heads for r in table if r.label.startswith("random"))
-    assert chance.count(",") + chance.count(";") == 1, "as many as were found"
+    for row in table:
+        sets = {c.heads for c in row.candidates}
+        assert len(sets) == (RANDOM_SETS if row.label.startswith("random") else 1)
+        if len(sets) > 1:
+            assert {s.count(",") + s.count(";") for s in sets} == {1}, "as many as were found"
+
+
+def test_batches_take_the_sets_in_turn() -> None:
+    sets = tuple(Candidate(f"blocks.{i}", 1.0) for i in range(2))
+    pairs = [("p", seed) for seed in range(5)]
+    dealt = Row("random heads", 1.0, sets).batches(pairs, 2)
+    assert dealt == [(sets[0], pairs[:2]), (sets[1], pairs[2:4]), (sets[0], pairs[4:])]
 
 
 def test_summary_pairs_clips() -> None:
-    def record(label, seed, right, sharp):
+    def record(label, seed, right, sharp, heads=None):
         return {
             "label": label,
             "guidance_scale": 1.0,
-            "candidate": {"heads": None},
+            "candidate": {"heads": heads},
             "prompt": "p",
             "seed": seed,
             "caption": right,
@@ -40,8 +50,9 @@ def test_summary_pairs_clips() -> None:
         }
 
     records = [record("no guidance", s, float(s < 5), 0.5) for s in range(10)]
-    records += [record("other", s, float(s < 8), 1.0) for s in reversed(range(10))]
+    records += [record("other", s, float(s < 8), 1.0, f"set {s % 2}") for s in reversed(range(10))]
     plain, other = summary(records, data=2.0)
+    assert (plain["heads"], other["heads"]) == (None, ["set 1", "set 0"])
     assert (plain["right"], other["right"]) == (5, 8)
     assert other["right_low"] < 0.8 < other["right_high"]
     assert other["sharpness"].mean == pytest.approx(0.5)
@@ -53,13 +64,14 @@ def test_run_keeps_what_is_done(tmp_path, monkeypatch) -> None:
     base = RenderSettings("", height=16, width=16, frames=1, steps=1)
     pairs = [(prompt, seed) for seed, prompt in enumerate(held_out_prompts(2, seed=7))]
     table = [
-        Row("no guidance", 1.0, Candidate(None)),
-        Row("layer", 1.0, Candidate("blocks.4", 2.0)),
+        Row("no guidance", 1.0, (Candidate(None),)),
+        Row("layers", 1.0, (Candidate("blocks.4", 2.0), Candidate("blocks.2", 2.0))),
     ]
-    records = run(table, base, pairs, 2, tmp_path / "log.jsonl")
-    assert [r["label"] for r in records] == ["no guidance"] * 2 + ["layer"] * 2
+    records = run(table, base, pairs, 1, tmp_path / "log.jsonl")
+    assert [r["label"] for r in records] == ["no guidance"] * 2 + ["layers"] * 2
+    assert [r["candidate"]["heads"] for r in records] == [None, None, "blocks.4", "blocks.2"]
     monkeypatch.setattr("dit_accel_eval.guidance_table.sample", None)  # nothing is sampled again
-    assert run(table, base, pairs, 2, tmp_path / "log.jsonl") == records
+    assert run(table, base, pairs, 1, tmp_path / "log.jsonl") == records
 
 
 def test_cost_is_a_ratio_within_a_run(wan) -> None:
