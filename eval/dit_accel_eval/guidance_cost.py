@@ -85,11 +85,25 @@ def table(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> list[dict[str, A
 @click.command()
 @click.option("--size", type=click.Choice(["smoke", "study", "show"]), default="show")
 @click.option("--steps", default=5, show_default=True)
+@click.option(
+    "--guidance-scale",
+    default=2.0,
+    show_default=True,
+    help="Above 1: beside classifier-free guidance.",
+)
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--heads", default="blocks.4", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file.")
-def main(size: str, steps: int, repeats: int, heads: str, device: str, out: Path) -> None:
+def main(
+    size: str,
+    steps: int,
+    guidance_scale: float,
+    repeats: int,
+    heads: str,
+    device: str,
+    out: Path,
+) -> None:
     """Time every variant REPEATS times in turn on the bundled model."""
     height, width, frames = SIZES[size]
     settings, card = check(
@@ -99,6 +113,7 @@ def main(size: str, steps: int, repeats: int, heads: str, device: str, out: Path
             width=width,
             frames=frames,
             steps=steps,
+            guidance_scale=guidance_scale,
             device=device,
         )
     )

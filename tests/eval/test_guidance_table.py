@@ -1,5 +1,8 @@
 """The table of perturbed guidance, on planted records and on two clips of the bundled model."""
 
+import json
+from unittest.mock import Mock
+
 import pytest
 
 from dit_accel.guidance import HeadSet, ModelShape
@@ -86,3 +89,20 @@ def test_cost_is_a_ratio_within_a_run(wan) -> None:
     planted = [{"no guidance": {"loop": 2.0}, "other": guided}]
     other = guidance_cost.table(planted)[1]
     assert (other["loop_ratio"], other["forward_ratio"]) == (1.5, 0.5)
+
+
+@pytest.mark.parametrize(("given", "scale"), [([], 2.0), (["--guidance-scale=1"], 1.0)], ids=str)
+def test_cost_is_beside_classifier_free_guidance(given, scale, tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def measure(pipe, settings, heads):
+        asked.append(settings.guidance_scale)
+        return {"no guidance": {"loop": 1.0}}
+
+    monkeypatch.setattr(guidance_cost, "load_pipeline", lambda *_: Mock())
+    monkeypatch.setattr(guidance_cost, "measure", measure)
+    out = tmp_path / "cost.json"
+    arguments = ["--size=smoke", "--repeats=1", f"--out={out}", *given]
+    guidance_cost.main(arguments, standalone_mode=False)
+    assert asked == [scale]
+    assert json.loads(out.read_text())["guidance_scale"] == scale
