@@ -9,7 +9,7 @@ import diffusers
 
 from dit_accel import seam
 from dit_accel.errors import BadInput
-from dit_accel.guidance import ModelShape, PerturbedGuidance, find_heads
+from dit_accel.guidance import ModelShape, PerturbedGuidance, check_family, find_heads
 from dit_accel.loading import TINY_WORLD, ModelCard, read_card
 from dit_accel.parsing import parsed
 from dit_accel.render import TINY_WORLD_DEFAULTS, RenderSettings, build_profile, read_picture
@@ -98,6 +98,7 @@ def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:
         if settings.softness is not None:
             raise BadInput("softness is one of perturbed guidance: give a pag scale or heads, too")
         return settings
+    check_family(card.family)
     shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
     found = find_heads(settings.heads or "all", None, shape)
     given = {"scale": settings.pag_scale, "softness": settings.softness}

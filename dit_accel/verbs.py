@@ -13,7 +13,14 @@ from diffusers import DiffusionPipeline
 from dit_accel import seam
 from dit_accel.config import Guard, GuardMode, Schedule
 from dit_accel.enabled import session_of, sessions_of
-from dit_accel.guidance import HeadSet, ModelShape, PerturbedBranch, PerturbedGuidance, find_heads
+from dit_accel.guidance import (
+    HeadSet,
+    ModelShape,
+    PerturbedBranch,
+    PerturbedGuidance,
+    check_family,
+    find_heads,
+)
 from dit_accel.guidance.config import Perturbation, TextMode
 from dit_accel.methods import Dense, Method, find_method
 from dit_accel.precision import Precision
@@ -24,7 +31,6 @@ from dit_accel_pipelines import (
     REFUSED,
     Family,
     UnknownFamily,
-    families,
     find_family,
     generic_family,
 )
@@ -227,11 +233,7 @@ def enable_perturbed_guidance(
         UnknownFamily, UnsupportedProcessor: as ``enable_sparse_attention``.
     """
     family = _checked_family(target)
-    if not family.guidance:
-        raise ValueError(
-            f"perturbed guidance does not know how {family.name} calls its transformer; "
-            f"it does for {', '.join(f.name for f in families() if f.guidance)}"
-        )
+    check_family(family)
     shape = ModelShape.of(next(iter(transformers_of(target).values())), family)
     found = find_heads(heads, layers, shape)
     given = {

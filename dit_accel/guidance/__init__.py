@@ -1,7 +1,7 @@
 """Perturbed-attention guidance: PAG, SoftPAG and HeadHunter's head sets on ordinary pipelines."""
 
 from dit_accel.guidance.branch import PerturbedBranch
-from dit_accel.guidance.config import PerturbedGuidance
+from dit_accel.guidance.config import PerturbedGuidance, check_family
 from dit_accel.guidance.heads import HeadSet, ModelShape, all_heads, find_heads, parse_heads
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "PerturbedBranch",
     "PerturbedGuidance",
     "all_heads",
+    "check_family",
     "find_heads",
     "parse_heads",
 ]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from dit_accel.errors import BadInput
+from dit_accel_pipelines import Family, families
+
 Perturbation = Literal["identity", "uniform", "mean-query"]
 TextMode = Literal["visual", "joint"]
 
@@ -77,3 +80,16 @@ class PerturbedGuidance:
             )
         start, end = (share * num_steps for share in self.interval)
         return start - 1e-9 <= step < end - 1e-9
+
+
+def check_family(family: Family) -> None:
+    """Refuse a family that cannot be guided.
+
+    Raises:
+        BadInput: naming those that can.
+    """
+    if not family.guidance:
+        raise BadInput(
+            f"perturbed guidance does not know how {family.name} calls its transformer; "
+            f"it does for {', '.join(f.name for f in families() if f.guidance)}"
+        )

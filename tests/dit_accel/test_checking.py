@@ -16,6 +16,7 @@ from dit_accel.errors import BadInput
 from dit_accel.placing import check_device
 from dit_accel.processes import Process
 from dit_accel.render import RenderSettings
+from dit_accel_eval.heads.search import Search, SearchSettings
 
 PROMPT = "a red circle"
 VAE = {"block_out_channels": [8, 8, 8, 8]}
@@ -26,6 +27,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "HunyuanVideo15Pipeline": (
         "HunyuanVideo15Transformer3DModel",
         {"patch_size": 1, "patch_size_t": 1},
+    ),
+    "HunyuanDiTPipeline": (
+        "HunyuanDiT2DModel",
+        {"patch_size": 2, "num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 16},
     ),
     "Kandinsky5T2IPipeline": ("Kandinsky5Transformer3DModel", {"patch_size": [1, 2, 2]}),
     "Kandinsky5T2VPipeline": ("Kandinsky5Transformer3DModel", {"patch_size": [1, 2, 2]}),
@@ -58,6 +63,8 @@ def model(folder: Path, pipeline: str) -> str:
         ("LattePipeline", {"frames": 16}, "LattePipeline takes no num_frames: leave it out"),
         ("HunyuanVideo15Pipeline", {"guidance_scale": 6.0}, "takes no guidance_scale: leave it"),
         ("AllegroPipeline", {"frames": 5}, "frames 5 is not a multiple of 4: use 4 or 8"),
+        ("HunyuanDiTPipeline", {"pag_scale": 3.0}, "does not know how hunyuan-dit calls its"),
+        ("HunyuanDiTPipeline", {"heads": "all"}, "does not know how hunyuan-dit calls its"),
         ("Kandinsky5T2IPipeline", {"frames": 5}, "Kandinsky5T2IPipeline makes pictures: leave"),
     ],
 )
@@ -65,6 +72,14 @@ def test_what_a_pipeline_cannot_be_asked_for(tmp_path, pipeline, given, message)
     with pytest.raises(BadInput) as error:
         check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
     assert message in str(error.value)
+
+
+def test_a_search_of_heads_needs_a_model_that_can_be_guided(tmp_path: Path) -> None:
+    settings = SearchSettings((PROMPT,), reward="sharpness")
+    base = RenderSettings("", model=model(tmp_path / "model", "HunyuanDiTPipeline"), steps=1)
+    with pytest.raises(BadInput, match="does not know how hunyuan-dit calls its"):
+        Search.open(settings, base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_frames_that_are_left_out_are_the_pipelines(tmp_path: Path) -> None:

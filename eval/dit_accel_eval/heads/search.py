@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dit_accel.checking import check
 from dit_accel.errors import BadInput
 from dit_accel.files import check_writable, written_whole
-from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
+from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, check_family
 from dit_accel.loading import ModelCard, fingerprint, load_pipeline
 from dit_accel.parsing import parsed
 from dit_accel.processes import this_process
@@ -108,6 +108,7 @@ class Search:
         parsed(PerturbedGuidance, strength, "guidance")
         check_reward(settings.reward, settings.prompts)
         base, card = checked_base(base)
+        check_family(card.family)
         model = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
         if settings.rounds * settings.top_k > len(all_heads(model)):
             raise BadInput(
