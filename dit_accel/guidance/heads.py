@@ -108,8 +108,9 @@ class HeadSet:
         unknown = set(self.settings) - set(SETTINGS)
         if unknown:
             raise BadInput(f"unknown setting {min(unknown)!r}: choose from {', '.join(SETTINGS)}")
-        parsed(PerturbedGuidance, dict(self.settings), "head set")
+        read = parsed(PerturbedGuidance, dict(self.settings), "head set")
         object.__setattr__(self, "heads", merged)
+        object.__setattr__(self, "settings", {name: getattr(read, name) for name in self.settings})
 
     def __len__(self) -> int:
         return sum(map(len, self.heads.values()))
@@ -178,10 +179,8 @@ class HeadSet:
             stack, block, indices = entry
             named = range(model.heads) if indices == "all" else indices
             heads[stack, block] = (*heads.get((stack, block), ()), *named)
-        settings = dict(_mapping(values, "settings"))
-        if isinstance(settings.get("interval"), list):
-            settings["interval"] = tuple(settings["interval"])
-        return cls(model, heads, settings, dict(_mapping(values, "provenance")))
+        settings, provenance = _mapping(values, "settings"), _mapping(values, "provenance")
+        return cls(model, heads, settings, dict(provenance))
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file."""

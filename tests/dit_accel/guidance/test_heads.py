@@ -92,6 +92,13 @@ def test_a_file_holds_all_of_it(tmp_path) -> None:
     assert json.loads(path.read_text())["heads"] == [["dual", 2, [1, 3]]]
 
 
+def test_settings_are_what_a_file_means() -> None:
+    written = {"scale": "2", "interval": [0, "0.5"], "rescale": 1}
+    found = HeadSet.from_dict({**parse_heads("dual.1", MODEL).to_dict(), "settings": written})
+    assert found.settings == {"scale": 2.0, "interval": (0.0, 0.5), "rescale": 1.0}
+    assert type(found.settings["scale"]) is float
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
