@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -44,8 +45,8 @@ class PerturbedGuidance:
 
     def __post_init__(self) -> None:
         for name in ("scale", "adaptive"):
-            if not getattr(self, name) >= 0.0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, and finite, got {getattr(self, name)}")
         for name in ("softness", "rescale"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")

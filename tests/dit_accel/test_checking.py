@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,12 @@ def test_folders_with_dots_and_folders_to_come(tmp_path: Path) -> None:
     assert {path.parent for path in several} == {tmp_path / "v1.0"}
     with pytest.raises(BadInput, match="one file for 2 prompts"):
         output_paths([one, one], tmp_path / "out.mp4")
+
+
+@pytest.mark.parametrize("scale", [math.inf, math.nan, -1.0])
+def test_the_scale_of_guidance_is_a_finite_number(scale: float) -> None:
+    with pytest.raises(BadInput, match=f"scale must be 0 or more, and finite, got {scale}"):
+        check(RenderSettings(PROMPT, pag_scale=scale))
 
 
 @pytest.mark.parametrize("given", [{"guard": "on"}, {"pag_scale": 1.0}], ids=str)
