@@ -100,7 +100,7 @@ def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:
         return settings
     check_family(card.family)
     shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-    found = find_heads(settings.heads or "all", None, shape)
+    found = find_heads("all" if settings.heads is None else settings.heads, None, shape)
     given = {"scale": settings.pag_scale, "softness": settings.softness}
     chosen = {name: value for name, value in given.items() if value is not None}
     parsed(PerturbedGuidance, {**found.settings, **chosen}, "guidance")

@@ -157,7 +157,7 @@ def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Prof
             enable_perturbed_guidance(
                 pipe,
                 settings.pag_scale,
-                heads=settings.heads or "all",
+                heads="all" if settings.heads is None else settings.heads,
                 softness=settings.softness,
             )
         with seeded(settings), LoopTimer(pipe) as timer:

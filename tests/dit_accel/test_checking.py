@@ -16,7 +16,7 @@ from dit_accel.cli.render_files import Batch, output_paths
 from dit_accel.errors import BadInput
 from dit_accel.placing import check_device
 from dit_accel.processes import Process
-from dit_accel.render import RenderSettings
+from dit_accel.render import RenderSettings, render
 from dit_accel_eval.heads.search import Search, SearchSettings
 
 PROMPT = "a red circle"
@@ -109,6 +109,16 @@ def test_folders_with_dots_and_folders_to_come(tmp_path: Path) -> None:
 def test_the_scale_of_guidance_is_a_finite_number(scale: float) -> None:
     with pytest.raises(BadInput, match=f"scale must be 0 or more, and finite, got {scale}"):
         check(RenderSettings(PROMPT, pag_scale=scale))
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"), [("", "heads are written like"), ({}, "not a head set")], ids=repr
+)
+def test_no_heads_are_not_all(heads: Any, message: str, wan: Any) -> None:
+    with pytest.raises(BadInput, match=message):
+        check(RenderSettings(PROMPT, heads=heads))
+    with pytest.raises(BadInput, match=message):
+        render(wan, RenderSettings(PROMPT, heads=heads, height=32, width=32, frames=5, steps=1))
 
 
 @pytest.mark.parametrize("given", [{"guard": "on"}, {"pag_scale": 1.0}], ids=str)
