@@ -111,12 +111,15 @@ def validate(folder: Path, prompt_source: str, seeds: str, quiet: bool) -> None:
 @folder_argument
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="JSON file.")
 def export(folder: Path, out: Path) -> None:
-    """Write the head set that a complete search found."""
+    """Write the head set that a complete search found: as many of the heads, at the softness, that scored best."""
     if out.suffix != ".json":
         raise BadInput(f"head set {out} must end in .json")
     found = load("found_heads")(load("head_search").load(folder))
     found.save(out)
-    click.echo(f"{found.spec()}\nwritten: {out}")
+    click.echo(f"{found.spec()} at softness {found.settings['softness']:g}\nwritten: {out}")
+    without = found.provenance["score_without_guidance"]
+    if found.provenance["score"] <= without:
+        click.echo(f"warning: no guidance scored {without:.3g}, at least as much", err=True)
 
 
 def _shard(text: str | None) -> tuple[int, int]:

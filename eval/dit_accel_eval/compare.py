@@ -44,7 +44,8 @@ def compare(
         rows["mean"] = {COLUMNS[n]: shown(means[n], n) for n in FIGURES}
     if out:
         write(out, found, records, rows, means, fps)
-    return table(rows)
+    reason = lpips_reason(records)
+    return table(rows) + (f"\nLPIPS not measured: {reason}" if reason else "")
 
 
 def pairs(reference: Path, other: Path) -> dict[str, tuple[Path, Path]]:
@@ -87,6 +88,11 @@ def measure(name: str, reference: Path, other: Path, backbone: Path | None) -> d
     return nearness(clips[0], clips[1], backbone)
 
 
+def lpips_reason(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why LPIPS was not measured, if it was not."""
+    return next((r["lpips_reason"] for r in records if "lpips_reason" in r), None)
+
+
 def number(value: Any) -> str:
     """A figure of one pair as text."""
     return "-" if value is None else f"{float(value):.4f}"
@@ -102,7 +108,7 @@ def write(
 ) -> None:
     """The files of a comparison."""
     farthest = sorted(records, key=lambda r: r["psnr"])[:PLAYERS]
-    reason = next((r["lpips_reason"] for r in records if "lpips_reason" in r), None)
+    reason = lpips_reason(records)
     page = Page(
         title="Clips compared",
         subtitle=f"{len(records)} pair{'s' * (len(records) != 1)}",
@@ -123,7 +129,8 @@ def write(
         ],
     )
     with written_whole(out / "compare.json") as temporary:
-        temporary.write_text(to_json({"pairs": records, "mean": means}, indent=2) + "\n")
+        told = {"pairs": records, "mean": means, **({"lpips_reason": reason} if reason else {})}
+        temporary.write_text(to_json(told, indent=2) + "\n")
     with written_whole(out / "report.html") as temporary:
         temporary.write_text(page.html())
 

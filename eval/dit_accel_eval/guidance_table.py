@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,13 @@ def rows(found: HeadSet, layer: str, steps: int, family: Family) -> Iterator[Row
         yield Row("no guidance", guidance_scale, (Candidate(None),))
         longer = same_cost_steps(steps, guidance_scale, family, found)
         yield Row("no guidance, same cost", guidance_scale, (Candidate(None, steps=longer),))
+        for scale, softness in product((1.0, 3.0), (0.5, 1.0)):
+            chosen = Candidate(found.spec(), scale, softness)
+            yield Row(f"found heads s {scale:g} u {softness:g}", guidance_scale, (chosen,))
         for scale in (1.0, 3.0):
-            for softness in (0.5, 1.0):
-                chosen = Candidate(found.spec(), scale, softness)
-                yield Row(f"found heads s {scale:g} u {softness:g}", guidance_scale, (chosen,))
             yield Row(f"layer {layer} s {scale:g}", guidance_scale, (Candidate(layer, scale),))
-            picked = tuple(Candidate(heads, scale) for heads in chance)
-            yield Row(f"random heads s {scale:g}", guidance_scale, picked)
+        picked = tuple(Candidate(heads, 3.0) for heads in chance)
+        yield Row("random heads s 3", guidance_scale, picked)
 
 
 def random_sets(found: HeadSet) -> list[str]:

@@ -35,7 +35,7 @@ def _pareto(rows: Sequence[Row], title: str, lpips_reason: str | None) -> Figure
     figure.suptitle(title, fontsize=10)
     for axes, (name, label) in zip(figure.subplots(1, 2), SHOWN, strict=True):
         draw(axes, rows, name)
-        axes.set(xlabel="speed-up of the denoising loop (mean)", ylabel=label)
+        axes.set(xlabel="speed-up of the denoising loop (median)", ylabel=label)
         if name == "lpips" and not any(r["lpips"].n for r in rows):
             axes.text(0.5, 0.5, fill(f"not measured: {lpips_reason}", 44), ha="center", va="center")
             axes.texts[-1].set_transform(axes.transAxes)
@@ -49,24 +49,24 @@ def _pareto(rows: Sequence[Row], title: str, lpips_reason: str | None) -> Figure
 
 def draw(axes: Axes, rows: Sequence[Row], name: str) -> None:
     """Points with their intervals in both directions; floors are lines, the front is joined."""
-    points = [r for r in rows if r["speedup_median"] is not None and r[name].n]
+    points = [r for r in rows if r["speedup"].n and r[name].n]
     colours = matplotlib.colormaps["tab10"]
     for number, row in enumerate(points):
-        colour, figure = colours(number % 10), row[name]
+        colour, figure, speed = colours(number % 10), row[name], row["speedup"]
         if is_floor(row):
             axes.axhline(figure.mean, ls=":", color=colour, label=row["setting"])
             continue
         axes.errorbar(
-            row["speedup"].mean,
+            speed.median,
             figure.mean,
-            xerr=finite(row["speedup"].half_width),
+            xerr=None if speed.n < 6 else [[speed.median - speed.low], [speed.high - speed.median]],
             yerr=finite(figure.half_width),
             fmt=MARKERS[number % len(MARKERS)],
             color=colour,
             capsize=3,
             label=row["setting"],
         )
-    front = sorted((r["speedup_median"], r[name].mean) for r in points if r["front"])
+    front = sorted((r["speedup"].median, r[name].mean) for r in points if r["front"])
     if len(front) > 1:
         axes.plot(*zip(*front, strict=True), lw=1, color="grey", zorder=0, label="front by PSNR")
     axes.axvline(1.0, lw=1, ls="--", color="grey", zorder=0)

@@ -7,8 +7,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-
 from dit_accel.compare import table
 from dit_accel.files import written_whole
 from dit_accel.placing import Placing
@@ -19,13 +17,14 @@ from dit_accel_eval.page import INK, HeatMap, Page, Panel, Player, TableRow
 from dit_accel_eval.pareto import pareto
 from dit_accel_eval.runs import Evaluation, Results, run_eval
 from dit_accel_eval.stability import by_layer
-from dit_accel_eval.statistics import Estimate, Share
+from dit_accel_eval.statistics import Estimate, Median, Share
 from dit_accel_eval.summary import is_floor, summarize
 
 COLUMNS = {
     "clips": "clips",
-    "speedup_median": "speed-up",
+    "speedup": "speed-up",
     "psnr": "PSNR (dB)",
+    "psnr_gain": "PSNR over the first",
     "psnr_objects": "PSNR inside objects",
     "ssim": "SSIM",
     "lpips": "LPIPS (alex)",
@@ -36,7 +35,7 @@ COLUMNS = {
     "density_sparse": "density, sparse calls",
     "density_all": "density, all calls",
 }
-DIGITS = {"psnr": 2, "psnr_objects": 2, "speedup_median": 2, "flicker": 4, "drift": 4}
+DIGITS = {"psnr": 2, "psnr_objects": 2, "psnr_gain": 2, "speedup": 2, "flicker": 4, "drift": 4}
 
 
 def evaluate(evaluation: Evaluation, out: Path) -> str:
@@ -47,15 +46,22 @@ def evaluate(evaluation: Evaluation, out: Path) -> str:
     if results is None:
         return "this process is done; others are not: the last one writes the page"
     rows = summarize(results.records)
-    told = {"facts": facts(results), "settings": rows, "clusters": list(by_layer(results.clusters))}
+    reasons = unmeasured(results)
+    told = {
+        "facts": facts(results),
+        **({"unmeasured": reasons} if reasons else {}),
+        "settings": rows,
+        "clusters": list(by_layer(results.clusters)),
+    }
     with written_whole(out / "summary.json") as temporary:
         temporary.write_text(to_json(told, indent=2) + "\n")
     with written_whole(out / "pareto.png") as temporary:
-        pareto(rows, subtitle(results), lpips_reason(results)).savefig(temporary, dpi=140)
+        pareto(rows, subtitle(results), reasons.get("LPIPS")).savefig(temporary, dpi=140)
     with written_whole(out / "report.html") as temporary:
         temporary.write_text(page(results, rows, out).html())
     columns = present(rows)
-    return table({str(r["setting"]): {COLUMNS[c]: shown(r[c], c) for c in columns} for r in rows})
+    lines = {str(r["setting"]): {COLUMNS[c]: shown(r[c], c) for c in columns} for r in rows}
+    return "\n".join([table(lines), *(f"{n} not measured: {why}" for n, why in reasons.items())])
 
 
 def facts(results: Results) -> dict[str, Any]:
@@ -65,12 +71,11 @@ def facts(results: Results) -> dict[str, Any]:
         request.pop(name)
     usual = {f.name: f.default for f in fields(Placing) if f.name not in ("device", "dtype")}
     used = {n: v for n, v in request.items() if v is not None and usual.get(n) != v}
-    backend = _AttentionBackendRegistry.get_active_backend()[0].value
     return {
         **used,
         "weights": results.weights,
         "clips": len({(r["prompt"], r["seed"]) for r in results.records}),
-        "dense attention": f"diffusers' backend {backend}",
+        "dense attention": str(results.dense),
         **machine(results.request.device),
     }
 
@@ -87,15 +92,17 @@ def subtitle(results: Results) -> str:
     )
 
 
-def lpips_reason(results: Results) -> str | None:
-    """Why LPIPS was not measured, if it was not."""
-    return next((r["lpips_reason"] for r in results.records if r.get("lpips_reason")), None)
+def unmeasured(results: Results) -> dict[str, str]:
+    """Learned metrics that were not measured, and why."""
+    keys = {"LPIPS": "lpips_reason", "CLIP score": "clip_score_reason"}
+    found = {n: next((r[k] for r in results.records if r.get(k)), None) for n, k in keys.items()}
+    return {name: reason for name, reason in found.items() if reason}
 
 
 def page(results: Results, rows: Sequence[Mapping[str, Any]], out: Path) -> Page:
     """The report of an evaluation."""
     columns = present(rows)
-    request, reason = results.request, lpips_reason(results)
+    request, reason = results.request, unmeasured(results).get("LPIPS")
     return Page(
         title="Quality against speed",
         subtitle=subtitle(results),
@@ -108,7 +115,8 @@ def page(results: Results, rows: Sequence[Mapping[str, Any]], out: Path) -> Page
         ],
         heading="Quality against speed",
         explanation="Mean over clips, paired with dense attention of the same prompt and seed, with the 95 % "
-        "interval of the mean. Speed-up: median ratio of the denoising loops, both run by one process.",
+        "interval of the mean. Speed-up: median ratio of the denoising loops, both run by one process, "
+        "with its interval. PSNR over the first: of the first setting, on the same clips.",
         notes=list(notes(results, rows)),
         plot=pareto(rows, subtitle(results), reason, INK),
         layers=heat_map(rows),
@@ -139,6 +147,11 @@ def shown(value: Any, column: str) -> str:
             return "-"
         width = value.half_width
         return f"{value.mean:.{digits}f}" + ("" if width != width else f" ± {width:.{digits}f}")
+    if isinstance(value, Median):
+        if not value.n:
+            return "-"
+        ends = f"{value.low:.{digits}f} to {value.high:.{digits}f}"
+        return f"{value.median:.{digits}f}" + ("" if "nan" in ends else f" ({ends})")
     if value is None:
         return "-"
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
@@ -146,12 +159,8 @@ def shown(value: Any, column: str) -> str:
 
 def notes(results: Results, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What a reader must know before the figures."""
-    reason = lpips_reason(results)
-    if reason:
-        yield f"LPIPS was not measured: {reason}."
-    unscored = next((r.get("clip_score_reason") for r in results.records), None)
-    if unscored:
-        yield f"CLIP score was not measured: {unscored}."
+    for name, reason in unmeasured(results).items():
+        yield f"{name} was not measured: {reason}."
     if results.request.model == "tiny-world":
         yield "The tiny world is a stand-in for speed of trial: nothing about real models follows."
     for row in rows:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +16,13 @@ from tqdm import tqdm
 from dit_accel.checking import check
 from dit_accel.compare import quality
 from dit_accel.files import check_writable, written_whole
-from dit_accel.loading import fingerprint, load_pipeline
+from dit_accel.loading import ModelCard, fingerprint, load_pipeline
+from dit_accel.placing import Placing
 from dit_accel.processes import this_process
 from dit_accel.records import append_record, log_of, read_logs, to_json
-from dit_accel.render import RenderSettings, render, versions
+from dit_accel.render import RenderSettings, render
+from dit_accel_eval.bench.run import machine
+from dit_accel_eval.dense import NATIVE, DenseBackend, fastest_dense
 from dit_accel_eval.frames import difference, keep_frames, load_frames, write_webm
 from dit_accel_eval.metrics.clip_score import load_clip
 from dit_accel_eval.metrics.clips import NoBackbone
@@ -53,7 +57,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense clip: its frames, its denoising seconds in this process, and its file's name."""
+    """A dense clip: its frames, the denoising seconds of the fastest dense attention in this process, and its
+    file's name.
+    """
 
     frames: np.ndarray
     seconds: float
@@ -67,26 +73,29 @@ class Runner:
     Attributes:
         out: ``results.jsonl`` and the folders ``dense`` and ``clips``.
         told: what besides its request decides a record.
+        fastest: the dense attention that speed-ups are ratios to.
     """
 
     evaluation: Evaluation
     out: Path
     pipe: Any
     told: Mapping[str, Any]
+    fastest: DenseBackend
     warm: set[str] = field(default_factory=set)
 
     def dense(self, case: RenderSettings) -> Dense:
-        """The dense clip of a case: frames from the disk if they are there; its seconds are always of this
-        process, so that a speed-up is a ratio within one.
+        """The dense clip of a case: the pipeline's own frames, from the disk if they are there; the seconds are
+        always of this process, so that a speed-up is a ratio within one.
         """
         settings, _ = check(case)
         name = digest({**asdict(settings), **self.told})
         path = self.out / "dense" / f"{name}.safetensors"
-        self._warm_up("dense", lambda c: render(self.pipe, check(c)[0]), case)
-        clip = render(self.pipe, settings)
+        self._warm_up("dense", lambda c: self.fastest.render(self.pipe, check(c)[0]), case)
+        clip = self.fastest.render(self.pipe, settings)
         frames = load_frames(path)
         if frames is None:
-            frames = clip.frames
+            own = self.fastest.name == NATIVE
+            frames = clip.frames if own else render(self.pipe, settings).frames
             keep_frames(path, frames)
         if not self._video(name).exists():
             write_webm(self._video(name), frames, case.fps)
@@ -155,37 +164,64 @@ def run_eval(evaluation: Evaluation, out: Path) -> Results | None:
     cases = evaluation.cases()
     checked, card = check(cases[0])
     check_writable(results)
-    told: dict[str, Any] = {"versions": versions(), "weights": fingerprint(card.source)}
+    told: dict[str, Any] = {**machine(checked.device), "weights": fingerprint(card.source)}
     told["metrics"] = {"lpips": backbone_digest(backbone=evaluation.backbone), "clip": has_clip()}
+
+    out.mkdir(parents=True, exist_ok=True)
+    pipe = cache(lambda: loaded(card, process.placing(checked.placing)))
+    fastest = kept_dense(out, checked, told, pipe)
+    told["dense"] = fastest.name
 
     def key(setting: Setting, case: RenderSettings) -> str:
         return json.dumps({**setting.identity(case), **told}, sort_keys=True)
 
     settings = list({key(s, cases[0]): s for s in reversed(evaluation.settings)}.values())[::-1]
     records = all_records(out)
-    todo = [c for c in process.share(cases) if any(key(s, c) not in records for s in settings)]
-    out.mkdir(parents=True, exist_ok=True)
+    done = {name for name, record in records.items() if complete(record, out)}
+    todo = [c for c in process.share(cases) if any(key(s, c) not in done for s in settings)]
     watched = out / f"stability-{digest({**asdict(checked), **told})}.json"
     watches = process.rank == 0 and not watched.exists()
     if todo or watches:
-        pipe = load_pipeline(card, process.placing(checked.placing))
-        pipe.set_progress_bar_config(disable=True)
-        runner = Runner(evaluation, out, pipe, told)
+        runner = Runner(evaluation, out, pipe(), told, fastest)
         for case in tqdm(todo, desc="eval", disable=None):
             dense = runner.dense(case)
             for setting in settings:
-                if key(setting, case) not in records:
-                    record = runner.record(setting, case, dense)
-                    append_record(results, record)
-                    records[record["key"]] = record
+                if key(setting, case) not in done:
+                    append_record(results, runner.record(setting, case, dense))
         if watches:
             with written_whole(watched) as temporary:
-                temporary.write_text(to_json(stability(pipe, checked), indent=1) + "\n")
+                temporary.write_text(to_json(stability(pipe(), checked), indent=1) + "\n")
     records = all_records(out)
     if not watched.exists() or any(key(s, c) not in records for s in settings for c in cases):
         return None
     found = [{**records[key(s, c)], "setting": s.label} for s in settings for c in cases]
-    return Results(checked, told["weights"], found, json.loads(watched.read_text()))
+    return Results(checked, told["weights"], fastest, found, json.loads(watched.read_text()))
+
+
+def kept_dense(
+    out: Path, request: RenderSettings, told: Mapping[str, Any], pipe: Callable[[], Any]
+) -> DenseBackend:
+    """The dense attention that was the fastest when this folder was begun; the first process finds out."""
+    process = this_process()
+    common = asdict(replace(request, prompt="", seed=0))
+    path = out / f"fastest-dense-{digest({**common, **told})}.json"
+    if process.rank == 0 and not path.exists():
+        fastest_dense(pipe(), request).keep(path)
+    process.wait()
+    return DenseBackend.kept(path)
+
+
+def loaded(card: ModelCard, placing: Placing) -> Any:
+    """A pipeline without its own progress bars."""
+    pipe = load_pipeline(card, placing)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def complete(record: Mapping[str, Any], out: Path) -> bool:
+    """Whether the videos that a record names are there."""
+    names = [record[n] for n in ("video", "difference_video", "dense_video") if n in record]
+    return all((out / name).is_file() for name in names)
 
 
 def all_records(out: Path) -> dict[str, dict[str, Any]]:
@@ -201,6 +237,7 @@ class Results:
 
     request: RenderSettings
     weights: str
+    dense: DenseBackend
     records: list[dict[str, Any]]
     clusters: list[dict[str, Any]]
 

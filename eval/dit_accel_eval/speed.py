@@ -1,8 +1,7 @@
 """``python -m dit_accel_eval.speed``: methods against the fastest dense attention of this machine, paired, in one run.
 
-Dense runs through SDPA and by plain matrix products; the faster one, over a few steps of the first clip,
-is the baseline of the ratio. Everything is warmed up first; per clip dense and the methods run in turn;
-ratios are medians over clips.
+The fastest dense attention over a few steps of the first clip is the baseline of the ratio. Everything is
+warmed up first; per clip dense and the methods run in turn; ratios are medians over clips.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any
 import click
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.models.attention_dispatch import attention_backend
 from tqdm import tqdm
 
 from dit_accel.checking import check
@@ -27,32 +25,20 @@ from dit_accel.loading import fingerprint, load_pipeline
 from dit_accel.placing import Placing
 from dit_accel.prompts import read_prompts
 from dit_accel.records import append_record, read_records, to_json
-from dit_accel.render import Clip, RenderSettings, render, versions
+from dit_accel.render import RenderSettings, render, versions
+from dit_accel_eval.dense import NATIVE, DenseBackend, fastest_dense
 from dit_accel_eval.paired import held_out_prompts
 from dit_accel_eval.settings import Setting
 from dit_accel_eval.statistics import estimate
 
-DENSE_BACKENDS = {"SDPA": "native", "plain matmul": "_native_math"}
-TRIAL_STEPS = 4
-
-
-def dense_clip(pipe: DiffusionPipeline, settings: RenderSettings, backend: str) -> Clip:
-    """A dense render on one of the two backends."""
-    with attention_backend(DENSE_BACKENDS[backend]):
-        return render(pipe, settings.as_dense())
-
-
-def fastest_dense(pipe: DiffusionPipeline, settings: RenderSettings) -> dict[str, float]:
-    """Denoise seconds of each dense backend for one short clip, fastest first."""
-    seconds = {name: dense_clip(pipe, settings, name).seconds["denoise"] for name in DENSE_BACKENDS}
-    return dict(sorted(seconds.items(), key=lambda item: item[1]))
-
 
 def one_clip(
-    pipe: DiffusionPipeline, settings: Mapping[str, RenderSettings], backend: str
+    pipe: DiffusionPipeline, settings: Mapping[str, RenderSettings], fastest: DenseBackend
 ) -> Iterator[dict[str, Any]]:
     """Dense, then each of the methods by label, for one prompt and seed."""
-    dense = dense_clip(pipe, next(iter(settings.values())), backend)
+    first = next(iter(settings.values()))
+    dense = fastest.render(pipe, first)
+    reference = dense if fastest.name == NATIVE else render(pipe, first.as_dense())
     for label, wanted in settings.items():
         clip = render(pipe, wanted)
         yield {
@@ -66,7 +52,7 @@ def one_clip(
             "seconds": clip.attention.seconds,
             "where": where_time_went(clip),
             "dense_where": where_time_went(dense),
-            **quality(dense.frames, clip.frames, wanted.prompt),
+            **quality(reference.frames, clip.frames, wanted.prompt),
         }
 
 
@@ -141,7 +127,7 @@ def main(
     pipe.set_progress_bar_config(disable=True)
     one = next(iter(checked.values()))
     render(pipe, replace(one, steps=1))
-    backends = fastest_dense(pipe, replace(one, steps=min(steps, TRIAL_STEPS)))
+    fastest = fastest_dense(pipe, one)
     for index in tqdm(range(clips), desc="speed"):
         prompt = prompts[index % len(prompts)]
         done = {r["setting"] for r in records if (r["prompt"], r["seed"]) == (prompt, index)}
@@ -150,14 +136,14 @@ def main(
             for label, s in checked.items()
             if label not in done
         }
-        for record in one_clip(pipe, missing, next(iter(backends))) if missing else ():
+        for record in one_clip(pipe, missing, fastest) if missing else ():
             records.append({"key": key, **record})
             append_record(log, records[-1])
     rows = {
         label: summary([r for r in records if r["setting"] == label and r["seed"] < clips])
         for label in checked
     }
-    shown = to_json({"settings": key, "dense_seconds": backends, "methods": rows}, indent=2)
+    shown = to_json({"settings": key, "dense_seconds": fastest.seconds, "methods": rows}, indent=2)
     with written_whole(out / "speed.json") as temporary:
         temporary.write_text(shown + "\n")
     click.echo(shown)

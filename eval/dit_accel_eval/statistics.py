@@ -31,6 +31,25 @@ def estimate(values: Sequence[float | str | None]) -> Estimate:
     return Estimate(float(finite.mean()), float(width), n)
 
 
+class Median(NamedTuple):
+    """Middle of n values, with the ends of its 95 % interval, NaN for fewer than six."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+
+def middle(values: Sequence[float | None]) -> Median:
+    """Median and its interval by order statistics, which takes nothing for granted; None is left out."""
+    found = [float(v) for v in values if v is not None]
+    if not found:
+        return Median(math.nan, math.nan, math.nan, 0)
+    interval = stats.quantile_test(found, p=0.5).confidence_interval(0.95)
+    ends = float(interval.low), float(interval.high)
+    return Median(float(np.median(found)), *ends, len(found))
+
+
 class Share(NamedTuple):
     """``right`` of ``n``, with Wilson's 95 % interval."""
 

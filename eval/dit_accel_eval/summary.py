@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dit_accel_eval.statistics import estimate, share
+from dit_accel_eval.statistics import Estimate, estimate, middle, share
 
 Record = Mapping[str, Any]
 
 FIGURES = ("psnr", "psnr_objects", "ssim", "lpips", "clip_score_gain", "flicker", "drift")
-COSTS = ("speedup", "seconds", "density_sparse", "density_all")
+COSTS = ("seconds", "density_sparse", "density_all")
 
 
 def summarize(records: Sequence[Record]) -> list[dict[str, Any]]:
     """A row per setting, in the order of the records: mean, half width of the 95 % interval and n of every
-    figure over clips, captions right, density by layer, and the clip with the lowest PSNR.
+    figure over clips, the median speed-up, the gain in PSNR over the first setting on the same clips, captions
+    right, density by layer, and the clip with the lowest PSNR.
     """
     rows = []
+    first = next((r["setting"] for r in records if not is_floor(r)), None)
+    base = {(r["prompt"], r["seed"]): r for r in records if r["setting"] == first}
     for label in dict.fromkeys(r["setting"] for r in records):
         own = [r for r in records if r["setting"] == label]
         row: dict[str, Any] = {"setting": label, "clips": len(own)}
         for name in (*FIGURES, *COSTS):
             row[name] = estimate([r.get(name) for r in own])
-        row["speedup_median"] = median([r.get("speedup") for r in own])
+        row["speedup"] = middle([r.get("speedup") for r in own])
+        row["psnr_gain"] = gain(own, base)
         for name in ("correct", "correct_dense"):
             verdicts = [bool(r[name]) for r in own if name in r]
             row[name] = share(verdicts) if verdicts else None
@@ -39,10 +42,11 @@ def summarize(records: Sequence[Record]) -> list[dict[str, Any]]:
     return rows
 
 
-def median(values: Sequence[float | None]) -> float | None:
-    """Of what there is."""
-    found = [float(v) for v in values if v is not None]
-    return statistics.median(found) if found else None
+def gain(records: Sequence[Record], base: Mapping[Any, Record]) -> Estimate:
+    """Of the PSNR of a setting over that of another, clip by clip; clips that equal dense in one are left out."""
+    pairs = [(r, base.get((r["prompt"], r["seed"]), {})) for r in records]
+    known = [(a["psnr"], b["psnr"]) for a, b in pairs if "psnr" in a and "psnr" in b]
+    return estimate([float(a) - float(b) for a, b in known])
 
 
 def by_layer(records: Sequence[Record]) -> dict[str, float]:
@@ -73,10 +77,10 @@ def mark_front(rows: Sequence[dict[str, Any]]) -> None:
 
 def place(row: Mapping[str, Any]) -> tuple[float, float] | None:
     """Speed-up and PSNR of a row, if both are known and it is no floor; infinite if all clips equal dense."""
-    speed, psnr = row["speedup_median"], row["psnr"]
-    if is_floor(row) or speed is None or row["failed"] == row["clips"]:
+    speed, psnr = row["speedup"], row["psnr"]
+    if is_floor(row) or not speed.n or row["failed"] == row["clips"]:
         return None
-    return speed, psnr.mean if psnr.n else math.inf
+    return speed.median, psnr.mean if psnr.n else math.inf
 
 
 def is_floor(row: Mapping[str, Any]) -> bool:

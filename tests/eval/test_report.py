@@ -40,7 +40,7 @@ def test_two_processes_share_the_clips_and_the_last_one_writes_the_page(
     tmp_path: Path, capsys, monkeypatch
 ) -> None:
     given = arguments(tmp_path, "shared")
-    for rank, told in ((1, "others are not"), (0, "floor: attention in bfloat16")):
+    for rank, told in ((0, "others are not"), (1, "floor: attention in bfloat16")):
         monkeypatch.setattr(dit_accel_eval.runs, "this_process", lambda rank=rank: Process(rank, 2))
         assert cli.main(given) == 0
         assert told in capsys.readouterr().out
@@ -87,10 +87,16 @@ def test_eval_killed_and_resumed_gives_the_same(tmp_path: Path, capsys, monkeypa
         for r in json.loads((tmp_path / "parts/summary.json").read_text())["settings"]
     }
     full = next(row for name, row in rows.items() if "top_p=1" in name)
-    assert full["psnr"]["mean"] > 60
+    assert full["psnr"]["mean"] > 50
     assert full["density_all"]["mean"] == 1
     assert rows[SETTINGS.split(",")[0]]["clips"] == 2
+    assert "LPIPS" in json.loads((tmp_path / "parts/summary.json").read_text())["unmeasured"]
     assert full["lpips"] == {"mean": None, "half_width": None, "n": 0}
+
+    lost = next((tmp_path / "parts/clips").glob("*-difference.webm"))
+    lost.unlink()
+    assert cli.main(arguments(tmp_path, "parts")) == 0
+    assert lost.exists()
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("nothing is left to do, but a model was loaded")

@@ -8,7 +8,7 @@ from dit_accel.errors import BadInput
 from dit_accel_eval.paired import paired_table
 from dit_accel_eval.runs import unique
 from dit_accel_eval.settings import Setting, floors
-from dit_accel_eval.statistics import estimate, share
+from dit_accel_eval.statistics import estimate, middle, share
 from dit_accel_eval.summary import summarize
 
 
@@ -51,6 +51,14 @@ def test_share_is_wilsons() -> None:
     assert share([True, True, False, True]) == (3, 4, interval.low, interval.high)
 
 
+def test_a_median_has_an_interval_from_six_values_on() -> None:
+    assert middle([1.0, None, 3.0])[0] == 2.0
+    assert math.isnan(middle([1.0, 3.0]).low)
+    values = [float(v) for v in range(12)]
+    assert middle(values) == (5.5, 2.0, 9.0, 12)  # of order statistics 3 and 10: 1 - 2 * 0.019
+    assert middle([]).n == 0
+
+
 def test_floors_by_name_and_by_dtype() -> None:
     assert floors("none", "float32") == []
     assert [f.label for f in floors("auto", "float32")] == ["floor: attention in bfloat16"]
@@ -79,7 +87,9 @@ def test_a_row_per_setting_with_the_front_and_the_worst_clip() -> None:
     by_name = {row["setting"]: row for row in rows}
     a = by_name["a"]
     assert (a["clips"], a["psnr"].mean, a["psnr"].n) == (2, 32.0, 2)
-    assert a["speedup_median"] == 3.0
+    assert (a["speedup"].median, a["speedup"].n) == (3.0, 2)
+    assert a["psnr_gain"].mean == 0.0
+    assert by_name["b"]["psnr_gain"] == (10.0, pytest.approx(math.nan, nan_ok=True), 1)
     assert a["layers"] == {"l0": pytest.approx(0.3), "l1": 0.5}
     assert a["worst"] == {"prompt": "p", "seed": 0, "psnr": 30.0}
     assert a["lpips"].n == 0

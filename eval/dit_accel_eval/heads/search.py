@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from dit_accel.checking import check
 from dit_accel.errors import BadInput
 from dit_accel.files import check_writable, written_whole
-from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, check_family
+from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, check_family, parse_heads
 from dit_accel.loading import ModelCard, fingerprint, load_pipeline
 from dit_accel.parsing import parsed
 from dit_accel.processes import this_process
@@ -250,7 +251,8 @@ def curves(search: Search, chosen: Sequence[Head]) -> dict[str, Candidate]:
 
 
 def found_heads(search: Search) -> HeadSet:
-    """The head set that a complete search found, with how it was found.
+    """The head set that a complete search found, with how it was found: of the first k heads of the choice, and of
+    the softnesses of all, what scored best.
 
     Raises:
         BadInput: while clips are missing.
@@ -260,7 +262,8 @@ def found_heads(search: Search) -> HeadSet:
         raise BadInput("the search is not complete: run it again, in every shard, and then export")
     scores, settings = search.scores.read(), search.settings
     without = mean_score(scores, Candidate(None), settings.pairs)
-    with_them = mean_score(scores, search.candidate(chosen), settings.pairs)
+    means = {c: mean_score(scores, c, settings.pairs) for c in curves(search, chosen).values()}
+    best = max(means, key=lambda candidate: means[candidate] or -math.inf)
     prompts = hashlib.sha256("\n".join(settings.prompts).encode()).hexdigest()
     provenance = {
         "method": "greedy rounds over single heads (HeadHunter, arXiv 2506.10978)",
@@ -275,13 +278,14 @@ def found_heads(search: Search) -> HeadSet:
         "guidance_scale": search.base.guidance_scale,
         "size": [search.base.frames, search.base.height, search.base.width],
         "weights": fingerprint(search.card.source),
-        "score": with_them,
+        "score": means[best],
         "score_without_guidance": without,
         "note": "the score is that of the search itself, and optimistic: validate on fresh prompts and seeds",
         "versions": versions(),
     }
-    kept = {"scale": settings.scale, "softness": settings.softness}
-    found = head_set(chosen, search.model)
+    assert best.heads is not None
+    found = parse_heads(best.heads, search.model)
+    kept = {"scale": best.scale, "softness": best.softness}
     return HeadSet(found.model, found.heads, kept, provenance)
 
 

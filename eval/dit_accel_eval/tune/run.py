@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -20,8 +21,10 @@ from dit_accel.files import check_writable, written_whole
 from dit_accel.loading import ModelCard, fingerprint, load_pipeline
 from dit_accel.processes import this_process
 from dit_accel.profile import SUFFIXES
-from dit_accel.render import RenderSettings, versions
+from dit_accel.render import RenderSettings
 from dit_accel_eval.bench.run import machine
+from dit_accel_eval.dense import DenseBackend, fastest_dense
+from dit_accel_eval.metrics.lpips import backbone_digest
 from dit_accel_eval.runs import unique
 from dit_accel_eval.statistics import Estimate, estimate
 from dit_accel_eval.tune.plot import draw
@@ -39,7 +42,7 @@ from dit_accel_eval.tune.search import (
     validated,
 )
 from dit_accel_eval.tune.space import METHODS, Space
-from dit_accel_eval.tune.targets import Target, check_targets
+from dit_accel_eval.tune.targets import BEST, Target, check_targets
 
 TRIED = 3  # winners that are validated before it is said that none holds
 
@@ -75,6 +78,8 @@ class Tuning:
         """
         if not self.goal.targets and self.goal.speedup is None:
             raise BadInput("nothing to tune for: give --target psnr>=30, or --speedup 2")
+        if self.goal.speedup is not None and not 0 < self.goal.speedup < math.inf:
+            raise BadInput(f"--speedup must be above 0, got {self.goal.speedup:g}")
         if len(unique(self.prompts)) < 2:
             raise BadInput(
                 "tuning needs at least two prompts: one to search on, one to validate on"
@@ -85,6 +90,12 @@ class Tuning:
             if name not in METHODS:
                 raise BadInput(f"cannot tune method {name!r}: choose from {', '.join(METHODS)}")
         check_targets(self.goal.targets, self.prompts, self.backbone)
+        for target in self.goal.targets:
+            if not target.holds([BEST[target.metric]] * self.validation):
+                raise BadInput(
+                    f"target {target} cannot be held by the whole 95 % interval of {self.validation} clips, "
+                    "whatever they look like: give more --validate, or ask for less"
+                )
 
     def cases(self) -> tuple[list[RenderSettings], list[RenderSettings]]:
         """Dense requests of the search, and of the validation: other prompts, other seeds."""
@@ -106,8 +117,11 @@ class Tuning:
             "base": asdict(self.base),
             "cases": [(c.prompt, c.seed) for part in self.cases() for c in part],
             "methods": self.methods,
+            "backbone": backbone_digest(backbone=self.backbone)
+            if "lpips" in self.goal.metrics
+            else None,
             "weights": model,
-            "versions": versions(),
+            **machine(self.base.device),
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -150,11 +164,15 @@ def searched(tuning: Tuning, bench: Bench, allowed: Space, journal: Path, model:
     cases, fresh = tuning.cases()
     if process.rank > 0:
         process.wait()  # for the study
-    study = open_study(journal, tuning.name(model), tuning.seed)
+    study = open_study(journal, tuning.name(model), tuning.seed, process.rank)
     search = Search(tuning.goal, allowed, cases, len(fresh), study)
     if process.rank == 0:
         search.begin()
+        if "dense" not in study.user_attrs:
+            fastest = fastest_dense(bench.pipe, check(cases[0])[0])
+            study.set_user_attr("dense", asdict(fastest))
         process.wait()
+    bench.fastest = DenseBackend(**study.user_attrs["dense"])
     search.run(bench, tuning.trials, tuning.minutes)
     process.wait()
     return search
@@ -208,15 +226,18 @@ def space(tuning: Tuning, card: ModelCard) -> Space:
 
 
 def best(search: Search, bench: Bench, fresh: Sequence[RenderSettings]) -> Tuned:
-    """The first of the winners that holds the targets on fresh clips; each further one that is tried must do so
-    at a higher level (Bonferroni), because the clips are the same.
+    """The first of the winners that holds the targets on fresh clips. Each further one that is tried must do so
+    at a higher level (Bonferroni), because the clips are the same, and must have had more room in the search by
+    what the one before it missed.
 
     Raises:
         RunFailed: if none does, with what was measured.
     """
     default: Measured | None = None
-    failed = []
-    for attempt, trial in enumerate(search.winners()[:TRIED], 1):
+    failed: list[str] = []
+    winners = search.winners()
+    while winners and len(failed) < TRIED:
+        trial, attempt = winners[0], len(failed) + 1
         profile = profile_of(trial)
         winner, *others = validated(
             bench, [profile, Profile()][: 1 + (default is None)], fresh, search.study
@@ -227,6 +248,15 @@ def best(search: Search, bench: Bench, fresh: Sequence[RenderSettings]) -> Tuned
         if wrong is None:
             return Tuned(profile, winner, default, attempt)
         failed.append(f"{profile.method.name} on fresh clips: {described(winner)}, {wrong}")
+        asked = {
+            t: search.room(t, measured_of(trial)) - t.margins(winner.values[t.metric])[0]
+            for t in search.goal.targets
+        }
+        winners = [
+            w
+            for w in winners[1:]
+            if all(search.room(t, measured_of(w)) >= room for t, room in asked.items())
+        ]
     reason = "; ".join(failed) or nearest(search)
     raise RunFailed(f"no setting holds {search.goal}: {reason}")
 
@@ -274,6 +304,7 @@ def provenance(tuning: Tuning, found: Tuned, search: Search, model: str) -> dict
         "clips": len(found.winner.speedups),
         "model": tuning.base.model,
         "weights": model,
+        "dense": str(DenseBackend(**search.study.user_attrs["dense"])),
         **{
             name: value
             for name, value in asdict(tuning.base).items()
@@ -299,13 +330,13 @@ def figures(goal: Goal, measured: Measured) -> dict[str, Any]:
 def cost(tuning: Tuning, out: Path) -> str:
     """What `tune` would render at most, checked, in words; minutes once trials are there. Writes nothing."""
     card, journal = prepared(tuning, out)
-    clips = tuning.clips * (tuning.trials + 1) + (2 + TRIED) * tuning.validation
+    clips = tuning.clips * (tuning.trials + 1) + (1 + 2 * TRIED) * tuning.validation
     known = []
     if journal.exists():
         trials = kept_trials(journal, tuning.name(fingerprint(card.source)))
         done = [t for t in trials if t.duration and "measured" in t.user_attrs]
         known = [duration(t) / len(measured_of(t).speedups) for t in done]
-    most = f"at most {clips} clips and {tuning.minutes:g} minutes of search"
+    most = f"at most {clips} clips (and dense ones timed anew now and then) and {tuning.minutes:g} minutes of search"
     if not known:
         return f"{most}; a clip's seconds are not known yet"
     return f"{most}; about {clips * sum(known) / len(known) / 60:.0f} minutes in all"

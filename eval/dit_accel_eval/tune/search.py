@@ -26,6 +26,7 @@ from dit_accel.checking import check
 from dit_accel.errors import RunFailed
 from dit_accel.methods import Dense
 from dit_accel.render import Clip, RenderSettings, render_with
+from dit_accel_eval.dense import NATIVE, DenseBackend
 from dit_accel_eval.frames import keep_frames, load_frames
 from dit_accel_eval.tune.space import Space, starts
 from dit_accel_eval.tune.targets import METRICS, Target
@@ -77,10 +78,15 @@ class Measured:
 
 
 class Bench:
-    """Renders clips dense and otherwise, and measures; dense frames are kept in a folder until `close`."""
+    """Renders clips dense and otherwise, and measures; dense frames are kept in a folder until `close`.
+
+    Attributes:
+        fastest: the dense attention that speed-ups are ratios to.
+    """
 
     def __init__(self, pipe: Any, goal: Goal, backbone: Path | None = None) -> None:
         self.pipe, self.goal, self.backbone = pipe, goal, backbone
+        self.fastest = DenseBackend(NATIVE, {})
         self._folder = tempfile.TemporaryDirectory(prefix="dit_accel-tune-")
         self._dense: dict[tuple[str, int], tuple[float, float]] = {}  # seconds, and when
         self._warm: set[tuple[str, str, str]] = set()
@@ -114,9 +120,12 @@ class Bench:
         frames = load_frames(path)
         seconds, when = self._dense.get(key, (0.0, -math.inf))
         if frames is None or time.monotonic() - when > RETIMED:
-            clip = self._render(Profile(Dense()), case)
-            frames, seconds = clip.frames if frames is None else frames, clip.seconds["denoise"]
-            keep_frames(path, frames)
+            timed = self.fastest.render(self.pipe, check(case)[0])
+            seconds = timed.seconds["denoise"]
+            if frames is None:
+                own = self.fastest.name == NATIVE
+                frames = timed.frames if own else self._render(Profile(Dense()), case).frames
+                keep_frames(path, frames)
             self._dense[key] = seconds, time.monotonic()
         return frames, seconds
 
@@ -163,7 +172,12 @@ class Search:
                 self.study.enqueue_trial(parameters)
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study.tell(trial.number, state=TrialState.FAIL)
-            self.study.enqueue_trial(trial.params)
+        alive = [t for t in self.study.trials if t.state != TrialState.FAIL]
+        tried = [p for t in alive for p in (t.params, t.system_attrs.get("fixed_params"))]
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+            if trial.params not in tried:
+                self.study.enqueue_trial(trial.params)
+                tried.append(trial.params)
 
     def finished(self) -> list[FrozenTrial]:
         states = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -202,11 +216,14 @@ class Search:
         """
         over = []
         for target in self.goal.targets:
-            worse, _ = target.margins(found.values[target.metric], clips=self.validation)
-            over.append(min(NEVER, -worse / (abs(target.bound) or 1.0)))
+            over.append(min(NEVER, -self.room(target, found) / (abs(target.bound) or 1.0)))
         if self.goal.speedup is not None:
             over.append(AMPLE - found.speedup / self.goal.speedup)
         return over
+
+    def room(self, target: Target, found: Measured) -> float:
+        """How far the worse end of the interval that the validation will have is on the right side."""
+        return target.margins(found.values[target.metric], clips=self.validation)[0]
 
     def hopeless(self, found: Measured, best: float | None) -> bool:
         """Whether a target is out of reach, or a better setting that holds them all is known."""
@@ -248,17 +265,21 @@ def duration(trial: FrozenTrial) -> float:
     return trial.duration.total_seconds() if trial.duration else 0.0
 
 
-def open_study(journal: Path, name: str, seed: int) -> optuna.Study:
-    """The study of a name in a journal, made if it is not there."""
+def open_study(journal: Path, name: str, seed: int, rank: int = 0) -> optuna.Study:
+    """The study of a name in a journal, made if it is not there; what it tries next follows from the seed, the
+    process and the trials that are there: the same twice would be tried in vain.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     journal.parent.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(journal)))
+    known = len(kept_trials(journal, name))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(
-            seed=seed,
+            seed=int(np.random.SeedSequence([seed, rank, known]).generate_state(1)[0]),
             multivariate=True,
             group=True,
+            constant_liar=True,
             constraints_func=constraints,
             n_startup_trials=8,
         )

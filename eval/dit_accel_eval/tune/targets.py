@@ -45,6 +45,9 @@ METRICS: dict[str, Metric] = {
 }
 
 
+BEST = {"psnr": HIGHEST, "psnr_objects": HIGHEST, "ssim": 1.0, "lpips": 0.0, "caption": 1.0}
+
+
 @dataclass(frozen=True)
 class Target:
     """A bound on the mean of a metric, or on the speed-up (``speedup``)."""

@@ -123,10 +123,31 @@ def test_a_killed_search_goes_on_in_its_journal(tmp_path: Path) -> None:
         study.get_trials(states=(optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED))
     )
     assert 0 < done < 12
+    given_up = study.get_trials(states=(optuna.trial.TrialState.FAIL,))[0].params
     again = Planted()
     search = searched(tmp_path, goal, 12, again)
     assert len(search.finished()) == 12
     assert again.rendered <= (12 - done) * len(CASES)
+    assert given_up in [t.params for t in search.finished()]
+    assert len(searched(tmp_path, goal, 13, again).finished()) == 13, "nothing is done twice"
+
+
+def test_what_is_tried_differs_by_process_and_after_a_restart(tmp_path: Path) -> None:
+    goal, journal = Goal((Target.parse("psnr>=36"),)), tmp_path / "t.jsonl"
+    searched(tmp_path, goal, 6, Planted())  # the starts
+    asked = []
+    for rank in (0, 1):
+        study = open_study(journal, "s", 0, rank)
+        trial = study.ask()
+        Space(METHODS, 6).profile(trial)
+        asked.append(trial.params)
+    tried = [t.params for t in searched(tmp_path, goal, 9, Planted()).finished()]
+    study = open_study(journal, "s", 0)
+    trial = study.ask()
+    Space(METHODS, 6).profile(trial)
+    assert asked[0] != asked[1]
+    assert trial.params not in tried
+    assert len({str(sorted(p.items())) for p in tried}) == len(tried)
 
 
 def test_a_killed_validation_goes_on_too(tmp_path: Path) -> None:
@@ -187,8 +208,10 @@ def test_clips_of_search_and_validation_share_nothing() -> None:
         ({"prompts": ["a", "a"]}, "at least two prompts"),
         ({"clips": 1}, "two clips to search on"),
         ({"methods": ("radial",)}, "cannot tune method 'radial': choose from svg2"),
+        ({"goal": Goal((), speedup=0.0)}, "--speedup must be above 0, got 0"),
+        ({"goal": Goal((Target.parse("ssim>=1.5"),))}, "ssim>=1.5 cannot be held"),
     ],
-    ids=["no-goal", "one-prompt", "one-clip", "method"],
+    ids=["no-goal", "one-prompt", "one-clip", "method", "no-speed", "beyond-perfect"],
 )
 def test_what_cannot_work_is_told_first(tmp_path: Path, changes: dict, message: str) -> None:
     given = {
@@ -208,7 +231,7 @@ def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -
     command = ["tune", "--prompts", "tiny-world-held-out", "--clips", "3", "--validate", "3"]
     command += ["--trials", "3", "--methods", "svg-ear", "--out", str(out), *size]
     assert cli.main([*command, "--target", "ssim>=-1", "--speedup", "0.01", "--dry-run"]) == 0
-    assert "at most 27 clips" in capsys.readouterr().out
+    assert "at most 33 clips" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     assert cli.main([*command, "--target", "ssim>=-1", "--speedup", "0.01"]) == 0
     shown = capsys.readouterr().out
@@ -230,6 +253,6 @@ def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -
     assert cli.main([*command, "--target", "ssim>=-1", "--speedup", "0.01"]) == 0
     monkeypatch.undo()
     before = out.read_text()
-    assert cli.main([*command, "--target", "ssim>=1.5"]) == 1
-    assert "no setting holds ssim>=1.5: the nearest" in capsys.readouterr().err
+    assert cli.main([*command, "--target", "psnr>=99"]) == 1
+    assert "no setting holds psnr>=99: the nearest" in capsys.readouterr().err
     assert out.read_text() == before
