@@ -6,6 +6,7 @@ from dataclasses import replace
 import planted_reward
 import pytest
 import torch
+from launching import SIZE, launched
 
 from dit_accel.cli import main
 from dit_accel.errors import BadInput
@@ -98,6 +99,19 @@ def test_two_shards_are_one_run(base, tmp_path) -> None:
     files = [len(p.read_text().splitlines()) for p in (tmp_path / "parts").glob("scores-*")]
     assert len(files) == 2
     assert min(files) > 0
+
+
+def test_processes_of_one_launch_do_all_rounds(folder, tmp_path) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("\n".join(PROMPTS))
+    arguments = [
+        *("heads", "search", f"--prompts={prompts}", "--reward=sharpness", "--rounds=2"),
+        *("--top-k=1", "--batch=1", f"--model={folder}", f"--out={out}", "--quiet", *SIZE),
+    ]
+    assert launched(2, ["-m", "dit_accel"], arguments) == 0
+    found = found_heads(Search.load(out))
+    assert len(found) == 2
+    assert len(list(out.glob("scores-*-of-2.jsonl"))) == 2
 
 
 @pytest.mark.parametrize(
