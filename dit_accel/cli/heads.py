@@ -80,7 +80,7 @@ def search(
         told = "unknown before the first clip" if known is None else f"about {known:.1f} hours"
         click.echo(f"{found.clips()} clips, {told}, for all shards together")
         return
-    chosen = run(found, quiet)
+    chosen = run(found, quiet, together=shard is None)
     if chosen is None:
         click.echo(f"this shard is done; run it again when the others are, for the rest of {out}")
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from dit_accel.comfyui.asked import Asked, Attention, override
 from dit_accel.comfyui.native import ModelCall
 from dit_accel.errors import BadInput
-from dit_accel.guidance import HeadSet, PerturbedGuidance
+from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
 from dit_accel.guidance.perturb import JointTokens, soft_perturbation
 
 _LAYER = re.compile(r"(?:\w+\.)?(\d+)(?::(\*|\d+(?:,\d+)*))?")
@@ -49,11 +49,13 @@ class Perturbation:
 
     Attributes:
         layers: as `layers_of`.
+        model: the shape that the layers belong to, if they are of a head set.
         met: layers that a call had.
     """
 
     layers: Mapping[int, tuple[int, ...] | None]
     settings: PerturbedGuidance
+    model: ModelShape | None = None
     met: set[int] = field(default_factory=set)
 
     def missing(self) -> list[int]:
@@ -65,6 +67,8 @@ class Perturbation:
 
         def answer(asked: Asked) -> Tensor:
             other = call.entered(asked)
+            if other is None:
+                self.check_heads(asked)
             clean = asked.onward(call.previous)
             if other is not None or call.layer not in self.layers:
                 return clean
@@ -72,6 +76,32 @@ class Perturbation:
             return asked.joined(self.perturbed(asked.split(clean), asked, call))
 
         return override(answer)
+
+    def check_heads(self, asked: Asked) -> None:
+        """Refuse a head set of a model with other heads.
+
+        Raises:
+            BadInput: naming what differs.
+        """
+        if self.model is not None:
+            heads, head_dim = asked.tokens()[0].shape[2:]
+            difference = self.model.difference(replace(self.model, heads=heads, head_dim=head_dim))
+            if difference is not None:
+                raise BadInput(f"this head set belongs to another model: here {difference}")
+
+    def check_layers(self, call: ModelCall) -> None:
+        """Refuse a head set of a model with other layers, after a call that had any (other nodes may leave out
+        all of them).
+
+        Raises:
+            BadInput: naming their numbers.
+        """
+        found = call.layer + 1
+        if self.model is not None and found not in (0, len(self.model.in_order())):
+            raise BadInput(
+                f"this head set belongs to another model: here {found} self-attentions over the picture "
+                f"instead of {len(self.model.in_order())}"
+            )
 
     def perturbed(self, out: Tensor, asked: Asked, call: ModelCall) -> Tensor:
         """``(1 - u) A V + u P V`` in the chosen heads, ``[B, S, H, D]`` from the clean attention ``out``

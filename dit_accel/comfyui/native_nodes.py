@@ -122,17 +122,22 @@ def guidance(
         )
         if not last < float(sigma.max()) <= first or not scale or not softness:
             return given["denoised"]
-        perturbation, seen = Perturbation(chosen, settings), Counter[Any]()
+        perturbation = Perturbation(chosen, settings, head_set.model if head_set else None)
+        seen = Counter[Any]()
 
         def around(executor: Any, *inner: Any, **named: Any) -> Any:
             options = called_with(inner, named)
             at = called_at(executor, inner, named, seen)
+            calls: list[ModelCall] = []
 
             def ours(previous: Any) -> Any:
-                return torch.compiler.disable(perturbation.attention(ModelCall(at, previous)))
+                calls.append(ModelCall(at, previous))
+                return torch.compiler.disable(perturbation.attention(calls[-1]))
 
             inner, named = replaced(inner, named, with_override(options, ours))
-            return executor(*inner, **named)
+            out = executor(*inner, **named)
+            perturbation.check_layers(calls[-1])
+            return out
 
         (weak,) = comfy.samplers.calc_cond_batch(
             given["model"],

@@ -1,10 +1,12 @@
 """The head search on a tiny random model whose best heads are known, because all others do nothing."""
 
 import json
+from dataclasses import replace
 
 import planted_reward
 import pytest
 import torch
+from launching import SIZE, launched
 
 from dit_accel.cli import main
 from dit_accel.errors import BadInput
@@ -13,7 +15,7 @@ from dit_accel.loading import load_pipeline, read_card
 from dit_accel.render import RenderSettings
 from dit_accel_eval.heads.report import report
 from dit_accel_eval.heads.rewards import caption, caption_words, find_reward, sharpness
-from dit_accel_eval.heads.sampling import Candidate, sample
+from dit_accel_eval.heads.sampling import Candidate, default_steps, sample
 from dit_accel_eval.heads.search import Search, SearchSettings, found_heads, run
 from dit_accel_eval.heads.validate import validate
 
@@ -99,6 +101,19 @@ def test_two_shards_are_one_run(base, tmp_path) -> None:
     assert min(files) > 0
 
 
+def test_processes_of_one_launch_do_all_rounds(folder, tmp_path) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("\n".join(PROMPTS))
+    arguments = [
+        *("heads", "search", f"--prompts={prompts}", "--reward=sharpness", "--rounds=2"),
+        *("--top-k=1", "--batch=1", f"--model={folder}", f"--out={out}", "--quiet", *SIZE),
+    ]
+    assert launched(2, ["-m", "dit_accel"], arguments) == 0
+    found = found_heads(Search.load(out))
+    assert len(found) == 2
+    assert len(list(out.glob("scores-*-of-2.jsonl"))) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -134,6 +149,14 @@ def test_bad_settings_write_nothing(base, tmp_path, change, message) -> None:
     with pytest.raises(BadInput, match=message):
         Search.open(SearchSettings(**{**vars(SETTINGS), **change}), base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_steps_that_are_left_out_are_the_pipelines(base, tmp_path) -> None:
+    """What costs the same without guidance is counted in steps."""
+    Search.open(SETTINGS, replace(base, steps=None), tmp_path)
+    assert Search.load(tmp_path).base.steps == default_steps("WanPipeline") == 50
+    with pytest.raises(BadInput, match="does not say its number of steps: search with --steps"):
+        default_steps("PipelineOfSomeoneElse")
 
 
 def test_a_reward_must_be_finite(base, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 
@@ -150,14 +152,31 @@ def mean_score(
 
 
 def checked_base(base: RenderSettings) -> tuple[RenderSettings, ModelCard]:
-    """What every clip of a search has in common.
+    """What every clip of a search has in common; with the pipeline's own number of steps, if none is given.
 
     Raises:
         BadInput: for settings that do not fit the model, or guidance among them.
     """
     if (base.pag_scale, base.heads, base.softness) != (None, None, None):
         raise BadInput("a head search sets the heads itself: give --scale, not --pag-scale")
-    return check(base.as_dense())
+    base, card = check(base.as_dense())
+    if base.steps is None:
+        base = replace(base, steps=default_steps(card.pipeline))
+    return base, card
+
+
+def default_steps(pipeline: str) -> int:
+    """Denoising steps of a pipeline class that is not told how many.
+
+    Raises:
+        BadInput: if it does not say.
+    """
+    kind = getattr(diffusers, pipeline, None)
+    taken = inspect.signature(kind.__call__).parameters if kind is not None else {}
+    steps = taken["num_inference_steps"].default if "num_inference_steps" in taken else None
+    if not isinstance(steps, int):
+        raise BadInput(f"{pipeline} does not say its number of steps: search with --steps")
+    return steps
 
 
 def same_cost_steps(

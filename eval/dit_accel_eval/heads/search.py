@@ -31,6 +31,7 @@ from dit_accel_eval.heads.sampling import (
     Pair,
     Scores,
     checked_base,
+    chunks,
     mean_score,
     score_candidate,
 )
@@ -192,26 +193,33 @@ class Search:
         return (len(controls(self)) + singles + curve) * len(settings.pairs)
 
 
-def run(search: Search, quiet: bool = False) -> list[Head] | None:
+def run(search: Search, quiet: bool = False, together: bool = False) -> list[Head] | None:
     """Sample and score what is missing of this shard's share; returns the heads in the order of choice, or
     None while other shards are not done.
+
+    Args:
+        together: the shards are the processes of one launch: each stage begins when all are done with the one
+            before.
     """
     settings, (index, count) = search.settings, search.shard
     reward, pipe = find_reward(settings.reward), None
     bar = tqdm(total=search.clips() // count, desc="clips", unit="clip", disable=quiet or None)
     with bar:
         for stage in search.stages():
-            for candidate in stage[index::count]:
+            batches = list(product(stage, chunks(settings.pairs, settings.batch)))
+            for candidate, pairs in batches[index::count]:
                 done = search.scores.read()
-                if mean_score(done, candidate, settings.pairs) is not None:
-                    bar.update(len(settings.pairs))
+                if mean_score(done, candidate, pairs) is not None:
+                    bar.update(len(pairs))
                     continue
                 if pipe is None:
                     pipe = load_pipeline(search.card, this_process().placing(search.base.placing))
                     pipe.set_progress_bar_config(disable=True)
-                arguments = (candidate, settings.pairs, settings.batch, reward, search.scores, done)
+                arguments = (candidate, pairs, settings.batch, reward, search.scores, done)
                 for clips in score_candidate(pipe, search.base, *arguments):
                     bar.update(clips)
+            if together:
+                this_process().wait()
     return search.chosen() if is_complete(search) else None
 
 

@@ -1,10 +1,12 @@
 """The override of ComfyUI's attention by its contract: the four ways its models call, branches, steps, chaining."""
 
 import math
+import sys
 import uuid
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from dit_accel import SVG2, Dense, Neighborhood, Profile, Rule, Schedule, SVGEar
-from dit_accel.comfyui.native import ModelCall, SparseOverride, where
+from dit_accel.comfyui import native_nodes
+from dit_accel.comfyui.native import KEY, ModelCall, SparseOverride, where
 from dit_accel.comfyui.native_guidance import Perturbation, guided, layers_of
 from dit_accel.errors import BadInput
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
@@ -246,6 +249,57 @@ def test_layers_are_written_exactly() -> None:
         Perturbation({0: (5,)}, PerturbedGuidance()).attention(call_of())(
             plain, *tensors(), 2, transformer_options=options()
         )
+
+
+def samplers(layers: int) -> dict[str, Any]:
+    """What of ComfyUI one extra pass needs, around a model of some layers of 2 heads of 16."""
+
+    def model(x: Tensor, sigma: Tensor, transformer_options: dict) -> Tensor:
+        attend = transformer_options[KEY]
+        for layer in range(layers):
+            attend(plain, *tensors(seed=layer), 2, transformer_options=transformer_options)
+        return x
+
+    def calc_cond_batch(model_: Any, conds: Any, x: Tensor, sigma: Tensor, given: dict) -> tuple:
+        told = given["transformer_options"]
+        (around,) = told["wrappers"]["apply_model"]["dit_accel_perturbed"]
+        return (around(model, x, sigma, transformer_options=told),)
+
+    kinds = SimpleNamespace(APPLY_MODEL="apply_model")
+    parts = {
+        "comfy.samplers": SimpleNamespace(calc_cond_batch=calc_cond_batch),
+        "comfy.patcher_extension": SimpleNamespace(WrappersMP=kinds),
+    }
+    named = {name.removeprefix("comfy."): part for name, part in parts.items()}
+    return {"comfy": SimpleNamespace(**named), **parts}
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (({"double": 1, "single": 2}, 2, 16), None),
+        (({"double": 1, "single": 2}, 4, 16), "heads 2 instead of 4"),
+        (({"double": 1, "single": 2}, 2, 8), "head_dim 16 instead of 8"),
+        (({"blocks": 4}, 2, 16), "3 self-attentions over the picture instead of 4"),
+        (({"blocks": 2}, 2, 16), "3 self-attentions over the picture instead of 2"),
+    ],
+    ids=str,
+)
+def test_a_head_set_of_another_model_is_refused(shape, message, monkeypatch) -> None:
+    for name, part in samplers(layers=3).items():
+        monkeypatch.setitem(sys.modules, name, part)
+    heads = HeadSet(ModelShape("X", *shape), {(next(iter(shape[0])), 0): (1,)})
+    patcher, calls = Mock(), []
+    patcher.clone.return_value.set_model_sampler_post_cfg_function = calls.append
+    native_nodes.guidance(patcher, 2.0, "0", 1.0, 0.0, 1.0, 0.0, heads)
+    x = torch.randn(1, 4, 3, 8, 12)
+    given = {"sigma": SIGMAS[:1], "input": x, "denoised": x, "cond_denoised": x, "cond": None}
+    given |= {"model": Mock(), "model_options": {"transformer_options": options()}}
+    if message is None:
+        assert torch.equal(calls[0](given), x)
+        return
+    with pytest.raises(BadInput, match=f"this head set belongs to another model: here {message}"):
+        calls[0](given)
 
 
 def test_guided_is_the_formula_and_rescale_keeps_the_deviation() -> None:
