@@ -11,5 +11,9 @@ def distance(frames: np.ndarray, prompt: str) -> float:
     return float(np.abs(frames - UNGUIDED[prompt]).mean())
 
 
+def nearness(frames: np.ndarray, prompt: str) -> float:
+    return -distance(frames, prompt)
+
+
 def broken(frames: np.ndarray, prompt: str) -> float:
     return float("nan")

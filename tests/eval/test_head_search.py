@@ -62,6 +62,15 @@ def test_the_planted_heads_are_found(base, tmp_path) -> None:
     assert clips <= search.clips()
 
 
+def test_no_more_heads_are_kept_than_help(base, tmp_path) -> None:
+    settings = replace(SETTINGS, reward="planted_reward:nearness")
+    search = Search.open(settings, base, tmp_path)
+    assert len(run(search, quiet=True) or ()) == 2
+    found = found_heads(search)
+    assert len(found) == 1
+    assert found.provenance["score"] == found.provenance["score_without_guidance"] == 0.0
+
+
 def test_killed_and_resumed_gives_the_same(base, tmp_path, monkeypatch) -> None:
     whole = Search.open(SETTINGS, base, tmp_path / "whole")
     run(whole, quiet=True)

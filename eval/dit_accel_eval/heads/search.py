@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
@@ -270,8 +269,9 @@ def found_heads(search: Search) -> HeadSet:
         raise BadInput("the search is not complete: run it again, in every shard, and then export")
     scores, settings = search.scores.read(), search.settings
     without = mean_score(scores, Candidate(None), settings.pairs)
-    means = {c: mean_score(scores, c, settings.pairs) for c in curves(search, chosen).values()}
-    best = max(means, key=lambda candidate: means[candidate] or -math.inf)
+    asked = curves(search, chosen).values()
+    means = {c: mean_score(scores, c, settings.pairs) or 0.0 for c in asked}  # none is missing
+    best = max(means, key=lambda candidate: means[candidate])
     prompts = hashlib.sha256("\n".join(settings.prompts).encode()).hexdigest()
     provenance = {
         "method": "greedy rounds over single heads (HeadHunter, arXiv 2506.10978)",
