@@ -30,7 +30,7 @@ from dit_accel_eval.controls import (
     RoundedSums,
 )
 from dit_accel_eval.methods_plot import draw, markdown
-from dit_accel_eval.paired import Entry, paired_table, run_paired
+from dit_accel_eval.paired import Entry, paired_gain, paired_table, run_paired
 
 # svg2's density follows from its knobs: these give about the named one on the bundled model
 SVG2_AT = {
@@ -73,6 +73,27 @@ def others() -> Iterator[tuple[str, Method]]:
     yield "control: sums in bfloat16 0.15", RoundedSums(top_p=0.35, min_key_share=0.13)
 
 
+def questions() -> Iterator[tuple[str, str]]:
+    """Labels that are compared clip by clip: what is asked about, and over what."""
+    for share in SVG2_AT:
+        yield f"svg-ear {share}, no dense step", f"svg2 {share}, no dense step"
+    for name in ("svg-ear", "svg2"):
+        yield f"{name} 0.3, no dense step", f"{name} 0.15, 20 % dense steps"
+    merge = "re-ttention merge 0.15, 20 % dense steps"
+    yield merge, "re-ttention merge 0.15, no dense step"
+    yield "svg-ear 0.3, 20 % dense steps", "re-ttention merge 0.08, 20 % dense steps"
+    for control in ("mask only 0.15", "cached difference 0.15", "output reuse"):
+        yield merge, f"control: {control}"
+    yield "re-ttention paper 0.15, 20 % dense steps", merge
+    mixed = "re-ttention merge on svg-ear 0.15"
+    yield mixed, merge
+    yield mixed, "svg-ear 0.3, 20 % dense steps"
+    for knob in ("error probe", "second order", "refresh 3"):
+        yield f"svg-ear 0.15, {knob}", BASE
+    for control in ("true top blocks", "sums in bfloat16"):
+        yield f"control: {control} 0.15", "svg2 0.15, 20 % dense steps"
+
+
 def entries(pairs: int, few: int) -> list[Entry]:
     """The four at three densities with and without dense steps over ``pairs`` clips, the others, with dense
     steps, over ``few``; the noise floor over all.
@@ -106,7 +127,8 @@ def main(size: str, pairs: int, few: int, steps: int, guidance_scale: float, out
     if this_process().rank:
         return
     rows = paired_table(records, BASE)
-    shown = to_json({"settings": common, "rows": rows}, indent=2)
+    gains = [paired_gain(records, one, other) for one, other in questions()]
+    shown = to_json({"settings": common, "rows": rows, "gains": gains}, indent=2)
     with written_whole(out / "methods.json") as temporary:
         temporary.write_text(shown + "\n")
     with written_whole(out / "methods.png") as temporary:

@@ -149,3 +149,11 @@ def paired_table(records: Sequence[Mapping[str, Any]], base: str) -> list[dict[s
             row[name] = sum(bool(r.get(name)) for r in own)
         rows.append(row)
     return rows
+
+
+def paired_gain(records: Sequence[Mapping[str, Any]], one: str, other: str) -> dict[str, Any]:
+    """Mean difference in PSNR of two labels on the clips that both have, with its 95 % interval."""
+    value = {(r["label"], r["prompt"], r["seed"]): float(r["psnr"]) for r in records}
+    clips = [key[1:] for key in value if key[0] == one and (other, *key[1:]) in value]
+    gains = [value[one, *clip] - value[other, *clip] for clip in clips]
+    return {"of": one, "over": other, "psnr_gain": estimate(gains)}

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from dit_accel.errors import BadInput
-from dit_accel_eval.paired import paired_table
+from dit_accel_eval.paired import paired_gain, paired_table
 from dit_accel_eval.runs import unique
 from dit_accel_eval.settings import Setting, floors
 from dit_accel_eval.statistics import estimate, middle, share
@@ -136,6 +136,9 @@ def test_gains_are_paired_by_clip() -> None:
             ("x", "c", 20.0),
         )
     ]
+    gain = paired_gain(records, "svg2", "x")
+    assert (gain["of"], gain["over"]) == ("svg2", "x")
+    assert (gain["psnr_gain"].mean, gain["psnr_gain"].n) == (2.5, 2), "c is not of both"
     table = {row["label"]: row for row in paired_table(records, "svg2")}
     assert table["svg2"]["svg2_gain_psnr"].mean == 0
     assert table["x"]["svg2_gain_psnr"].mean == pytest.approx(2.5)
