@@ -33,13 +33,20 @@ class RunClock:
     """
 
     def __init__(self, pipe: Any | None) -> None:
-        self._pipe = weakref.ref(pipe) if pipe is not None else None
+        self._pipe: weakref.ref[Any] | None = None
         self._timesteps: weakref.ref[Tensor] | None = None
         self._last_timestep: Any = None
         self._rises: bool | None = None  # where the timestep goes, of a bare transformer
         self._step = -1
         self._calls_in_step = 0
         self._branches: set[str] = set()
+        self.follow(pipe)
+
+    def follow(self, pipe: Any | None) -> None:
+        """The pipeline that runs now, or none; another one than before begins a new run."""
+        if pipe is not (self._pipe() if self._pipe else None):
+            self._pipe = weakref.ref(pipe) if pipe is not None else None
+            self.stop()
 
     def tick(self, context: CacheContext | None, timestep: Any) -> Moment:
         """Read the moment of a forward call that begins now."""

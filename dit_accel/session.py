@@ -30,8 +30,9 @@ from dit_accel.ops import Ops
 from dit_accel.precision import Chosen, Precision, choose
 from dit_accel.profile import Profile, knobs_of
 from dit_accel.report import AttentionReport, Tally
+from dit_accel.running import running_pipeline, transformers_of
 from dit_accel_kernels import Precision as KernelPrecision
-from dit_accel_pipelines import COMPONENTS, Family, TokenLayout
+from dit_accel_pipelines import Family, TokenLayout
 
 IDLE = Profile(method=Dense())
 
@@ -69,7 +70,7 @@ class Session:
             Counter()
         )  # of this forward, by layer: one for each sample in Mochi
         self._chosen: dict[Precision, Chosen] = {}
-        self._clock = RunClock(target if isinstance(target, DiffusionPipeline) else None)
+        self._clock = RunClock(self._pipe() if self._pipe else None)
         self._tally = Tally()
         self._ops = Ops(self._tally.stopwatch, self._tally.plans)
         self._moment: Moment | None = None
@@ -174,6 +175,8 @@ class Session:
         """A transformer's forward begins."""
         degree = max((i.ulysses_degree() for i in self._installations), default=1)
         seam.check_shared(degree, self.guidance is not None, self.profile.guard.mode)
+        pipe = self._running()
+        self._clock.follow(pipe)
         moment = self._clock.tick(context, arguments.get("timestep", arguments.get("t")))
         if moment.new_run:
             self._forget()
@@ -190,7 +193,14 @@ class Session:
         self._layout = self._layouts.of(moment, arguments, config, degree if apart else 1)
         self._calls.clear()
         if self.guidance is not None:
-            self.guidance.begin_forward(moment, arguments, self._pipe() if self._pipe else None)
+            self.guidance.begin_forward(moment, arguments, pipe)
+
+    def _running(self) -> Any:
+        """The pipeline that runs now, which may be another of the same transformer; where none is found, in a
+        loop of one's own, the one this was enabled on.
+        """
+        found = running_pipeline({i.transformer for i in self._installations})
+        return self._pipe() if found is None and self._pipe else found
 
     def recording(self, module: nn.Module) -> AbstractContextManager[None]:
         """Around the clean forward."""
@@ -372,11 +382,3 @@ class Session:
         for installation in self._installations:
             for layer in installation.layers:
                 layer.states.clear()
-
-
-def transformers_of(target: Any) -> dict[str, nn.Module]:
-    """The transformers of a pipeline by component name, or a bare transformer itself."""
-    if isinstance(target, nn.Module):
-        return {"transformer": target}
-    found = {name: getattr(target, name, None) for name in COMPONENTS}
-    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}

@@ -19,7 +19,8 @@ from dit_accel.methods import Dense, Method, find_method
 from dit_accel.precision import Precision
 from dit_accel.profile import Profile
 from dit_accel.report import AttentionReport
-from dit_accel.session import Session, transformers_of
+from dit_accel.running import transformers_of
+from dit_accel.session import Session
 from dit_accel_pipelines import (
     REFUSED,
     Family,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from dit_accel.clock import Moment
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.guidance.heads import HeadSet, block_of
 from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation
+from dit_accel.running import guidance_told_by
 from dit_accel.seam import Again, DenseCall, Layer, Prefix, cache_without_contexts, foreign_states
 from dit_accel.stopwatch import Stopwatch
 from dit_accel_pipelines import Family, TokenLayout
@@ -64,7 +64,7 @@ class PerturbedBranch:
     # Before and around a forward.
 
     def begin_forward(self, moment: Moment, arguments: Mapping[str, Any], pipe: Any) -> None:
-        """A clean forward begins: is it one to guide?"""
+        """A clean forward begins, of a pipeline or of none: is it one to guide?"""
         if moment.new_run:
             self._begin_run()
         hidden = arguments["hidden_states"]
@@ -311,22 +311,6 @@ def refuse_caches(transformer: nn.Module, settings: PerturbedGuidance) -> None:
             f"perturbed guidance with an interval that begins late cannot run beside {counting[0]}, which "
             "counts the steps of each branch: begin at 0, or disable that cache"
         )
-
-
-def guidance_told_by(pipe: Any) -> bool | None:
-    """Whether a running pipeline does classifier-free guidance, by its own word; None if it has none.
-
-    Some keep it to themselves: then it is a local variable of the pipeline's call, further up this stack.
-    """
-    if pipe is None:
-        return None
-    told = getattr(pipe, "do_classifier_free_guidance", None)
-    frame = inspect.currentframe()
-    while told is None and frame is not None:
-        if frame.f_locals.get("self") is pipe:
-            told = frame.f_locals.get("do_classifier_free_guidance")
-        frame = frame.f_back
-    return told if isinstance(told, bool) else None
 
 
 def of_rows(dense: DenseCall, rows: slice) -> Tensor:

@@ -60,6 +60,19 @@ def test_without_a_pipeline_steps_follow_the_timestep_argument() -> None:
     assert clock.tick(None, torch.tensor([900.0])).new_run
 
 
+def test_another_pipeline_begins_a_new_run() -> None:
+    first, second = Pipe(5), Pipe(5)
+    second.scheduler = first.scheduler
+    clock = RunClock(first)
+    clock.tick(None, None)
+    clock.follow(first)
+    assert not clock.tick(None, None).new_run
+    clock.follow(second)
+    assert clock.tick(None, None).new_run
+    clock.follow(None)
+    assert clock.tick(None, torch.tensor([900.0])).num_steps is None
+
+
 def test_skipped_steps_are_no_new_run() -> None:
     clock = RunClock(Pipe(9))
     clock.tick(CacheContext("cond", step_index=0), None)

@@ -1,8 +1,10 @@
 """Guidance where pipelines differ: batches, what a pipeline keeps to itself, adapters, loops of one's own."""
 
+import gc
+
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from tiny_pipelines import TINY, embeds, pooled
 
@@ -146,6 +148,49 @@ def test_a_second_experts_cache_is_refused_before_anything_runs(build_wan, run_w
     pipe.enable_perturbed_guidance(2.0, heads="blocks.1")
     with pytest.raises(RuntimeError, match="one state for all branches"):
         run_wan(pipe)
+
+
+def other_pipeline_of(pipe):
+    other = StableDiffusion3Pipeline.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["no cfg before", "cfg before"])
+@pytest.mark.parametrize("cfg", [False, True], ids=["no cfg", "cfg"])
+def test_the_pipeline_that_runs_tells_of_its_guidance(before, cfg) -> None:
+    tiny = TINY["sd3"]
+    pipe = tiny.build()
+
+    def run(which):
+        return tiny.run(which, cfg, **tiny.two(cfg, (3, 4))[0])
+
+    with pipe.enable_perturbed_guidance(2.0, heads=tiny.blocks[1]):
+        expected = run(pipe)
+        tiny.run(pipe, before)
+        assert torch.equal(run(other_pipeline_of(pipe)), expected)
+
+
+def test_the_pipeline_that_guidance_was_enabled_on_may_be_dropped() -> None:
+    tiny = TINY["sd3"]
+    pipe = tiny.build()
+    pipe.enable_perturbed_guidance(2.0, heads=tiny.blocks[1], interval=(0.0, 0.5), adaptive=0.001)
+    expected = tiny.run(pipe, True)
+    pipe = other_pipeline_of(pipe)
+    gc.collect()
+    assert torch.equal(tiny.run(pipe, True), expected)
+    assert pipe.attention_report().guidance["forwards"] == 2
+
+
+def test_a_pipeline_tells_the_steps_of_a_transformer_that_guidance_was_enabled_on(
+    wan, run_wan
+) -> None:
+    with wan.enable_perturbed_guidance(2.0, heads="blocks.1", interval=(0.0, 0.5)):
+        expected = run_wan(wan)
+    with dit_accel.enable_perturbed_guidance(
+        wan.transformer, 2.0, heads="blocks.1", interval=(0.0, 0.5)
+    ):
+        assert torch.equal(run_wan(wan), expected)
 
 
 def test_disabled_precision_is_not_told_again(wan, run_wan) -> None:

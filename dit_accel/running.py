@@ -1,0 +1,61 @@
+"""What runs a transformer, as far up the Python stack as needed: `from_pipe` makes several pipelines of one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from dit_accel_pipelines import COMPONENTS
+
+
+def transformers_of(target: Any) -> dict[str, nn.Module]:
+    """The transformers of a pipeline by component name, or a bare transformer itself."""
+    if isinstance(target, nn.Module):
+        return {"transformer": target}
+    found = {name: getattr(target, name, None) for name in COMPONENTS}
+    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+def running_pipeline(transformers: Collection[nn.Module]) -> DiffusionPipeline | None:
+    """The nearest pipeline whose method runs, and that has one of these transformers; None: there is none."""
+    for values in _locals_of_methods():
+        found = values["self"]
+        if isinstance(found, DiffusionPipeline) and _has_any(found, transformers):
+            return found
+    return None
+
+
+def guidance_told_by(pipe: Any) -> bool | None:
+    """Whether a running pipeline does classifier-free guidance, by its own word; None if it has none.
+
+    Some keep it to themselves: then it is a local variable of the pipeline's call.
+    """
+    told = getattr(pipe, "do_classifier_free_guidance", None)
+    if pipe is None or told is not None:
+        return told if isinstance(told, bool) else None
+    for values in _locals_of_methods():
+        if values["self"] is pipe and "do_classifier_free_guidance" in values:
+            told = values["do_classifier_free_guidance"]
+            return told if isinstance(told, bool) else None
+    return None
+
+
+def _has_any(pipe: DiffusionPipeline, transformers: Collection[nn.Module]) -> bool:
+    found = transformers_of(pipe).values()
+    plain = [getattr(module, "_orig_mod", module) for module in found]  # torch.compile's wrapper
+    return any(module is ours for module in plain for ours in transformers)
+
+
+def _locals_of_methods() -> Iterator[Mapping[str, Any]]:
+    """Local variables of the methods that run, the nearest first."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",):
+            values = frame.f_locals
+            if "self" in values:
+                yield values
+        frame = frame.f_back
