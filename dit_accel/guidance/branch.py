@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dit_accel.clock import Moment
+from dit_accel.guidance.caches import refuse_caches, stores_keys
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.guidance.heads import HeadSet, block_of
 from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation
 from dit_accel.running import guidance_told_by
-from dit_accel.seam import Again, DenseCall, Layer, Prefix, cache_without_contexts, foreign_states
+from dit_accel.seam import Again, DenseCall, Layer, Prefix, foreign_states
 from dit_accel.stopwatch import Stopwatch
 from dit_accel_pipelines import Family, TokenLayout
 
@@ -31,7 +32,6 @@ _ROLES: dict[str, Role] = {
     "uncond_stg": "other",  # of LTX-2
     "uncond_modality": "other",
 }
-_COUNTING = ("MagCache", "TaylorSeer")
 
 
 class PerturbedBranch:
@@ -56,6 +56,10 @@ class PerturbedBranch:
         self._prefix: Prefix | None = None
         self._prefixes: dict[nn.Module, Prefix] = {}
         self._device = torch.device("cpu")
+        self._perturbed = 0  # calls of this forward
+        self._in_vain = (
+            False  # none of a forward could be perturbed: this run is not guided further
+        )
         self._checked: set[nn.Module] = set()  # of a run, as the next two
         self._doubled: dict[int, bool] = {}  # by batch
         self._timesteps: list[float] = []
@@ -70,11 +74,14 @@ class PerturbedBranch:
         hidden = arguments["hidden_states"]
         self._device = hidden.device
         self._role = self._role_of(moment, pipe)
+        if self._role is not None and stores_keys(arguments):
+            self.remarks.add("forwards that store keys of reference images are not guided")
+            self._role = None
         if self._role in (None, "other"):
             return
         self._difference = None
         self._scale = 0.0
-        if self.settings.holds(moment.step, moment.num_steps):
+        if not self._in_vain and self.settings.holds(moment.step, moment.num_steps):
             self._scale = self._scale_at(moment, pipe)
         if not self._scale:
             self._role = None
@@ -90,6 +97,7 @@ class PerturbedBranch:
     def _begin_run(self) -> None:
         self.forget()
         self.forwards = 0
+        self._in_vain = False
         self.stopwatch.reset()
         for memory in (self.remarks, self._checked, self._doubled, self._timesteps):
             memory.clear()
@@ -184,6 +192,13 @@ class PerturbedBranch:
         cond = clean[self._rows]
         with self.stopwatch("perturbed", clean.device):
             weak = _sample_of(self._run(again, self._sliced(arguments)))
+        if not self._perturbed and not any(foreign_states(transformer)):  # caches skip calls
+            self._in_vain = True
+            self.remarks.add(
+                "guidance ended: no attention of the chosen heads could be perturbed, as its keys are not those "
+                "of its queries alone, or its mask is no tensor"
+            )
+            return output
         noise = self._noise_channels(cond, arguments["hidden_states"])
         difference = self._rescaled(cond, self._scale * (cond - weak), noise)
         self._difference = difference
@@ -193,7 +208,7 @@ class PerturbedBranch:
         )
 
     def _run(self, again: Again, arguments: Mapping[str, Any]) -> Any:
-        self.running = True
+        self.running, self._perturbed = True, 0
         try:
             if self._prefix is None:
                 return again(arguments)
@@ -249,6 +264,7 @@ class PerturbedBranch:
         crossed = query.shape[1] != dense.key.shape[1]  # to an image prompt, for instance
         if chosen is None or crossed or dense.causal or text < 0:
             return unperturbed()
+        self._perturbed += 1
         scale = query.shape[-1] ** -0.5 if dense.scale is None else dense.scale
         tokens = JointTokens(
             *(query, dense.key, dense.value, scale, dense.mask, text, layout.text_first)
@@ -290,27 +306,6 @@ class PerturbedBranch:
             "blocks": len(self.heads.model.in_order()),
             "seconds": self.stopwatch.seconds(),
         }
-
-
-def refuse_caches(transformer: nn.Module, settings: PerturbedGuidance) -> None:
-    """Refuse diffusers' caches that would mix up branches or steps.
-
-    Raises:
-        RuntimeError: naming the cache.
-    """
-    cache = cache_without_contexts(transformer)
-    if cache is not None:
-        raise RuntimeError(
-            f"perturbed guidance cannot run beside {cache}, which keeps one state for all branches of a step: "
-            "disable that cache"
-        )
-    names = {type(state).__name__ for state in foreign_states(transformer)}
-    counting = [name for name in sorted(names) if name.startswith(_COUNTING)]
-    if counting and settings.interval[0] > 0:
-        raise RuntimeError(
-            f"perturbed guidance with an interval that begins late cannot run beside {counting[0]}, which "
-            "counts the steps of each branch: begin at 0, or disable that cache"
-        )
 
 
 def of_rows(dense: DenseCall, rows: slice) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from tiny_pipelines import TINY, embeds, pooled
+from tiny_transformers import ROWS
 
 import dit_accel
 from dit_accel.enabled import session_of
@@ -191,6 +192,59 @@ def test_a_pipeline_tells_the_steps_of_a_transformer_that_guidance_was_enabled_o
         wan.transformer, 2.0, heads="blocks.1", interval=(0.0, 0.5)
     ):
         assert torch.equal(run_wan(wan), expected)
+
+
+@pytest.fixture
+def glm_image():
+    """A transformer, new caches, and how it writes and reads keys of a reference image."""
+    module = pytest.importorskip("diffusers.models.transformers.transformer_glm_image")
+    row = next(row for row in ROWS if row.family == "glm-image")
+    transformer, inputs = row.build(), row.inputs()
+    image = {k: v[:1] if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    image["encoder_hidden_states"] = image["encoder_hidden_states"][:, :0]
+
+    def write(cache):
+        cache.set_mode("write")
+        transformer(**image, kv_caches=cache)
+        return [layer.k_caches[0].shape[1] for layer in cache.caches]
+
+    def read(cache):
+        cache.set_mode("read")
+        return transformer(**inputs, kv_caches=cache, return_dict=False)[0]
+
+    with torch.no_grad():
+        yield (
+            transformer,
+            lambda: module.GlmImageKVCache(transformer.config.num_layers),
+            write,
+            read,
+        )
+
+
+def test_keys_of_reference_images_are_stored_once(glm_image) -> None:
+    transformer, new_cache, write, read = glm_image
+    clean, cache = new_cache(), new_cache()
+    sizes = write(clean)
+    with dit_accel.enable_perturbed_guidance(transformer, 2.0, heads="transformer_blocks.0:1"):
+        assert write(cache) == sizes
+        remarks = dit_accel.attention_report(transformer).remarks
+    assert remarks == ["forwards that store keys of reference images are not guided"]
+    assert torch.equal(read(cache), read(clean))
+
+
+def test_guidance_that_perturbs_nothing_ends_and_is_told(glm_image) -> None:
+    transformer, new_cache, write, read = glm_image
+    cache = new_cache()
+    write(cache)
+    plain, forwards = read(cache), []
+    with dit_accel.enable_perturbed_guidance(transformer, 2.0, heads="transformer_blocks.1"):
+        transformer.proj_out.register_forward_hook(lambda *_: forwards.append(1))
+        assert torch.equal(read(cache), plain)
+        assert torch.equal(read(cache), plain)
+        report = dit_accel.attention_report(transformer)
+    assert len(forwards) == 3, "one perturbed forward tells that there is nothing to perturb"
+    assert report.guidance["forwards"] == 0
+    assert [line for line in report.remarks if line.startswith("guidance ended: no attention")]
 
 
 def test_disabled_precision_is_not_told_again(wan, run_wan) -> None:
