@@ -34,13 +34,17 @@ def guidance_told_by(pipe: Any) -> bool | None:
 
     Some keep it to themselves: then it is a local variable of the pipeline's call.
     """
-    told = getattr(pipe, "do_classifier_free_guidance", None)
-    if pipe is None or told is not None:
-        return told if isinstance(told, bool) else None
+    name = "do_classifier_free_guidance"
+    told = getattr(pipe, name, None)
+    told = local_of(pipe, name) if told is None else told
+    return told if isinstance(told, bool) else None
+
+
+def local_of(pipe: Any, name: str) -> Any:
+    """A local variable of a method of a pipeline that runs; None if there is none of this name."""
     for values in _locals_of_methods():
-        if values["self"] is pipe and "do_classifier_free_guidance" in values:
-            told = values["do_classifier_free_guidance"]
-            return told if isinstance(told, bool) else None
+        if values["self"] is pipe and name in values:
+            return values[name]
     return None
 
 

@@ -206,8 +206,8 @@ def enable_perturbed_guidance(
     Each guided step runs the transformer once more (`PerturbedGuidance` has the formula), in the branch
     ``"perturbed"``, which is as sparse as the others, unless a rule of the schedule says otherwise.
     With classifier-free guidance in one batch, in two calls, embedded, or without any, the result is
-    exactly ``uncond + g (cond - uncond) + scale (cond - perturbed)``; where the pipeline rescales
-    afterwards, the report says so.
+    exactly ``uncond + g (cond - uncond) + scale (cond - perturbed)``; where the pipeline also rescales or
+    clips that, or combines predictions otherwise, the report says so.
 
     Args:
         target: a ``DiffusionPipeline`` or a transformer module.

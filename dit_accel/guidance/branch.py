@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dit_accel.clock import Moment
 from dit_accel.guidance.caches import refuse_caches, stores_keys
+from dit_accel.guidance.combining import deviations
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.guidance.heads import HeadSet, block_of
 from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation
@@ -57,10 +58,10 @@ class PerturbedBranch:
         self._prefixes: dict[nn.Module, Prefix] = {}
         self._device = torch.device("cpu")
         self._perturbed = 0  # calls of this forward
-        self._in_vain = (
-            False  # none of a forward could be perturbed: this run is not guided further
-        )
-        self._checked: set[nn.Module] = set()  # of a run, as the next two
+        # Of a run:
+        self._in_vain = False  # none of a forward could be perturbed: the others are not guided
+        self._told = False  # of how the pipeline combines predictions
+        self._checked: set[nn.Module] = set()
         self._doubled: dict[int, bool] = {}  # by batch
         self._timesteps: list[float] = []
         self._indices: dict[tuple[tuple[str, int], torch.device], Tensor | None] = {}
@@ -77,6 +78,8 @@ class PerturbedBranch:
         if self._role is not None and stores_keys(arguments):
             self.remarks.add("forwards that store keys of reference images are not guided")
             self._role = None
+        if self._role == "other" and self._difference is not None:
+            self._tell_deviations(pipe)
         if self._role in (None, "other"):
             return
         self._difference = None
@@ -89,15 +92,19 @@ class PerturbedBranch:
         doubled = self._role == "both" and self._is_doubled(hidden, pipe)
         self._role = "both" if doubled else "cond"
         self._rows = slice(len(hidden) // 2, None) if doubled else slice(None)
-        if getattr(pipe, "guidance_rescale", 0.0):
-            self.remarks.add(
-                "guidance_rescale of the pipeline also rescales what perturbed guidance adds"
-            )
+        if doubled:
+            self._tell_deviations(pipe)
+
+    def _tell_deviations(self, pipe: Any) -> None:
+        """Once in a run, of a pipeline with classifier-free guidance."""
+        if pipe is not None and not self._told:
+            self._told = True
+            self.remarks.update(deviations(pipe, self.family))
 
     def _begin_run(self) -> None:
         self.forget()
         self.forwards = 0
-        self._in_vain = False
+        self._in_vain = self._told = False
         self.stopwatch.reset()
         for memory in (self.remarks, self._checked, self._doubled, self._timesteps):
             memory.clear()
