@@ -15,6 +15,7 @@ from dit_accel.config import Guard, GuardMode, Schedule
 from dit_accel.enabled import session_of, sessions_of
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedBranch, PerturbedGuidance, find_heads
 from dit_accel.guidance.config import Perturbation, TextMode
+from dit_accel.guidance.noise import noise_levels
 from dit_accel.methods import Dense, Method, find_method
 from dit_accel.precision import Precision
 from dit_accel.profile import Profile
@@ -224,7 +225,8 @@ def enable_perturbed_guidance(
         A handle with the head set; ``disable_perturbed_guidance`` or ``close`` undoes everything.
 
     Raises:
-        ValueError: for a setting out of range, or heads that the model lacks.
+        ValueError: for a setting out of range, heads that the model lacks, or ``adaptive`` with a scheduler whose
+            timesteps are not 0 to 1000.
         UnknownFamily, UnsupportedProcessor: as ``enable_sparse_attention``.
     """
     family = _checked_family(target)
@@ -246,6 +248,9 @@ def enable_perturbed_guidance(
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = PerturbedGuidance(**{**found.settings, **chosen}, share_prefix=share_prefix)
+    scheduler = getattr(target, "scheduler", None)
+    if settings.adaptive and getattr(scheduler, "timesteps", None) is not None:
+        noise_levels(scheduler)
     branch = PerturbedBranch(settings, found.with_settings(settings), family)
     session = session_of(target)
     if session is not None and session.serves(target):

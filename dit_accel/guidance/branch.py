@@ -15,6 +15,7 @@ from dit_accel.guidance.caches import refuse_caches, stores_keys
 from dit_accel.guidance.combining import deviations
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.guidance.heads import HeadSet, block_of
+from dit_accel.guidance.noise import noise_levels
 from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation
 from dit_accel.running import guidance_told_by
 from dit_accel.seam import Again, DenseCall, Layer, Prefix, foreign_states
@@ -63,7 +64,7 @@ class PerturbedBranch:
         self._told = False  # of how the pipeline combines predictions
         self._checked: set[nn.Module] = set()
         self._doubled: dict[int, bool] = {}  # by batch
-        self._timesteps: list[float] = []
+        self._levels: list[float] = []  # of noise, by step
         self._indices: dict[tuple[tuple[str, int], torch.device], Tensor | None] = {}
 
     # Before and around a forward.
@@ -106,7 +107,7 @@ class PerturbedBranch:
         self.forwards = 0
         self._in_vain = self._told = False
         self.stopwatch.reset()
-        for memory in (self.remarks, self._checked, self._doubled, self._timesteps):
+        for memory in (self.remarks, self._checked, self._doubled, self._levels):
             memory.clear()
 
     def _role_of(self, moment: Moment, pipe: Any) -> Role | None:
@@ -135,15 +136,15 @@ class PerturbedBranch:
     def _scale_at(self, moment: Moment, pipe: Any) -> float:
         if not self.settings.adaptive:
             return self.settings.scale
-        if not self._timesteps:
-            timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
-            if timesteps is None:
+        if not self._levels:
+            scheduler = getattr(pipe, "scheduler", None)
+            if getattr(scheduler, "timesteps", None) is None:
                 raise RuntimeError(
                     "adaptive guidance needs the timesteps of a pipeline's scheduler: leave adaptive out, or "
                     "enable guidance on the pipeline"
                 )
-            self._timesteps += timesteps.tolist()
-        return self.settings.scale_at(self._timesteps[moment.step])
+            self._levels += noise_levels(scheduler)
+        return self.settings.scale_at(self._levels[moment.step])
 
     @contextmanager
     def recording(self, transformer: nn.Module) -> Iterator[None]:
