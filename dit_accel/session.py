@@ -76,6 +76,7 @@ class Session:
         self._moment: Moment | None = None
         self._layout: TokenLayout | None = None
         self._layouts = Layouts(family)
+        self._degree = 1  # devices that share a sequence
         self._most_tokens = 0  # where no layout tells which calls are the picture's
         self._installations: list[seam.Installation] = []
         try:
@@ -174,6 +175,7 @@ class Session:
     ) -> None:
         """A transformer's forward begins."""
         degree = max((i.ulysses_degree() for i in self._installations), default=1)
+        self._degree = degree
         seam.check_shared(degree, self.guidance is not None, self.profile.guard.mode)
         pipe = self._running()
         self._clock.follow(pipe)
@@ -188,12 +190,18 @@ class Session:
         for installation in self._installations:
             for name in installation.replaced(stack):
                 self._tally.fallback(f"the processor of {name} was replaced: enable again")
-        apart = degree > 1 and any(seam.splits_text(i.transformer) for i in self._installations)
         self._moment = moment
-        self._layout = self._layouts.of(moment, arguments, config, degree if apart else 1)
+        self._layout = self._layout_of(moment, arguments, config)
         self._calls.clear()
         if self.guidance is not None:
             self.guidance.begin_forward(moment, arguments, pipe)
+
+    def _layout_of(
+        self, moment: Moment, arguments: Mapping[str, Any], config: Mapping[str, Any]
+    ) -> TokenLayout | None:
+        degree = self._degree
+        apart = degree > 1 and any(seam.splits_text(i.transformer) for i in self._installations)
+        return self._layouts.of(moment, arguments, config, degree if apart else 1)
 
     def _running(self) -> Any:
         """The pipeline that runs now, which may be another of the same transformer; where none is found, in a
@@ -215,7 +223,11 @@ class Session:
 
         def perturbed(replaced: Mapping[str, Any]) -> Any:
             assert self._moment is not None
-            self._moment = dataclasses.replace(self._moment, branch=seam.PERTURBED)
+            moment = dataclasses.replace(self._moment, branch=seam.PERTURBED, new_run=False)
+            if replaced:
+                config = seam.config_of(module)
+                self._layout = self._layout_of(moment, {**arguments, **replaced}, config)
+            self._moment = moment
             self._running_again = False
             self._calls.clear()
             return again(replaced)

@@ -329,9 +329,17 @@ def _half(value: Any, batch: int, rows: slice) -> Any:
         return value[rows]
     if isinstance(value, Mapping):
         return {k: _half(v, batch, rows) for k, v in value.items()}
+    if isinstance(value, list) and len(value) == batch and not _has_tensor(value):
+        return value[rows]
     if isinstance(value, list | tuple):
         return type(value)(_half(v, batch, rows) for v in value)
     return value
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_has_tensor, value))
+    return isinstance(value, Tensor | Mapping)
 
 
 def _sample_of(output: Any) -> Tensor:

@@ -86,6 +86,7 @@ JOYIMAGE_EDIT_PLUS = Family(
     heads=heads,
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "encoder_hidden_states_mask"),
+        "shape_list",
     ),
     joint=True,
     output="image",

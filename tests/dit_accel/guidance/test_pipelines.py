@@ -11,6 +11,8 @@ from tiny_transformers import ROWS
 
 import dit_accel
 from dit_accel.enabled import session_of
+from dit_accel.guidance.branch import _half
+from dit_accel_pipelines import find_family
 
 EVERY = pytest.mark.parametrize("name", TINY)
 
@@ -245,6 +247,39 @@ def test_guidance_that_perturbs_nothing_ends_and_is_told(glm_image) -> None:
     assert len(forwards) == 3, "one perturbed forward tells that there is nothing to perturb"
     assert report.guidance["forwards"] == 0
     assert [line for line in report.remarks if line.startswith("guidance ended: no attention")]
+
+
+@pytest.mark.parametrize("name", ["bria-fibo", "joyimage-edit-plus"])
+def test_padded_text_of_both_halves_with_sparse_attention(name) -> None:
+    row = next((row for row in ROWS if row.family == name), None)
+    if row is None:
+        pytest.skip("diffusers has no such transformer")
+    transformer, inputs = row.build(), row.inputs()
+    hidden = inputs["hidden_states"][:1]
+    inputs["hidden_states"] = hidden.repeat(2, *[1] * (hidden.dim() - 1))
+    plain, found = row.run(transformer, inputs), []
+    everything = dit_accel.SVG2(query_clusters=4, key_clusters=6, top_p=1.0)
+    schedule = dit_accel.Schedule(dense_steps=0, min_tokens=0)
+    block = f"{next(iter(find_family(transformer).blocks))}.0:1"
+    for sparse in (False, True):
+        if sparse:
+            dit_accel.enable_sparse_attention(transformer, everything, schedule=schedule)
+        with dit_accel.enable_perturbed_guidance(transformer, 2.0, heads=block):
+            found.append(row.run(transformer, inputs))
+            calls = dit_accel.attention_report(transformer).calls
+    assert calls["sparse"] > 0
+    assert calls["fallback"] == 0
+    assert (found[0] - plain).abs().max() > 1e-3
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_conditional_half_of_what_an_argument_may_be() -> None:
+    rows, tensor = slice(1, None), torch.arange(2)
+    shapes = [[(1, 2, 2)], [(1, 3, 3), (1, 4, 4)]]
+    assert _half(tensor, 2, rows).tolist() == [1]
+    assert _half(shapes, 2, rows) == shapes[1:]
+    assert [part.tolist() for part in _half([tensor, tensor], 2, rows)] == [[1], [1]]
+    assert _half({"mask": tensor, "size": (2, 3)}, 2, rows)["size"] == (2, 3)
 
 
 def test_disabled_precision_is_not_told_again(wan, run_wan) -> None:
