@@ -40,6 +40,16 @@ def guidance_told_by(pipe: Any) -> bool | None:
     return told if isinstance(told, bool) else None
 
 
+def running_guider() -> tuple[Any, str | None]:
+    """The guider of a modular pipeline that runs, and the prediction it asks for, such as ``"pred_cond"``."""
+    for values in _locals_of_methods():
+        batch = values.get("guider_state_batch")
+        guider = getattr(values.get("components"), "guider", None)
+        if batch is not None and guider is not None:
+            return guider, getattr(batch, guider._identifier_key, None)
+    return None, None
+
+
 def local_of(pipe: Any, name: str) -> Any:
     """A local variable of a method of a pipeline that runs; None if there is none of this name."""
     for values in _locals_of_methods():

@@ -208,7 +208,9 @@ def enable_perturbed_guidance(
     ``"perturbed"``, which is as sparse as the others, unless a rule of the schedule says otherwise.
     With classifier-free guidance in one batch, in two calls, embedded, or without any, the result is
     exactly ``uncond + g (cond - uncond) + scale (cond - perturbed)``; where the pipeline also rescales or
-    clips that, or combines predictions otherwise, the report says so.
+    clips that, or combines predictions otherwise, the report says so. In a loop of your own, name the two calls
+    of a step with ``transformer.cache_context("cond")`` and ``("uncond")``, the conditional one first: without,
+    each gets a perturbed forward of its own, which is another formula, and the report says so.
 
     Args:
         target: a ``DiffusionPipeline`` or a transformer module.

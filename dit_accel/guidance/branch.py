@@ -17,7 +17,7 @@ from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.guidance.heads import HeadSet, block_of
 from dit_accel.guidance.noise import noise_levels
 from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation
-from dit_accel.running import guidance_told_by
+from dit_accel.running import guidance_told_by, running_guider
 from dit_accel.seam import Again, DenseCall, Layer, Prefix, foreign_states
 from dit_accel.stopwatch import Stopwatch
 from dit_accel_pipelines import Family, TokenLayout
@@ -34,6 +34,11 @@ _ROLES: dict[str, Role] = {
     "uncond_stg": "other",  # of LTX-2
     "uncond_modality": "other",
 }
+
+SEVERAL = (
+    "several forwards of a step were guided, each by itself, as nothing tells which is the conditional one: "
+    "name them with transformer.cache_context('cond') and transformer.cache_context('uncond')"
+)
 
 
 class PerturbedBranch:
@@ -98,7 +103,7 @@ class PerturbedBranch:
 
     def _tell_deviations(self, pipe: Any) -> None:
         """Once in a run, of a pipeline with classifier-free guidance."""
-        if pipe is not None and not self._told:
+        if not self._told:
             self._told = True
             self.remarks.update(deviations(pipe, self.family))
 
@@ -111,16 +116,21 @@ class PerturbedBranch:
             memory.clear()
 
     def _role_of(self, moment: Moment, pipe: Any) -> Role | None:
-        """What a forward is, by its cache context; without one, the first of a step is the one to guide, and a
-        bare transformer's forwards all are.
+        """What a forward is, by its cache context or a modular pipeline's guider; without one, the first of a step
+        is the one to guide, and a bare transformer's forwards all are.
         """
-        if moment.branch in _ROLES:
-            return _ROLES[moment.branch]
-        if not moment.branch.startswith("call"):
-            self.remarks.add(f"forwards in the context {moment.branch!r} are not guided")
+        name, numbered = moment.branch, moment.branch.startswith("call")
+        if numbered and pipe is None:
+            name = running_guider()[1] or name
+        if name in _ROLES:
+            return _ROLES[name]
+        if not numbered or name != moment.branch:
+            self.remarks.add(f"forwards in the context {name!r} are not guided")
             return None
-        if pipe is not None and moment.branch != "call0":
-            return "other"
+        if name != "call0":
+            if pipe is not None:
+                return "other"
+            self.remarks.add(SEVERAL)
         return "both" if self.family.cfg == "one batch" else "cond"
 
     def _is_doubled(self, hidden_states: Tensor, pipe: Any) -> bool:

@@ -1,15 +1,24 @@
 """What pipelines do to the guided prediction is told."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import diffusers
 import pytest
 import torch
 from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
+from diffusers.modular_pipelines import BlockState
 from tiny_pipelines import TINY, embeds
 
+import dit_accel
+from dit_accel.guidance.branch import SEVERAL
 from dit_accel.guidance.combining import deviations
 from dit_accel_pipelines import families, find_family
 
 NORM = "the pipeline scales the guided prediction to the norm of the conditional one"
+
+
+LATENTS = torch.randn(1, 8, 2, 4, 4, generator=torch.Generator().manual_seed(3))
 
 
 class Pipe:
@@ -92,6 +101,63 @@ def test_arguments_that_turn_it_on_count() -> None:
     assert not Pipe().call(family("helios"))
     for name in ("joyimage-edit", "joyimage-edit-plus", "qwen-image"):
         assert Pipe().call(family(name))[0].startswith(NORM)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["without contexts", "with contexts"])
+def test_a_loop_of_ones_own(named) -> None:
+    transformer = TINY["wan"].build().transformer
+    timestep = torch.tensor([500.0])
+
+    def predict(seed, name):
+        with transformer.cache_context(name) if named else nullcontext():
+            return transformer(LATENTS, timestep, embeds(seed), return_dict=False)[0]
+
+    with torch.no_grad():
+        cond, uncond = predict(1, "cond"), predict(2, "uncond")
+        with dit_accel.enable_perturbed_guidance(transformer, 2.0, heads="blocks.1"):
+            guided, other = predict(1, "cond"), predict(2, "uncond")
+            report = dit_accel.attention_report(transformer)
+    found, formula = other + 4.0 * (guided - other), uncond + 4.0 * (cond - uncond) + guided - cond
+    assert (guided - cond).abs().max() > 1e-3
+    assert torch.allclose(found, formula, atol=1e-4) == named
+    assert report.remarks == ([] if named else [SEVERAL])
+    assert report.guidance["forwards"] == (1 if named else 2)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.5])
+def test_a_modular_pipelines_guider_tells_which_prediction_it_is(rescale) -> None:
+    denoise = pytest.importorskip("diffusers.modular_pipelines.wan.denoise")
+    transformer = TINY["wan"].build().transformer
+    guider = ClassifierFreeGuidance(guidance_scale=4.0, guidance_rescale=rescale)
+    components = SimpleNamespace(guider=guider, transformer=transformer)
+
+    def predict():
+        state = BlockState(
+            num_inference_steps=2,
+            prompt_embeds=embeds(1),
+            negative_prompt_embeds=embeds(2),
+            latent_model_input=LATENTS,
+            attention_kwargs=None,
+            dtype=torch.float32,
+        )
+        with torch.no_grad():
+            return denoise.WanLoopDenoiser()(components, state, 0, torch.tensor(500.0))[
+                1
+            ].noise_pred
+
+    plain = predict()
+    with dit_accel.enable_perturbed_guidance(transformer, 2.0, heads="blocks.1"):
+        found = predict()
+        report = dit_accel.attention_report(transformer)
+        with torch.no_grad(), transformer.cache_context("cond"):
+            arguments = (LATENTS, torch.tensor([500.0]), embeds(1))
+            difference = transformer(*arguments, return_dict=False)[0]
+    with torch.no_grad():
+        difference = difference - transformer(*arguments, return_dict=False)[0]
+    assert report.guidance["forwards"] == 1
+    assert torch.allclose(found, plain + difference, atol=1e-4) == (not rescale)
+    told = ["the pipeline's ClassifierFreeGuidance combines"] if rescale else []
+    assert [remark[: len(told[0])] for remark in report.remarks] == told
 
 
 def test_another_guider_is_told() -> None:
