@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -20,6 +21,7 @@ def transformers_of(target: Any) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
 
+@torch.compiler.disable  # of a frame nothing can be traced
 def running_pipeline(transformers: Collection[nn.Module]) -> DiffusionPipeline | None:
     """The nearest pipeline whose method runs, and that has one of these transformers; None: there is none."""
     for values in _locals_of_methods():
@@ -29,6 +31,7 @@ def running_pipeline(transformers: Collection[nn.Module]) -> DiffusionPipeline |
     return None
 
 
+@torch.compiler.disable
 def guidance_told_by(pipe: Any) -> bool | None:
     """Whether a running pipeline does classifier-free guidance, by its own word; None if it has none.
 
@@ -40,6 +43,7 @@ def guidance_told_by(pipe: Any) -> bool | None:
     return told if isinstance(told, bool) else None
 
 
+@torch.compiler.disable
 def running_guider() -> tuple[Any, str | None]:
     """The guider of a modular pipeline that runs, and the prediction it asks for, such as ``"pred_cond"``."""
     for values in _locals_of_methods():
@@ -50,6 +54,7 @@ def running_guider() -> tuple[Any, str | None]:
     return None, None
 
 
+@torch.compiler.disable
 def local_of(pipe: Any, name: str) -> Any:
     """A local variable of a method of a pipeline that runs; None if there is none of this name."""
     for values in _locals_of_methods():
