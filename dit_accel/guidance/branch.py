@@ -100,12 +100,18 @@ class PerturbedBranch:
         self._rows = slice(len(hidden) // 2, None) if doubled else slice(None)
         if doubled:
             self._tell_deviations(pipe)
+        if pipe is None and moment.branch.startswith("call") and moment.branch != "call0":
+            self._tell_several()
 
     def _tell_deviations(self, pipe: Any) -> None:
         """Once in a run, of a pipeline with classifier-free guidance."""
         if not self._told:
             self._told = True
             self.remarks.update(deviations(pipe, self.family))
+
+    def _tell_several(self) -> None:
+        if running_guider()[1] is None:
+            self.remarks.add(SEVERAL)
 
     def _begin_run(self) -> None:
         self.forget()
@@ -127,10 +133,8 @@ class PerturbedBranch:
         if not numbered or name != moment.branch:
             self.remarks.add(f"forwards in the context {name!r} are not guided")
             return None
-        if name != "call0":
-            if pipe is not None:
-                return "other"
-            self.remarks.add(SEVERAL)
+        if pipe is not None and name != "call0":
+            return "other"
         return "both" if self.family.cfg == "one batch" else "cond"
 
     def _is_doubled(self, hidden_states: Tensor, pipe: Any) -> bool:
