@@ -100,7 +100,7 @@ class PerturbedBranch:
         self._rows = slice(len(hidden) // 2, None) if doubled else slice(None)
         if doubled:
             self._tell_deviations(pipe)
-        if pipe is None and moment.branch.startswith("call") and moment.branch != "call0":
+        elif pipe is None and moment.branch.startswith("call") and moment.branch != "call0":
             self._tell_several()
 
     def _tell_deviations(self, pipe: Any) -> None:
