@@ -6,6 +6,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor
 
@@ -26,20 +27,27 @@ class RunClock:
     """Tells steps, branches and runs apart, never by counting calls alone: caches skip them.
 
     The cache context comes first (it has a name, and step numbers where the pipeline gives them),
-    then the scheduler, then a change of the timestep argument (some pipelines step copies of their
-    scheduler). A run is new when the scheduler holds another ``timesteps`` object than before, when the
-    step goes backwards, or when a numbered step comes to the same branch twice; of a bare transformer, when
-    the timestep turns back.
+    then the scheduler (its step; where it has none, the place of the timestep among its own), then a change of
+    the timestep argument (some pipelines step copies of their scheduler). A run is new when the
+    scheduler holds another ``timesteps`` object than before, when the step goes backwards, or when a numbered
+    step comes to the same branch twice; of a bare transformer, when the timestep turns back.
     """
 
     def __init__(self, pipe: Any | None) -> None:
-        self._pipe = weakref.ref(pipe) if pipe is not None else None
+        self._pipe: weakref.ref[Any] | None = None
         self._timesteps: weakref.ref[Tensor] | None = None
         self._last_timestep: Any = None
         self._rises: bool | None = None  # where the timestep goes, of a bare transformer
         self._step = -1
         self._calls_in_step = 0
         self._branches: set[str] = set()
+        self.follow(pipe)
+
+    def follow(self, pipe: Any | None) -> None:
+        """The pipeline that runs now, or none; another one than before begins a new run."""
+        if pipe is not (self._pipe() if self._pipe else None):
+            self._pipe = weakref.ref(pipe) if pipe is not None else None
+            self.stop()
 
     def tick(self, context: CacheContext | None, timestep: Any) -> Moment:
         """Read the moment of a forward call that begins now."""
@@ -81,7 +89,10 @@ class RunClock:
             index = getattr(scheduler, "begin_index", None) if index is None else index
             if index is not None:
                 return index
-        return self._step_by_change(timestep, new_run)
+            return self._step_by_change(timestep, new_run)
+        changed = self._step_by_change(timestep, new_run)
+        position = _position(timestep, getattr(scheduler, "timesteps", None))
+        return changed if position is None else position
 
     def _step_by_change(self, timestep: Any, new_run: bool) -> int:
         value = timestep.detach().clone() if isinstance(timestep, Tensor) else timestep
@@ -109,6 +120,16 @@ class RunClock:
             return context.num_inference_steps
         timesteps = getattr(scheduler, "timesteps", None)
         return len(timesteps) if timesteps is not None else None
+
+
+def _position(timestep: Any, timesteps: Tensor | None) -> int | None:
+    """Where a timestep is among a scheduler's; None: nowhere, at several places, or tokens have different ones."""
+    if timestep is None or timesteps is None:
+        return None
+    values = torch.as_tensor(timestep, device=timesteps.device).detach().flatten()
+    same = (timesteps.to(values.dtype) == values[0]) & (values == values[0]).all()
+    found = same.nonzero()
+    return int(found) if len(found) == 1 else None
 
 
 def _mean(timestep: Any) -> Any:

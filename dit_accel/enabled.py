@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from dit_accel import seam
-from dit_accel.session import Session, transformers_of
+from dit_accel.running import transformers_of
+from dit_accel.session import Session
 
 
 def sessions_of(target: Any) -> list[Session]:

@@ -12,7 +12,7 @@ from diffusers import ContextParallelConfig
 from safetensors import SafetensorError
 
 from dit_accel.errors import BadInput, first_line
-from dit_accel.session import transformers_of
+from dit_accel.running import transformers_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OFFLOADS = ("none", "model", "group", "sequential")

@@ -24,7 +24,7 @@ from dit_accel.placing import Placing
 from dit_accel.precision import checked_precision
 from dit_accel.profile import Profile, method_of
 from dit_accel.report import AttentionReport
-from dit_accel.session import transformers_of
+from dit_accel.running import transformers_of
 from dit_accel.verbs import (
     disable_perturbed_guidance,
     enable_perturbed_guidance,

@@ -30,8 +30,9 @@ from dit_accel.ops import Ops
 from dit_accel.precision import Chosen, Precision, choose
 from dit_accel.profile import Profile, knobs_of
 from dit_accel.report import AttentionReport, Tally
+from dit_accel.running import running_pipeline, transformers_of
 from dit_accel_kernels import Precision as KernelPrecision
-from dit_accel_pipelines import COMPONENTS, Family, TokenLayout
+from dit_accel_pipelines import Family, TokenLayout
 
 IDLE = Profile(method=Dense())
 
@@ -69,12 +70,13 @@ class Session:
             Counter()
         )  # of this forward, by layer: one for each sample in Mochi
         self._chosen: dict[Precision, Chosen] = {}
-        self._clock = RunClock(target if isinstance(target, DiffusionPipeline) else None)
+        self._clock = RunClock(self._pipe() if self._pipe else None)
         self._tally = Tally()
         self._ops = Ops(self._tally.stopwatch, self._tally.plans)
         self._moment: Moment | None = None
         self._layout: TokenLayout | None = None
         self._layouts = Layouts(family)
+        self._degree = 1  # devices that share a sequence
         self._most_tokens = 0  # where no layout tells which calls are the picture's
         self._installations: list[seam.Installation] = []
         try:
@@ -173,7 +175,10 @@ class Session:
     ) -> None:
         """A transformer's forward begins."""
         degree = max((i.ulysses_degree() for i in self._installations), default=1)
+        self._degree = degree
         seam.check_shared(degree, self.guidance is not None, self.profile.guard.mode)
+        pipe = self._running()
+        self._clock.follow(pipe)
         moment = self._clock.tick(context, arguments.get("timestep", arguments.get("t")))
         if moment.new_run:
             self._forget()
@@ -185,12 +190,25 @@ class Session:
         for installation in self._installations:
             for name in installation.replaced(stack):
                 self._tally.fallback(f"the processor of {name} was replaced: enable again")
-        apart = degree > 1 and any(seam.splits_text(i.transformer) for i in self._installations)
         self._moment = moment
-        self._layout = self._layouts.of(moment, arguments, config, degree if apart else 1)
+        self._layout = self._layout_of(moment, arguments, config)
         self._calls.clear()
         if self.guidance is not None:
-            self.guidance.begin_forward(moment, arguments, self._pipe() if self._pipe else None)
+            self.guidance.begin_forward(moment, arguments, pipe)
+
+    def _layout_of(
+        self, moment: Moment, arguments: Mapping[str, Any], config: Mapping[str, Any]
+    ) -> TokenLayout | None:
+        degree = self._degree
+        apart = degree > 1 and any(seam.splits_text(i.transformer) for i in self._installations)
+        return self._layouts.of(moment, arguments, config, degree if apart else 1)
+
+    def _running(self) -> Any:
+        """The pipeline that runs now, which may be another of the same transformer; where none is found, in a
+        loop of one's own, the one this was enabled on.
+        """
+        found = running_pipeline({i.transformer for i in self._installations})
+        return self._pipe() if found is None and self._pipe else found
 
     def recording(self, module: nn.Module) -> AbstractContextManager[None]:
         """Around the clean forward."""
@@ -205,7 +223,11 @@ class Session:
 
         def perturbed(replaced: Mapping[str, Any]) -> Any:
             assert self._moment is not None
-            self._moment = dataclasses.replace(self._moment, branch=seam.PERTURBED)
+            moment = dataclasses.replace(self._moment, branch=seam.PERTURBED, new_run=False)
+            if replaced:
+                config = seam.config_of(module)
+                self._layout = self._layout_of(moment, {**arguments, **replaced}, config)
+            self._moment = moment
             self._running_again = False
             self._calls.clear()
             return again(replaced)
@@ -372,11 +394,3 @@ class Session:
         for installation in self._installations:
             for layer in installation.layers:
                 layer.states.clear()
-
-
-def transformers_of(target: Any) -> dict[str, nn.Module]:
-    """The transformers of a pipeline by component name, or a bare transformer itself."""
-    if isinstance(target, nn.Module):
-        return {"transformer": target}
-    found = {name: getattr(target, name, None) for name in COMPONENTS}
-    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}

@@ -22,11 +22,13 @@ from dit_accel.guidance import (
     find_heads,
 )
 from dit_accel.guidance.config import Perturbation, TextMode
+from dit_accel.guidance.noise import noise_levels
 from dit_accel.methods import Dense, Method, find_method
 from dit_accel.precision import Precision
 from dit_accel.profile import Profile
 from dit_accel.report import AttentionReport
-from dit_accel.session import Session, transformers_of
+from dit_accel.running import transformers_of
+from dit_accel.session import Session
 from dit_accel_pipelines import (
     REFUSED,
     Family,
@@ -211,8 +213,10 @@ def enable_perturbed_guidance(
     Each guided step runs the transformer once more (`PerturbedGuidance` has the formula), in the branch
     ``"perturbed"``, which is as sparse as the others, unless a rule of the schedule says otherwise.
     With classifier-free guidance in one batch, in two calls, embedded, or without any, the result is
-    exactly ``uncond + g (cond - uncond) + scale (cond - perturbed)``; where the pipeline rescales
-    afterwards, the report says so.
+    exactly ``uncond + g (cond - uncond) + scale (cond - perturbed)``; where the pipeline also rescales or
+    clips that, or combines predictions otherwise, the report says so. In a loop of your own, name the two calls
+    of a step with ``transformer.cache_context("cond")`` and ``("uncond")``, the conditional one first: without,
+    each gets a perturbed forward of its own, which is another formula, and the report says so.
 
     Args:
         target: a ``DiffusionPipeline`` or a transformer module.
@@ -229,7 +233,8 @@ def enable_perturbed_guidance(
         A handle with the head set; ``disable_perturbed_guidance`` or ``close`` undoes everything.
 
     Raises:
-        ValueError: for a setting out of range, or heads that the model lacks.
+        ValueError: for a setting out of range, heads that the model lacks, or ``adaptive`` with a scheduler whose
+            timesteps are not 0 to 1000.
         UnknownFamily, UnsupportedProcessor: as ``enable_sparse_attention``.
     """
     family = _checked_family(target)
@@ -247,6 +252,9 @@ def enable_perturbed_guidance(
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = PerturbedGuidance(**{**found.settings, **chosen}, share_prefix=share_prefix)
+    scheduler = getattr(target, "scheduler", None)
+    if settings.adaptive and getattr(scheduler, "timesteps", None) is not None:
+        noise_levels(scheduler)
     branch = PerturbedBranch(settings, found.with_settings(settings), family)
     session = session_of(target)
     if session is not None and session.serves(target):

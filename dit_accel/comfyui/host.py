@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from dit_accel.session import transformers_of
+from dit_accel.running import transformers_of
 
 
 def inside_comfyui() -> bool:

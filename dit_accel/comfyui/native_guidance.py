@@ -14,6 +14,7 @@ from dit_accel.comfyui.native import ModelCall
 from dit_accel.errors import BadInput
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
 from dit_accel.guidance.perturb import JointTokens, soft_perturbation
+from dit_accel_pipelines import UnknownFamily, find_family
 
 _LAYER = re.compile(r"(?:\w+\.)?(\d+)(?::(\*|\d+(?:,\d+)*))?")
 
@@ -23,10 +24,11 @@ def layers_of(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
     heads.
 
     Raises:
-        BadInput: for a text that is not like ``"13; 7:0,4; 9:*"``.
+        BadInput: for a text that is not like ``"13; 7:0,4; 9:*"``, or a head set of a model of several block lists
+            whose order nothing tells.
     """
     if isinstance(heads, HeadSet):
-        order = heads.model.in_order()
+        order = _order_of(heads.model)
         return {order.index(place): indices for place, indices in heads.heads.items()}
     found: dict[int, tuple[int, ...] | None] = {}
     for part in heads.replace(" ", "").split(";"):
@@ -41,6 +43,23 @@ def layers_of(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
         else:
             found[layer] = (*before, *map(int, named.split(",")))
     return found
+
+
+def _order_of(model: ModelShape) -> list[tuple[str, int]]:
+    """All blocks in the order of execution, which the family tells: a file may be sorted otherwise."""
+    if len(model.blocks) == 1:
+        return model.in_order()
+    try:
+        stacks = find_family(model.transformer).blocks
+    except UnknownFamily as error:
+        raise BadInput(f"the order of the blocks in this head set is unknown: {error}") from None
+    if set(stacks) != set(model.blocks):
+        theirs = ", ".join(stacks)
+        raise BadInput(
+            f"{model.transformer} has the block lists {theirs}, not {', '.join(model.blocks)}"
+        )
+    blocks = {stack: model.blocks[stack] for stack in stacks}
+    return replace(model, blocks=blocks).in_order()
 
 
 @dataclass

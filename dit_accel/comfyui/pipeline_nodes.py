@@ -29,8 +29,8 @@ from dit_accel.placing import DTYPES, OFFLOADS, Placing
 from dit_accel.precision import PRECISIONS
 from dit_accel.profile import Profile
 from dit_accel.render import Clip, RenderSettings, build_profile, render_with
+from dit_accel.running import transformers_of
 from dit_accel.seam import config_of
-from dit_accel.session import transformers_of
 from dit_accel_pipelines import SizeRule, find_family
 
 CATEGORY = "DiT-Accel"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -12,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from dit_accel.clock import Moment
+from dit_accel.guidance.caches import refuse_caches, stores_keys
+from dit_accel.guidance.combining import deviations
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.guidance.heads import HeadSet, block_of
+from dit_accel.guidance.noise import noise_levels
 from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation
-from dit_accel.seam import Again, DenseCall, Layer, Prefix, cache_without_contexts, foreign_states
+from dit_accel.running import guidance_told_by, running_guider
+from dit_accel.seam import Again, DenseCall, Layer, Prefix, foreign_states
 from dit_accel.stopwatch import Stopwatch
 from dit_accel_pipelines import Family, TokenLayout
 
@@ -31,7 +34,11 @@ _ROLES: dict[str, Role] = {
     "uncond_stg": "other",  # of LTX-2
     "uncond_modality": "other",
 }
-_COUNTING = ("MagCache", "TaylorSeer")
+
+SEVERAL = (
+    "several forwards of a step were guided, each by itself, as nothing tells which is the conditional one: "
+    "name them with transformer.cache_context('cond') and transformer.cache_context('uncond')"
+)
 
 
 class PerturbedBranch:
@@ -56,25 +63,34 @@ class PerturbedBranch:
         self._prefix: Prefix | None = None
         self._prefixes: dict[nn.Module, Prefix] = {}
         self._device = torch.device("cpu")
-        self._checked: set[nn.Module] = set()  # of a run, as the next two
+        self._perturbed = 0  # calls of this forward
+        # Of a run:
+        self._in_vain = False  # none of a forward could be perturbed: the others are not guided
+        self._told = False  # of how the pipeline combines predictions
+        self._checked: set[nn.Module] = set()
         self._doubled: dict[int, bool] = {}  # by batch
-        self._timesteps: list[float] = []
+        self._levels: list[float] = []  # of noise, by step
         self._indices: dict[tuple[tuple[str, int], torch.device], Tensor | None] = {}
 
     # Before and around a forward.
 
     def begin_forward(self, moment: Moment, arguments: Mapping[str, Any], pipe: Any) -> None:
-        """A clean forward begins: is it one to guide?"""
+        """A clean forward begins, of a pipeline or of none: is it one to guide?"""
         if moment.new_run:
             self._begin_run()
         hidden = arguments["hidden_states"]
         self._device = hidden.device
         self._role = self._role_of(moment, pipe)
+        if self._role is not None and stores_keys(arguments):
+            self.remarks.add("forwards that store keys of reference images are not guided")
+            self._role = None
+        if self._role == "other" and self._difference is not None:
+            self._tell_deviations(pipe)
         if self._role in (None, "other"):
             return
         self._difference = None
         self._scale = 0.0
-        if self.settings.holds(moment.step, moment.num_steps):
+        if not self._in_vain and self.settings.holds(moment.step, moment.num_steps):
             self._scale = self._scale_at(moment, pipe)
         if not self._scale:
             self._role = None
@@ -82,28 +98,42 @@ class PerturbedBranch:
         doubled = self._role == "both" and self._is_doubled(hidden, pipe)
         self._role = "both" if doubled else "cond"
         self._rows = slice(len(hidden) // 2, None) if doubled else slice(None)
-        if getattr(pipe, "guidance_rescale", 0.0):
-            self.remarks.add(
-                "guidance_rescale of the pipeline also rescales what perturbed guidance adds"
-            )
+        if doubled:
+            self._tell_deviations(pipe)
+        elif pipe is None and moment.branch.startswith("call") and moment.branch != "call0":
+            self._tell_several()
+
+    def _tell_deviations(self, pipe: Any) -> None:
+        """Once in a run, of a pipeline with classifier-free guidance."""
+        if not self._told:
+            self._told = True
+            self.remarks.update(deviations(pipe, self.family))
+
+    def _tell_several(self) -> None:
+        if running_guider()[1] is None:
+            self.remarks.add(SEVERAL)
 
     def _begin_run(self) -> None:
         self.forget()
         self.forwards = 0
+        self._in_vain = self._told = False
         self.stopwatch.reset()
-        for memory in (self.remarks, self._checked, self._doubled, self._timesteps):
+        for memory in (self.remarks, self._checked, self._doubled, self._levels):
             memory.clear()
 
     def _role_of(self, moment: Moment, pipe: Any) -> Role | None:
-        """What a forward is, by its cache context; without one, the first of a step is the one to guide, and a
-        bare transformer's forwards all are.
+        """What a forward is, by its cache context or a modular pipeline's guider; without one, the first of a step
+        is the one to guide, and a bare transformer's forwards all are.
         """
-        if moment.branch in _ROLES:
-            return _ROLES[moment.branch]
-        if not moment.branch.startswith("call"):
-            self.remarks.add(f"forwards in the context {moment.branch!r} are not guided")
+        name, numbered = moment.branch, moment.branch.startswith("call")
+        if numbered and pipe is None:
+            name = running_guider()[1] or name
+        if name in _ROLES:
+            return _ROLES[name]
+        if not numbered or name != moment.branch:
+            self.remarks.add(f"forwards in the context {name!r} are not guided")
             return None
-        if pipe is not None and moment.branch != "call0":
+        if pipe is not None and name != "call0":
             return "other"
         return "both" if self.family.cfg == "one batch" else "cond"
 
@@ -120,15 +150,15 @@ class PerturbedBranch:
     def _scale_at(self, moment: Moment, pipe: Any) -> float:
         if not self.settings.adaptive:
             return self.settings.scale
-        if not self._timesteps:
-            timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
-            if timesteps is None:
+        if not self._levels:
+            scheduler = getattr(pipe, "scheduler", None)
+            if getattr(scheduler, "timesteps", None) is None:
                 raise RuntimeError(
                     "adaptive guidance needs the timesteps of a pipeline's scheduler: leave adaptive out, or "
                     "enable guidance on the pipeline"
                 )
-            self._timesteps += timesteps.tolist()
-        return self.settings.scale_at(self._timesteps[moment.step])
+            self._levels += noise_levels(scheduler)
+        return self.settings.scale_at(self._levels[moment.step])
 
     @contextmanager
     def recording(self, transformer: nn.Module) -> Iterator[None]:
@@ -184,6 +214,13 @@ class PerturbedBranch:
         cond = clean[self._rows]
         with self.stopwatch("perturbed", clean.device):
             weak = _sample_of(self._run(again, self._sliced(arguments)))
+        if not self._perturbed and not any(foreign_states(transformer)):  # caches skip calls
+            self._in_vain = True
+            self.remarks.add(
+                "guidance ended: no attention of the chosen heads could be perturbed, as its keys are not those "
+                "of its queries alone, or its mask is no tensor"
+            )
+            return output
         noise = self._noise_channels(cond, arguments["hidden_states"])
         difference = self._rescaled(cond, self._scale * (cond - weak), noise)
         self._difference = difference
@@ -193,7 +230,7 @@ class PerturbedBranch:
         )
 
     def _run(self, again: Again, arguments: Mapping[str, Any]) -> Any:
-        self.running = True
+        self.running, self._perturbed = True, 0
         try:
             if self._prefix is None:
                 return again(arguments)
@@ -249,6 +286,7 @@ class PerturbedBranch:
         crossed = query.shape[1] != dense.key.shape[1]  # to an image prompt, for instance
         if chosen is None or crossed or dense.causal or text < 0:
             return unperturbed()
+        self._perturbed += 1
         scale = query.shape[-1] ** -0.5 if dense.scale is None else dense.scale
         tokens = JointTokens(
             *(query, dense.key, dense.value, scale, dense.mask, text, layout.text_first)
@@ -292,43 +330,6 @@ class PerturbedBranch:
         }
 
 
-def refuse_caches(transformer: nn.Module, settings: PerturbedGuidance) -> None:
-    """Refuse diffusers' caches that would mix up branches or steps.
-
-    Raises:
-        RuntimeError: naming the cache.
-    """
-    cache = cache_without_contexts(transformer)
-    if cache is not None:
-        raise RuntimeError(
-            f"perturbed guidance cannot run beside {cache}, which keeps one state for all branches of a step: "
-            "disable that cache"
-        )
-    names = {type(state).__name__ for state in foreign_states(transformer)}
-    counting = [name for name in sorted(names) if name.startswith(_COUNTING)]
-    if counting and settings.interval[0] > 0:
-        raise RuntimeError(
-            f"perturbed guidance with an interval that begins late cannot run beside {counting[0]}, which "
-            "counts the steps of each branch: begin at 0, or disable that cache"
-        )
-
-
-def guidance_told_by(pipe: Any) -> bool | None:
-    """Whether a running pipeline does classifier-free guidance, by its own word; None if it has none.
-
-    Some keep it to themselves: then it is a local variable of the pipeline's call, further up this stack.
-    """
-    if pipe is None:
-        return None
-    told = getattr(pipe, "do_classifier_free_guidance", None)
-    frame = inspect.currentframe()
-    while told is None and frame is not None:
-        if frame.f_locals.get("self") is pipe:
-            told = frame.f_locals.get("do_classifier_free_guidance")
-        frame = frame.f_back
-    return told if isinstance(told, bool) else None
-
-
 def of_rows(dense: DenseCall, rows: slice) -> Tensor:
     """Dense attention of some of the queries."""
     mask = dense.mask
@@ -342,9 +343,17 @@ def _half(value: Any, batch: int, rows: slice) -> Any:
         return value[rows]
     if isinstance(value, Mapping):
         return {k: _half(v, batch, rows) for k, v in value.items()}
+    if isinstance(value, list) and len(value) == batch and not _has_tensor(value):
+        return value[rows]
     if isinstance(value, list | tuple):
         return type(value)(_half(v, batch, rows) for v in value)
     return value
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_has_tensor, value))
+    return isinstance(value, Tensor | Mapping)
 
 
 def _sample_of(output: Any) -> Tensor:

@@ -30,7 +30,8 @@ class PerturbedGuidance:
             tokens do among each other, ``"joint"`` all rows and keys.
         rescale: 0 to 1: how far the difference shrinks so that the result keeps the standard deviation of
             ``cond`` (of each sample).
-        adaptive: the scale falls by this for each unit that the timestep is below 1000, not below 0.
+        adaptive: the scale falls by this for each unit that the noise level is below 1000, not below 0: that is
+            the timestep, or where a scheduler counts up, as Mochi's, 1000 less the timestep.
         share_prefix: take the blocks before the first perturbed one from the clean forward.
     """
 
@@ -60,9 +61,9 @@ class PerturbedGuidance:
                 known = ", ".join(get_args(kind))
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
 
-    def scale_at(self, timestep: float) -> float:
-        """The scale at a timestep of 0 to 1000 (diffusers' ``pag_adaptive_scale``)."""
-        return max(0.0, self.scale - self.adaptive * (1000.0 - timestep))
+    def scale_at(self, level: float) -> float:
+        """The scale at a noise level of 0 to 1000 (diffusers' ``pag_adaptive_scale``)."""
+        return max(0.0, self.scale - self.adaptive * (1000.0 - level))
 
     def holds(self, step: int, num_steps: int | None) -> bool:
         """Whether a step counted from 0 is guided.

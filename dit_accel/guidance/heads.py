@@ -127,7 +127,8 @@ class HeadSet:
         )
 
     def fitting(self, model: ModelShape) -> HeadSet:
-        """The same set, if it belongs to a model of this shape.
+        """The same set, if it belongs to a model of this shape; its blocks in the order of execution, whatever the
+        order in a file.
 
         Raises:
             BadInput: naming what differs.
@@ -135,7 +136,7 @@ class HeadSet:
         difference = self.model.difference(model)
         if difference is not None:
             raise BadInput(f"this head set belongs to another model: here {difference}")
-        return self
+        return replace(self, model=model)
 
     def with_settings(self, settings: PerturbedGuidance) -> HeadSet:
         """The same heads with other settings."""

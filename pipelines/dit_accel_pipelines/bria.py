@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, patches, valid_text
+from dit_accel_pipelines.family import (
+    Config,
+    Family,
+    Postprocess,
+    SizeRule,
+    TokenLayout,
+    patches,
+    valid_text,
+)
 from dit_accel_pipelines.flux import layout, size_rule
 
 
@@ -62,6 +70,14 @@ BRIA = Family(
     batched=("hidden_states", "encoder_hidden_states", "timestep", "guidance"),
     joint=True,
     output="image",
+    postprocess=(
+        Postprocess(
+            "scales the guided prediction towards the standard deviation of the conditional one",
+            "normalize",
+            default=False,
+        ),
+        Postprocess("clips the guided prediction", "clip_value", default=False),
+    ),
 )
 
 BRIA_FIBO = Family(

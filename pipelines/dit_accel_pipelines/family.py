@@ -142,6 +142,21 @@ def picture_rule(transformer: Config, vae: Config) -> SizeRule:
 
 
 @dataclass(frozen=True)
+class Postprocess:
+    """What pipelines do to the predictions, besides classifier-free guidance.
+
+    Attributes:
+        words: after "the pipeline ...".
+        switch: the call's argument, or the pipeline's config, that turns it on.
+        default: whether pipelines without that do it.
+    """
+
+    words: str
+    switch: str = ""
+    default: bool = True
+
+
+@dataclass(frozen=True)
 class Family:
     """Everything the rest of the project knows about a kind of transformer.
 
@@ -167,6 +182,7 @@ class Family:
         output: what the pipelines make.
         picture_pipelines: class names of those that make pictures, where the others make videos.
         guidance: perturbed guidance knows how its forward is called.
+        postprocess: what its pipelines do with classifier-free guidance that changes what is added to predictions.
         tested: ``"tested"`` where sparse attention went through the whole family matrix.
         remark: what does not become sparse, for the table of families.
     """
@@ -188,6 +204,7 @@ class Family:
     output: Literal["video", "image"] = "video"
     picture_pipelines: tuple[str, ...] = ()
     guidance: bool = True
+    postprocess: tuple[Postprocess, ...] = ()
     tested: Literal["tested", "declared"] = "tested"
     remark: str = ""
 

@@ -8,7 +8,15 @@ from typing import Any
 
 from torch.nn.functional import pad
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, patches, valid_text
+from dit_accel_pipelines.family import (
+    Config,
+    Family,
+    Postprocess,
+    SizeRule,
+    TokenLayout,
+    patches,
+    valid_text,
+)
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
@@ -51,6 +59,8 @@ def heads(transformer: Config) -> tuple[int, int]:
     return count, transformer["hidden_size"] // count
 
 
+NORM = Postprocess("scales the guided prediction to the norm of the conditional one")
+
 JOYIMAGE_EDIT = Family(
     name="joyimage-edit",
     transformers=("JoyImageEditTransformer3DModel",),
@@ -62,6 +72,7 @@ JOYIMAGE_EDIT = Family(
     heads=heads,
     joint=True,
     output="image",
+    postprocess=(NORM,),
 )
 
 JOYIMAGE_EDIT_PLUS = Family(
@@ -75,7 +86,9 @@ JOYIMAGE_EDIT_PLUS = Family(
     heads=heads,
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "encoder_hidden_states_mask"),
+        "shape_list",
     ),
     joint=True,
     output="image",
+    postprocess=(NORM,),
 )

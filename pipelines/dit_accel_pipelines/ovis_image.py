@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.family import Family, Postprocess
 from dit_accel_pipelines.flux import layout, size_rule
 
 OVIS_IMAGE = Family(
@@ -31,4 +31,10 @@ LONGCAT_IMAGE = Family(
     text_first=True,
     joint=True,
     output="image",
+    postprocess=(
+        Postprocess(
+            "scales the guided prediction down to the norm of the conditional one",
+            "enable_cfg_renorm",
+        ),
+    ),
 )

@@ -7,7 +7,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, valid_text
+from dit_accel_pipelines.family import (
+    Config,
+    Family,
+    Postprocess,
+    SizeRule,
+    TokenLayout,
+    valid_text,
+)
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
@@ -49,4 +56,9 @@ QWEN_IMAGE = Family(
     ),
     joint=True,
     output="image",
+    postprocess=(
+        Postprocess(
+            "scales the guided prediction to the norm of the conditional one", "cfg_normalize"
+        ),
+    ),
 )

@@ -60,6 +60,31 @@ def test_without_a_pipeline_steps_follow_the_timestep_argument() -> None:
     assert clock.tick(None, torch.tensor([900.0])).new_run
 
 
+def test_where_a_scheduler_has_no_step_its_timesteps_tell_it() -> None:
+    """Video-to-video begins in the middle of them."""
+    pipe = Pipe(5)
+    del pipe.scheduler.step_index
+    clock, timesteps = RunClock(pipe), pipe.scheduler.timesteps
+    moments = [clock.tick(None, timesteps[i].expand(2)) for i in (2, 2, 3, 4, 2)]
+    assert [m.step for m in moments] == [2, 2, 3, 4, 2]
+    assert [m.branch for m in moments] == ["call0", "call1", "call0", "call0", "call0"]
+    assert [m.new_run for m in moments] == [True, False, False, False, True]
+    assert clock.tick(None, timesteps[3:5]).step == 3, "tokens of several timesteps: by change"
+
+
+def test_another_pipeline_begins_a_new_run() -> None:
+    first, second = Pipe(5), Pipe(5)
+    second.scheduler = first.scheduler
+    clock = RunClock(first)
+    clock.tick(None, None)
+    clock.follow(first)
+    assert not clock.tick(None, None).new_run
+    clock.follow(second)
+    assert clock.tick(None, None).new_run
+    clock.follow(None)
+    assert clock.tick(None, torch.tensor([900.0])).num_steps is None
+
+
 def test_skipped_steps_are_no_new_run() -> None:
     clock = RunClock(Pipe(9))
     clock.tick(CacheContext("cond", step_index=0), None)

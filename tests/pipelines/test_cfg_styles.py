@@ -14,6 +14,7 @@ DOUBLED = re.compile(
     r"torch\.cat\(\[\w*(?:latent|input)\w*\] \* 2|torch\.cat\(\[(\w+), \1\]"
     r"|latents\w*\.repeat\(2, |torch\.cat\(\[negative_prompt_embeds, prompt_embeds\]"
 )
+SCALED = re.compile(r"\w*_norm = torch\.norm\(|optimized_scale\(|\.clip\(-")
 CALLED = re.compile(r"(?:= |\()(?:self\.)?(?:transformer|current_model)\(\s")
 EMBEDDED = re.compile(r"\bguidance\w* = torch\.(?:tensor|full)")
 
@@ -49,3 +50,13 @@ def test_guidance_runs_as_declared(family: Family) -> None:
     if not kinds:
         pytest.skip(f"no pipeline of diffusers names {', '.join(family.transformers)}")
     assert any(family.cfg in styles for styles in kinds.values()), kinds
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_what_pipelines_do_to_guided_predictions_is_declared(family: Family) -> None:
+    code = [inspect.getsource(kind.__call__) for kind in pipelines_of(family)]
+    if not code or not family.guidance:
+        pytest.skip("no pipeline of diffusers that perturbed guidance runs in")
+    assert any(map(SCALED.search, code)) == bool(family.postprocess)
+    for switch in (process.switch for process in family.postprocess):
+        assert any(re.search(rf"\b{switch}\b", text) for text in code)

@@ -237,14 +237,37 @@ def test_perturbed_layers_follow_the_formula(heads: tuple[int, ...], softness: f
     assert perturbation.missing() == [9]
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["in order", "sorted file"])
+def test_layers_of_a_head_set_are_in_the_models_order(turned) -> None:
+    blocks = {"transformer_blocks": 2, "single_transformer_blocks": 3}
+    blocks = dict(sorted(blocks.items())) if turned else blocks
+    place = ("single_transformer_blocks", 1)
+    heads = HeadSet(ModelShape("FluxTransformer2DModel", blocks, 4, 16), {place: (0, 3)})
+    assert layers_of(heads) == {3: (0, 3)}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("X", "order of the blocks in this head set is unknown: no family declares X"),
+        (
+            "FluxTransformer2DModel",
+            "has the block lists transformer_blocks, single_transf.*, not a, b",
+        ),
+    ],
+)
+def test_a_head_set_whose_order_nothing_tells_is_refused(name, message) -> None:
+    with pytest.raises(BadInput, match=message):
+        layers_of(HeadSet(ModelShape(name, {"a": 2, "b": 3}, 4, 16), {("b", 1): (0, 3)}))
+
+
 def test_layers_are_written_exactly() -> None:
     assert layers_of("13; 7:0,4; blocks.9:*") == {13: None, 7: (0, 4), 9: None}
     assert layers_of("7:0; 7:4; 9:1; 9:*; 9:2") == {7: (0, 4), 9: None}
     with pytest.raises(BadInput, match="layers are written like"):
         layers_of("middle")
-    shape = ModelShape("X", {"double": 2, "single": 3}, 4, 16)
-    heads = HeadSet(shape, {("single", 1): (0, 3)})
-    assert layers_of(heads) == {3: (0, 3)}
+    shape = ModelShape("X", {"blocks": 3}, 4, 16)
+    assert layers_of(HeadSet(shape, {("blocks", 1): (0, 3)})) == {1: (0, 3)}
     with pytest.raises(BadInput, match="no head 5: heads are 0 to 1"):
         Perturbation({0: (5,)}, PerturbedGuidance()).attention(call_of())(
             plain, *tensors(), 2, transformer_options=options()

@@ -351,17 +351,6 @@ def test_an_interval_needs_to_know_the_steps(wan) -> None:
         assert torch.equal(transformer(**arguments).sample, plain)
 
 
-def test_a_pipeline_that_rescales_is_told() -> None:
-    tiny = TINY["ltx"]
-    pipe = tiny.build()
-    with pipe.enable_perturbed_guidance(2.0, heads=tiny.blocks[1]):
-        tiny.run(pipe, True, guidance_rescale=0.5)
-        assert any("guidance_rescale" in line for line in pipe.attention_report().remarks)
-        assert "guidance 2 in 3 forwards" in str(pipe.attention_report())
-        tiny.run(pipe, True)
-        assert not pipe.attention_report().remarks
-
-
 def test_no_memory_grows(wan, run_wan) -> None:
     wan.enable_perturbed_guidance(2.0, heads="blocks.2")
     run_wan(wan)

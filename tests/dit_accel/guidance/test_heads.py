@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_pipelines import TINY
 
 from dit_accel.errors import BadInput
 from dit_accel.guidance import HeadSet, ModelShape, all_heads, find_heads, parse_heads
@@ -97,6 +99,21 @@ def test_settings_are_what_a_file_means() -> None:
     found = HeadSet.from_dict({**parse_heads("dual.1", MODEL).to_dict(), "settings": written})
     assert found.settings == {"scale": 2.0, "interval": (0.0, 0.5), "rescale": 1.0}
     assert type(found.settings["scale"]) is float
+
+
+def test_a_sorted_file_means_the_same(tmp_path) -> None:
+    tiny = TINY["flux"]
+    pipe = tiny.build()
+    model = ModelShape.of(pipe.transformer, find_family(pipe.transformer))
+    found = parse_heads("transformer_blocks.1; single_transformer_blocks.0", model)
+    path = tmp_path / "sorted.json"
+    path.write_text(json.dumps(found.to_dict(), sort_keys=True))
+    assert list(HeadSet.load(path).fitting(model).heads) == list(found.heads)
+    with pipe.enable_perturbed_guidance(2.0, heads=found):
+        expected = tiny.run(pipe)
+    with pipe.enable_perturbed_guidance(2.0, heads=path):
+        assert torch.equal(tiny.run(pipe), expected)
+        assert pipe.attention_report().guidance["shared_blocks"] == 1
 
 
 @pytest.mark.parametrize(

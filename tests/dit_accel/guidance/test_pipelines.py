@@ -1,13 +1,18 @@
 """Guidance where pipelines differ: batches, what a pipeline keeps to itself, adapters, loops of one's own."""
 
+import gc
+
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from tiny_pipelines import TINY, embeds, pooled
+from tiny_transformers import ROWS
 
 import dit_accel
 from dit_accel.enabled import session_of
+from dit_accel.guidance.branch import _half
+from dit_accel_pipelines import find_family
 
 EVERY = pytest.mark.parametrize("name", TINY)
 
@@ -93,10 +98,12 @@ def test_residuals_of_a_controlnet_are_halved_too() -> None:
     with torch.no_grad():
         plain = transformer(**arguments).sample
         with dit_accel.enable_perturbed_guidance(transformer, 2.0, heads=tiny.blocks[1]):
-            both = transformer(**arguments).sample
+            both = [transformer(**arguments).sample for _ in range(2)][1]
+            remarks = dit_accel.attention_report(transformer).remarks
             cond = transformer(**alone).sample
     difference = cond - plain[1:]
     assert difference.abs().max() > 1e-3
+    assert not remarks, "several forwards, but each with both predictions"
     torch.testing.assert_close(both, plain + difference, atol=1e-5, rtol=1e-5)
 
 
@@ -146,6 +153,136 @@ def test_a_second_experts_cache_is_refused_before_anything_runs(build_wan, run_w
     pipe.enable_perturbed_guidance(2.0, heads="blocks.1")
     with pytest.raises(RuntimeError, match="one state for all branches"):
         run_wan(pipe)
+
+
+def other_pipeline_of(pipe):
+    other = StableDiffusion3Pipeline.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["no cfg before", "cfg before"])
+@pytest.mark.parametrize("cfg", [False, True], ids=["no cfg", "cfg"])
+def test_the_pipeline_that_runs_tells_of_its_guidance(before, cfg) -> None:
+    tiny = TINY["sd3"]
+    pipe = tiny.build()
+
+    def run(which):
+        return tiny.run(which, cfg, **tiny.two(cfg, (3, 4))[0])
+
+    with pipe.enable_perturbed_guidance(2.0, heads=tiny.blocks[1]):
+        expected = run(pipe)
+        tiny.run(pipe, before)
+        assert torch.equal(run(other_pipeline_of(pipe)), expected)
+
+
+def test_the_pipeline_that_guidance_was_enabled_on_may_be_dropped() -> None:
+    tiny = TINY["sd3"]
+    pipe = tiny.build()
+    pipe.enable_perturbed_guidance(2.0, heads=tiny.blocks[1], interval=(0.0, 0.5), adaptive=0.001)
+    expected = tiny.run(pipe, True)
+    pipe = other_pipeline_of(pipe)
+    gc.collect()
+    assert torch.equal(tiny.run(pipe, True), expected)
+    assert pipe.attention_report().guidance["forwards"] == 2
+
+
+def test_a_pipeline_tells_the_steps_of_a_transformer_that_guidance_was_enabled_on(
+    wan, run_wan
+) -> None:
+    with wan.enable_perturbed_guidance(2.0, heads="blocks.1", interval=(0.0, 0.5)):
+        expected = run_wan(wan)
+    with dit_accel.enable_perturbed_guidance(
+        wan.transformer, 2.0, heads="blocks.1", interval=(0.0, 0.5)
+    ):
+        assert torch.equal(run_wan(wan), expected)
+
+
+@pytest.fixture
+def glm_image():
+    """A transformer, new caches, and how it writes and reads keys of a reference image."""
+    module = pytest.importorskip("diffusers.models.transformers.transformer_glm_image")
+    row = next(row for row in ROWS if row.family == "glm-image")
+    transformer, inputs = row.build(), row.inputs()
+    image = {k: v[:1] if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    image["encoder_hidden_states"] = image["encoder_hidden_states"][:, :0]
+
+    def write(cache):
+        cache.set_mode("write")
+        transformer(**image, kv_caches=cache)
+        return [layer.k_caches[0].shape[1] for layer in cache.caches]
+
+    def read(cache):
+        cache.set_mode("read")
+        return transformer(**inputs, kv_caches=cache, return_dict=False)[0]
+
+    with torch.no_grad():
+        yield (
+            transformer,
+            lambda: module.GlmImageKVCache(transformer.config.num_layers),
+            write,
+            read,
+        )
+
+
+def test_keys_of_reference_images_are_stored_once(glm_image) -> None:
+    transformer, new_cache, write, read = glm_image
+    clean, cache = new_cache(), new_cache()
+    sizes = write(clean)
+    with dit_accel.enable_perturbed_guidance(transformer, 2.0, heads="transformer_blocks.0:1"):
+        assert write(cache) == sizes
+        remarks = dit_accel.attention_report(transformer).remarks
+    assert remarks == ["forwards that store keys of reference images are not guided"]
+    assert torch.equal(read(cache), read(clean))
+
+
+def test_guidance_that_perturbs_nothing_ends_and_is_told(glm_image) -> None:
+    transformer, new_cache, write, read = glm_image
+    cache = new_cache()
+    write(cache)
+    plain, forwards = read(cache), []
+    with dit_accel.enable_perturbed_guidance(transformer, 2.0, heads="transformer_blocks.1"):
+        transformer.proj_out.register_forward_hook(lambda *_: forwards.append(1))
+        assert torch.equal(read(cache), plain)
+        assert torch.equal(read(cache), plain)
+        report = dit_accel.attention_report(transformer)
+    assert len(forwards) == 3, "one perturbed forward tells that there is nothing to perturb"
+    assert report.guidance["forwards"] == 0
+    assert len(report.remarks) == 1
+    assert report.remarks[0].startswith("guidance ended: no attention of the chosen heads")
+
+
+@pytest.mark.parametrize("name", ["bria-fibo", "joyimage-edit-plus"])
+def test_padded_text_of_both_halves_with_sparse_attention(name) -> None:
+    row = next((row for row in ROWS if row.family == name), None)
+    if row is None:
+        pytest.skip("diffusers has no such transformer")
+    transformer, inputs = row.build(), row.inputs()
+    hidden = inputs["hidden_states"][:1]
+    inputs["hidden_states"] = hidden.repeat(2, *[1] * (hidden.dim() - 1))
+    plain, found = row.run(transformer, inputs), []
+    everything = dit_accel.SVG2(query_clusters=4, key_clusters=6, top_p=1.0)
+    schedule = dit_accel.Schedule(dense_steps=0, min_tokens=0)
+    block = f"{next(iter(find_family(transformer).blocks))}.0:1"
+    for sparse in (False, True):
+        if sparse:
+            dit_accel.enable_sparse_attention(transformer, everything, schedule=schedule)
+        with dit_accel.enable_perturbed_guidance(transformer, 2.0, heads=block):
+            found.append(row.run(transformer, inputs))
+            calls = dit_accel.attention_report(transformer).calls
+    assert calls["sparse"] > 0
+    assert calls["fallback"] == 0
+    assert (found[0] - plain).abs().max() > 1e-3
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_conditional_half_of_what_an_argument_may_be() -> None:
+    rows, tensor = slice(1, None), torch.arange(2)
+    shapes = [[(1, 2, 2)], [(1, 3, 3), (1, 4, 4)]]
+    assert _half(tensor, 2, rows).tolist() == [1]
+    assert _half(shapes, 2, rows) == shapes[1:]
+    assert [part.tolist() for part in _half([tensor, tensor], 2, rows)] == [[1], [1]]
+    assert _half({"mask": tensor, "size": (2, 3)}, 2, rows)["size"] == (2, 3)
 
 
 def test_disabled_precision_is_not_told_again(wan, run_wan) -> None:

@@ -1,0 +1,90 @@
+"""Guidance that follows the steps: an interval, a scale that falls with the noise."""
+
+import pytest
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXVideoToVideoPipeline,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from tiny_pipelines import TINY, embeds
+
+from dit_accel.enabled import session_of
+from dit_accel.errors import BadInput
+from dit_accel.guidance.noise import noise_levels
+
+
+@pytest.fixture
+def video_to_video():
+    """A pipeline whose scheduler has no step, and a run of its last 3 steps of 10."""
+    base = TINY["cogvideox"].build()
+    pipe = CogVideoXVideoToVideoPipeline(
+        None, None, base.vae, base.transformer, CogVideoXDDIMScheduler()
+    )
+    pipe.set_progress_bar_config(disable=True)
+    latents = torch.randn(1, 3, 4, 4, 6, generator=torch.Generator().manual_seed(1))
+    arguments = {"strength": 0.3, "num_inference_steps": 10, "height": 32, "width": 48}
+
+    def run():
+        texts = {"prompt_embeds": embeds(1), "negative_prompt_embeds": embeds(2)}
+        return pipe(latents=latents, output_type="latent", **texts, **arguments)
+
+    return pipe, run
+
+
+@pytest.mark.parametrize(
+    ("settings", "forwards"),
+    [
+        ({"interval": (0.0, 0.4)}, 0),
+        ({"interval": (0.7, 0.9)}, 2),
+        ({"interval": (0.8, 1.0)}, 2),
+        ({"adaptive": 0.0036}, 1),
+    ],
+    ids=str,
+)
+def test_video_to_video_begins_in_the_middle(video_to_video, settings, forwards) -> None:
+    pipe, run = video_to_video
+    with pipe.enable_perturbed_guidance(3.0, heads="transformer_blocks.1", **settings):
+        run()
+        assert pipe.attention_report().guidance["forwards"] == forwards
+
+
+def test_a_scale_falls_with_the_noise_also_where_timesteps_rise() -> None:
+    tiny = TINY["mochi"]
+    pipe = tiny.build()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    with pipe.enable_perturbed_guidance(3.0, heads=tiny.blocks[1], adaptive=0.18):
+        tiny.run(pipe, True)
+        assert pipe.scheduler.timesteps[0] == 0, "pure noise"
+        left = [1000.0 - timestep for timestep in pipe.scheduler.timesteps.tolist()]
+        guided = sum(3.0 - 0.18 * (1000.0 - level) > 0 for level in left)
+        assert 0 < guided < 3
+        assert pipe.attention_report().guidance["forwards"] == guided
+        assert noise_levels(pipe.scheduler) == pytest.approx(left)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [EDMEulerScheduler(), FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)],
+    ids=lambda s: type(s).__name__,
+)
+def test_timesteps_that_are_no_levels_of_noise_are_refused(scheduler) -> None:
+    tiny = TINY["ltx"]
+    pipe = tiny.build()
+    pipe.scheduler = scheduler
+    with pytest.raises(BadInput, match=r"needs timesteps of 0 to 1000, and those of .* here are"):
+        pipe.enable_perturbed_guidance(3.0, heads=tiny.blocks[1], adaptive=0.003)
+    assert session_of(pipe) is None
+    pipe.enable_perturbed_guidance(3.0, heads=tiny.blocks[1])
+
+
+def test_timesteps_that_a_run_chooses_are_refused_there() -> None:
+    """Sigmas beyond 1, as in Cosmos Predict2."""
+    tiny = TINY["ltx"]
+    pipe = tiny.build()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
+    pipe.scheduler.register_to_config(sigma_max=80.0, sigma_min=0.002)
+    pipe.enable_perturbed_guidance(3.0, heads=tiny.blocks[1], adaptive=0.003)
+    with pytest.raises(BadInput, match="needs timesteps of 0 to 1000"):
+        tiny.run(pipe)
