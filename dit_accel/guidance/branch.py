@@ -357,11 +357,13 @@ def _has_tensor(value: Any) -> bool:
 
 
 def _sample_of(output: Any) -> Tensor:
-    sample: Tensor = output[0]
+    sample: Tensor = output if isinstance(output, Tensor) else output[0]  # Kandinsky 5
     return sample
 
 
 def _with_sample(output: Any, sample: Tensor) -> Any:
+    if isinstance(output, Tensor):
+        return sample
     if isinstance(output, tuple):
         return (sample, *output[1:])
     return type(output)(**{**output, "sample": sample})

@@ -1,0 +1,32 @@
+"""Perturbed guidance on a bare transformer of every family that it knows."""
+
+import pytest
+import torch
+from tiny_transformers import ROWS
+from torch import Tensor
+
+import dit_accel
+from dit_accel_pipelines import find_family
+
+GUIDED = [row for row in ROWS if find_family(type(row.build()).__name__).guidance]
+
+
+@pytest.mark.parametrize("row", GUIDED, ids=lambda row: row.family)
+def test_a_tuple_a_tensor_and_an_output_are_guided_alike(row) -> None:
+    transformer = row.build()
+
+    own = dict(transformer.named_parameters())  # rows name some as if they were arguments
+    given = {name: value for name, value in row.inputs().items() if name not in own}
+
+    def forward(return_dict: bool) -> Tensor:
+        found = transformer(**given, return_dict=return_dict)
+        return found if isinstance(found, Tensor) else found[0]
+
+    with torch.no_grad():
+        plain = forward(False)
+        with dit_accel.enable_perturbed_guidance(transformer, 2.0):
+            guided = [forward(return_dict) for return_dict in (False, True)]
+    assert guided[0].shape == plain.shape
+    assert guided[0].isfinite().all()
+    assert not torch.equal(guided[0], plain)
+    torch.testing.assert_close(guided[0], guided[1])
