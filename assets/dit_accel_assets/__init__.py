@@ -1,5 +1,5 @@
 """The bundled tiny world: its model, its renderer, its captions and its oracle; sets of prompts; captured
-attention; measured rates."""
+attention; heads to perturb; measured rates."""
 
 from pathlib import Path
 
@@ -23,4 +23,10 @@ def shipped_rates() -> Path:
 def captures() -> dict[str, Path]:
     """Queries, keys and values of attention calls, by the name of the model that they were captured from."""
     files = sorted((Path(__file__).parent / "captures").glob("*.safetensors"))
+    return {file.stem.replace("_", "-"): file for file in files}
+
+
+def head_sets() -> dict[str, Path]:
+    """Heads to perturb, found by a search, by the name of the model that they belong to."""
+    files = sorted((Path(__file__).parent / "heads").glob("*.json"))
     return {file.stem.replace("_", "-"): file for file in files}

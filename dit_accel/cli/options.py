@@ -83,7 +83,8 @@ def guidance_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--heads",
-            help='Perturbed heads: a head set (.json), or like "blocks.7:0,4; blocks.9".  '
+            help="Perturbed heads: a head set (.json, or tiny-world, which comes along), or like "
+            '"blocks.7:0,4; blocks.9".  '
             "[default: all of the middle layer]",
         ),
         click.option("--softness", type=float, help="Share of the perturbed attention, 0 to 1."),

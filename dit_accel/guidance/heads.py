@@ -17,6 +17,7 @@ from dit_accel.files import written_whole
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.parsing import parsed
 from dit_accel.seam import config_of
+from dit_accel_assets import head_sets
 from dit_accel_pipelines import Family
 
 FORMAT = 1
@@ -248,8 +249,8 @@ def all_heads(layers: str | None, model: ModelShape) -> HeadSet:
 def find_heads(
     heads: str | Path | HeadSet | Mapping[str, Any], layers: str | None, model: ModelShape
 ) -> HeadSet:
-    """The head set that is meant: ``"all"`` (of ``layers``), a JSON file or what is in one, or as `parse_heads`
-    reads it.
+    """The head set that is meant: ``"all"`` (of ``layers``), the name of one that comes along, a JSON file or what
+    is in one, or as `parse_heads` reads it.
 
     Raises:
         BadInput: as the three.
@@ -262,6 +263,8 @@ def find_heads(
         return heads.fitting(model)
     if isinstance(heads, Mapping):
         return HeadSet.from_dict(heads).fitting(model)
+    if isinstance(heads, str) and heads in head_sets():
+        heads = head_sets()[heads]
     if isinstance(heads, Path) or heads.endswith(".json"):
         return HeadSet.load(heads).fitting(model)
     return parse_heads(heads, model)

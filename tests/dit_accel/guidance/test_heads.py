@@ -10,6 +10,7 @@ from tiny_pipelines import TINY
 
 from dit_accel.errors import BadInput
 from dit_accel.guidance import HeadSet, ModelShape, all_heads, find_heads, parse_heads
+from dit_accel.loading import fingerprint, read_card
 from dit_accel_pipelines import find_family
 
 MODEL = ModelShape("Toy", {"dual": 3, "single.blocks": 12}, 4, 16)
@@ -177,3 +178,14 @@ def test_texts_and_files_round_trip(heads) -> None:
     found = HeadSet(MODEL, heads)
     assert parse_heads(found.spec(), MODEL) == found
     assert HeadSet.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_the_bundled_set_belongs_to_the_bundled_model() -> None:
+    card = read_card("tiny-world")
+    shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
+    found = find_heads("tiny-world", None, shape)
+    assert len(found) >= 1
+    assert found.provenance["weights"] == fingerprint(card.source)
+    assert found.provenance["score"] > found.provenance["score_without_guidance"]
+    with pytest.raises(BadInput, match="belongs to another model"):
+        find_heads("tiny-world", None, MODEL)
