@@ -105,6 +105,9 @@ class SizeRule:
         )
 
 
+STRETCHES = (
+    "it makes a long video stretch by stretch, each a run of its own: a report is of the last"
+)
 MODULAR = "diffusers has modular pipelines of it only: use dit_accel.enable_sparse_attention(pipe)"
 
 Config = Mapping[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_accel_pipelines.family import Config, Family, TokenLayout, in_parts, latent_grid
+from dit_accel_pipelines.family import STRETCHES, Config, Family, TokenLayout, in_parts, latent_grid
 from dit_accel_pipelines.hunyuan_video import size_rule
 
 
@@ -55,5 +55,6 @@ FRAMEPACK = Family(
         *("latents_clean", "latents_history_2x", "latents_history_4x"),
     ),
     joint=True,
+    remark=STRETCHES,
     guidance=False,  # other tokens on both sides of the visual ones
 )

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, Postprocess, TokenLayout, latent_grid
+from dit_accel_pipelines.family import (
+    STRETCHES,
+    Config,
+    Family,
+    Postprocess,
+    TokenLayout,
+    latent_grid,
+)
 from dit_accel_pipelines.framepack import coarse_tokens
 from dit_accel_pipelines.wan import size_rule
 
@@ -30,6 +37,7 @@ HELIOS = Family(
     text_first=True,
     batched=("hidden_states", "encoder_hidden_states", "timestep", *HISTORY),
     joint=True,
+    remark=STRETCHES,
     postprocess=(
         Postprocess(
             "scales the unconditional prediction (CFG-Zero*)", "is_cfg_zero_star", default=False

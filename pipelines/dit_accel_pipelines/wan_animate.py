@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.family import STRETCHES, Family
 from dit_accel_pipelines.wan import layout, size_rule
 
 WAN_ANIMATE = Family(
@@ -17,6 +17,7 @@ WAN_ANIMATE = Family(
         *("hidden_states", "encoder_hidden_states", "timestep", "encoder_hidden_states_image"),
         *("pose_hidden_states", "face_pixel_values"),
     ),
+    remark=STRETCHES,
 )
 
 CHRONOEDIT = Family(
