@@ -274,7 +274,8 @@ def open_study(journal: Path, name: str, seed: int, rank: int = 0) -> optuna.Stu
     storage = JournalStorage(JournalFileBackend(str(journal)))
     known = len(kept_trials(journal, name))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        for kind in (optuna.exceptions.ExperimentalWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
         sampler = optuna.samplers.TPESampler(
             seed=int(np.random.SeedSequence([seed, rank, known]).generate_state(1)[0]),
             multivariate=True,
