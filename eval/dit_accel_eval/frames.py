@@ -18,7 +18,7 @@ from dit_accel.errors import BadInput
 from dit_accel.files import written_whole
 from dit_accel.media import to_bytes
 
-FORMAT = "dit_accel frames 1"
+FORMAT = "dit_accel frames 2"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
 KEYFRAMES = 8  # frames from one to the next: a page seeks by single frames
@@ -28,8 +28,8 @@ def keep_frames(path: Path, frames: np.ndarray) -> None:
     """Write frames without loss: as float16 where that holds them, as it does those of 16-bit pipelines."""
     half = frames.astype(np.float16)
     kept = half if np.array_equal(half.astype(frames.dtype), frames) else frames
-    with written_whole(path) as temporary:
-        save_file({"frames": kept}, temporary, {"format": FORMAT})
+    with written_whole(path) as temporary:  # safetensors writes memory as it lies, whatever the strides
+        save_file({"frames": np.ascontiguousarray(kept)}, temporary, {"format": FORMAT})
 
 
 def load_frames(path: Path) -> np.ndarray | None:

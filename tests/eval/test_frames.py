@@ -22,7 +22,9 @@ def ramp(frames: int = 5, height: int = 32, width: int = 48) -> np.ndarray:
 def test_kept_frames_come_back_as_kept(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).random((2, 50, 70, 3)).astype(np.float32)
     half = frames.astype(np.float16).astype(np.float32)
-    for name, clip in (("a", frames), ("h", half)):
+    turned = np.ascontiguousarray(frames.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)
+    assert not turned.flags.c_contiguous  # as those of diffusers' pipelines
+    for name, clip in (("a", frames), ("h", half), ("t", turned)):
         keep_frames(tmp_path / f"{name}.safetensors", clip)
         assert np.array_equal(load_frames(tmp_path / f"{name}.safetensors"), clip)
     sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in "ah"]
