@@ -41,6 +41,7 @@ class RunClock:
         self._step = -1
         self._calls_in_step = 0
         self._branches: set[str] = set()
+        self.num_steps: int | None = None  # of the latest forward
         self.follow(pipe)
 
     def follow(self, pipe: Any | None) -> None:
@@ -59,7 +60,8 @@ class RunClock:
         self._step = step
         branch = context.name if context is not None else f"call{self._calls_in_step}"
         self._branches = {branch} if self._calls_in_step == 0 else self._branches | {branch}
-        return Moment(step, self._num_steps(context, scheduler), branch, new_run)
+        self.num_steps = self._num_steps(context, scheduler)
+        return Moment(step, self.num_steps, branch, new_run)
 
     def stop(self) -> None:
         """Forget the run: whatever comes next is a new one."""
