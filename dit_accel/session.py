@@ -274,6 +274,8 @@ class Session:
     def _unperturbed(self, layer: seam.Layer, dense: seam.DenseCall) -> Tensor:
         """Dense by schedule, sparse by the method's plan, or a fallback."""
         query, moment, layout = dense.query, self._moment, self._layout
+        if layout is None and self.family.joint and moment is not None:
+            return self.fall_back("which tokens are text is not known for such inputs", dense)
         if layout is None:
             self._most_tokens = max(self._most_tokens, query.shape[1])
             if query.shape[1] < self._most_tokens:
