@@ -30,17 +30,20 @@ class RunClock:
     then the scheduler (its step; where it has none, the place of the timestep among its own), then a change of
     the timestep argument (some pipelines step copies of their scheduler). A run is new when the
     scheduler holds another ``timesteps`` object than before, when the step goes backwards, or when a numbered
-    step comes to the same branch twice; of a bare transformer, when the timestep turns back.
+    step comes to the same branch twice; of a bare transformer, when the timestep turns back; where copies of a
+    scheduler are stepped, when the last token's timestep is back at the run's first.
     """
 
     def __init__(self, pipe: Any | None) -> None:
         self._pipe: weakref.ref[Any] | None = None
         self._timesteps: weakref.ref[Tensor] | None = None
         self._last_timestep: Any = None
+        self._first: Any = None  # the last token's timestep, where the run began
         self._rises: bool | None = None  # where the timestep goes, of a bare transformer
         self._step = -1
         self._calls_in_step = 0
         self._branches: set[str] = set()
+        self.num_steps: int | None = None  # of the latest forward
         self.follow(pipe)
 
     def follow(self, pipe: Any | None) -> None:
@@ -59,7 +62,8 @@ class RunClock:
         self._step = step
         branch = context.name if context is not None else f"call{self._calls_in_step}"
         self._branches = {branch} if self._calls_in_step == 0 else self._branches | {branch}
-        return Moment(step, self._num_steps(context, scheduler), branch, new_run)
+        self.num_steps = self._num_steps(context, scheduler)
+        return Moment(step, self.num_steps, branch, new_run)
 
     def stop(self) -> None:
         """Forget the run: whatever comes next is a new one."""
@@ -85,11 +89,10 @@ class RunClock:
         if context is not None and context.step_index is not None:
             return context.step_index
         if hasattr(scheduler, "step_index"):
+            if _is_not_stepped(scheduler):
+                return self._step_by_change(timestep, new_run)
             index = scheduler.step_index
-            index = getattr(scheduler, "begin_index", None) if index is None else index
-            if index is not None:
-                return index
-            return self._step_by_change(timestep, new_run)
+            return scheduler.begin_index if index is None else index
         changed = self._step_by_change(timestep, new_run)
         position = _position(timestep, getattr(scheduler, "timesteps", None))
         return changed if position is None else position
@@ -98,15 +101,23 @@ class RunClock:
         value = timestep.detach().clone() if isinstance(timestep, Tensor) else timestep
         last, self._last_timestep = self._last_timestep, value
         if new_run or last is None:
+            self._first = _of_last_token(value)
+            return 0
+        if self._pipe is not None and self._is_back(last, value):
             return 0
         if is_same(last, value):
             return self._step
-        return 0 if self._turns_back(last, value) else self._step + 1
+        return 0 if self._pipe is None and self._turns_back(last, value) else self._step + 1
+
+    def _is_back(self, last: Any, value: Any) -> bool:
+        """Whether a pipeline begins anew, such as the next stretch of a long video. Tokens before the last may
+        be clean by then.
+        """
+        left = bool(_of_last_token(last) != self._first)
+        return left and bool(_of_last_token(value) == self._first)
 
     def _turns_back(self, last: Any, value: Any) -> bool:
         """Whether the timestep goes the other way than before, where no scheduler tells of a new run."""
-        if self._pipe is not None:
-            return False
         rises = bool(_mean(value) > _mean(last))
         before, self._rises = self._rises, rises
         if before in (None, rises):
@@ -114,10 +125,12 @@ class RunClock:
         self._rises = None
         return True
 
-    @staticmethod
-    def _num_steps(context: CacheContext | None, scheduler: Any) -> int | None:
+    def _num_steps(self, context: CacheContext | None, scheduler: Any) -> int | None:
         if context is not None and context.num_inference_steps is not None:
             return context.num_inference_steps
+        told = getattr(self._pipe() if self._pipe else None, "num_timesteps", None)
+        if _is_not_stepped(scheduler) and isinstance(told, int):
+            return told  # of copies, which tokens may step one after the other
         timesteps = getattr(scheduler, "timesteps", None)
         return len(timesteps) if timesteps is not None else None
 
@@ -130,6 +143,17 @@ def _position(timestep: Any, timesteps: Tensor | None) -> int | None:
     same = (timesteps.to(values.dtype) == values[0]) & (values == values[0]).all()
     found = same.nonzero()
     return int(found) if len(found) == 1 else None
+
+
+def _is_not_stepped(scheduler: Any) -> bool:
+    """Whether a scheduler that counts steps has none: it will be stepped for the first time, or its copies are."""
+    if not hasattr(scheduler, "step_index"):
+        return False
+    return scheduler.step_index is None and getattr(scheduler, "begin_index", None) is None
+
+
+def _of_last_token(timestep: Any) -> Any:
+    return timestep.flatten()[-1] if isinstance(timestep, Tensor) else timestep
 
 
 def _mean(timestep: Any) -> Any:

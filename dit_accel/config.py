@@ -59,6 +59,12 @@ class Rule:
                 shown = '"20%-90%", "5-9", "5-" or "3"' if name == "steps" else '"0,47-49" or "-1"'
                 raise ValueError(f"{name} must be written like {shown}, got {text!r}")
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the rule says something of steps that only their number makes clear."""
+        spans = _spans(self.steps or "", percent=True)
+        return any(percent or first < 0 or (last or 0) < 0 for first, last, percent in spans)
+
     def fits(self, place: Place) -> bool:
         """Whether the rule holds at a place; a share of an unknown number of steps never does."""
         return (
@@ -112,6 +118,17 @@ class Schedule:
             or self.layer_is_dense(place.layer, place.num_layers)
             or any(self.rules[index].dense for index in rules)
         )
+
+    def without_effect(self, num_steps: int | None) -> list[str]:
+        """A remark on what an unknown number of steps leaves without effect."""
+        names = [f"dense_steps {self.dense_steps:g}"] if self.dense_steps else []
+        names += [f"rule {i} ({r.steps})" for i, r in enumerate(self.rules) if r.counts_steps]
+        if num_steps is not None or not names:
+            return []
+        return [
+            f"nothing tells the number of steps, so that this had no effect: {', '.join(names)}. Enable it on "
+            "the pipeline, or run forwards in transformer.cache_context(name, step_index=i, num_inference_steps=n)"
+        ]
 
     def without_knobs(self) -> Schedule:
         """The same for another method: rules keep what is dense, and lose the knobs."""

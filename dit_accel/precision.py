@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -67,6 +67,31 @@ def choose(asked: Precision, device: torch.device) -> Chosen:
             f"{precision}: relative error {error:.3f} is above {LARGEST_ERROR[precision]}"
         )
     return Chosen("full", "auto: full precision; " + "; ".join(remarks))
+
+
+@dataclass
+class Choices:
+    """What asked precisions mean on the device that a session runs on, each decided once."""
+
+    _chosen: dict[Precision, Chosen] = field(default_factory=dict)
+
+    def of(self, asked: Precision, device: torch.device) -> KernelPrecision:
+        """The precision that runs."""
+        if asked not in self._chosen:
+            self._chosen[asked] = choose(asked, device)
+        return self._chosen[asked].precision
+
+    def ran(self, asked: Precision) -> str:
+        """The precision that ran; where none did yet, what was asked for."""
+        return self._chosen[asked].precision if asked in self._chosen else asked
+
+    def remarks(self) -> list[str]:
+        """On those that are not simply what was asked for."""
+        return [chosen.remark for chosen in self._chosen.values() if chosen.remark]
+
+    def clear(self) -> None:
+        """Decide anew."""
+        self._chosen.clear()
 
 
 def measured_error(precision: KernelPrecision, device: torch.device) -> float:

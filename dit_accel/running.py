@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 from torch import nn
 
 from dit_accel_pipelines import COMPONENTS
+
+PIPELINES = (DiffusionPipeline, ModularPipeline)
 
 
 def transformers_of(target: Any) -> dict[str, nn.Module]:
@@ -21,12 +24,29 @@ def transformers_of(target: Any) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
 
+def pipeline_ref(target: Any) -> weakref.ref[Any] | None:
+    """A pipeline, or another object with a scheduler, which tells the steps; None of a bare transformer, and of an
+    object that Python cannot refer to weakly.
+    """
+    tells = isinstance(target, PIPELINES) or getattr(target, "scheduler", None) is not None
+    if isinstance(target, nn.Module) or not tells or not type(target).__weakrefoffset__:
+        return None
+    return weakref.ref(target)
+
+
+def ordinary(pipe: Any) -> Any:
+    """A pipeline whose call is its denoising loop; None of a modular one, whose blocks and guider know it."""
+    return pipe if isinstance(pipe, DiffusionPipeline) else None
+
+
 @torch.compiler.disable  # of a frame nothing can be traced
-def running_pipeline(transformers: Collection[nn.Module]) -> DiffusionPipeline | None:
-    """The nearest pipeline whose method runs, and that has one of these transformers; None: there is none."""
+def running_pipeline(transformers: Collection[nn.Module]) -> Any:
+    """The nearest pipeline, ordinary or modular, whose method runs, and that has one of these transformers; None:
+    there is none.
+    """
     for values in _locals_of_methods():
         found = values["self"]
-        if isinstance(found, DiffusionPipeline) and _has_any(found, transformers):
+        if isinstance(found, PIPELINES) and _has_any(found, transformers):
             return found
     return None
 
@@ -63,7 +83,7 @@ def local_of(pipe: Any, name: str) -> Any:
     return None
 
 
-def _has_any(pipe: DiffusionPipeline, transformers: Collection[nn.Module]) -> bool:
+def _has_any(pipe: Any, transformers: Collection[nn.Module]) -> bool:
     found = transformers_of(pipe).values()
     plain = [getattr(module, "_orig_mod", module) for module in found]  # torch.compile's wrapper
     return any(module is ours for module in plain for ours in transformers)

@@ -5,7 +5,6 @@ perturbed or not, and reports.
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +12,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor, nn
 
@@ -27,11 +25,10 @@ from dit_accel.guidance import PerturbedBranch
 from dit_accel.layouts import Layouts
 from dit_accel.methods import Dense, Method
 from dit_accel.ops import Ops
-from dit_accel.precision import Chosen, Precision, choose
+from dit_accel.precision import Choices
 from dit_accel.profile import Profile, knobs_of
 from dit_accel.report import AttentionReport, Tally
-from dit_accel.running import running_pipeline, transformers_of
-from dit_accel_kernels import Precision as KernelPrecision
+from dit_accel.running import ordinary, pipeline_ref, running_pipeline, transformers_of
 from dit_accel_pipelines import Family, TokenLayout
 
 IDLE = Profile(method=Dense())
@@ -61,7 +58,7 @@ class Session:
         self.family, self.guidance = family, guidance
         self.sparse = profile is not None
         self.profile = profile or IDLE
-        self._pipe = weakref.ref(target) if isinstance(target, DiffusionPipeline) else None
+        self._pipe = pipeline_ref(target)
         self._variants: dict[tuple[int, ...], Method] = {}  # by the rules that hold
         self._held: set[int] = set()
         self._watch, self._adviser = Watch(self.profile.guard), Adviser()
@@ -69,7 +66,7 @@ class Session:
         self._calls: Counter[int] = (
             Counter()
         )  # of this forward, by layer: one for each sample in Mochi
-        self._chosen: dict[Precision, Chosen] = {}
+        self._choices = Choices()
         self._clock = RunClock(self._pipe() if self._pipe else None)
         self._tally = Tally()
         self._ops = Ops(self._tally.stopwatch, self._tally.plans)
@@ -103,7 +100,7 @@ class Session:
         """
         self.sparse, self.profile, self._watch = False, IDLE, Watch(IDLE.guard)
         self._variants.clear()
-        self._chosen.clear()
+        self._choices.clear()
         self._held.clear()
         self._forget()
         if self.guidance is None:
@@ -131,8 +128,8 @@ class Session:
                 "guard": dataclasses.asdict(self.profile.guard),
             },
             precision={
-                "sparse": self._ran(self.profile.precision),
-                "dense": self._ran(self.profile.dense_precision),
+                "sparse": self._choices.ran(self.profile.precision),
+                "dense": self._choices.ran(self.profile.dense_precision),
             },
             remarks=self._remarks(),
             family=self.family.name,
@@ -151,17 +148,19 @@ class Session:
         own = {id(installation.transformer) for installation in self._installations}
         wanted = {id(transformer) for transformer in transformers_of(target).values()}
         pipe = self._pipe() if self._pipe else None
-        return wanted <= own and (not isinstance(target, DiffusionPipeline) or pipe is target)
+        return wanted <= own and (pipeline_ref(target) is None or pipe is target)
 
     def _remarks(self) -> list[str]:
-        """Of precisions that are not simply what was asked for, of rules that never held in a run, and of
+        """Of precisions that are not simply what was asked for, of settings without effect in a run, and of
         guidance that is not what the formula says.
         """
-        remarks = [chosen.remark for chosen in self._chosen.values() if chosen.remark]
+        remarks = self._choices.remarks()
         rules = self.profile.schedule.rules if self._tally.calls.total() else ()
         unused = (i for i in range(len(rules)) if i not in self._held)
         remarks += sorted(self.guidance.remarks) if self.guidance else []
         remarks += self._adviser.remarks
+        if self._tally.calls.total() and not isinstance(self.profile.method, Dense):
+            remarks += self.profile.schedule.without_effect(self._clock.num_steps)
         return remarks + [f"rule {i} of the schedule never held" for i in unused]
 
     # What the seam calls.
@@ -194,7 +193,7 @@ class Session:
         self._layout = self._layout_of(moment, arguments, config)
         self._calls.clear()
         if self.guidance is not None:
-            self.guidance.begin_forward(moment, arguments, pipe)
+            self.guidance.begin_forward(moment, arguments, ordinary(pipe))
 
     def _layout_of(
         self, moment: Moment, arguments: Mapping[str, Any], config: Mapping[str, Any]
@@ -275,6 +274,8 @@ class Session:
     def _unperturbed(self, layer: seam.Layer, dense: seam.DenseCall) -> Tensor:
         """Dense by schedule, sparse by the method's plan, or a fallback."""
         query, moment, layout = dense.query, self._moment, self._layout
+        if layout is None and self.family.joint and moment is not None:
+            return self.fall_back("which tokens are text is not known for such inputs", dense)
         if layout is None:
             self._most_tokens = max(self._most_tokens, query.shape[1])
             if query.shape[1] < self._most_tokens:
@@ -332,7 +333,7 @@ class Session:
             self._adviser.look(method, query, query.shape[1] >= least)
         if query.shape[1] < least:
             return self.fall_back(f"fewer than {least} tokens", dense)
-        precision = self._choose(self.profile.precision, query)
+        precision = self._choices.of(self.profile.precision, query.device)
         return self._sparse(method, dataclasses.replace(call, precision=precision), layer, dense)
 
     def _method_by(self, rules: tuple[int, ...]) -> Method:
@@ -362,7 +363,7 @@ class Session:
 
     def _dense(self, dense: seam.DenseCall, call: AttentionCall) -> Tensor:
         self._tally.dense()
-        precision = self._choose(self.profile.dense_precision, dense.query)
+        precision = self._choices.of(self.profile.dense_precision, dense.query.device)
         if precision == "full":
             return self._timed_dense(dense)
         return call.joined(
@@ -371,15 +372,6 @@ class Session:
                 for part in call.samples()
             ]
         )
-
-    def _choose(self, asked: Precision, query: Tensor) -> KernelPrecision:
-        """What an asked precision means on the device that this session runs on, decided once."""
-        if asked not in self._chosen:
-            self._chosen[asked] = choose(asked, query.device)
-        return self._chosen[asked].precision
-
-    def _ran(self, asked: Precision) -> str:
-        return self._chosen[asked].precision if asked in self._chosen else asked
 
     def _timed_dense(self, dense: seam.DenseCall) -> Tensor:
         with self._tally.stopwatch("dense", dense.query.device):

@@ -52,7 +52,7 @@ def enable_sparse_attention(
     was enabled before.
 
     Args:
-        target: a ``DiffusionPipeline`` or a transformer module.
+        target: a pipeline, ordinary or modular, or a transformer module.
         method: a name (its default knobs, or the profile's if it is its method) or a method such as
             ``SVGEar(density=0.2)``; ``"svg-ear"`` by default.
         schedule: which steps and layers stay dense, and where knobs differ.
@@ -135,7 +135,7 @@ def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Se
     replaces what was enabled before. For both, give precisions to ``enable_sparse_attention``.
 
     Args:
-        target: a ``DiffusionPipeline`` or a transformer module.
+        target: a pipeline, ordinary or modular, or a transformer module.
         precision: ``"int8"``, ``"int8-fp8"`` or ``"auto"``, as in ``enable_sparse_attention``.
 
     Returns:
@@ -219,7 +219,7 @@ def enable_perturbed_guidance(
     each gets a perturbed forward of its own, which is another formula, and the report says so.
 
     Args:
-        target: a ``DiffusionPipeline`` or a transformer module.
+        target: a pipeline, ordinary or modular, or a transformer module.
         scale: weight of the difference; by default that of the head set, else 3. 0 is no guidance.
         heads: ``"all"`` heads of ``layers``, a text such as ``"blocks.7:0,4; blocks.9:*"``, a head set, or
             its JSON file or what is in it.

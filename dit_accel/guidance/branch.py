@@ -158,6 +158,11 @@ class PerturbedBranch:
                     "enable guidance on the pipeline"
                 )
             self._levels += noise_levels(scheduler)
+        if moment.num_steps is not None and moment.num_steps > len(self._levels):
+            raise RuntimeError(
+                f"adaptive guidance needs one level of noise for each of {moment.num_steps} steps, and the scheduler "
+                f"has {len(self._levels)}, as frames begin one after the other: leave adaptive out"
+            )
         return self.settings.scale_at(self._levels[moment.step])
 
     @contextmanager

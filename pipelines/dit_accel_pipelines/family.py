@@ -171,7 +171,8 @@ class Family:
         blocks: name of each block list with such modules, in the order of execution, to the key of the
             config that holds its length, or a list of that length.
         layout: from the forward call's arguments (by name) and the transformer's config to the
-            TokenLayout; None where the tokens are no grid.
+            TokenLayout; None where the tokens are no grid: calls then stay dense in a joint family, and are a
+            line of visual tokens in the others.
         size_rule: from the transformer's and the VAE's config (plain JSON) to the sizes that work.
         cfg: how the pipeline runs classifier-free guidance; ``"one batch"`` is ``[uncond, cond]``.
         text_tokens: from the transformer's config to the number of text tokens among the others, as the

@@ -91,4 +91,5 @@ JOYIMAGE_EDIT_PLUS = Family(
     joint=True,
     output="image",
     postprocess=(NORM,),
+    remark="batches of samples whose images differ in number or size stay dense",
 )

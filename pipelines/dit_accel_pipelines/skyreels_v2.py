@@ -1,8 +1,10 @@
-"""SkyReels V2: like Wan; with diffusion forcing in blocks of frames, a causal mask keeps it dense."""
+"""SkyReels V2: like Wan; with diffusion forcing in blocks of frames, a causal mask keeps it dense. It also makes long
+videos stretch by stretch.
+"""
 
 from __future__ import annotations
 
-from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.family import STRETCHES, Family
 from dit_accel_pipelines.wan import layout, size_rule
 
 SKYREELS_V2 = Family(
@@ -17,5 +19,5 @@ SKYREELS_V2 = Family(
         *("hidden_states", "timestep", "encoder_hidden_states"),
         "encoder_hidden_states_image",
     ),
-    remark="with diffusion forcing in blocks of frames its mask keeps calls dense",
+    remark=f"{STRETCHES}; with diffusion forcing in blocks of frames its mask keeps calls dense",
 )

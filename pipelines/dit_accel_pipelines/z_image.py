@@ -66,4 +66,5 @@ Z_IMAGE = Family(
     joint=True,
     output="image",
     guidance=False,
+    remark="Omni's lists of images, and batches of images of several sizes, stay dense",
 )

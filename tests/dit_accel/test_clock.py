@@ -1,5 +1,6 @@
 """Steps, branches and runs from each source of knowledge."""
 
+import pytest
 import torch
 from diffusers.hooks.hooks import CacheContext
 
@@ -111,10 +112,31 @@ def test_a_timestep_that_turns_back_begins_a_run_of_a_bare_transformer() -> None
         assert [m.new_run for m in moments] == [True, False, True, False]
 
 
-def test_a_pipeline_may_turn_its_timestep_back() -> None:
-    """It denoises one window after the other, with copies of its scheduler."""
+@pytest.mark.parametrize("has_step", [True, False])
+def test_a_timestep_back_at_the_first_begins_the_next_stretch(has_step: bool) -> None:
+    """Of one long video, with copies of the scheduler; frames that the stretch before made are clean by then."""
     pipe = Pipe(5)
-    del pipe.scheduler.step_index
+    if not has_step:
+        del pipe.scheduler.step_index
     clock = RunClock(pipe)
-    moments = [clock.tick(None, torch.tensor([v])) for v in (900.0, 400.0, 900.0)]
-    assert [m.new_run for m in moments] == [True, False, False]
+    frames = [[900.0, 900.0], [400.0, 400.0], [20.0, 900.0], [20.0, 400.0], [20.0, 900.0]]
+    moments = [clock.tick(None, torch.tensor([value])) for value in frames]
+    assert [m.step for m in moments] == [0, 1, 0, 1, 0]
+    assert [m.new_run for m in moments] == [True, False, True, False, True]
+
+
+def test_a_timestep_that_rises_only_a_little_is_no_new_run() -> None:
+    """Some samplers go back and forth."""
+    clock = RunClock(Pipe(5))
+    moments = [clock.tick(None, torch.tensor([v])) for v in (900.0, 400.0, 500.0, 300.0)]
+    assert [(m.step, m.new_run) for m in moments][1:] == [(1, False), (2, False), (3, False)]
+
+
+def test_where_copies_are_stepped_the_pipeline_tells_how_many_steps() -> None:
+    """Frames that begin one after the other take more of them than a scheduler has."""
+    pipe = Pipe(5)
+    pipe.num_timesteps = 9
+    clock = RunClock(pipe)
+    assert clock.tick(None, torch.tensor([900.0])).num_steps == 9
+    pipe.scheduler.step_index = 1
+    assert clock.tick(None, torch.tensor([900.0])).num_steps == 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -15,7 +17,7 @@ from tiny_transformers.shared import WORDS, ids
 from torch import Tensor, nn
 
 import dit_accel
-from dit_accel import SVG2, Schedule
+from dit_accel import SVG2, Schedule, SVGEar
 from dit_accel_pipelines import TokenLayout, find_family
 
 FLUX = find_family("FluxTransformer2DModel")
@@ -60,6 +62,52 @@ def test_images_of_several_sizes_in_z_image() -> None:
     assert layout({"x": [image], "cap_feats": [caption]}, {}) == TokenLayout(1, 4, 6, 8 + 32)
     assert layout({"x": [image, other], "cap_feats": [caption] * 2}, {}) is None
     assert layout({"x": [[image, image]], "cap_feats": [[caption]]}, {}) is None
+
+
+UNKNOWN = "which tokens are text is not known for such inputs"
+
+
+def test_where_text_is_unknown_in_z_image_calls_stay_dense() -> None:
+    """Omni: captions, images and what SigLIP sees in them."""
+    transformer = image.z_image_omni()
+    first, second, caption, seen = (
+        noise(4, 1, 8, 12),
+        noise(4, 1, 8, 8),
+        noise(7, 16),
+        noise(3, 4, 8),
+    )
+    inputs = {
+        "x": [[first, second]],
+        "t": torch.tensor([0.5]),
+        "cap_feats": [[caption, caption, caption]],
+        "siglip_feats": [[seen, None]],
+        "image_noise_mask": [[0, 1]],
+    }
+    _stays_dense(transformer, inputs)
+    two = {"x": [first, second], "t": torch.tensor([0.5] * 2), "cap_feats": [caption] * 2}
+    _stays_dense(transformer, two)
+
+
+def test_samples_of_joyimage_edit_plus_whose_images_differ_stay_dense() -> None:
+    row = picture_flux_like.JOYIMAGE_EDIT_PLUS
+    shapes = row.inputs()["shape_list"]
+    turned = [(frames, width, height) for frames, height, width in shapes[1]]
+    assert turned != shapes[0]
+    _stays_dense(row.build(), {**row.inputs(), "shape_list": [shapes[0], turned]})
+
+
+def _stays_dense(transformer: nn.Module, inputs: dict[str, Any]) -> None:
+    def run() -> list[Tensor]:
+        with torch.no_grad():
+            return list(transformer(**inputs, return_dict=False)[0])
+
+    expected = run()
+    with dit_accel.enable_sparse_attention(
+        transformer, SVGEar(density=0.1), schedule=EVERYWHERE
+    ) as s:
+        assert all(map(torch.equal, run(), expected))
+        assert s.report().calls == {"dense": 0, "sparse": 0, "fallback": 2}
+        assert s.report().fallbacks == {UNKNOWN: 2}
 
 
 def test_texts_of_one_length_need_no_parts() -> None:

@@ -181,18 +181,19 @@ def qwen_image_inputs() -> Inputs:
     }
 
 
-z_image = build(
-    ZImageTransformer2DModel,
-    in_channels=4,
-    dim=32,
-    n_layers=2,
-    n_refiner_layers=1,
-    n_heads=2,
-    n_kv_heads=2,
-    cap_feat_dim=16,
-    axes_dims=[4, 6, 6],
-    axes_lens=[128, 16, 16],
-)
+Z_IMAGE = {
+    "in_channels": 4,
+    "dim": 32,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "cap_feat_dim": 16,
+    "axes_dims": [4, 6, 6],
+    "axes_lens": [128, 16, 16],
+}
+z_image = build(ZImageTransformer2DModel, **Z_IMAGE)
+z_image_omni = build(ZImageTransformer2DModel, siglip_feat_dim=8, **Z_IMAGE)
 
 
 CAPTIONS = (7, 37)  # filled up to 32 and 64
