@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-
-import diffusers
 
 from dit_accel import seam
+from dit_accel.asking import check_call
 from dit_accel.errors import BadInput
 from dit_accel.guidance import ModelShape, PerturbedGuidance, check_family, find_heads
 from dit_accel.loading import TINY_WORLD, ModelCard, read_card
 from dit_accel.parsing import parsed
-from dit_accel.render import TINY_WORLD_DEFAULTS, RenderSettings, build_profile, read_picture
+from dit_accel.render import TINY_WORLD_DEFAULTS, RenderSettings, build_profile
 from dit_accel_assets.world import SIZES
 
 
@@ -57,39 +55,6 @@ def check_shared(settings: RenderSettings) -> None:
         seam.check_shared(settings.ulysses, guided, settings.guard)
     except RuntimeError as error:
         raise BadInput(str(error)) from None
-
-
-def check_call(settings: RenderSettings, card: ModelCard) -> None:
-    """What a pipeline cannot be asked for.
-
-    Raises:
-        BadInput: naming it.
-    """
-    if card.output == "image" and settings.frames not in (None, 1):
-        raise BadInput(f"{card.pipeline} makes pictures: leave --frames out, got {settings.frames}")
-    pipeline = getattr(diffusers, card.pipeline, None)
-    if pipeline is not None:
-        taken = inspect.signature(pipeline.__call__).parameters
-        if "prompt" not in taken:
-            raise BadInput(
-                f"{card.pipeline} takes no prompt: call it in Python, after pipe.enable_sparse_attention()"
-            )
-        asked = {
-            "negative_prompt": settings.negative_prompt,
-            "image": settings.image,
-            "height": settings.height,
-            "width": settings.width,
-            "num_frames": settings.frames if card.output == "video" else None,
-            "guidance_scale": settings.guidance_scale,
-        }
-        for name, value in asked.items():
-            if value is not None and name not in taken:
-                raise BadInput(f"{card.pipeline} takes no {name}: leave it out")
-        needed = "image" in taken and taken["image"].default is inspect.Parameter.empty
-        if needed and not settings.image:
-            raise BadInput(f"{card.pipeline} starts from a picture: give --image FILE")
-    if settings.image is not None:
-        read_picture(settings.image)
 
 
 def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:

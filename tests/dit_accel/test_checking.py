@@ -16,7 +16,7 @@ from dit_accel.cli.render_files import Batch, output_paths
 from dit_accel.errors import BadInput
 from dit_accel.placing import check_device
 from dit_accel.processes import Process
-from dit_accel.render import RenderSettings, render
+from dit_accel.render import RenderSettings, call_arguments, render
 from dit_accel_eval.heads.search import Search, SearchSettings
 
 PROMPT = "a red circle"
@@ -35,6 +35,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Kandinsky5T2IPipeline": ("Kandinsky5Transformer3DModel", {"patch_size": [1, 2, 2]}),
     "Kandinsky5T2VPipeline": ("Kandinsky5Transformer3DModel", {"patch_size": [1, 2, 2]}),
+    "FluxPipeline": ("FluxTransformer2DModel", {"patch_size": 1}),
+    "FluxKontextPipeline": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+    "HunyuanVideoPipeline": (
+        "HunyuanVideoTransformer3DModel",
+        {"patch_size": 2, "patch_size_t": 1},
+    ),
+    "HunyuanSkyreelsImageToVideoPipeline": (
+        "HunyuanVideoTransformer3DModel",
+        {"patch_size": 2, "patch_size_t": 1},
+    ),
+    "QwenImagePipeline": ("QwenImageTransformer2DModel", {"patch_size": 2}),
 }
 
 
@@ -55,6 +66,67 @@ def model(folder: Path, pipeline: str) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
     return str(folder)
+
+
+SCALED = {"true_cfg_scale": 4.0, "negative_prompt": "blurred"}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "given", "message"),
+    [
+        (
+            "FluxPipeline",
+            {"negative_prompt": "blurred"},
+            "ignores a negative prompt with a true_cfg",
+        ),
+        (
+            "FluxPipeline",
+            {**SCALED, "true_cfg_scale": 1.0},
+            "scale of 1: give --true-cfg-scale above",
+        ),
+        ("HunyuanVideoPipeline", {"negative_prompt": ""}, "with a true_cfg_scale of 1: give"),
+        (
+            "QwenImagePipeline",
+            {**SCALED, "true_cfg_scale": 0.0},
+            "with a true_cfg_scale of 0: give",
+        ),
+        (
+            "QwenImagePipeline",
+            {"true_cfg_scale": 4.0},
+            "of 4 without a negative prompt: give --neg",
+        ),
+        (
+            "QwenImagePipeline",
+            {"guidance_scale": 4.0},
+            "ignores guidance_scale (guidance_embeds is",
+        ),
+        (
+            "FluxPipeline",
+            {"guidance_scale": 3.5},
+            "ignores guidance_scale (guidance_embeds is off)",
+        ),
+        ("AllegroPipeline", {"true_cfg_scale": 4.0}, "AllegroPipeline takes no true_cfg_scale"),
+    ],
+)
+def test_guidance_that_a_pipeline_would_ignore(tmp_path, pipeline, given, message) -> None:
+    with pytest.raises(BadInput) as error:
+        check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "given"),
+    [
+        ("FluxPipeline", SCALED),
+        ("FluxKontextPipeline", {**SCALED, "guidance_scale": 2.5}),
+        ("HunyuanVideoPipeline", {**SCALED, "guidance_scale": 6.0}),
+        ("QwenImagePipeline", {"negative_prompt": " "}),
+        ("QwenImagePipeline", {"true_cfg_scale": 1.0}),
+    ],
+)
+def test_guidance_that_has_an_effect(tmp_path, pipeline, given) -> None:
+    settings, _ = check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+    assert {name: call_arguments(settings)[name] for name in given} == given
 
 
 @pytest.mark.parametrize(
