@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,17 @@ from dit_accel.loading import ModelCard
 from dit_accel.render import RenderSettings, read_picture
 
 Parameters = Mapping[str, inspect.Parameter]
+
+IN_PYTHON = "call it in Python, after pipe.enable_sparse_attention()"
+NEEDED = (  # of pipelines whose names say so: None by default, but they cannot do without
+    ("Inpaint|Fill", "mask_image"),
+    ("Control", "control_image"),
+    ("FunControl", "control_video"),
+    ("VideoToVideo", "video"),
+    ("TemporalRefine", "latents"),
+    ("Img2Img|ImageToVideo|VideoToWorld|Refiner|QwenImageEdit|LongCatImageEdit", "image"),
+)
+GIVEN = ("prompt", "image")  # of those, what a request holds
 
 
 def check_call(settings: RenderSettings, card: ModelCard) -> None:
@@ -34,24 +46,39 @@ def check_call(settings: RenderSettings, card: ModelCard) -> None:
 
 def _check_taken(settings: RenderSettings, card: ModelCard, taken: Parameters) -> None:
     if "prompt" not in taken:
-        raise BadInput(
-            f"{card.pipeline} takes no prompt: call it in Python, after pipe.enable_sparse_attention()"
-        )
+        raise BadInput(f"{card.pipeline} takes no prompt: {IN_PYTHON}")
     asked = {
         "negative_prompt": settings.negative_prompt,
         "image": settings.image,
         "height": settings.height,
         "width": settings.width,
         "num_frames": settings.frames if card.output == "video" else None,
+        "num_inference_steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
         "true_cfg_scale": settings.true_cfg_scale,
     }
     for name, value in asked.items():
         if value is not None and name not in taken:
             raise BadInput(f"{card.pipeline} takes no {name}: leave it out")
-    needed = "image" in taken and taken["image"].default is inspect.Parameter.empty
-    if needed and not settings.image:
+    needed = _needed(card.pipeline, taken)
+    missing = [name for name in needed if name not in GIVEN]
+    if missing:
+        raise BadInput(f"{card.pipeline} needs {', '.join(missing)}: {IN_PYTHON}")
+    if "image" in needed and not settings.image:
         raise BadInput(f"{card.pipeline} starts from a picture: give --image FILE")
+
+
+def _needed(pipeline: str, taken: Parameters) -> list[str]:
+    """What a pipeline cannot be called without."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {name for pattern, name in NEEDED if re.search(pattern, pipeline)}
+    return [
+        name
+        for name, parameter in taken.items()
+        if name != "self"
+        and parameter.kind not in several
+        and (parameter.default is inspect.Parameter.empty or name in named)
+    ]
 
 
 def _check_guidance(settings: RenderSettings, card: ModelCard, taken: Parameters) -> None:

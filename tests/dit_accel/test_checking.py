@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from PIL import Image
 
 from dit_accel.checking import check
 from dit_accel.cli.render_files import Batch, output_paths
@@ -21,6 +22,7 @@ from dit_accel_eval.heads.search import Search, SearchSettings
 
 PROMPT = "a red circle"
 VAE = {"block_out_channels": [8, 8, 8, 8]}
+WAN = {"patch_size": [1, 2, 2]}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "DiTPipeline": ("DiTTransformer2DModel", {"patch_size": 2}),
     "LattePipeline": ("LatteTransformer3DModel", {"patch_size": 2, "video_length": 16}),
@@ -46,6 +48,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"patch_size": 2, "patch_size_t": 1},
     ),
     "QwenImagePipeline": ("QwenImageTransformer2DModel", {"patch_size": 2}),
+    "QwenImageEditPipeline": ("QwenImageTransformer2DModel", {"patch_size": 2}),
+    "FluxFillPipeline": ("FluxTransformer2DModel", {"patch_size": 1}),
+    "FluxImg2ImgPipeline": ("FluxTransformer2DModel", {"patch_size": 1}),
+    "FluxControlPipeline": ("FluxTransformer2DModel", {"patch_size": 1}),
+    "LucyEditPipeline": ("WanTransformer3DModel", WAN),
+    "WanVideoToVideoPipeline": ("WanTransformer3DModel", WAN),
+    "WanImageToVideoPipeline": ("WanTransformer3DModel", WAN),
+    "WanAnimatePipeline": ("WanAnimateTransformer3DModel", WAN),
+    "HeliosPyramidPipeline": ("HeliosTransformer3DModel", WAN),
+    "Cosmos2_5_TransferPipeline": ("CosmosTransformer3DModel", WAN),
+    "Cosmos2VideoToWorldPipeline": ("CosmosTransformer3DModel", WAN),
+    "LTXImageToVideoPipeline": ("LTXVideoTransformer3DModel", {}),
+    "CogVideoXVideoToVideoPipeline": ("CogVideoXTransformer3DModel", {"patch_size": 2}),
+    "CogVideoXFunControlPipeline": ("CogVideoXTransformer3DModel", {"patch_size": 2}),
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": ("SkyReelsV2Transformer3DModel", WAN),
+    "HiDreamImagePipeline": ("HiDreamImageTransformer2DModel", {"patch_size": 2}),
 }
 
 
@@ -145,6 +163,57 @@ def test_what_a_pipeline_cannot_be_asked_for(tmp_path, pipeline, given, message)
     with pytest.raises(BadInput) as error:
         check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
     assert message in str(error.value)
+
+
+PICTURE = {"image": "picture.png"}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "given", "message"),
+    [
+        ("WanAnimatePipeline", PICTURE, "WanAnimatePipeline needs pose_video, face_video: call it"),
+        ("LucyEditPipeline", {}, "LucyEditPipeline needs video: call it in Python"),
+        (
+            "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+            {},
+            "VideoPipeline needs video: call it",
+        ),
+        ("CogVideoXVideoToVideoPipeline", {}, "VideoToVideoPipeline needs video: call it"),
+        ("WanVideoToVideoPipeline", {}, "VideoToVideoPipeline needs video: call it"),
+        ("CogVideoXFunControlPipeline", {}, "FunControlPipeline needs control_video: call it"),
+        ("Cosmos2_5_TransferPipeline", {}, "Cosmos2_5_TransferPipeline needs controls: call it"),
+        ("FluxFillPipeline", PICTURE, "FluxFillPipeline needs mask_image: call it in Python"),
+        ("FluxControlPipeline", {}, "FluxControlPipeline needs control_image: call it"),
+        ("HeliosPyramidPipeline", {"steps": 4}, "takes no num_inference_steps: leave it out"),
+        ("QwenImageEditPipeline", {}, "QwenImageEditPipeline starts from a picture: give --image"),
+        ("FluxImg2ImgPipeline", {}, "FluxImg2ImgPipeline starts from a picture: give --image"),
+        ("LTXImageToVideoPipeline", {}, "LTXImageToVideoPipeline starts from a picture: give"),
+        ("Cosmos2VideoToWorldPipeline", {}, "VideoToWorldPipeline starts from a picture: give"),
+        ("WanImageToVideoPipeline", {}, "WanImageToVideoPipeline starts from a picture: give"),
+    ],
+)
+def test_what_a_pipeline_needs(tmp_path, pipeline, given, message) -> None:
+    with pytest.raises(BadInput) as error:
+        check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "given"),
+    [
+        ("QwenImageEditPipeline", PICTURE),
+        ("FluxImg2ImgPipeline", PICTURE),
+        ("WanImageToVideoPipeline", PICTURE),
+        ("HunyuanSkyreelsImageToVideoPipeline", {**PICTURE, "negative_prompt": "blurred"}),
+        ("FluxKontextPipeline", {}),  # makes a picture of its own, too
+        ("HeliosPyramidPipeline", {}),
+        ("HiDreamImagePipeline", {"steps": 4}),  # its call has further keywords
+    ],
+)
+def test_a_pipeline_that_has_what_it_needs(tmp_path, monkeypatch, pipeline, given) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(PICTURE["image"])
+    check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
 
 
 def test_a_search_of_heads_needs_a_model_that_can_be_guided(tmp_path: Path) -> None:
