@@ -47,6 +47,10 @@ def check_call(settings: RenderSettings, card: ModelCard) -> None:
 def _check_taken(settings: RenderSettings, card: ModelCard, taken: Parameters) -> None:
     if "prompt" not in taken:
         raise BadInput(f"{card.pipeline} takes no prompt: {IN_PYTHON}")
+    if "layers" in taken:
+        raise BadInput(
+            f"{card.pipeline} makes several transparent layers, no single picture to write: {IN_PYTHON}"
+        )
     asked = {
         "negative_prompt": settings.negative_prompt,
         "image": settings.image,
