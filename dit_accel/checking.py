@@ -23,7 +23,6 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     """
     build_profile(settings)
     settings.placing.check()
-    check_shared(settings)
     if settings.steps is not None and settings.steps < 1:
         raise BadInput(f"steps must be at least 1, got {settings.steps}")
     if settings.fps < 1:
@@ -31,6 +30,7 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     if not 0 <= settings.seed < 2**63:
         raise BadInput(f"seed must be in [0, 2**63), got {settings.seed}")
     card = read_card(settings.model)
+    check_shared(settings, card)
     if settings.model == TINY_WORLD:
         settings = _with_tiny_world_defaults(settings)
     height, width, frames = settings.height, settings.width, settings.frames
@@ -44,7 +44,7 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     return settings, card
 
 
-def check_shared(settings: RenderSettings) -> None:
+def check_shared(settings: RenderSettings, card: ModelCard) -> None:
     """What devices that share a clip cannot do.
 
     Raises:
@@ -55,6 +55,10 @@ def check_shared(settings: RenderSettings) -> None:
         seam.check_shared(settings.ulysses, guided, settings.guard)
     except RuntimeError as error:
         raise BadInput(str(error)) from None
+    if settings.ulysses > 1 and card.family.unshared:
+        raise BadInput(
+            f"{card.pipeline} cannot share a clip ({card.family.unshared}): leave --context-parallel out"
+        )
 
 
 def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:

@@ -60,7 +60,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "HeliosPyramidPipeline": ("HeliosTransformer3DModel", WAN),
     "Cosmos2_5_TransferPipeline": ("CosmosTransformer3DModel", WAN),
     "Cosmos2VideoToWorldPipeline": ("CosmosTransformer3DModel", WAN),
+    "LTXPipeline": ("LTXVideoTransformer3DModel", {}),
     "LTXImageToVideoPipeline": ("LTXVideoTransformer3DModel", {}),
+    "LTX2Pipeline": ("LTX2VideoTransformer3DModel", {}),
     "CogVideoXVideoToVideoPipeline": ("CogVideoXTransformer3DModel", {"patch_size": 2}),
     "CogVideoXFunControlPipeline": ("CogVideoXTransformer3DModel", {"patch_size": 2}),
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": ("SkyReelsV2Transformer3DModel", WAN),
@@ -272,6 +274,16 @@ def test_no_heads_are_not_all(heads: Any, message: str, wan: Any) -> None:
 def test_what_devices_that_share_a_clip_cannot_do(given: dict[str, Any]) -> None:
     with mock.patch("torch.accelerator.device_count", return_value=2), pytest.raises(BadInput):
         check(RenderSettings(PROMPT, ulysses=2, **given))
+
+
+@pytest.mark.parametrize("pipeline", ["LTXPipeline", "LTX2Pipeline"])
+def test_pipelines_whose_masks_are_of_all_heads_share_no_clip(tmp_path, pipeline) -> None:
+    settings = RenderSettings(PROMPT, model=model(tmp_path, pipeline), ulysses=2)
+    with (
+        mock.patch("torch.accelerator.device_count", return_value=2),
+        pytest.raises(BadInput, match=f"{pipeline} cannot share a clip .* leave --context-par"),
+    ):
+        check(settings)
 
 
 def test_devices_that_are_not_there() -> None:
