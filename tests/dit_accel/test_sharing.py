@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from launching import SIZE, launched
 
 import dit_accel.processes
 from dit_accel import cli
 from dit_accel.cli.render import ulysses_degree
+from dit_accel.cli.render_files import Batch, comparison_of, remove_comparison, sheet_of
 from dit_accel.errors import BadInput
+from dit_accel.media import write_clip
 from dit_accel.placing import Placing
 from dit_accel.processes import Process, this_process
+from dit_accel.records import to_json
+from dit_accel.render import RenderSettings, versions
 
 PROMPTS = [
     f"a red circle on a {color} background" for color in ("navy", "white", "green", "gray", "pink")
@@ -67,6 +74,45 @@ def test_other_settings_and_overwrite_render_again(tmp_path: Path, capsys) -> No
     assert all(second[name] != first[name] for name in first)
     assert cli.main([*arguments, "--seed", "1", "--overwrite"]) == 0
     assert all(state_of(tmp_path)[name] != second[name] for name in first)
+
+
+def test_side_by_side_files_of_other_settings_are_not_kept(tmp_path: Path, capsys) -> None:
+    report, out = tmp_path / "report.json", tmp_path / "out"
+    given = ["render", *PROMPTS[:2], "-o", str(out), "--report", str(report), *SIZE]
+
+    def rendered(*options: str) -> int:
+        assert cli.main([*given, *options]) == 0
+        return int(re.search(r"(\d) rendered", capsys.readouterr().out)[1])
+
+    assert rendered("--compare") == 2
+    assert rendered("--compare") == rendered() == 0
+    assert rendered("--seed", "1") == 2
+    assert sorted(p.suffix for p in out.iterdir()) == [".mp4", ".mp4"]
+    assert rendered("--seed", "1", "--compare") == 2
+    assert all("quality" in record for record in json.loads(report.read_text()))
+
+
+def test_a_comparison_needs_its_own_files_and_figures(tmp_path: Path) -> None:
+    settings, path = RenderSettings(PROMPTS[0]), tmp_path / "a.png"
+    metadata = {**asdict(settings), "versions": versions()}
+    frames = np.zeros((1, 8, 8, 3), np.float32)
+    record = json.loads(to_json({**metadata, "output": str(path)}))
+    both = Batch(True, None, None, False, True, Process())
+    told = replace(both, report=tmp_path / "report.json")
+    for file in (path, comparison_of(path), sheet_of(path)):
+        assert not both._is_done(settings, path, [])
+        write_clip(file, frames, 1, metadata)
+    assert both._is_done(settings, path, [])
+    assert not told._is_done(settings, path, [record])
+    assert told._is_done(settings, path, [{**record, "quality": {}}])
+    write_clip(comparison_of(path), frames, 1, {**metadata, "seed": 1})
+    assert not both._is_done(settings, path, [])
+    assert replace(both, compare=False)._is_done(settings, path, [])
+    remove_comparison(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+    sheet_of(path).touch()  # of someone else
+    remove_comparison(path)
+    assert sheet_of(path).exists()
 
 
 def test_a_report_never_holds_a_record_of_other_settings(tmp_path: Path) -> None:
