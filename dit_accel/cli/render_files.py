@@ -167,18 +167,25 @@ class Batch:
         return [record for journal in journals for record in read_records(journal)]
 
     def _merge(self, requests: Sequence[tuple[Any, Path]]) -> None:
-        """The report, of what all processes have rendered so far, in the order of the requests."""
+        """The report, of what all processes have rendered so far, in the order of the requests; again while
+        others add to it, because the last one to write must have read what all have added.
+        """
         if self.report is None or not self.process.writes:
             return
+        written: list[dict[str, Any]] = []  # none: another process has them
+        while (there := self._recorded(requests)) != written and there:
+            with written_whole(self.report) as temporary:
+                told = there if len(requests) > 1 else there[0]
+                temporary.write_text(to_json(told, indent=2) + "\n")
+            written = there
+        if len(requests) == 1 and written:
+            self._journal().unlink(missing_ok=True)
+
+    def _recorded(self, requests: Sequence[tuple[Any, Path]]) -> list[dict[str, Any]]:
+        """The latest record of each request that has one, by any process."""
         records = self._records()
         found = [record_of(settings, path, records) for settings, path in requests]
-        there = [record for record in found if record is not None]
-        if not there:  # another process has it
-            return
-        with written_whole(self.report) as temporary:
-            temporary.write_text(to_json(there if len(requests) > 1 else there[0], indent=2) + "\n")
-        if len(requests) == 1:
-            self._journal().unlink(missing_ok=True)
+        return [record for record in found if record is not None]
 
 
 def record_of(

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from launching import SIZE, launched
 
 import dit_accel.processes
 from dit_accel import cli
+from dit_accel.cli import render_files
 from dit_accel.cli.render import ulysses_degree
 from dit_accel.cli.render_files import Batch, comparison_of, remove_comparison, sheet_of
 from dit_accel.errors import BadInput
 from dit_accel.media import write_clip
 from dit_accel.placing import Placing
 from dit_accel.processes import Process, this_process
-from dit_accel.records import to_json
+from dit_accel.records import append_record, to_json
 from dit_accel.render import RenderSettings, versions
 
 PROMPTS = [
@@ -125,6 +127,29 @@ def test_a_report_never_holds_a_record_of_other_settings(tmp_path: Path) -> None
     assert cli.main([*without, "--seed", "1"]) == 0
     assert cli.main([*arguments, "--seed", "1"]) == 0
     assert {record["seed"] for record in json.loads(report.read_text())} == {1}
+
+
+def test_a_record_that_is_added_while_a_report_is_written_is_in_it(tmp_path, monkeypatch) -> None:
+    """By a process that has read, added and written meanwhile, and found nothing new then."""
+    requests = [(RenderSettings(text), tmp_path / f"{text}.mp4") for text in PROMPTS[:2]]
+    records = [{**asdict(s), "versions": versions(), "output": str(p)} for s, p in requests]
+    first, second = (
+        Batch(False, None, tmp_path / "report.json", False, True, Process(rank, 2))
+        for rank in range(2)
+    )
+    write = render_files.to_json
+
+    def slow(*given: Any, **options: Any) -> str:
+        if not second._journal().exists():
+            append_record(second._journal(), records[1])
+            second._merge(requests)
+        return write(*given, **options)
+
+    append_record(first._journal(), records[0])
+    monkeypatch.setattr(render_files, "to_json", slow)
+    first._merge(requests)
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert [record["prompt"] for record in found] == PROMPTS[:2]
 
 
 def test_a_report_of_one_prompt_in_a_process_that_has_none(tmp_path: Path, monkeypatch) -> None:
