@@ -272,7 +272,11 @@ def test_no_heads_are_not_all(heads: Any, message: str, wan: Any) -> None:
 
 @pytest.mark.parametrize("given", [{"guard": "on"}, {"pag_scale": 1.0}], ids=str)
 def test_what_devices_that_share_a_clip_cannot_do(given: dict[str, Any]) -> None:
-    with mock.patch("torch.accelerator.device_count", return_value=2), pytest.raises(BadInput):
+    with (
+        mock.patch("torch.accelerator.device_count", return_value=2),
+        mock.patch("torch.cuda.is_available", return_value=False),
+        pytest.raises(BadInput, match="under context parallelism"),
+    ):
         check(RenderSettings(PROMPT, ulysses=2, **given))
 
 
@@ -281,6 +285,7 @@ def test_pipelines_whose_masks_are_of_all_heads_share_no_clip(tmp_path, pipeline
     settings = RenderSettings(PROMPT, model=model(tmp_path, pipeline), ulysses=2)
     with (
         mock.patch("torch.accelerator.device_count", return_value=2),
+        mock.patch("torch.cuda.is_available", return_value=False),
         pytest.raises(BadInput, match=f"{pipeline} cannot share a clip .* leave --context-par"),
     ):
         check(settings)
