@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-
-import diffusers
 
 from dit_accel import seam
+from dit_accel.asking import check_call
 from dit_accel.errors import BadInput
 from dit_accel.guidance import ModelShape, PerturbedGuidance, check_family, find_heads
 from dit_accel.loading import TINY_WORLD, ModelCard, read_card
 from dit_accel.parsing import parsed
-from dit_accel.render import TINY_WORLD_DEFAULTS, RenderSettings, build_profile, read_picture
+from dit_accel.render import TINY_WORLD_DEFAULTS, RenderSettings, build_profile
 from dit_accel_assets.world import SIZES
 
 
@@ -25,7 +23,6 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     """
     build_profile(settings)
     settings.placing.check()
-    check_shared(settings)
     if settings.steps is not None and settings.steps < 1:
         raise BadInput(f"steps must be at least 1, got {settings.steps}")
     if settings.fps < 1:
@@ -33,6 +30,7 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     if not 0 <= settings.seed < 2**63:
         raise BadInput(f"seed must be in [0, 2**63), got {settings.seed}")
     card = read_card(settings.model)
+    check_shared(settings, card)
     if settings.model == TINY_WORLD:
         settings = _with_tiny_world_defaults(settings)
     height, width, frames = settings.height, settings.width, settings.frames
@@ -46,7 +44,7 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     return settings, card
 
 
-def check_shared(settings: RenderSettings) -> None:
+def check_shared(settings: RenderSettings, card: ModelCard) -> None:
     """What devices that share a clip cannot do.
 
     Raises:
@@ -57,39 +55,10 @@ def check_shared(settings: RenderSettings) -> None:
         seam.check_shared(settings.ulysses, guided, settings.guard)
     except RuntimeError as error:
         raise BadInput(str(error)) from None
-
-
-def check_call(settings: RenderSettings, card: ModelCard) -> None:
-    """What a pipeline cannot be asked for.
-
-    Raises:
-        BadInput: naming it.
-    """
-    if card.output == "image" and settings.frames not in (None, 1):
-        raise BadInput(f"{card.pipeline} makes pictures: leave --frames out, got {settings.frames}")
-    pipeline = getattr(diffusers, card.pipeline, None)
-    if pipeline is not None:
-        taken = inspect.signature(pipeline.__call__).parameters
-        if "prompt" not in taken:
-            raise BadInput(
-                f"{card.pipeline} takes no prompt: call it in Python, after pipe.enable_sparse_attention()"
-            )
-        asked = {
-            "negative_prompt": settings.negative_prompt,
-            "image": settings.image,
-            "height": settings.height,
-            "width": settings.width,
-            "num_frames": settings.frames if card.output == "video" else None,
-            "guidance_scale": settings.guidance_scale,
-        }
-        for name, value in asked.items():
-            if value is not None and name not in taken:
-                raise BadInput(f"{card.pipeline} takes no {name}: leave it out")
-        needed = "image" in taken and taken["image"].default is inspect.Parameter.empty
-        if needed and not settings.image:
-            raise BadInput(f"{card.pipeline} starts from a picture: give --image FILE")
-    if settings.image is not None:
-        read_picture(settings.image)
+    if settings.ulysses > 1 and card.family.unshared:
+        raise BadInput(
+            f"{card.pipeline} cannot share a clip ({card.family.unshared}): leave --context-parallel out"
+        )
 
 
 def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:

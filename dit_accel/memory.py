@@ -102,7 +102,10 @@ def state_of_render(settings: RenderSettings, card: ModelCard) -> dict[str, Any]
     family = card.family
     sizes = (frames, settings.height, settings.width)
     layout = family.video_layout(*sizes, card.transformer, card.vae)
-    guided = settings.guidance_scale is None or settings.guidance_scale > 1
+    true = settings.true_cfg_scale
+    scale = settings.guidance_scale if true is None else true
+    guided = scale is None or scale > 1
+    two_calls = family.cfg == "two calls" or true is not None
     kinds = (
         build_profile(settings).method,
         layout,
@@ -111,7 +114,7 @@ def state_of_render(settings: RenderSettings, card: ModelCard) -> dict[str, Any]
     found = state_bytes(
         *kinds,
         batch=2 if guided and family.cfg == "one batch" else 1,
-        branches=2 if guided and family.cfg == "two calls" else 1,
+        branches=2 if guided and two_calls else 1,
         dtype=DTYPES[settings.dtype],
     )
     perturbed = 0

@@ -58,6 +58,10 @@ class Placing:
                 "context parallelism needs an accelerator in each process (diffusers counts them), here is none: "
                 "leave --context-parallel out"
             )
+        if self.ulysses > 1 and torch.cuda.is_available() and self.device != "cuda":
+            raise BadInput(
+                f"context parallelism gives each process a GPU of its own, got device {self.device!r}: use cuda"
+            )
         if self.ulysses > 1 and self.offload != "none":
             raise BadInput("context parallelism and offload do not go together: choose one")
         for text in self.loras:

@@ -49,6 +49,7 @@ class RenderSettings:
         height, width, frames: pixels and number of frames.
         steps, guidance_scale, seed: of the denoising loop; the seed feeds a CPU generator, and PyTorch's own for
             schedulers that add noise.
+        true_cfg_scale: of classifier-free guidance, of pipelines whose guidance_scale is an input of the model.
         pag_scale, heads, softness: of perturbed-attention guidance, as ``enable_perturbed_guidance`` takes
             them; there is none without a scale or heads. `check` replaces a head set's file by what is in it.
         fps: frames per second of the file.
@@ -69,6 +70,7 @@ class RenderSettings:
     frames: int | None = None
     steps: int | None = None
     guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
     pag_scale: float | None = None
     heads: str | Mapping[str, Any] | None = None
     softness: float | None = None
@@ -198,6 +200,7 @@ def call_arguments(settings: RenderSettings, *, video: bool = True) -> dict[str,
         "image": read_picture(settings.image) if settings.image else None,
         "num_inference_steps": settings.steps,
         "guidance_scale": settings.guidance_scale,
+        "true_cfg_scale": settings.true_cfg_scale,
         "generator": torch.Generator().manual_seed(settings.seed),
         "output_type": "np",
     }

@@ -35,6 +35,12 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--frames", type=int),
         click.option("--steps", type=int, help="Denoising steps."),
         click.option("--guidance-scale", type=float),
+        click.option(
+            "--true-cfg-scale",
+            type=float,
+            help="Classifier-free guidance where --guidance-scale is an input of the model (Flux, "
+            "HunyuanVideo, Qwen-Image): above 1, with --negative-prompt.",
+        ),
         click.option("--negative-prompt", type=str),
         click.option("--device", default="cpu", show_default=True),
         click.option(
@@ -64,7 +70,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def with_request(*arguments: Any, **given: Any) -> Any:
         pixels = size_of(*(given.pop(name) for name in ("size", "height", "width", "frames")))
         names = (
-            *("model", "steps", "guidance_scale", "negative_prompt"),
+            *("model", "steps", "guidance_scale", "true_cfg_scale", "negative_prompt"),
             *("device", "dtype", "loras", "offload", "vae_tiling"),
         )
         request = {**pixels._asdict(), **{name: given.pop(name) for name in names}}

@@ -143,18 +143,15 @@ class Batch:
         self._merge([(settings, path) for (settings, _), path in zip(checked, paths, strict=True)])
 
     def _is_done(self, settings: Any, path: Path, records: Sequence[dict[str, Any]]) -> bool:
-        """Whether all files of a request are there, and its record."""
-        from dit_accel.media import read_metadata
-
-        try:
-            kept = read_metadata(path)
-        except BadInput:
+        """Whether all files of a request are there, and its record, made with the very same settings."""
+        if self.report is not None:
+            record = record_of(settings, path, records)
+            if record is None or (self.compare and "quality" not in record):
+                return False
+        if not holds(path, settings):
             return False
-        recorded = self.report is None or record_of(settings, path, records) is not None
-        return (
-            recorded
-            and is_made_so(kept, settings)
-            and (not self.compare or sheet_of(path).exists())
+        return not self.compare or (
+            sheet_of(path).exists() and holds(comparison_of(path), settings)
         )
 
     def _journal(self) -> Path:
@@ -170,18 +167,25 @@ class Batch:
         return [record for journal in journals for record in read_records(journal)]
 
     def _merge(self, requests: Sequence[tuple[Any, Path]]) -> None:
-        """The report, of what all processes have rendered so far, in the order of the requests."""
+        """The report, of what all processes have rendered so far, in the order of the requests; again while
+        others add to it, because the last one to write must have read what all have added.
+        """
         if self.report is None or not self.process.writes:
             return
+        written: list[dict[str, Any]] = []  # none: another process has them
+        while (there := self._recorded(requests)) != written and there:
+            with written_whole(self.report) as temporary:
+                told = there if len(requests) > 1 else there[0]
+                temporary.write_text(to_json(told, indent=2) + "\n")
+            written = there
+        if len(requests) == 1 and written:
+            self._journal().unlink(missing_ok=True)
+
+    def _recorded(self, requests: Sequence[tuple[Any, Path]]) -> list[dict[str, Any]]:
+        """The latest record of each request that has one, by any process."""
         records = self._records()
         found = [record_of(settings, path, records) for settings, path in requests]
-        there = [record for record in found if record is not None]
-        if not there:  # another process has it
-            return
-        with written_whole(self.report) as temporary:
-            temporary.write_text(to_json(there if len(requests) > 1 else there[0], indent=2) + "\n")
-        if len(requests) == 1:
-            self._journal().unlink(missing_ok=True)
+        return [record for record in found if record is not None]
 
 
 def record_of(
@@ -200,9 +204,36 @@ def is_made_so(kept: dict[str, Any], settings: Any) -> bool:
     return all(kept.get(name) == value for name, value in asked.items())
 
 
+def holds(path: Path, settings: Any) -> bool:
+    """Whether a file is there that was made with the very same settings and versions."""
+    from dit_accel.media import read_metadata
+
+    try:
+        return is_made_so(read_metadata(path), settings)
+    except BadInput:
+        return False
+
+
+def comparison_of(path: Path) -> Path:
+    """The side-by-side clip beside an output."""
+    return path.with_name(f"{path.stem}-compare{path.suffix}")
+
+
 def sheet_of(path: Path) -> Path:
     """The strip of frames beside an output, the last file that is written of it."""
     return path.with_name(f"{path.stem}-strip.png")
+
+
+def remove_comparison(path: Path) -> None:
+    """Remove the side-by-side files of an output that is about to be replaced, where they are ours."""
+    from dit_accel.media import read_metadata
+
+    try:
+        read_metadata(comparison_of(path))
+    except BadInput:
+        return
+    sheet_of(path).unlink(missing_ok=True)
+    comparison_of(path).unlink()
 
 
 def render_one(pipe: Any, settings: Any, path: Path, batch: Batch) -> tuple[Any, dict[str, Any]]:
@@ -214,6 +245,7 @@ def render_one(pipe: Any, settings: Any, path: Path, batch: Batch) -> tuple[Any,
     clip = render(pipe, settings)
     metadata = {**asdict(settings), "versions": versions(), "seconds": clip.seconds}
     if batch.process.writes:
+        remove_comparison(path)
         write_clip(path, clip.frames, settings.fps, metadata)
     if not batch.compare:
         if not batch.quiet and batch.process.writes:
@@ -223,7 +255,7 @@ def render_one(pipe: Any, settings: Any, path: Path, batch: Batch) -> tuple[Any,
     if not batch.process.writes:
         return clip, {}
     figures = quality(dense.frames, clip.frames, settings.prompt, batch.backbone)
-    both = path.with_name(f"{path.stem}-compare{path.suffix}")
+    both = comparison_of(path)
     write_clip(both, side_by_side(dense.frames, clip.frames), settings.fps, metadata)
     sheet = sheet_of(path)
     with written_whole(sheet) as temporary:

@@ -187,6 +187,7 @@ class Family:
         picture_pipelines: class names of those that make pictures, where the others make videos.
         guidance: perturbed guidance knows how its forward is called.
         postprocess: what its pipelines do with classifier-free guidance that changes what is added to predictions.
+        unshared: why its pipelines do not run under diffusers' context parallelism, where diffusers plans it.
         tested: ``"tested"`` where sparse attention went through the whole family matrix.
         remark: what does not become sparse, for the table of families.
     """
@@ -209,6 +210,7 @@ class Family:
     picture_pipelines: tuple[str, ...] = ()
     guidance: bool = True
     postprocess: tuple[Postprocess, ...] = ()
+    unshared: str = ""
     tested: Literal["tested", "declared"] = "tested"
     remark: str = ""
 

@@ -26,6 +26,8 @@ def size_rule(transformer: Config, vae: Config) -> SizeRule:
     return SizeRule(space or 32, time or 8)
 
 
+ALL_HEADS = "diffusers gives its cross-attention the text's mask for all heads, and each device has some of them"
+
 LTX = Family(
     name="ltx",
     transformers=("LTXVideoTransformer3DModel",),
@@ -38,6 +40,7 @@ LTX = Family(
         *("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
         "video_coords",
     ),
+    unshared=ALL_HEADS,
 )
 
 LTX2 = Family(
@@ -54,4 +57,5 @@ LTX2 = Family(
         *("audio_hidden_states", "audio_encoder_hidden_states", "audio_timestep", "audio_sigma"),
         *("audio_encoder_attention_mask", "audio_coords", "perturbation_mask"),
     ),
+    unshared=ALL_HEADS,
 )

@@ -10,17 +10,19 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from PIL import Image
 
 from dit_accel.checking import check
 from dit_accel.cli.render_files import Batch, output_paths
 from dit_accel.errors import BadInput
 from dit_accel.placing import check_device
 from dit_accel.processes import Process
-from dit_accel.render import RenderSettings, render
+from dit_accel.render import RenderSettings, call_arguments, render
 from dit_accel_eval.heads.search import Search, SearchSettings
 
 PROMPT = "a red circle"
 VAE = {"block_out_channels": [8, 8, 8, 8]}
+WAN = {"patch_size": [1, 2, 2]}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "DiTPipeline": ("DiTTransformer2DModel", {"patch_size": 2}),
     "LattePipeline": ("LatteTransformer3DModel", {"patch_size": 2, "video_length": 16}),
@@ -35,6 +37,36 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Kandinsky5T2IPipeline": ("Kandinsky5Transformer3DModel", {"patch_size": [1, 2, 2]}),
     "Kandinsky5T2VPipeline": ("Kandinsky5Transformer3DModel", {"patch_size": [1, 2, 2]}),
+    "FluxPipeline": ("FluxTransformer2DModel", {"patch_size": 1}),
+    "FluxKontextPipeline": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+    "HunyuanVideoPipeline": (
+        "HunyuanVideoTransformer3DModel",
+        {"patch_size": 2, "patch_size_t": 1},
+    ),
+    "HunyuanSkyreelsImageToVideoPipeline": (
+        "HunyuanVideoTransformer3DModel",
+        {"patch_size": 2, "patch_size_t": 1},
+    ),
+    "QwenImagePipeline": ("QwenImageTransformer2DModel", {"patch_size": 2}),
+    "QwenImageLayeredPipeline": ("QwenImageTransformer2DModel", {"patch_size": 2}),
+    "QwenImageEditPipeline": ("QwenImageTransformer2DModel", {"patch_size": 2}),
+    "FluxFillPipeline": ("FluxTransformer2DModel", {"patch_size": 1}),
+    "FluxImg2ImgPipeline": ("FluxTransformer2DModel", {"patch_size": 1}),
+    "FluxControlPipeline": ("FluxTransformer2DModel", {"patch_size": 1}),
+    "LucyEditPipeline": ("WanTransformer3DModel", WAN),
+    "WanVideoToVideoPipeline": ("WanTransformer3DModel", WAN),
+    "WanImageToVideoPipeline": ("WanTransformer3DModel", WAN),
+    "WanAnimatePipeline": ("WanAnimateTransformer3DModel", WAN),
+    "HeliosPyramidPipeline": ("HeliosTransformer3DModel", WAN),
+    "Cosmos2_5_TransferPipeline": ("CosmosTransformer3DModel", WAN),
+    "Cosmos2VideoToWorldPipeline": ("CosmosTransformer3DModel", WAN),
+    "LTXPipeline": ("LTXVideoTransformer3DModel", {}),
+    "LTXImageToVideoPipeline": ("LTXVideoTransformer3DModel", {}),
+    "LTX2Pipeline": ("LTX2VideoTransformer3DModel", {}),
+    "CogVideoXVideoToVideoPipeline": ("CogVideoXTransformer3DModel", {"patch_size": 2}),
+    "CogVideoXFunControlPipeline": ("CogVideoXTransformer3DModel", {"patch_size": 2}),
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": ("SkyReelsV2Transformer3DModel", WAN),
+    "HiDreamImagePipeline": ("HiDreamImageTransformer2DModel", {"patch_size": 2}),
 }
 
 
@@ -57,12 +89,78 @@ def model(folder: Path, pipeline: str) -> str:
     return str(folder)
 
 
+SCALED = {"true_cfg_scale": 4.0, "negative_prompt": "blurred"}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "given", "message"),
+    [
+        (
+            "FluxPipeline",
+            {"negative_prompt": "blurred"},
+            "ignores a negative prompt with a true_cfg",
+        ),
+        (
+            "FluxPipeline",
+            {**SCALED, "true_cfg_scale": 1.0},
+            "scale of 1: give --true-cfg-scale above",
+        ),
+        ("HunyuanVideoPipeline", {"negative_prompt": ""}, "with a true_cfg_scale of 1: give"),
+        (
+            "QwenImagePipeline",
+            {**SCALED, "true_cfg_scale": 0.0},
+            "with a true_cfg_scale of 0: give",
+        ),
+        (
+            "QwenImagePipeline",
+            {"true_cfg_scale": 4.0},
+            "of 4 without a negative prompt: give --neg",
+        ),
+        (
+            "QwenImagePipeline",
+            {"guidance_scale": 4.0},
+            "ignores guidance_scale (guidance_embeds is",
+        ),
+        (
+            "FluxPipeline",
+            {"guidance_scale": 3.5},
+            "ignores guidance_scale (guidance_embeds is off)",
+        ),
+        ("AllegroPipeline", {"true_cfg_scale": 4.0}, "AllegroPipeline takes no true_cfg_scale"),
+    ],
+)
+def test_guidance_that_a_pipeline_would_ignore(tmp_path, pipeline, given, message) -> None:
+    with pytest.raises(BadInput) as error:
+        check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "given"),
+    [
+        ("FluxPipeline", SCALED),
+        ("FluxKontextPipeline", {**SCALED, "guidance_scale": 2.5}),
+        ("HunyuanVideoPipeline", {**SCALED, "guidance_scale": 6.0}),
+        ("QwenImagePipeline", {"negative_prompt": " "}),
+        ("QwenImagePipeline", {"true_cfg_scale": 1.0}),
+    ],
+)
+def test_guidance_that_has_an_effect(tmp_path, pipeline, given) -> None:
+    settings, _ = check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+    assert {name: call_arguments(settings)[name] for name in given} == given
+
+
 @pytest.mark.parametrize(
     ("pipeline", "given", "message"),
     [
         ("DiTPipeline", {}, "DiTPipeline takes no prompt: call it in Python"),
         ("LattePipeline", {"frames": 16}, "LattePipeline takes no num_frames: leave it out"),
         ("HunyuanVideo15Pipeline", {"guidance_scale": 6.0}, "takes no guidance_scale: leave it"),
+        (
+            "QwenImageLayeredPipeline",
+            {"image": "a.png"},
+            "makes several transparent layers, no single",
+        ),
         ("AllegroPipeline", {"frames": 5}, "frames 5 is not a multiple of 4: use 4 or 8"),
         ("HunyuanDiTPipeline", {"pag_scale": 3.0}, "does not know how hunyuan-dit calls its"),
         ("HunyuanDiTPipeline", {"heads": "all"}, "does not know how hunyuan-dit calls its"),
@@ -73,6 +171,57 @@ def test_what_a_pipeline_cannot_be_asked_for(tmp_path, pipeline, given, message)
     with pytest.raises(BadInput) as error:
         check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
     assert message in str(error.value)
+
+
+PICTURE = {"image": "picture.png"}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "given", "message"),
+    [
+        ("WanAnimatePipeline", PICTURE, "WanAnimatePipeline needs pose_video, face_video: call it"),
+        ("LucyEditPipeline", {}, "LucyEditPipeline needs video: call it in Python"),
+        (
+            "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+            {},
+            "VideoPipeline needs video: call it",
+        ),
+        ("CogVideoXVideoToVideoPipeline", {}, "VideoToVideoPipeline needs video: call it"),
+        ("WanVideoToVideoPipeline", {}, "VideoToVideoPipeline needs video: call it"),
+        ("CogVideoXFunControlPipeline", {}, "FunControlPipeline needs control_video: call it"),
+        ("Cosmos2_5_TransferPipeline", {}, "Cosmos2_5_TransferPipeline needs controls: call it"),
+        ("FluxFillPipeline", PICTURE, "FluxFillPipeline needs mask_image: call it in Python"),
+        ("FluxControlPipeline", {}, "FluxControlPipeline needs control_image: call it"),
+        ("HeliosPyramidPipeline", {"steps": 4}, "takes no num_inference_steps: leave it out"),
+        ("QwenImageEditPipeline", {}, "QwenImageEditPipeline starts from a picture: give --image"),
+        ("FluxImg2ImgPipeline", {}, "FluxImg2ImgPipeline starts from a picture: give --image"),
+        ("LTXImageToVideoPipeline", {}, "LTXImageToVideoPipeline starts from a picture: give"),
+        ("Cosmos2VideoToWorldPipeline", {}, "VideoToWorldPipeline starts from a picture: give"),
+        ("WanImageToVideoPipeline", {}, "WanImageToVideoPipeline starts from a picture: give"),
+    ],
+)
+def test_what_a_pipeline_needs(tmp_path, pipeline, given, message) -> None:
+    with pytest.raises(BadInput) as error:
+        check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "given"),
+    [
+        ("QwenImageEditPipeline", PICTURE),
+        ("FluxImg2ImgPipeline", PICTURE),
+        ("WanImageToVideoPipeline", PICTURE),
+        ("HunyuanSkyreelsImageToVideoPipeline", {**PICTURE, "negative_prompt": "blurred"}),
+        ("FluxKontextPipeline", {}),  # makes a picture of its own, too
+        ("HeliosPyramidPipeline", {}),
+        ("HiDreamImagePipeline", {"steps": 4}),  # its call has further keywords
+    ],
+)
+def test_a_pipeline_that_has_what_it_needs(tmp_path, monkeypatch, pipeline, given) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(PICTURE["image"])
+    check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
 
 
 def test_a_search_of_heads_needs_a_model_that_can_be_guided(tmp_path: Path) -> None:
@@ -123,8 +272,23 @@ def test_no_heads_are_not_all(heads: Any, message: str, wan: Any) -> None:
 
 @pytest.mark.parametrize("given", [{"guard": "on"}, {"pag_scale": 1.0}], ids=str)
 def test_what_devices_that_share_a_clip_cannot_do(given: dict[str, Any]) -> None:
-    with mock.patch("torch.accelerator.device_count", return_value=2), pytest.raises(BadInput):
+    with (
+        mock.patch("torch.accelerator.device_count", return_value=2),
+        mock.patch("torch.cuda.is_available", return_value=False),
+        pytest.raises(BadInput, match="under context parallelism"),
+    ):
         check(RenderSettings(PROMPT, ulysses=2, **given))
+
+
+@pytest.mark.parametrize("pipeline", ["LTXPipeline", "LTX2Pipeline"])
+def test_pipelines_whose_masks_are_of_all_heads_share_no_clip(tmp_path, pipeline) -> None:
+    settings = RenderSettings(PROMPT, model=model(tmp_path, pipeline), ulysses=2)
+    with (
+        mock.patch("torch.accelerator.device_count", return_value=2),
+        mock.patch("torch.cuda.is_available", return_value=False),
+        pytest.raises(BadInput, match=f"{pipeline} cannot share a clip .* leave --context-par"),
+    ):
+        check(settings)
 
 
 def test_devices_that_are_not_there() -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dit_accel import cli, loading
 from dit_accel.media import read_metadata
+from dit_accel.render import RenderSettings
 from dit_accel_assets import tiny_world_path
 
 PROMPT = "a red circle moving left on a black background"
@@ -155,6 +156,13 @@ def test_render_compare_report_and_replay(tmp_path: Path, capsys) -> None:
     assert {**read_metadata(again), "seconds": 0} == {**kept, "seconds": 0}
     assert frames_of(again).shape == (17, 128, 128, 3)
     np.testing.assert_array_equal(frames_of(again), frames_of(out))
+
+
+@pytest.mark.usefixtures("no_loading")
+def test_the_scale_of_classifier_free_guidance_is_a_setting(capsys) -> None:
+    assert cli.main(["render", PROMPT, "--true-cfg-scale", "4"]) == 2
+    assert "WanPipeline takes no true_cfg_scale: leave it out" in capsys.readouterr().err
+    assert RenderSettings.from_dict({"prompt": PROMPT, "true_cfg_scale": 4}).true_cfg_scale == 4.0
 
 
 def frames_of(path: Path) -> np.ndarray:

@@ -136,6 +136,19 @@ def test_context_parallelism_needs_accelerators() -> None:
         Placing(ulysses=2).check()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:0", "cuda:1"])
+def test_each_process_that_shares_a_clip_has_a_gpu_of_its_own(device: str) -> None:
+    with (
+        mock.patch("torch.accelerator.device_count", return_value=2),
+        mock.patch("torch.cuda.is_available", return_value=True),
+        mock.patch("torch.cuda.device_count", return_value=2),
+    ):
+        with pytest.raises(BadInput, match=f"a GPU of its own, got device '{device}': use cuda"):
+            Placing(device, ulysses=2).check()
+        Placing(device).check()
+        Placing("cuda", ulysses=2).check()
+
+
 def test_two_processes_share_a_clip(tmp_path: Path) -> None:
     """Through the command line: the same clip as of one."""
     given = [*SIZE, "--method", "svg2", "--set", "top_p=1.0"]

@@ -1,14 +1,18 @@
 """What methods keep: the figure from shapes alone is what a run allocates."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
+from tiny_transformers import ROWS
 
 from dit_accel import SVG, SVG2, Neighborhood, ReTtention, Schedule, SVGEar, XAttention
 from dit_accel.cli import main
-from dit_accel.memory import size_of, state_bytes
-from dit_accel_pipelines import AttentionShape, TokenLayout
+from dit_accel.loading import ModelCard
+from dit_accel.memory import size_of, state_bytes, state_of_render
+from dit_accel.render import RenderSettings
+from dit_accel_pipelines import AttentionShape, TokenLayout, find_family
 
 ALWAYS = Schedule(dense_steps=0, min_tokens=0)
 METHODS = (
@@ -68,3 +72,18 @@ def test_a_large_model_allocates_nothing() -> None:
     found = state_bytes(ReTtention(), TokenLayout(21, 45, 80), wan_14b)
     # O_c in bf16 and two log-sum-exps for 75,600 tokens, 40 heads, 40 layers, two branches
     assert found.each * found.count >= 75600 * 40 * (128 * 2 + 8) * 80
+
+
+def test_classifier_free_guidance_of_embedded_families_is_a_branch_of_its_own() -> None:
+    transformer = next(row for row in ROWS if row.family == "flux").build()
+    family, vae = find_family(transformer), {"block_out_channels": [8, 8, 8, 8]}
+    name = type(transformer).__name__
+    card = ModelCard("flux", "FluxPipeline", family, name, dict(transformer.config), vae, 1)
+    settings = RenderSettings("a", method="svg2", frames=1, height=64, width=64)
+    each, both = (
+        state_of_render(dataclasses.replace(settings, true_cfg_scale=scale), card)
+        for scale in (None, 4.0)
+    )
+    assert each is not None
+    assert both is not None
+    assert both["bytes"] - both["bytes_shared"] == 2 * (each["bytes"] - each["bytes_shared"])

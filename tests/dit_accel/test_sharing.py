@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from launching import SIZE, launched
 
 import dit_accel.processes
 from dit_accel import cli
+from dit_accel.cli import render_files
 from dit_accel.cli.render import ulysses_degree
+from dit_accel.cli.render_files import Batch, comparison_of, remove_comparison, sheet_of
 from dit_accel.errors import BadInput
+from dit_accel.media import write_clip
 from dit_accel.placing import Placing
 from dit_accel.processes import Process, this_process
+from dit_accel.records import append_record, to_json
+from dit_accel.render import RenderSettings, versions
 
 PROMPTS = [
     f"a red circle on a {color} background" for color in ("navy", "white", "green", "gray", "pink")
@@ -69,6 +78,45 @@ def test_other_settings_and_overwrite_render_again(tmp_path: Path, capsys) -> No
     assert all(state_of(tmp_path)[name] != second[name] for name in first)
 
 
+def test_side_by_side_files_of_other_settings_are_not_kept(tmp_path: Path, capsys) -> None:
+    report, out = tmp_path / "report.json", tmp_path / "out"
+    given = ["render", *PROMPTS[:2], "-o", str(out), "--report", str(report), *SIZE]
+
+    def rendered(*options: str) -> int:
+        assert cli.main([*given, *options]) == 0
+        return int(re.search(r"(\d) rendered", capsys.readouterr().out)[1])
+
+    assert rendered("--compare") == 2
+    assert rendered("--compare") == rendered() == 0
+    assert rendered("--seed", "1") == 2
+    assert sorted(p.suffix for p in out.iterdir()) == [".mp4", ".mp4"]
+    assert rendered("--seed", "1", "--compare") == 2
+    assert all("quality" in record for record in json.loads(report.read_text()))
+
+
+def test_a_comparison_needs_its_own_files_and_figures(tmp_path: Path) -> None:
+    settings, path = RenderSettings(PROMPTS[0]), tmp_path / "a.png"
+    metadata = {**asdict(settings), "versions": versions()}
+    frames = np.zeros((1, 8, 8, 3), np.float32)
+    record = json.loads(to_json({**metadata, "output": str(path)}))
+    both = Batch(True, None, None, False, True, Process())
+    told = replace(both, report=tmp_path / "report.json")
+    for file in (path, comparison_of(path), sheet_of(path)):
+        assert not both._is_done(settings, path, [])
+        write_clip(file, frames, 1, metadata)
+    assert both._is_done(settings, path, [])
+    assert not told._is_done(settings, path, [record])
+    assert told._is_done(settings, path, [{**record, "quality": {}}])
+    write_clip(comparison_of(path), frames, 1, {**metadata, "seed": 1})
+    assert not both._is_done(settings, path, [])
+    assert replace(both, compare=False)._is_done(settings, path, [])
+    remove_comparison(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+    sheet_of(path).touch()  # of someone else
+    remove_comparison(path)
+    assert sheet_of(path).exists()
+
+
 def test_a_report_never_holds_a_record_of_other_settings(tmp_path: Path) -> None:
     arguments = command_of(tmp_path)
     at = arguments.index("--report")
@@ -79,6 +127,29 @@ def test_a_report_never_holds_a_record_of_other_settings(tmp_path: Path) -> None
     assert cli.main([*without, "--seed", "1"]) == 0
     assert cli.main([*arguments, "--seed", "1"]) == 0
     assert {record["seed"] for record in json.loads(report.read_text())} == {1}
+
+
+def test_a_record_that_is_added_while_a_report_is_written_is_in_it(tmp_path, monkeypatch) -> None:
+    """By a process that has read, added and written meanwhile, and found nothing new then."""
+    requests = [(RenderSettings(text), tmp_path / f"{text}.mp4") for text in PROMPTS[:2]]
+    records = [{**asdict(s), "versions": versions(), "output": str(p)} for s, p in requests]
+    first, second = (
+        Batch(False, None, tmp_path / "report.json", False, True, Process(rank, 2))
+        for rank in range(2)
+    )
+    write = render_files.to_json
+
+    def slow(*given: Any, **options: Any) -> str:
+        if not second._journal().exists():
+            append_record(second._journal(), records[1])
+            second._merge(requests)
+        return write(*given, **options)
+
+    append_record(first._journal(), records[0])
+    monkeypatch.setattr(render_files, "to_json", slow)
+    first._merge(requests)
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert [record["prompt"] for record in found] == PROMPTS[:2]
 
 
 def test_a_report_of_one_prompt_in_a_process_that_has_none(tmp_path: Path, monkeypatch) -> None:

@@ -25,6 +25,8 @@ def test_rows_cover_both_kinds_of_guidance() -> None:
     assert same == {1.0: 18, 2.0: 15}, "half of the blocks are shared"
     flux = find_family("FluxTransformer2DModel")
     assert same_cost_steps(12, 3.5, flux, found) == 18, "its guidance is embedded"
+    assert same_cost_steps(12, 3.5, flux, found, 4.0) == 15, "but not this one"
+    assert same_cost_steps(12, 3.5, flux, found, 1.0) == 18
     for row in table:
         sets = {c.heads for c in row.candidates}
         assert len(sets) == (RANDOM_SETS if row.label.startswith("random") else 1)

@@ -180,12 +180,18 @@ def default_steps(pipeline: str) -> int:
 
 
 def same_cost_steps(
-    steps: int, guidance_scale: float | None, family: Family, heads: HeadSet
+    steps: int,
+    guidance_scale: float | None,
+    family: Family,
+    heads: HeadSet,
+    true_cfg_scale: float | None = None,
 ) -> int:
     """Denoising steps that cost as much without perturbed guidance as ``steps`` with it: one forward more in
     each, without the blocks that it shares, beside one, or two with classifier-free guidance.
     """
-    alone = family.cfg == "embedded" or (guidance_scale is not None and guidance_scale <= 1.0)
+    scale = guidance_scale if true_cfg_scale is None else true_cfg_scale
+    embedded = family.cfg == "embedded" and true_cfg_scale is None
+    alone = embedded or (scale is not None and scale <= 1.0)
     forwards = 1 if alone else 2
     order = heads.model.in_order()
     more = 1.0 - order.index(next(iter(heads.heads))) / len(order)

@@ -284,6 +284,7 @@ def found_heads(search: Search) -> HeadSet:
         "seeds": list(settings.seeds),
         "steps": search.base.steps,
         "guidance_scale": search.base.guidance_scale,
+        "true_cfg_scale": search.base.true_cfg_scale,
         "size": [search.base.frames, search.base.height, search.base.width],
         "weights": fingerprint(search.card.source),
         "score": means[best],

@@ -84,10 +84,11 @@ def rows_of(search: Search) -> dict[str, Candidate]:
     means = {label: mean_score(scores, layer, pairs) for label, layer in layers.items()}
     best = max((mean, label) for label, mean in means.items() if mean is not None)[1]
     found = head_set(search.chosen() or [], search.model)
-    if search.base.steps is None:
+    base = search.base
+    if base.steps is None:
         raise BadInput("the search left the number of steps to the pipeline: search with --steps")
     longer = same_cost_steps(
-        search.base.steps, search.base.guidance_scale, search.card.family, found
+        base.steps, base.guidance_scale, search.card.family, found, base.true_cfg_scale
     )
     return {
         "no guidance": Candidate(None),

@@ -44,6 +44,7 @@ from dit_accel_eval.tune.search import (
 from dit_accel_eval.tune.space import METHODS, Space
 from dit_accel_eval.tune.targets import BEST, Target, check_targets
 
+TOLD = ("height", "width", "frames", "steps", "guidance_scale", "true_cfg_scale", "dtype")
 TRIED = 3  # winners that are validated before it is said that none holds
 
 
@@ -308,8 +309,7 @@ def provenance(tuning: Tuning, found: Tuned, search: Search, model: str) -> dict
         **{
             name: value
             for name, value in asdict(tuning.base).items()
-            if name in ("height", "width", "frames", "steps", "guidance_scale", "dtype")
-            and value is not None
+            if name in TOLD and value is not None
         },
         **machine(tuning.base.device),
     }
