@@ -87,7 +87,7 @@ def test_eval_killed_and_resumed_gives_the_same(tmp_path: Path, capsys, monkeypa
         for r in json.loads((tmp_path / "parts/summary.json").read_text())["settings"]
     }
     full = next(row for name, row in rows.items() if "top_p=1" in name)
-    assert full["psnr"]["mean"] > 50
+    assert float(full["worst"]["psnr"]) > 50, "against dense frames from the disk"
     assert full["density_all"]["mean"] == 1
     assert rows[SETTINGS.split(",")[0]]["clips"] == 2
     assert "LPIPS" in json.loads((tmp_path / "parts/summary.json").read_text())["unmeasured"]
