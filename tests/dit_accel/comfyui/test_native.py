@@ -297,12 +297,15 @@ def samplers(layers: int) -> dict[str, Any]:
     return {"comfy": SimpleNamespace(**named), **parts}
 
 
+DUAL = {"transformer_blocks": 1, "single_transformer_blocks": 2}
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        (({"double": 1, "single": 2}, 2, 16), None),
-        (({"double": 1, "single": 2}, 4, 16), "heads 2 instead of 4"),
-        (({"double": 1, "single": 2}, 2, 8), "head_dim 16 instead of 8"),
+        ((DUAL, 2, 16), None),
+        ((DUAL, 4, 16), "heads 2 instead of 4"),
+        ((DUAL, 2, 8), "head_dim 16 instead of 8"),
         (({"blocks": 4}, 2, 16), "3 self-attentions over the picture instead of 4"),
         (({"blocks": 2}, 2, 16), "3 self-attentions over the picture instead of 2"),
     ],
@@ -311,7 +314,7 @@ def samplers(layers: int) -> dict[str, Any]:
 def test_a_head_set_of_another_model_is_refused(shape, message, monkeypatch) -> None:
     for name, part in samplers(layers=3).items():
         monkeypatch.setitem(sys.modules, name, part)
-    heads = HeadSet(ModelShape("X", *shape), {(next(iter(shape[0])), 0): (1,)})
+    heads = HeadSet(ModelShape("FluxTransformer2DModel", *shape), {(next(iter(shape[0])), 0): (1,)})
     patcher, calls = Mock(), []
     patcher.clone.return_value.set_model_sampler_post_cfg_function = calls.append
     native_nodes.guidance(patcher, 2.0, "0", 1.0, 0.0, 1.0, 0.0, heads)
