@@ -263,8 +263,8 @@ def find_heads(
         return heads.fitting(model)
     if isinstance(heads, Mapping):
         return HeadSet.from_dict(heads).fitting(model)
-    if isinstance(heads, str) and heads in head_sets():
-        heads = head_sets()[heads]
+    if isinstance(heads, str):
+        heads = head_sets().get(heads, heads)
     if isinstance(heads, Path) or heads.endswith(".json"):
         return HeadSet.load(heads).fitting(model)
     return parse_heads(heads, model)

@@ -28,10 +28,9 @@ def keep_frames(path: Path, frames: np.ndarray) -> None:
     """Write frames without loss: as float16 where that holds them, as it does those of 16-bit pipelines."""
     half = frames.astype(np.float16)
     kept = half if np.array_equal(half.astype(frames.dtype), frames) else frames
-    with written_whole(
-        path
-    ) as temporary:  # safetensors writes memory as it lies, whatever the strides
-        save_file({"frames": np.ascontiguousarray(kept)}, temporary, {"format": FORMAT})
+    kept = np.ascontiguousarray(kept)  # safetensors writes memory as it lies, whatever the strides
+    with written_whole(path) as temporary:
+        save_file({"frames": kept}, temporary, {"format": FORMAT})
 
 
 def load_frames(path: Path) -> np.ndarray | None:

@@ -257,9 +257,15 @@ def curves(search: Search, chosen: Sequence[Head]) -> dict[str, Candidate]:
     return rows
 
 
+def best_candidate(search: Search, scores: Mapping[tuple[Candidate, Pair], float]) -> Candidate:
+    """Of the first k heads of a complete search's choice, and of the softnesses of all, what scored best."""
+    pairs = search.settings.pairs
+    asked = curves(search, search.chosen() or []).values()
+    return max(asked, key=lambda candidate: mean_score(scores, candidate, pairs) or 0.0)
+
+
 def found_heads(search: Search) -> HeadSet:
-    """The head set that a complete search found, with how it was found: of the first k heads of the choice, and of
-    the softnesses of all, what scored best.
+    """The head set of the `best_candidate`, with how it was found.
 
     Raises:
         BadInput: while clips are missing.
@@ -269,9 +275,7 @@ def found_heads(search: Search) -> HeadSet:
         raise BadInput("the search is not complete: run it again, in every shard, and then export")
     scores, settings = search.scores.read(), search.settings
     without = mean_score(scores, Candidate(None), settings.pairs)
-    asked = curves(search, chosen).values()
-    means = {c: mean_score(scores, c, settings.pairs) or 0.0 for c in asked}  # none is missing
-    best = max(means, key=lambda candidate: means[candidate])
+    best = best_candidate(search, scores)
     prompts = hashlib.sha256("\n".join(settings.prompts).encode()).hexdigest()
     provenance = {
         "method": "greedy rounds over single heads (HeadHunter, arXiv 2506.10978)",
@@ -287,7 +291,7 @@ def found_heads(search: Search) -> HeadSet:
         "true_cfg_scale": search.base.true_cfg_scale,
         "size": [search.base.frames, search.base.height, search.base.width],
         "weights": fingerprint(search.card.source),
-        "score": means[best],
+        "score": mean_score(scores, best, settings.pairs),
         "score_without_guidance": without,
         "note": "the score is that of the search itself, and optimistic: validate on fresh prompts and seeds",
         "versions": versions(),

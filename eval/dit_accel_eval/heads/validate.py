@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dit_accel.errors import BadInput
 from dit_accel.files import written_whole
+from dit_accel.guidance import parse_heads
 from dit_accel.loading import load_pipeline
 from dit_accel.processes import this_process
 from dit_accel.records import to_json
@@ -26,9 +27,9 @@ from dit_accel_eval.heads.sampling import (
 )
 from dit_accel_eval.heads.search import (
     Search,
+    best_candidate,
     compare,
     controls,
-    head_set,
     is_complete,
     request_of,
 )
@@ -83,7 +84,8 @@ def rows_of(search: Search) -> dict[str, Candidate]:
     layers = {label: c for label, c in known.items() if label.startswith("layer ")}
     means = {label: mean_score(scores, layer, pairs) for label, layer in layers.items()}
     best = max((mean, label) for label, mean in means.items() if mean is not None)[1]
-    found = head_set(search.chosen() or [], search.model)
+    kept = best_candidate(search, scores)
+    found = parse_heads(kept.heads or "", search.model)
     base = search.base
     if base.steps is None:
         raise BadInput("the search left the number of steps to the pipeline: search with --steps")
@@ -93,7 +95,7 @@ def rows_of(search: Search) -> dict[str, Candidate]:
     return {
         "no guidance": Candidate(None),
         "no guidance, same cost": Candidate(None, steps=longer),
-        "found heads": search.candidate(search.chosen() or []),
+        "found heads": kept,
         f"best {best}": layers[best],
         "all heads": known["all heads"],
         **{label: c for label, c in known.items() if label.startswith("random")},
