@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dit_accel.call import AttentionCall, Plan
 from dit_accel.stopwatch import Stopwatch
@@ -173,6 +174,14 @@ class Ops:
         """Attention over two disjoint sets of keys from that over each, ``[B, H, S, D]``."""
         with self.stopwatch("merge", first.device):
             return merge_attention(first, first_lse, second, second_lse)
+
+    def dense(self, call: AttentionCall) -> Tensor:
+        """Dense attention of a call in its precision, ``[B, S, H, D]``."""
+        if call.precision != "full":
+            return self.quantized(call.query, call.key, call.value, call.scale, call.precision)
+        with self.stopwatch("attention", call.query.device):
+            out = functional.scaled_dot_product_attention(*heads_first(call), scale=call.scale)
+            return out.transpose(1, 2).contiguous()
 
     def quantized(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, precision: Precision

@@ -67,8 +67,9 @@ class ReTtention(Method):
         beta: how far the weight follows the fresh log-sum-exp (``merge``): 1 entirely, 0 not at all.
         lam: lambda of the paper (``paper``).
         local_above: heads whose mean rho is above this keep no rest; 1: none.
-        reuse_below: heads whose mean rho is below this repeat their whole output; 0: none. With one of
-            the two the host reads the mean rhos, once per layer at every full step.
+        reuse_below: heads whose mean rho is below this repeat their whole output; 0: none; 1: all that
+            are not local. With one of the two the host reads the mean rhos, once per layer at every full
+            step, but if all repeat: that needs no mask, and a full step is one dense attention.
     """
 
     name: ClassVar[str] = "re-ttention"
@@ -109,8 +110,13 @@ class ReTtention(Method):
         return method
 
     @property
+    def repeats_all(self) -> bool:
+        """Whether all heads repeat their output from one full step to the next."""
+        return self.reuse_below >= 1 and self.local_above >= 1
+
+    @property
     def needs_grid(self) -> bool:
-        return self.inner.needs_grid
+        return self.inner.needs_grid and not self.repeats_all
 
     def new_state(self) -> Statistics:
         return Statistics(mask_state=self.inner.new_state())
@@ -120,10 +126,26 @@ class ReTtention(Method):
 
     def attend(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended | None:
         fresh = state.by is self and call.step - state.step < self.refresh
-        if not fresh:
-            return self.full_step(call, state, ops)
-        ops.planned(reused=True)
-        return self.sparse_step(call, state, ops)
+        if fresh:
+            ops.planned(reused=True)
+        if self.repeats_all:
+            return self.repeat(call, state, ops) if fresh else self.dense_step(call, state, ops)
+        return self.sparse_step(call, state, ops) if fresh else self.full_step(call, state, ops)
+
+    def dense_step(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended:
+        """Dense attention, kept whole."""
+        out = ops.dense(call)
+        state.step, state.by, state.uses = call.step, self, 0
+        state.repeated = out.transpose(1, 2)
+        return Attended(out.clone(), torch.ones((), device=out.device))
+
+    def repeat(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended:
+        """The output of the last full step."""
+        assert state.repeated is not None
+        with ops.stopwatch("attention", call.query.device):
+            out = state.repeated.transpose(1, 2).clone()
+        state.uses += 1
+        return Attended(out, torch.zeros((), device=out.device))
 
     def full_step(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended | None:
         """Full attention by mask and complement; keeps what sparse steps need."""

@@ -102,6 +102,29 @@ def test_policy_of_heads_keeps_full_steps_exact(local_above: float, reuse_below:
         )
 
 
+def test_heads_that_all_repeat_need_no_mask_and_keep_their_own_memory() -> None:
+    method = ReTtention(mask="neighborhood", reuse_below=1.0)
+    assert not method.needs_grid
+    ops, state, call = Ops(Stopwatch()), method.new_state(), attention_call(LAYOUT)
+    for step in range(3):
+        attended = method.attend(dataclasses.replace(call, step=step), state, ops)
+        assert attended is not None
+        torch.testing.assert_close(attended.out, exact_attention(call), rtol=0, atol=1e-5)
+        attended.out.fill_(torch.nan)  # a model may write there
+    assert ReTtention(mask="neighborhood", reuse_below=1.0, local_above=0.5).needs_grid
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-fp8"])
+def test_heads_that_all_repeat_do_so_in_the_precision_asked_for(precision: str) -> None:
+    method, ops = ReTtention(reuse_below=1.0), Ops(Stopwatch())
+    call = dataclasses.replace(attention_call(LAYOUT), precision=precision)
+    attended = method.attend(call, method.new_state(), ops)
+    assert attended is not None
+    expected = ops.quantized(call.query, call.key, call.value, call.scale, precision)
+    torch.testing.assert_close(attended.out, expected, rtol=0, atol=0)
+    assert not torch.allclose(attended.out, exact_attention(call), rtol=0, atol=1e-5)
+
+
 def test_full_steps_come_as_often_as_asked(wan, run_wan) -> None:
     wan.enable_sparse_attention(ReTtention(density=0.3, refresh=2), schedule=ALWAYS)
     run_wan(wan)

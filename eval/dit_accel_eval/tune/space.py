@@ -102,7 +102,7 @@ def starts(space: Space) -> Sequence[Mapping[str, Any]]:
         ],
         "re-ttention": [
             {"re_density": 0.2, "re_refresh": 4, "re_reuse_below": 0.0, "dense_steps": 0.2},
-            {"re_density": 0.06, "re_refresh": 5, "re_reuse_below": 1.0, "dense_steps": 0.12},
+            {"re_density": 0.06, "re_refresh": 2, "re_reuse_below": 1.0, "dense_steps": 0.32},
         ],
     }
     precision = {"precision": space.precisions[0]}
