@@ -157,6 +157,10 @@ def predicted_speedup(method: Method, query: Tensor) -> float | None:
     return rates.speedup(method.name, work, method.plan_steps())
 
 
+class CannotPay(UserWarning):
+    """Sparse attention is predicted to be slower than dense attention at this size."""
+
+
 class Adviser:
     """Says once, for each method and size, where sparse attention cannot pay; keeps what it said."""
 
@@ -179,9 +183,10 @@ class Adviser:
             then = "" if runs else "; such calls run dense"
             self._say(
                 f"{method.name} cannot pay at {tokens} tokens: a call is predicted to take {1 / found:.1f} times "
-                f"as long as dense, by the rates of `dit-accel doctor`{then}"
+                f"as long as dense, by the rates of `dit-accel doctor`{then}",
+                CannotPay,
             )
 
-    def _say(self, remark: str) -> None:
+    def _say(self, remark: str, kind: type[Warning] = UserWarning) -> None:
         self.remarks.append(remark)
-        warnings.warn(remark, stacklevel=3)
+        warnings.warn(remark, kind, stacklevel=3)

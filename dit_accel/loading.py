@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 
 from dit_accel.errors import BadInput, RunFailed, first_line
-from dit_accel.placing import DTYPES, Placing
+from dit_accel.placing import DTYPES, Lora, Placing
 from dit_accel_assets import tiny_world_path
 from dit_accel_pipelines import COMPONENTS, Family, SizeRule, UnknownFamily, find_family
 
@@ -106,17 +106,35 @@ def load_pipeline(card: ModelCard, placing: Placing = PLAIN) -> DiffusionPipelin
 
 
 def fingerprint(source: str) -> str:
-    """What tells the weights in a folder from others: a digest of a sample of each file; a hub id is itself."""
-    if not Path(source).is_dir():
+    """What tells the weights in a file or folder from others: a digest of a sample of each file; a hub id is
+    itself.
+    """
+    folder = Path(source)
+    if not folder.exists():
         return source
     digest = hashlib.sha256()
-    for path in sorted(Path(source).rglob("*.safetensors")):
+    for path in sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder]:
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(source)} {size}".encode())
+        digest.update(f"{path.relative_to(folder)} {size}".encode())
         with path.open("rb") as file:
             file.seek(size // 2)
             digest.update(file.read(1 << 20))
     return digest.hexdigest()[:16]
+
+
+def ingredients(card: ModelCard, placing: Placing) -> dict[str, Any]:
+    """All that decides what a pipeline makes of a request, by what the files hold: weights, the JSON files of its
+    folder, and LoRAs.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(card.source).rglob("*.json")):
+        digest.update(f"{path.relative_to(card.source)} ".encode() + path.read_bytes())
+    loras = [fingerprint(Lora.parse(text).source) for text in placing.loras]
+    return {
+        "weights": fingerprint(card.source),
+        "configs": digest.hexdigest()[:16],
+        **({"lora_weights": loras} if loras else {}),
+    }
 
 
 def _read_json(source: str, name: str) -> Mapping[str, Any]:

@@ -78,6 +78,7 @@ class Placing:
             BadInput: for a LoRA that does not fit, a VAE that cannot decode in tiles, or a transformer whose tokens
                 diffusers cannot share.
         """
+        use_device(self.device)
         loras = [Lora.parse(text) for text in self.loras]
         names = [f"lora{number}" for number in range(len(loras))]
         for lora, name in zip(loras, names, strict=True):
@@ -158,6 +159,13 @@ class Lora(NamedTuple):
             pipe.load_lora_weights(folder, adapter_name=name, use_safetensors=True, **where)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise BadInput(f"LoRA {self.source} does not load: {first_line(error)}") from error
+
+
+def use_device(device: str) -> None:
+    """Make a numbered CUDA device the current one, by which clocks and new memory go."""
+    place = torch.device(device)
+    if place.type == "cuda" and place.index is not None:
+        torch.cuda.set_device(place)
 
 
 def check_device(device: str) -> str:

@@ -25,9 +25,10 @@ class Stopwatch:
     def __call__(self, name: str, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
+            stream = torch.cuda.current_stream(device)
+            begin.record(stream)
             yield
-            end.record()
+            end.record(stream)
             self._events.append((name, begin, end))
             return
         start = time.perf_counter()

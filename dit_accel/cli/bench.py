@@ -95,9 +95,10 @@ def rates(dtype: str | None, device: str, out: Path | None) -> None:
     """Measure what the cost model needs: attention calls of many sizes (minutes)."""
     from dit_accel.cost import own_rates
     from dit_accel.files import check_writable
-    from dit_accel.placing import check_device
+    from dit_accel.placing import check_device, use_device
 
     check_device(device)
+    use_device(device)
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     path = out or own_rates(device.split(":")[0], dtype)
     check_writable(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dit_accel.compare import nearness, table
-from dit_accel.errors import BadInput
+from dit_accel.errors import BadInput, first_line
 from dit_accel.files import check_writable, written_whole
 from dit_accel.records import to_json
 from dit_accel.render import versions
@@ -29,23 +30,41 @@ def compare(
     """Measure every pair; with ``out`` write ``compare.json`` and ``report.html``; returns the table.
 
     Raises:
-        BadInput: if something cannot be read, or a pair differs in its number of frames or size.
+        BadInput: if something cannot be read, or a pair differs in its number of frames or size; of several pairs
+            the others are measured and kept first.
     """
+    if fps < 1:
+        raise BadInput(f"--fps must be at least 1, got {fps}")
     if out:
         check_writable(out / "report.html")
     found = pairs(reference, other)
-    records = [
-        {"clip": name, **measure(name, *files, backbone)}
-        for name, files in tqdm(found.items(), desc="compare", disable=None)
-    ]
+    records, wrong = [], []
+    for name, files in tqdm(found.items(), desc="compare", disable=None):
+        try:
+            records.append({"clip": name, **measure(name, *files, backbone)})
+        except ValueError as error:
+            wrong.append(first_line(error))
+    if wrong:
+        kept = keep(out, records) if out and records else None
+        others = f"; {len(wrong) - 1} more pairs do not fit" if len(wrong) > 1 else ""
+        raise BadInput(f"{wrong[0]}{others}{f'; the rest is in {kept}' if kept else ''}")
     means = {name: estimate([r[name] for r in records]) for name in FIGURES}
     rows = {r["clip"]: {COLUMNS[n]: number(r[n]) for n in FIGURES} for r in records}
     if len(records) > 1:
         rows["mean"] = {COLUMNS[n]: shown(means[n], n) for n in FIGURES}
     if out:
-        write(out, found, records, rows, means, fps)
-    reason = lpips_reason(records)
-    return table(rows) + (f"\nLPIPS not measured: {reason}" if reason else "")
+        keep(out, records)
+        write(out, found, records, rows, fps)
+    return "\n".join([table(rows), *notes(records)])
+
+
+def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader must know besides the figures."""
+    reason, equal = lpips_reason(records), sum(r["psnr"] == math.inf for r in records)
+    found = [f"LPIPS was not measured: {reason}."] if reason else []
+    if equal and len(records) > 1:
+        found.append(f"{equal} of the pairs are equal bit for bit: the mean PSNR leaves them out.")
+    return found
 
 
 def pairs(reference: Path, other: Path) -> dict[str, tuple[Path, Path]]:
@@ -68,7 +87,12 @@ def clips_in(path: Path) -> dict[str, Path] | None:
     Raises:
         BadInput: for a folder with nothing to compare.
     """
-    if not path.is_dir() or any(p.suffix.lower() in PICTURES for p in path.iterdir()):
+    if not path.is_dir():
+        return None
+    kinds = {p.suffix.lower() for p in path.iterdir()}
+    if kinds.intersection(PICTURES):
+        if kinds.intersection(VIDEOS):
+            raise BadInput(f"{path} holds videos and pictures: put those to compare into a folder")
         return None
     files = [p for p in path.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS]
     found = {p.stem: p for p in files}
@@ -88,6 +112,16 @@ def measure(name: str, reference: Path, other: Path, backbone: Path | None) -> d
     return nearness(clips[0], clips[1], backbone)
 
 
+def keep(out: Path, records: Sequence[Mapping[str, Any]]) -> Path:
+    """Write the figures of all pairs, and their means."""
+    reason, path = lpips_reason(records), out / "compare.json"
+    means = {name: estimate([r[name] for r in records]) for name in FIGURES}
+    told = {"pairs": records, "mean": means, **({"lpips_reason": reason} if reason else {})}
+    with written_whole(path) as temporary:
+        temporary.write_text(to_json(told, indent=2) + "\n")
+    return path
+
+
 def lpips_reason(records: Sequence[Mapping[str, Any]]) -> str | None:
     """Why LPIPS was not measured, if it was not."""
     return next((r["lpips_reason"] for r in records if "lpips_reason" in r), None)
@@ -103,12 +137,10 @@ def write(
     found: Mapping[str, tuple[Path, Path]],
     records: Sequence[Mapping[str, Any]],
     rows: Mapping[str, Mapping[str, str]],
-    means: Mapping[str, Any],
     fps: int,
 ) -> None:
-    """The files of a comparison."""
+    """The page of a comparison."""
     farthest = sorted(records, key=lambda r: r["psnr"])[:PLAYERS]
-    reason = lpips_reason(records)
     page = Page(
         title="Clips compared",
         subtitle=f"{len(records)} pair{'s' * (len(records) != 1)}",
@@ -122,15 +154,12 @@ def write(
             *((n, f"{a.name} against {b.name}") for n, (a, b) in found.items()),
             *((name, text) for name, text in versions().items()),
         ],
-        notes=[f"LPIPS was not measured: {reason}."] if reason else [],
+        notes=notes(records),
         clips_title="Pairs farthest apart",
         players=[
             player(out, number, r, found[r["clip"]], fps) for number, r in enumerate(farthest)
         ],
     )
-    with written_whole(out / "compare.json") as temporary:
-        told = {"pairs": records, "mean": means, **({"lpips_reason": reason} if reason else {})}
-        temporary.write_text(to_json(told, indent=2) + "\n")
     with written_whole(out / "report.html") as temporary:
         temporary.write_text(page.html())
 

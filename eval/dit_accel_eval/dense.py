@@ -6,10 +6,12 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from diffusers import DiffusionPipeline
 from diffusers.models.attention_dispatch import attention_backend
 
 from dit_accel import Profile, Schedule
+from dit_accel.errors import RunFailed
 from dit_accel.files import written_whole
 from dit_accel.records import to_json
 from dit_accel.render import Clip, RenderSettings, render, render_with
@@ -65,6 +67,20 @@ def fastest_dense(pipe: DiffusionPipeline, settings: RenderSettings) -> DenseBac
                 raise
     ordered = dict(sorted(seconds.items(), key=lambda item: item[1]))
     return DenseBackend(next(iter(ordered)), ordered)
+
+
+def finite(frames: np.ndarray, case: RenderSettings) -> np.ndarray:
+    """The frames of a dense clip, that others are measured against.
+
+    Raises:
+        RunFailed: if some are not finite.
+    """
+    if not np.isfinite(frames).all():
+        raise RunFailed(
+            f"dense attention itself gives frames that are not finite for {case.prompt!r} in {case.dtype}: "
+            "choose another --dtype"
+        )
+    return frames
 
 
 def dense_clip(pipe: DiffusionPipeline, settings: RenderSettings, name: str) -> Clip:

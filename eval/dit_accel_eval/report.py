@@ -75,6 +75,7 @@ def facts(results: Results) -> dict[str, Any]:
         **used,
         "weights": results.weights,
         "clips": len({(r["prompt"], r["seed"]) for r in results.records}),
+        "prompts": len({r["prompt"] for r in results.records}),
         "dense attention": str(results.dense),
         **machine(results.request.device),
     }
@@ -167,7 +168,7 @@ def notes(results: Results, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for fallback in row["fallbacks"]:
             yield f"{row['setting']}: some calls ran dense ({fallback})."
         if row["failed"]:
-            yield f"{row['setting']}: {row['failed']} clips could not be measured (NaN or infinite frames)."
+            yield f"{row['setting']}: {row['failed']} clips could not be measured ({'; '.join(row['reasons'])})."
         equal = row["clips"] - row["failed"] - row["psnr"].n
         if equal:
             yield f"{row['setting']}: {equal} clips equal dense bit for bit, so PSNR leaves them out."
@@ -214,7 +215,8 @@ def player(record: Mapping[str, Any], request: RenderSettings, out: Path) -> Pla
 
 def configs(results: Results) -> Iterator[tuple[str, str]]:
     """The knobs and the schedule of each setting."""
-    for label, config in {r["setting"]: r["config"] for r in results.records}.items():
+    known = {r["setting"]: r["config"] for r in results.records if "config" in r}
+    for label, config in known.items():
         yield label, plain(config)
 
 

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from dit_accel.checking import check
 from dit_accel.compare import quality
+from dit_accel.errors import first_line
 from dit_accel.files import check_writable, written_whole
-from dit_accel.loading import ModelCard, fingerprint, load_pipeline
+from dit_accel.loading import ModelCard, ingredients, load_pipeline
 from dit_accel.placing import Placing
 from dit_accel.processes import this_process
 from dit_accel.records import append_record, log_of, read_logs, to_json
 from dit_accel.render import RenderSettings, render
 from dit_accel_eval.bench.run import machine
-from dit_accel_eval.dense import NATIVE, DenseBackend, fastest_dense
+from dit_accel_eval.dense import NATIVE, DenseBackend, fastest_dense, finite
 from dit_accel_eval.frames import difference, keep_frames, load_frames, write_webm
 from dit_accel_eval.metrics.clip_score import load_clip
 from dit_accel_eval.metrics.clips import NoBackbone
@@ -95,7 +97,7 @@ class Runner:
         frames = load_frames(path)
         if frames is None:
             own = self.fastest.name == NATIVE
-            frames = clip.frames if own else render(self.pipe, settings).frames
+            frames = finite(clip.frames if own else render(self.pipe, settings).frames, case)
             keep_frames(path, frames)
         if not self._video(name).exists():
             write_webm(self._video(name), frames, case.fps)
@@ -103,16 +105,22 @@ class Runner:
 
     def record(self, setting: Setting, case: RenderSettings, dense: Dense) -> dict[str, Any]:
         """Render a case in some way, keep its videos, and measure it; what cannot be measured says why."""
-        self._warm_up(setting.label, lambda c: setting.run(self.pipe, c), case)
-        clip = setting.run(self.pipe, case)
         identity = {**setting.identity(case), **self.told}
-        attention = clip.attention
-        return {
+        known = {
             "key": json.dumps(identity, sort_keys=True),
             "setting": setting.label,
             "prompt": case.prompt,
             "seed": case.seed,
-            "frames": len(clip.frames),
+            "frames": len(dense.frames),
+        }
+        try:
+            self._warm_up(setting.label, lambda c: setting.run(self.pipe, c), case)
+            clip = setting.run(self.pipe, case)
+        except torch.OutOfMemoryError as error:
+            return {**known, "failed": f"out of memory: {first_line(error)}"}
+        attention = clip.attention
+        return {
+            **known,
             **self._measured(clip.frames, dense, case, digest(identity)),
             "speedup": dense.seconds / clip.seconds["denoise"],
             "seconds": clip.seconds["denoise"],
@@ -134,7 +142,7 @@ class Runner:
         try:
             figures = quality(dense.frames, frames, case.prompt, self.evaluation.backbone)
         except ValueError as error:
-            return {"failed": str(error)}
+            return {"failed": first_line(error)}
         videos = {"video": self._video(name), "difference_video": self._video(f"{name}-difference")}
         write_webm(videos["video"], frames, case.fps)
         write_webm(videos["difference_video"], difference(frames, dense.frames), case.fps)
@@ -162,9 +170,12 @@ def run_eval(evaluation: Evaluation, out: Path) -> Results | None:
     process = this_process()
     results = log_of(out / "results.jsonl", process.rank)
     cases = evaluation.cases()
-    checked, card = check(cases[0])
+    checks = [check(case) for case in cases]
+    for setting in evaluation.settings:
+        setting.identity(cases[0])
+    checked, card = checks[0]
     check_writable(results)
-    told: dict[str, Any] = {**machine(checked.device), "weights": fingerprint(card.source)}
+    told: dict[str, Any] = {**machine(checked.device), **ingredients(card, checked.placing)}
     told["metrics"] = {"lpips": backbone_digest(backbone=evaluation.backbone), "clip": has_clip()}
 
     out.mkdir(parents=True, exist_ok=True)

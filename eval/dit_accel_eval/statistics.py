@@ -40,12 +40,12 @@ class Median(NamedTuple):
     n: int
 
 
-def middle(values: Sequence[float | None]) -> Median:
+def middle(values: Sequence[float | None], level: float = 0.95) -> Median:
     """Median and its interval by order statistics, which takes nothing for granted; None is left out."""
     found = [float(v) for v in values if v is not None]
     if not found:
         return Median(math.nan, math.nan, math.nan, 0)
-    interval = stats.quantile_test(found, p=0.5).confidence_interval(0.95)
+    interval = stats.quantile_test(found, p=0.5).confidence_interval(level)
     ends = float(interval.low), float(interval.high)
     return Median(float(np.median(found)), *ends, len(found))
 

@@ -36,6 +36,7 @@ def summarize(records: Sequence[Record]) -> list[dict[str, Any]]:
         row["fallbacks"] = dict.fromkeys(reason for r in own for reason in r.get("fallbacks", ()))
         row["fallbacks"] = list(row["fallbacks"])
         row["failed"] = sum("failed" in r for r in own)
+        row["reasons"] = list(dict.fromkeys(r["failed"] for r in own if "failed" in r))
         row["worst"] = worst(own)
         rows.append(row)
     mark_front(rows)
@@ -76,9 +77,11 @@ def mark_front(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def place(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Speed-up and PSNR of a row, if both are known and it is no floor; infinite if all clips equal dense."""
+    """Speed-up and PSNR of a row, if both are known of all its clips and it is no floor; infinite if all equal
+    dense.
+    """
     speed, psnr = row["speedup"], row["psnr"]
-    if is_floor(row) or not speed.n or row["failed"] == row["clips"]:
+    if is_floor(row) or not speed.n or row["failed"]:
         return None
     return speed.median, psnr.mean if psnr.n else math.inf
 

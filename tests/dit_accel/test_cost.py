@@ -10,7 +10,15 @@ import torch
 
 import dit_accel.cost
 from dit_accel import SVG2, Radial, SVGEar
-from dit_accel.cost import Adviser, Rates, Work, find_rates, own_rates, predicted_speedup
+from dit_accel.cost import (
+    Adviser,
+    CannotPay,
+    Rates,
+    Work,
+    find_rates,
+    own_rates,
+    predicted_speedup,
+)
 from dit_accel.errors import BadInput
 from dit_accel_eval.bench.rates import compared, fit
 
@@ -94,7 +102,7 @@ def test_advice_is_said_once_with_its_figure(folders) -> None:
     small, large = torch.empty(1, 300, 4, 64), torch.empty(1, 20_000, 4, 64)
     assert predicted_speedup(method, small) < 1 < predicted_speedup(method, large)
     told = r"svg2 cannot pay at 300 tokens: .* [\d.]+ times as long as dense, by the rates .*; such calls run dense"
-    with pytest.warns(UserWarning, match=told):
+    with pytest.warns(CannotPay, match=told):
         adviser.look(method, small, False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -120,6 +128,6 @@ def test_damaged_rates_do_not_stop_a_run(folders) -> None:
 def test_a_run_that_cannot_pay_says_so(folders, wan, run_wan) -> None:
     fit(rows(), "float32", "cpu").save(own_rates("cpu", "float32"))
     session = wan.enable_sparse_attention("svg2")
-    with pytest.warns(UserWarning, match="svg2 cannot pay at"):
+    with pytest.warns(CannotPay, match="svg2 cannot pay at"):
         run_wan(wan)
     assert any("cannot pay" in remark for remark in session.report().remarks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -21,10 +22,11 @@ from launching import SIZE, launched
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import save_file
 
 from dit_accel import cli
 from dit_accel.errors import BadInput
-from dit_accel.loading import load_pipeline, read_card
+from dit_accel.loading import ingredients, load_pipeline, read_card
 from dit_accel.placing import Placing
 from dit_accel_eval.frames import read_clip
 
@@ -161,3 +163,22 @@ def test_two_processes_share_a_clip(tmp_path: Path) -> None:
     again = tmp_path / "again.mp4"
     assert cli.main(["replay", str(together), "--quiet", "-o", str(again)]) == 0
     assert np.abs(read_clip(alone) - read_clip(again)).max() < 0.02
+
+
+@pytest.mark.parametrize("part", ["transformer", "scheduler", "lora"])
+def test_what_a_pipeline_is_made_of_is_told_by_what_files_hold(part: str, tmp_path: Path) -> None:
+    folder, lora = tmp_path / "model", tmp_path / "lora.safetensors"
+    shutil.copytree(read_card("tiny-world").source, folder)
+    save_file({"a": torch.zeros(4)}, lora)
+    placing = Placing(loras=(f"{lora}:0.5",))
+    before = ingredients(read_card(str(folder)), placing)
+    assert ingredients(read_card(str(folder)), placing) == before
+    if part == "lora":
+        save_file({"a": torch.ones(4)}, lora)
+    elif part == "scheduler":
+        path = folder / "scheduler/scheduler_config.json"
+        path.write_text(path.read_text().replace("{", '{"new": 1,', 1))
+    else:
+        path = next((folder / "transformer").glob("*.safetensors"))
+        path.write_bytes(path.read_bytes() + b" ")
+    assert ingredients(read_card(str(folder)), placing) != before

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import dit_accel_eval.runs
 import dit_accel_eval.settings
@@ -181,6 +183,67 @@ def test_compare_folders_and_files(clips, tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     assert cli.main(["compare", str(first / "one.webm"), str(second / "one.webm")]) == 0
     assert "PSNR" in capsys.readouterr().out
+
+
+def test_pairs_that_do_not_fit_lose_no_others_and_equal_ones_are_told(
+    clips, tmp_path: Path, capsys
+) -> None:
+    first, second = clips
+    for side in clips:
+        write_webm(side / "three.webm", np.zeros((4, 32, 48, 3), np.float32), 8)
+    out = tmp_path / "out"
+    assert cli.main(["compare", str(first), str(second), "--out", str(out)]) == 0
+    told = "1 of the pairs are equal bit for bit: the mean PSNR leaves them out."
+    assert told in capsys.readouterr().out
+    assert told in (out / "report.html").read_text()
+    write_webm(second / "one.webm", np.zeros((4, 16, 16, 3), np.float32), 8)
+    other = tmp_path / "other"
+    assert cli.main(["compare", str(first), str(second), "--out", str(other)]) == 2
+    assert "against 4 x 16 x 16; the rest is in" in capsys.readouterr().err
+    kept = json.loads((other / "compare.json").read_text())["pairs"]
+    assert [pair["clip"] for pair in kept] == ["three", "two<b>"]
+
+
+def test_compare_refuses_what_is_ambiguous_first(clips, capsys) -> None:
+    first, second = map(str, clips)
+    assert cli.main(["compare", first, second, "--fps", "0"]) == 2
+    assert "--fps must be at least 1, got 0" in capsys.readouterr().err
+    Image.new("RGB", (8, 8)).save(clips[1] / "sheet.png")
+    assert cli.main(["compare", first, second]) == 2
+    assert "holds videos and pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["svg9", "svg2:topp=1", "svg2:top_p=2"])
+def test_a_setting_that_is_none_is_refused_before_a_model_is_loaded(
+    wrong: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(dit_accel_eval.runs, "load_pipeline", refuse)
+    given = arguments(tmp_path, "out")
+    given[given.index(SETTINGS)] = f"svg2,{wrong}"
+    assert cli.main(given) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_without_room_on_the_device_is_told_and_no_end(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    real = dit_accel_eval.settings.render
+
+    def full(pipe, settings):
+        if settings.method == "svg2":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(pipe, settings)
+
+    monkeypatch.setattr(dit_accel_eval.settings, "render", full)
+    assert cli.main(arguments(tmp_path, "out")) == 0
+    rows = json.loads((tmp_path / "out/summary.json").read_text())["settings"]
+    assert [(row["failed"], row["psnr"]["n"]) for row in rows] == [(0, 2), (0, 2), (2, 0)]
+    told = "2 clips could not be measured (out of memory: CUDA out of memory)"
+    assert told in (tmp_path / "out/report.html").read_text()
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same", "other-size"])

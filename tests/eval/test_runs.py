@@ -109,6 +109,8 @@ def test_clips_that_failed_are_counted_and_never_the_worst() -> None:
     failed = {k: v for k, v in record("a", 0.0, 2.0, failed="NaN").items() if k != "psnr"}
     (row,) = summarize([failed, record("a", 30.0, 2.0)])
     assert (row["clips"], row["failed"], row["psnr"].n) == (2, 1, 1)
+    assert row["reasons"] == ["NaN"]
+    assert not row["front"]  # the one clip that is left tells nothing of the other
     assert row["worst"]["psnr"] == 30.0
     (row,) = summarize([failed])
     assert row["worst"] is None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dit_accel.errors import BadInput
-from dit_accel.placing import DTYPES, check_device
+from dit_accel.placing import DTYPES, check_device, use_device
 from dit_accel.records import append_record, read_records
 from dit_accel.render import versions
 from dit_accel_eval.bench.baselines import missing
@@ -56,6 +56,7 @@ def run_bench(
             check_precision(precision, torch.device(device))
         except ContractError as error:
             raise BadInput(str(error)) from None
+    use_device(device)
     kept = read_records(out)
     for name in shapes:
         key = {

@@ -19,7 +19,7 @@ from dit_accel.checking import check
 from dit_accel.errors import BadInput
 from dit_accel.files import check_writable, written_whole
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, check_family, parse_heads
-from dit_accel.loading import ModelCard, fingerprint, load_pipeline
+from dit_accel.loading import ModelCard, fingerprint, ingredients, load_pipeline
 from dit_accel.parsing import parsed
 from dit_accel.processes import this_process
 from dit_accel.records import to_json
@@ -326,7 +326,7 @@ def request_of(settings: SearchSettings, base: RenderSettings, card: ModelCard) 
     whole = {
         **asdict(settings),
         "render": told,
-        "weights": fingerprint(card.source),
+        **ingredients(card, base.placing),
         "versions": versions(),
     }
     plain: dict[str, Any] = json.loads(to_json(whole))

@@ -23,7 +23,7 @@ def draw(search: Search) -> Figure:
     for axes, metric in zip(
         figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
     ):
-        for trial in search.finished():
+        for trial in search.measured():
             found, method = measured_of(trial), trial.params["method"]
             at = found.speedup, float(np.mean(found.values[metric]))
             whole = trial.state == TrialState.COMPLETE

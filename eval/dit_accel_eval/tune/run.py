@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from dit_accel import Profile
 from dit_accel.checking import check
-from dit_accel.errors import BadInput, RunFailed
+from dit_accel.errors import BadInput
 from dit_accel.files import check_writable, written_whole
-from dit_accel.loading import ModelCard, fingerprint, load_pipeline
+from dit_accel.loading import ModelCard, ingredients, load_pipeline
+from dit_accel.precision import Precision
 from dit_accel.processes import this_process
 from dit_accel.profile import SUFFIXES
 from dit_accel.render import RenderSettings
@@ -26,26 +26,32 @@ from dit_accel_eval.bench.run import machine
 from dit_accel_eval.dense import DenseBackend, fastest_dense
 from dit_accel_eval.metrics.lpips import backbone_digest
 from dit_accel_eval.runs import unique
-from dit_accel_eval.statistics import Estimate, estimate
 from dit_accel_eval.tune.plot import draw
 from dit_accel_eval.tune.search import (
     Bench,
     Goal,
-    Measured,
     Search,
     duration,
     in_turn,
     kept_trials,
     measured_of,
     open_study,
-    profile_of,
-    validated,
 )
 from dit_accel_eval.tune.space import METHODS, Space
-from dit_accel_eval.tune.targets import BEST, Target, check_targets
+from dit_accel_eval.tune.targets import BEST, check_targets
+from dit_accel_eval.tune.validation import (
+    FEWEST_RATIOS,
+    TRIED,
+    Tuned,
+    best,
+    described,
+    figures,
+    shortfall,
+)
+from dit_accel_kernels import ContractError, check_precision
 
 TOLD = ("height", "width", "frames", "steps", "guidance_scale", "true_cfg_scale", "dtype")
-TRIED = 3  # winners that are validated before it is said that none holds
+QUANTIZED: tuple[Precision, ...] = ("int8", "int8-fp8")
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,11 @@ class Tuning:
             )
         if min(self.clips, self.validation) < 2 or self.trials < 1:
             raise BadInput("tuning needs two clips to search on, two to validate on, and one trial")
+        if self.goal.speedup is not None and self.validation < FEWEST_RATIOS:
+            raise BadInput(
+                f"a speed-up's 95 % interval needs {FEWEST_RATIOS} clips to validate on, got {self.validation}: "
+                "give more --validate"
+            )
         for name in self.methods:
             if name not in METHODS:
                 raise BadInput(f"cannot tune method {name!r}: choose from {', '.join(METHODS)}")
@@ -111,8 +122,10 @@ class Tuning:
         ]
         return found[0], found[1]
 
-    def name(self, model: str) -> str:
-        """Of the study: what decides a trial's figures, but not how long to search."""
+    def name(self, made_of: Mapping[str, Any]) -> str:
+        """Of the study: what decides a trial's figures, but not how long to search; ``made_of``: what the pipeline is
+        loaded from.
+        """
         told = {
             "goal": str(self.goal),
             "base": asdict(self.base),
@@ -121,20 +134,10 @@ class Tuning:
             "backbone": backbone_digest(backbone=self.backbone)
             if "lpips" in self.goal.metrics
             else None,
-            "weights": model,
+            **made_of,
             **machine(self.base.device),
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The outcome: the profile, and what the winner and the shipped default measured on fresh clips."""
-
-    profile: Profile
-    winner: Measured
-    default: Measured
-    attempts: int  # settings that were validated until one held
 
 
 def tune(tuning: Tuning, out: Path) -> Tuned | None:
@@ -148,24 +151,26 @@ def tune(tuning: Tuning, out: Path) -> Tuned | None:
     card, journal = prepared(tuning, out)
     process = this_process()
     with alone(journal) if process.rank == 0 else nullcontext():
-        model = fingerprint(card.source)
+        made_of = ingredients(card, tuning.base.placing)
         pipe = load_pipeline(card, process.placing(tuning.base.placing))
         pipe.set_progress_bar_config(disable=True)
         bench = Bench(pipe, tuning.goal, tuning.backbone)
         try:
-            search = searched(tuning, bench, space(tuning, card), journal, model)
-            return validated_best(tuning, out, search, bench, model) if process.rank == 0 else None
+            search = searched(tuning, bench, space(tuning, card), journal, tuning.name(made_of))
+            if process.rank > 0:
+                return None
+            return validated_best(tuning, out, search, bench, made_of)
         finally:
             bench.close()
 
 
-def searched(tuning: Tuning, bench: Bench, allowed: Space, journal: Path, model: str) -> Search:
+def searched(tuning: Tuning, bench: Bench, allowed: Space, journal: Path, name: str) -> Search:
     """The search, over in all processes."""
     process = this_process()
     cases, fresh = tuning.cases()
     if process.rank > 0:
         process.wait()  # for the study
-    study = open_study(journal, tuning.name(model), tuning.seed, process.rank)
+    study = open_study(journal, name, tuning.seed, process.rank)
     search = Search(tuning.goal, allowed, cases, len(fresh), study)
     if process.rank == 0:
         search.begin()
@@ -179,12 +184,14 @@ def searched(tuning: Tuning, bench: Bench, allowed: Space, journal: Path, model:
     return search
 
 
-def validated_best(tuning: Tuning, out: Path, search: Search, bench: Bench, model: str) -> Tuned:
+def validated_best(
+    tuning: Tuning, out: Path, search: Search, bench: Bench, made_of: Mapping[str, Any]
+) -> Tuned:
     """Plot, validate, save."""
     with written_whole(out.with_suffix(".png")) as temporary:
         draw(search).savefig(temporary, dpi=140)
     found = best(search, bench, tuning.cases()[1])
-    profile = replace(found.profile, provenance=provenance(tuning, found, search, model))
+    profile = replace(found.profile, provenance=provenance(tuning, found, search, made_of))
     profile.save(out)
     return replace(found, profile=profile)
 
@@ -221,80 +228,23 @@ def prepared(tuning: Tuning, out: Path) -> tuple[ModelCard, Path]:
 def space(tuning: Tuning, card: ModelCard) -> Space:
     """On a GPU also 8-bit attention; on a CPU that is a simulation."""
     layers = card.family.attention_shape(card.transformer).layers
-    if torch.device(tuning.base.device).type == "cuda":
-        return Space(tuning.methods, layers, ("full", "int8", "int8-fp8"))
-    return Space(tuning.methods, layers)
+    device = torch.device(tuning.base.device)
+    allowed = [p for p in QUANTIZED if device.type == "cuda" and runs(p, device)]
+    return Space(tuning.methods, layers, ("full", *allowed))
 
 
-def best(search: Search, bench: Bench, fresh: Sequence[RenderSettings]) -> Tuned:
-    """The first of the winners that holds the targets on fresh clips. Each further one that is tried must do so
-    at a higher level (Bonferroni), because the clips are the same, and must have had more room in the search by
-    what the one before it missed.
-
-    Raises:
-        RunFailed: if none does, with what was measured.
-    """
-    default: Measured | None = None
-    failed: list[str] = []
-    winners = search.winners()
-    while winners and len(failed) < TRIED:
-        trial, attempt = winners[0], len(failed) + 1
-        profile = profile_of(trial)
-        winner, *others = validated(
-            bench, [profile, Profile()][: 1 + (default is None)], fresh, search.study
-        )
-        default = others[0] if others else default
-        assert default is not None
-        wrong = shortfall(search.goal, winner, 1 - 0.05 / attempt)
-        if wrong is None:
-            return Tuned(profile, winner, default, attempt)
-        failed.append(f"{profile.method.name} on fresh clips: {described(winner)}, {wrong}")
-        asked = {
-            t: search.room(t, measured_of(trial)) - t.margins(winner.values[t.metric])[0]
-            for t in search.goal.targets
-        }
-        winners = [
-            w
-            for w in winners[1:]
-            if all(search.room(t, measured_of(w)) >= room for t, room in asked.items())
-        ]
-    reason = "; ".join(failed) or nearest(search)
-    raise RunFailed(f"no setting holds {search.goal}: {reason}")
+def runs(precision: Precision, device: torch.device) -> bool:
+    """Whether a device has a kernel for a precision."""
+    try:
+        check_precision(precision, device)
+    except ContractError:
+        return False
+    return True
 
 
-def shortfall(goal: Goal, found: Measured, level: float) -> str | None:
-    """What a goal misses on fresh clips, or None."""
-    for target in goal.targets:
-        if not target.holds(found.values[target.metric], level):
-            return f"whose {100 * level:.3g} % interval does not hold {target}"
-    if goal.speedup is not None and found.speedup < goal.speedup:
-        return "which is too slow"
-    if goal.speedup is None and found.speedup <= 1.0:
-        return "which dense attention is faster than"
-    return None
-
-
-def nearest(search: Search) -> str:
-    """What came nearest, in words."""
-    trial = search.nearest()
-    if trial is None:
-        return "none could be measured; give more --minutes"
-    tried = len(search.finished())
-    found = described(measured_of(trial))
-    return f"the nearest of {tried} tried was {profile_of(trial).method.name} with {found}"
-
-
-def described(found: Measured) -> str:
-    """Figures in words."""
-    values = [f"{name} {told(estimate(v))}" for name, v in found.values.items()]
-    return f"{', '.join(values)} at {found.speedup:.2f} times the speed of dense"
-
-
-def told(figure: Estimate) -> str:
-    return f"{figure.mean:.3g} +- {figure.half_width:.2g} ({figure.n} clips)"
-
-
-def provenance(tuning: Tuning, found: Tuned, search: Search, model: str) -> dict[str, Any]:
+def provenance(
+    tuning: Tuning, found: Tuned, search: Search, made_of: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a profile promises, and how it was measured."""
     return {
         "promise": str(tuning.goal),
@@ -303,8 +253,9 @@ def provenance(tuning: Tuning, found: Tuned, search: Search, model: str) -> dict
         "validated": found.attempts,
         "trials": len(search.finished()),
         "clips": len(found.winner.speedups),
+        "prompts": len({case.prompt for case in tuning.cases()[1]}),
         "model": tuning.base.model,
-        "weights": model,
+        **made_of,
         "dense": str(DenseBackend(**search.study.user_attrs["dense"])),
         **{
             name: value
@@ -315,25 +266,13 @@ def provenance(tuning: Tuning, found: Tuned, search: Search, model: str) -> dict
     }
 
 
-def figures(goal: Goal, measured: Measured) -> dict[str, Any]:
-    """Median speed-up, and mean with the ends of its 95 % interval of every metric."""
-    found: dict[str, Any] = {"speedup": round(measured.speedup, 3)}
-    targets = {t.metric: t for t in goal.targets}
-    for name, values in measured.values.items():
-        target = targets.get(name, Target(name, True, 0.0))
-        low, high = target.interval(values, len(values))
-        mean = sum(values) / len(values)
-        found[name] = {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4)}
-    return found
-
-
 def cost(tuning: Tuning, out: Path) -> str:
     """What `tune` would render at most, checked, in words; minutes once trials are there. Writes nothing."""
     card, journal = prepared(tuning, out)
     clips = tuning.clips * (tuning.trials + 1) + (1 + 2 * TRIED) * tuning.validation
     known = []
     if journal.exists():
-        trials = kept_trials(journal, tuning.name(fingerprint(card.source)))
+        trials = kept_trials(journal, tuning.name(ingredients(card, tuning.base.placing)))
         done = [t for t in trials if t.duration and "measured" in t.user_attrs]
         known = [duration(t) / len(measured_of(t).speedups) for t in done]
     most = f"at most {clips} clips (and dense ones timed anew now and then) and {tuning.minutes:g} minutes of search"

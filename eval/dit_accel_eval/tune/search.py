@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import statistics
 import tempfile
@@ -11,11 +10,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -23,10 +24,11 @@ from tqdm import tqdm
 
 from dit_accel import Profile
 from dit_accel.checking import check
-from dit_accel.errors import RunFailed
+from dit_accel.cost import CannotPay
+from dit_accel.errors import first_line
 from dit_accel.methods import Dense
 from dit_accel.render import Clip, RenderSettings, render_with
-from dit_accel_eval.dense import NATIVE, DenseBackend
+from dit_accel_eval.dense import NATIVE, DenseBackend, finite
 from dit_accel_eval.frames import keep_frames, load_frames
 from dit_accel_eval.tune.space import Space, starts
 from dit_accel_eval.tune.targets import METRICS, Target
@@ -36,6 +38,10 @@ AMPLE = 1.03  # times an asked speed-up: what the search wants, for the validati
 RETIMED = 600.0  # seconds after which dense is timed anew: a machine is not the same all day
 NEVER = 1e6  # a violation that nothing is above
 FEWEST = 2  # clips before a setting may be given up
+FAILURES = (
+    ValueError,
+    torch.OutOfMemoryError,
+)  # frames that are not finite, or that a device has no room for
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,11 @@ class Goal:
 
 @dataclass
 class Measured:
-    """Figures of a setting, clip by clip."""
+    """Figures of a setting, clip by clip, or why one could not be measured."""
 
     speedups: list[float] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
+    failed: str | None = None
 
     @property
     def speedup(self) -> float:
@@ -125,6 +132,7 @@ class Bench:
             if frames is None:
                 own = self.fastest.name == NATIVE
                 frames = timed.frames if own else self._render(Profile(Dense()), case).frames
+                finite(frames, case)
                 keep_frames(path, frames)
             self._dense[key] = seconds, time.monotonic()
         return frames, seconds
@@ -132,11 +140,13 @@ class Bench:
     def _render(self, profile: Profile, case: RenderSettings) -> Clip:
         settings, _ = check(case)
         kind = (profile.method.name, profile.precision, profile.dense_precision)
-        if kind not in self._warm:
-            sparse = replace(profile, schedule=replace(profile.schedule, dense_steps=0.0))
-            render_with(self.pipe, replace(settings, steps=2), sparse)
-            self._warm.add(kind)
-        return render_with(self.pipe, settings, profile)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CannotPay)  # that is what is being found out
+            if kind not in self._warm:
+                sparse = replace(profile, schedule=replace(profile.schedule, dense_steps=0.0))
+                render_with(self.pipe, replace(settings, steps=2), sparse)
+                self._warm.add(kind)
+            return render_with(self.pipe, settings, profile)
 
 
 @dataclass
@@ -159,7 +169,7 @@ class Search:
         """Try settings until there are as many as asked for, or the time is over, that of killed runs counted;
         several processes may do so at once.
         """
-        end = clock() + 60 * minutes - sum(map(duration, self.finished()))
+        end = clock() + 60 * minutes - spent(self.finished())
         with tqdm(total=trials, initial=min(trials, len(self.finished())), desc="tune") as bar:
             while len(self.finished()) < trials and clock() < end:
                 self.study.optimize(lambda trial: self.objective(trial, bench), n_trials=1)
@@ -183,6 +193,10 @@ class Search:
         states = (TrialState.COMPLETE, TrialState.PRUNED)
         return self.study.get_trials(deepcopy=False, states=states)
 
+    def measured(self) -> list[FrozenTrial]:
+        """Finished trials of which at least one clip could be measured."""
+        return [t for t in self.finished() if "measured" in t.user_attrs]
+
     def objective(self, trial: optuna.Trial, bench: Bench) -> float:
         """What is maximised; a setting that cannot win is given up after a few clips."""
         profile = self.space.profile(trial)
@@ -191,8 +205,8 @@ class Search:
         for number, case in enumerate(self.cases):
             try:
                 found.add(*bench.measure(profile, case))
-            except ValueError as error:  # frames that are not finite
-                trial.set_user_attr("failed", str(error))
+            except FAILURES as error:
+                trial.set_user_attr("failed", first_line(error))
                 trial.set_user_attr("constraints", [NEVER])
                 raise optuna.TrialPruned from None
             trial.set_user_attr("measured", found.to_dict())
@@ -250,8 +264,7 @@ class Search:
 
     def nearest(self) -> FrozenTrial | None:
         """The trial that came nearest to the targets, if any was made."""
-        done = [t for t in self.finished() if "measured" in t.user_attrs]  # not one that failed
-        return min(done, key=lambda t: max(constraints(t)), default=None)
+        return min(self.measured(), key=lambda t: max(constraints(t)), default=None)
 
 
 def constraints(trial: FrozenTrial) -> list[float]:
@@ -263,6 +276,16 @@ def constraints(trial: FrozenTrial) -> list[float]:
 def duration(trial: FrozenTrial) -> float:
     """Seconds that a trial took."""
     return trial.duration.total_seconds() if trial.duration else 0.0
+
+
+def spent(trials: Sequence[FrozenTrial]) -> float:
+    """Seconds in which at least one of some trials ran."""
+    known = [(t.datetime_start, t.datetime_complete) for t in trials]
+    total, until = 0.0, datetime.min
+    for start, end in sorted((a, b) for a, b in known if a and b):
+        total += max(0.0, (end - max(start, until)).total_seconds())
+        until = max(until, end)
+    return total
 
 
 def open_study(journal: Path, name: str, seed: int, rank: int = 0) -> optuna.Study:
@@ -306,38 +329,6 @@ def measured_of(trial: FrozenTrial) -> Measured:
 def profile_of(trial: FrozenTrial) -> Profile:
     """The profile of a trial."""
     return Profile.from_dict(trial.user_attrs["profile"])
-
-
-def validated(
-    bench: Bench,
-    profiles: Sequence[Profile],
-    cases: Sequence[RenderSettings],
-    study: optuna.Study,
-) -> list[Measured]:
-    """Figures of profiles on clips that the search never saw: per clip dense and the profiles in turn. Each is
-    kept in the study as soon as it is there.
-
-    Raises:
-        RunFailed: for frames that are not finite.
-    """
-    bench.forget_times()
-    found = [Measured() for _ in profiles]
-    for case in tqdm(cases, desc="validate"):
-        for profile, measured in zip(profiles, found, strict=True):
-            key = kept_as(profile, case)
-            if key not in study.user_attrs:
-                try:
-                    study.set_user_attr(key, bench.measure(profile, case))
-                except ValueError as error:
-                    raise RunFailed(f"{profile.method.name} on {case.prompt!r}: {error}") from None
-            measured.add(*study.user_attrs[key])
-    return found
-
-
-def kept_as(profile: Profile, case: RenderSettings) -> str:
-    """The name in a study of what a profile measured on a fresh clip; the study's own name holds the rest."""
-    told = json.dumps([profile.to_dict(), case.prompt, case.seed], sort_keys=True)
-    return f"validated {hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 def in_turn(prompts: Sequence[str], count: int, first_seed: int) -> Iterator[tuple[str, int]]:

@@ -77,7 +77,7 @@ def _re_ttention(trial: optuna.trial.BaseTrial) -> Method:
     return ReTtention(
         density=_share(trial, "re_density"),
         refresh=trial.suggest_int("re_refresh", 2, 10),
-        reuse_below=trial.suggest_float("re_reuse_below", 0.0, 1.0, step=0.05),
+        reuse_below=trial.suggest_float("re_reuse_below", 0.0, 1.0, step=0.25),
     )
 
 

@@ -1,20 +1,33 @@
 """The search on planted figures, and the whole command on the bundled model."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
+import torch
 
 import dit_accel_eval.tune.run
 from dit_accel import Profile, cli
 from dit_accel.errors import BadInput, RunFailed
 from dit_accel.render import RenderSettings
-from dit_accel_eval.tune.run import Tuning, alone, best, cost
-from dit_accel_eval.tune.search import Goal, Search, in_turn, open_study, profile_of
+from dit_accel_eval.tune.plot import draw
+from dit_accel_eval.tune.run import Tuning, alone, cost
+from dit_accel_eval.tune.search import (
+    AMPLE,
+    Goal,
+    Search,
+    in_turn,
+    measured_of,
+    open_study,
+    profile_of,
+    spent,
+)
 from dit_accel_eval.tune.space import METHODS, Space, starts
 from dit_accel_eval.tune.targets import Target
+from dit_accel_eval.tune.validation import best, figures
 
 CASES = [RenderSettings("p", method="dense", seed=s) for s in range(4)]
 FRESH = [RenderSettings("q", method="dense", seed=s) for s in range(6)]
@@ -60,14 +73,31 @@ def test_the_fastest_that_holds_is_found_and_bad_ones_are_given_up(tmp_path: Pat
     assert max(tuned.default.values["psnr"]) < 36  # what the shipped default is measured at
     exact = 1 / (0.4 + 0.6 * (1 - (45 + 4 - 36) / 20))  # the density that just holds
     assert tuned.winner.speedup == pytest.approx(exact, rel=0.12)
-    assert tuned.attempts >= 1
 
 
 def test_the_nearest_to_dense_at_a_speed(tmp_path: Path) -> None:
     search = searched(tmp_path, Goal((), speedup=1.4), 30, Planted())
     winner = search.winners()[0]
-    assert winner.value == max(t.value for t in search.winners())
+    whole = [
+        measured_of(t) for t in search.finished() if len(measured_of(t).speedups) == len(CASES)
+    ]
+    fast = [m for m in whole if m.speedup >= AMPLE * 1.4]
+    quality = [np.mean(m.values["psnr"]) for m in fast]
+    assert np.mean(measured_of(winner).values["psnr"]) == max(quality) > min(quality)
     assert best(search, Planted(), FRESH).winner.speedup >= 1.4
+
+
+def test_the_whole_interval_of_the_speed_up_holds(tmp_path: Path) -> None:
+    class Wavering(Planted):
+        """As fast as the search saw, in the median, but not on every clip."""
+
+        def measure(self, profile, case):
+            speed, values = super().measure(profile, case)
+            return speed * (0.7 if case.prompt == "q" and case.seed < 2 else 1.0), values
+
+    search = searched(tmp_path, Goal((), speedup=1.4), 20, Planted())
+    with pytest.raises(RunFailed, match=r"whose 95 % interval does not hold speedup>=1\.4"):
+        best(search, Wavering(), FRESH)
 
 
 def test_out_of_reach_says_what_was_nearest(tmp_path: Path) -> None:
@@ -94,6 +124,48 @@ def test_frames_that_are_not_finite_end_a_trial_not_the_search(tmp_path: Path) -
     search = searched(tmp_path, Goal((Target.parse("psnr>=33"),)), 12, Broken())
     assert len(search.finished()) == 12
     assert profile_of(search.winners()[0]).method.name != "svg-ear"
+    lines = draw(search).axes[0].lines
+    assert sum(len(line.get_xdata()) == 1 for line in lines) >= len(search.measured())
+    assert len(search.measured()) < 12
+
+
+def test_all_that_fail_are_told_with_why(tmp_path: Path) -> None:
+    class Full(Planted):
+        def measure(self, profile, case):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    search = searched(tmp_path, Goal((Target.parse("psnr>=33"),)), 3, Full())
+    with pytest.raises(RunFailed, match="none could be measured: CUDA out of memory"):
+        best(search, Full(), FRESH)
+
+
+def test_a_winner_or_a_default_that_breaks_on_a_fresh_clip_is_no_end(tmp_path: Path) -> None:
+    class Breaks(Planted):
+        """The first winner and the shipped default give NaN on the third fresh clip."""
+
+        def measure(self, profile, case):
+            if case == FRESH[2] and profile in (first, Profile()):
+                raise ValueError("a clip must be finite, got NaN or infinity")
+            return super().measure(profile, case)
+
+    search = searched(tmp_path, Goal((Target.parse("psnr>=33"),)), 30, Planted())
+    first, second = map(profile_of, search.winners()[:2])
+    tuned = best(search, Breaks(), FRESH)
+    assert (tuned.profile, tuned.attempts) == (second, 2)
+    assert tuned.default.failed == "a clip must be finite, got NaN or infinity on 'q', seed 2"
+    assert figures(search.goal, tuned.default) == {"failed": tuned.default.failed}
+
+
+def test_time_counts_once_however_many_processes_used_it() -> None:
+    def ran(start: int, end: int) -> optuna.trial.FrozenTrial:
+        trial = optuna.trial.create_trial(value=0.0)
+        trial.datetime_start, trial.datetime_complete = (
+            datetime(2026, 1, 1, 0, 0, second) for second in (start, end)
+        )
+        return trial
+
+    assert spent([]) == 0
+    assert spent([ran(20, 25), ran(0, 10), ran(5, 8), ran(7, 12)]) == 17
 
 
 def test_a_profile_slower_than_dense_is_no_answer(tmp_path: Path) -> None:
@@ -208,10 +280,11 @@ def test_clips_of_search_and_validation_share_nothing() -> None:
         ({"prompts": ["a", "a"]}, "at least two prompts"),
         ({"clips": 1}, "two clips to search on"),
         ({"methods": ("radial",)}, "cannot tune method 'radial': choose from svg2"),
+        ({"goal": Goal((), speedup=2.0), "validation": 5}, "needs 7 clips to validate on, got 5"),
         ({"goal": Goal((), speedup=0.0)}, "--speedup must be above 0, got 0"),
         ({"goal": Goal((Target.parse("ssim>=1.5"),))}, "ssim>=1.5 cannot be held"),
     ],
-    ids=["no-goal", "one-prompt", "one-clip", "method", "no-speed", "beyond-perfect"],
+    ids=["no-goal", "one-prompt", "one-clip", "method", "few", "no-speed", "beyond-perfect"],
 )
 def test_what_cannot_work_is_told_first(tmp_path: Path, changes: dict, message: str) -> None:
     given = {
@@ -228,10 +301,10 @@ def test_what_cannot_work_is_told_first(tmp_path: Path, changes: dict, message: 
 def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -> None:
     size = ["--height", "64", "--width", "64", "--frames", "5", "--steps", "3"]
     out = tmp_path / "mine.yaml"
-    command = ["tune", "--prompts", "tiny-world-held-out", "--clips", "3", "--validate", "3"]
+    command = ["tune", "--prompts", "tiny-world-held-out", "--clips", "3", "--validate", "7"]
     command += ["--trials", "3", "--methods", "svg-ear", "--out", str(out), *size]
     assert cli.main([*command, "--target", "ssim>=-1", "--speedup", "0.01", "--dry-run"]) == 0
-    assert "at most 33 clips" in capsys.readouterr().out
+    assert "at most 61 clips" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     assert cli.main([*command, "--target", "ssim>=-1", "--speedup", "0.01"]) == 0
     shown = capsys.readouterr().out
@@ -240,8 +313,10 @@ def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -
     profile = Profile.load(out)
     promise = profile.provenance
     assert promise["promise"] == "speedup>=0.01, ssim>=-1"
+    speed = promise["measured"]["speedup"]
+    assert 0.01 <= speed["low"] <= speed["median"] <= speed["high"]
     assert -1 <= promise["measured"]["ssim"]["low"] <= promise["measured"]["ssim"]["mean"] <= 1
-    assert (promise["clips"], promise["trials"], promise["height"]) == (3, 3, 64)
+    assert (promise["clips"], promise["trials"], promise["height"]) == (7, 3, 64)
     assert (tmp_path / "mine.png").exists()
     assert cli.main([*command, "--target", "ssim>=-1", "--speedup", "0.01", "--dry-run"]) == 0
     assert "minutes" in capsys.readouterr().out
