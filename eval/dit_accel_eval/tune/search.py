@@ -38,10 +38,8 @@ AMPLE = 1.03  # times an asked speed-up: what the search wants, for the validati
 RETIMED = 600.0  # seconds after which dense is timed anew: a machine is not the same all day
 NEVER = 1e6  # a violation that nothing is above
 FEWEST = 2  # clips before a setting may be given up
-FAILURES = (
-    ValueError,
-    torch.OutOfMemoryError,
-)  # frames that are not finite, or that a device has no room for
+# Frames that are not finite, or that a device has no room for.
+FAILURES = (ValueError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
