@@ -21,7 +21,6 @@ from dit_accel.methods.clustered import Clustered
 from dit_accel_assets import shipped_rates
 
 GIGA = 1e9
-PLANNING = [2, 3]  # of `Work.sparse_terms`
 
 
 @dataclass(frozen=True)
@@ -51,20 +50,45 @@ class Work:
         tokens = self.heads * self.tokens / GIGA
         return np.array([1.0, tokens * self.head_dim, self.pairs, self.pairs * self.head_dim])
 
-    def sparse_terms(self) -> np.ndarray:
-        """What sparse attention does: calls, permuting, k-means, choosing, exponentials, products."""
-        tokens = self.heads * self.tokens * self.head_dim / GIGA
+    def plan_terms(self) -> np.ndarray:
+        """What a new plan does: calls, reading tokens, distances, groups, (query group, key group) scores."""
+        clusters = self.query_clusters + self.key_clusters
+        read = self.heads * self.tokens * self.head_dim / GIGA
+        groups = self.heads * clusters / GIGA
+        scores = self.heads * self.query_clusters * self.key_clusters / GIGA
+        return np.array([1.0, read, read * clusters, groups, scores])
+
+    def run_terms(self) -> np.ndarray:
+        """What attention by a plan does: calls, gathering tokens, centroids, query groups, key lists,
+        exponentials, products.
+        """
+        read = self.heads * self.tokens * self.head_dim / GIGA
+        groups = self.heads * self.query_clusters / GIGA
         computed = self.density * self.pairs
         return np.array(
             [
                 1.0,
-                tokens,
-                tokens * (self.query_clusters + self.key_clusters),
-                self.heads * self.query_clusters * self.key_clusters / GIGA,
+                read,
+                read * self.key_clusters,
+                groups,
+                groups * self.key_clusters,
                 computed,
                 computed * self.head_dim,
             ]
         )
+
+
+@dataclass(frozen=True)
+class SparseRates:
+    """Seconds per term of one method: ``plan`` of `Work.plan_terms`, ``run`` of `Work.run_terms`."""
+
+    plan: tuple[float, ...]
+    run: tuple[float, ...]
+
+    def seconds(self, work: Work, plan_steps: int = 1) -> float:
+        """Of a call whose planning serves ``plan_steps`` steps."""
+        planning = np.dot(self.plan, work.plan_terms()) / plan_steps
+        return float(planning + np.dot(self.run, work.run_terms()))
 
 
 @dataclass(frozen=True)
@@ -74,7 +98,7 @@ class Rates:
     Attributes:
         device, dtype, backend: what was measured, and which dense attention was the fastest.
         dense: of `Work.dense_terms`.
-        sparse: of `Work.sparse_terms`, by method.
+        sparse: of planning and attention, by method.
         error: mean relative error of the fit, by what was fitted.
         about: machine and versions.
     """
@@ -83,16 +107,23 @@ class Rates:
     dtype: str
     backend: str
     dense: tuple[float, ...]
-    sparse: Mapping[str, tuple[float, ...]]
+    sparse: Mapping[str, SparseRates]
     error: Mapping[str, float]
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def speedup(self, method: str, work: Work, plan_steps: int = 1) -> float:
         """Predicted seconds of dense over those of sparse attention, whose planning serves ``plan_steps``."""
-        dense = np.dot(self.dense, work.dense_terms())
-        terms = work.sparse_terms() * self.sparse[method]
-        planning = terms[PLANNING].sum() / plan_steps
-        return float(dense / (planning + np.delete(terms, PLANNING).sum()))
+        dense = float(np.dot(self.dense, work.dense_terms()))
+        return dense / self.sparse[method].seconds(work, plan_steps)
+
+    def check(self) -> None:
+        """ValueError unless there is a rate for every term."""
+        size = Work(1, 1, 1)
+        pairs = [(self.dense, size.dense_terms())]
+        for rates in self.sparse.values():
+            pairs += [(rates.plan, size.plan_terms()), (rates.run, size.run_terms())]
+        if any(len(rate) != len(terms) for rate, terms in pairs):
+            raise ValueError("not a rate for every term")
 
     def save(self, path: Path) -> None:
         with written_whole(path) as temporary:
@@ -108,13 +139,14 @@ class Rates:
         try:
             values = json.loads(path.read_text())
             values["dense"] = tuple(values["dense"])
-            values["sparse"] = {name: tuple(v) for name, v in values["sparse"].items()}
+            values["sparse"] = {
+                name: SparseRates(tuple(rates["plan"]), tuple(rates["run"]))
+                for name, rates in values["sparse"].items()
+            }
             found = cls(**values)
-            size = Work(1, 1, 1)
-            assert len(found.dense) == len(size.dense_terms())
-            assert all(len(v) == len(size.sparse_terms()) for v in found.sparse.values())
+            found.check()
             return found
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadInput(f"{path} holds no rates: {error}; run `dit-accel bench rates`") from None
 
 

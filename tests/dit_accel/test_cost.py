@@ -1,7 +1,7 @@
 """The cost model: regression gives back rates that made the seconds; advice is said once, with its figure."""
 
 import warnings
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,63 +14,118 @@ from dit_accel.cost import (
     Adviser,
     CannotPay,
     Rates,
+    SparseRates,
     Work,
     find_rates,
     own_rates,
     predicted_speedup,
 )
 from dit_accel.errors import BadInput
-from dit_accel_eval.bench.rates import compared, fit
+from dit_accel_eval.bench.cases import Shape
+from dit_accel_eval.bench.rates import Size, SparseCall, compared, fit, measure
 
 DENSE = (2e-5, 0.4, 1.5, 0.02)
-SPARSE = (3e-3, 2.0, 0.03, 5.0, 2.0, 0.03)
+MADE_OF = SparseRates(
+    plan=(1e-3, 1.0, 0.03, 5e3, 20.0), run=(2e-3, 1.0, 0.01, 1e4, 10.0, 2.0, 0.03)
+)
+METHODS = {0.1: SVG2(min_key_share=0.1), 0.4: SVG2(min_key_share=0.4)}
 
 
-def rows(noise: float = 0.0) -> list[dict]:
+def exact(work: Work) -> float:
+    return float(np.dot(DENSE, work.dense_terms())) / MADE_OF.seconds(work)
+
+
+def measured_size(shape: Shape, rounds: np.ndarray) -> Size:
+    """Seconds as the rates above make them, times a factor a round and one a call."""
+    size = Size(shape)
+    dense = float(np.dot(DENSE, size.work.dense_terms()))
+    size.dense = {"SDPA": list(dense * rounds), "plain matmul": list(2 * dense * rounds)}
+    for density, method in METHODS.items():
+        work = replace(
+            size.work,
+            density=density,
+            query_clusters=shape.tokens // 64,
+            key_clusters=shape.tokens // 16,
+        )
+        planning = float(np.dot(MADE_OF.plan, work.plan_terms()))
+        took = MADE_OF.seconds(work)
+        size.sparse[method] = SparseCall(work, list(took * rounds), list(planning * rounds))
+    return size
+
+
+def sizes(noise: float = 0.0, slowed: float = 1.0) -> list[Size]:
+    """Noise of every call and round; one of the five rounds slowed."""
     rng = np.random.default_rng(0)
     found = []
     for heads, head_dim in ((2, 64), (8, 128), (16, 32)):
         for tokens in (500, 1000, 3000, 9000):
-            dense = Work(heads, tokens, head_dim)
-            took = float(np.dot(DENSE, dense.dense_terms()))
-            found.append(
-                {"what": "dense", "backend": "SDPA", "seconds": took, "work": asdict(dense)}
-            )
-            for density in (0.1, 0.4):
-                work = Work(heads, tokens, head_dim, density, tokens // 64, tokens // 16)
-                took = float(np.dot(SPARSE, work.sparse_terms())) * (1 + noise * rng.normal())
-                found.append({"what": "svg2", "seconds": took, "work": asdict(work)})
+            rounds = 1 + noise * rng.normal(size=5)
+            rounds[2] *= slowed
+            found.append(measured_size(Shape(heads, tokens, head_dim), rounds))
     return found
 
 
 def test_the_fit_gives_back_what_made_the_seconds() -> None:
-    rates = fit(rows(), "float32", "cpu")
+    rates = fit(sizes(), "float32", "cpu")
     assert max(rates.error.values()) < 1e-4
+    assert rates.backend == "SDPA"
     work = Work(5, 4321, 96, 0.17, 60, 250)
-    exact = np.dot(DENSE, work.dense_terms()) / np.dot(SPARSE, work.sparse_terms())
-    assert rates.speedup("svg2", work) == pytest.approx(exact, rel=1e-3)
-    noisy = fit(rows(noise=0.05), "float32", "cpu")
-    assert noisy.speedup("svg2", work) == pytest.approx(exact, rel=0.1)
-    assert all(rate >= 0 for rate in noisy.sparse["svg2"])
+    assert rates.speedup("svg2", work) == pytest.approx(exact(work), rel=1e-3)
+    planning = np.dot(MADE_OF.plan, work.plan_terms()) * 0.75
+    shared = MADE_OF.seconds(work) / (MADE_OF.seconds(work) - planning)
+    four = rates.speedup("svg2", work, plan_steps=4)  # a plan that serves four steps
+    assert four == pytest.approx(shared * exact(work), rel=1e-2)
+    noisy = fit(sizes(noise=0.05), "float32", "cpu")
+    assert noisy.speedup("svg2", work) == pytest.approx(exact(work), rel=0.1)
+    assert min(*noisy.sparse["svg2"].plan, *noisy.sparse["svg2"].run) >= 0
+
+
+def test_a_round_that_something_slowed_changes_nothing() -> None:
+    assert fit(sizes(slowed=3.0), "float32", "cpu") == fit(sizes(), "float32", "cpu")
+
+
+def test_a_speedup_pairs_the_rounds() -> None:
+    size = measured_size(Shape(4, 2000, 64), np.array([1.0, 1.0, 2.0, 2.0, 3.0]))
+    call = size.sparse[METHODS[0.1]]
+    assert size.speedup(call) == pytest.approx(exact(call.work))
 
 
 def test_predictions_are_compared_with_what_was_measured() -> None:
-    rates = fit(rows(), "float32", "cpu")
-    work = Work(4, 2000, 64)
-    sparse = Work(4, 2000, 64, 0.2, 31, 125)
-    took = 2 * float(np.dot(SPARSE, sparse.sparse_terms()))
-    dense = float(np.dot(DENSE, work.dense_terms()))
-    measured = [
-        {"what": "dense", "seconds": dense, "work": asdict(work)},
-        {"what": "svg2", "seconds": took, "work": asdict(sparse)},
-    ]
-    (row,) = compared(rates, measured)
-    assert row["measured"] == pytest.approx(dense / took)
-    assert row["deviation"] == pytest.approx(1.0, abs=1e-3)  # twice as slow as the rates say
+    rates = fit(sizes(), "float32", "cpu")
+    size = measured_size(Shape(4, 2000, 64), np.ones(5))
+    call = size.sparse[METHODS[0.1]]
+    call.seconds = [2 * took for took in call.seconds]  # twice as slow as the rates say
+    first, second = compared(rates, [size])
+    assert first["measured"] == pytest.approx(exact(call.work) / 2)
+    assert first["deviation"] == pytest.approx(1.0, abs=1e-3)
+    assert second["deviation"] == pytest.approx(0.0, abs=1e-3)
+    assert (first["heads"], first["tokens"], first["density"]) == (4, 2000, 0.1)
+
+
+def test_every_call_is_measured_in_every_round(monkeypatch) -> None:
+    called = []
+
+    def seconds_now(work) -> float:
+        called.append(work())
+        return float(len(called))
+
+    monkeypatch.setattr("dit_accel_eval.bench.rates.seconds_now", seconds_now)
+    small = measure([Shape(2, 256, 16), Shape(1, 130, 16)], "float32", "cpu", rounds=2)
+    assert len(called) == 2 * 2 * (2 + 4)  # two dense attentions, two methods at two shares
+    assert small[1].dense["SDPA"] == [7.0, 19.0]
+    for size in small:
+        assert [m.name for m in size.sparse] == ["svg2", "svg-ear", "svg2", "svg-ear"]
+        for method, call in size.sparse.items():
+            assert len(call.seconds) == 2
+            assert call.seconds[1] - call.seconds[0] == 12
+            assert all(0 < p < s for p, s in zip(call.planning, call.seconds, strict=True))
+            clusters = (call.work.query_clusters, call.work.key_clusters)
+            assert clusters == method.clusters(size.shape.tokens)
+            assert 0 < call.work.density < 0.8
 
 
 def test_rates_come_back_from_their_file(tmp_path: Path) -> None:
-    rates = fit(rows(), "float32", "cpu")
+    rates = fit(sizes(), "float32", "cpu")
     rates.save(tmp_path / "r.json")
     assert Rates.load(tmp_path / "r.json") == rates
     (tmp_path / "r.json").write_text('{"device": "cpu"}')
@@ -87,17 +142,17 @@ def folders(tmp_path: Path, monkeypatch) -> tuple[Path, Path]:
 
 def test_own_rates_win_over_shipped_ones(folders) -> None:
     assert find_rates("cpu", "float32") is None
-    shipped = fit(rows(), "float32", "cpu")
+    shipped = fit(sizes(), "float32", "cpu")
     shipped.save(folders[1] / "cpu-float32.json")
     assert find_rates("cpu", "float32") == shipped
-    own = fit(rows(noise=0.1), "float32", "cpu")
+    own = fit(sizes(noise=0.1), "float32", "cpu")
     own.save(own_rates("cpu", "float32"))
     assert find_rates("cpu", "float32") == own
     assert find_rates("cuda", "float32") is None
 
 
 def test_advice_is_said_once_with_its_figure(folders) -> None:
-    fit(rows(), "float32", "cpu").save(own_rates("cpu", "float32"))
+    fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
     adviser, method = Adviser(), SVG2(min_key_share=0.1)
     small, large = torch.empty(1, 300, 4, 64), torch.empty(1, 20_000, 4, 64)
     assert predicted_speedup(method, small) < 1 < predicted_speedup(method, large)
@@ -117,7 +172,7 @@ def test_advice_is_said_once_with_its_figure(folders) -> None:
 
 
 def test_damaged_rates_do_not_stop_a_run(folders) -> None:
-    fit(rows(), "float32", "cpu").save(own_rates("cpu", "float32"))
+    fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
     path = own_rates("cpu", "float32")
     path.write_text(path.read_text().replace('"dense": [', '"dense": [0.0, '))
     adviser = Adviser()
@@ -126,7 +181,7 @@ def test_damaged_rates_do_not_stop_a_run(folders) -> None:
 
 
 def test_a_run_that_cannot_pay_says_so(folders, wan, run_wan) -> None:
-    fit(rows(), "float32", "cpu").save(own_rates("cpu", "float32"))
+    fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
     session = wan.enable_sparse_attention("svg2")
     with pytest.warns(CannotPay, match="svg2 cannot pay at"):
         run_wan(wan)

@@ -9,15 +9,31 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
+HEAP_BLOCK = 31 << 20  # bytes; glibc's largest block that it may keep on the heap is of 32 MiB
+
 
 def seconds(work: Callable[[], Any], device: str, least: float = 0.5) -> float:
     """Median wall seconds of a call, warmed up, after all its work on the device is done."""
-    threads = torch.get_num_threads()
-    timer = Timer("work()", globals={"work": work}, num_threads=threads)
-    work()
+    timer = warm_timer(work)
     if device == "cpu":
         return timer.adaptive_autorange(min_run_time=least, max_run_time=10 * least).median
     return timer.blocked_autorange(min_run_time=least).median
+
+
+def seconds_now(work: Callable[[], Any], least: float = 0.1) -> float:
+    """Median wall seconds of few calls, warmed up. Another program may slow all of them: who asks comes back later,
+    and takes the median again.
+    """
+    return warm_timer(work).blocked_autorange(min_run_time=least).median
+
+
+def warm_timer(work: Callable[[], Any]) -> Timer:
+    """A timer of a call that ran once, in a process whose heap is that of one that loaded a model: until a large
+    block was freed, glibc gives memory back after every call, and the next one pays for its pages again.
+    """
+    torch.empty(HEAP_BLOCK, dtype=torch.uint8, device="cpu")
+    work()
+    return Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
 
 
 def extra_bytes(work: Callable[[], Any], device: str) -> int | None:

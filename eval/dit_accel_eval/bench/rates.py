@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -12,14 +15,14 @@ from sklearn.linear_model import LinearRegression
 from tqdm import tqdm
 
 from dit_accel import SVG2, AttentionCall, SVGEar
-from dit_accel.cost import Rates, Work
+from dit_accel.cost import Rates, SparseRates, Work
 from dit_accel.methods.clustered import Clustered
 from dit_accel.ops import Ops
 from dit_accel.placing import DTYPES
 from dit_accel.stopwatch import Stopwatch
-from dit_accel_eval.bench.cases import Shape, clustered
-from dit_accel_eval.bench.kernels import dense_rows, fastest
-from dit_accel_eval.bench.measure import seconds
+from dit_accel_eval.bench.baselines import full_precision
+from dit_accel_eval.bench.cases import Inputs, Shape, clustered
+from dit_accel_eval.bench.measure import seconds_now
 from dit_accel_eval.bench.run import machine
 from dit_accel_pipelines import TokenLayout
 
@@ -48,6 +51,8 @@ UNSEEN_LARGE = (
     Shape(20, 49_152, 128),
 )
 SHARES = (0.08, 0.3)
+ROUNDS = 5
+PLANNING = ("kmeans", "selection")  # sections of a call that a kept plan saves
 
 
 def methods(share: float) -> tuple[Clustered, ...]:
@@ -55,45 +60,100 @@ def methods(share: float) -> tuple[Clustered, ...]:
     return SVG2(top_p=1e-6, min_key_share=share), SVGEar(density=share)
 
 
-def measure(shapes: Sequence[Shape], dtype: str, device: str) -> Iterator[dict[str, Any]]:
-    """Seconds of dense attention, the fastest of the machine, and of sparse calls with a warm start."""
-    for shape in tqdm(shapes, desc="rates"):
-        tensors = clustered(shape, DTYPES[dtype], device)
-        query, key, value = tensors
-        heads_first = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        dense = fastest(list(dense_rows(shape, heads_first, device)), device)
-        yield {
-            "what": "dense",
-            "backend": dense["kernel"],
-            "seconds": dense["milliseconds"] / 1e3,
-            "work": asdict(Work(shape.heads, shape.tokens, shape.head_dim)),
-        }
-        layout = TokenLayout(1, 1, shape.tokens)
-        call = AttentionCall(*tensors, shape.head_dim**-0.5, 0, 1, 0, 1, "cond", layout)
-        for share in SHARES:
-            for method in methods(share):
-                yield {"what": method.name, **sparse_row(method, call, shape, device)}
+@dataclass
+class SparseCall:
+    """Seconds of one sparse call with a warm start, a number a round, and those of them that go into its plan."""
+
+    work: Work
+    seconds: list[float] = field(default_factory=list)
+    planning: list[float] = field(default_factory=list)
 
 
-def sparse_row(method: Clustered, call: AttentionCall, shape: Shape, device: str) -> dict[str, Any]:
+@dataclass
+class Size:
+    """What was measured at one shape: seconds of dense attention by backend, a number a round, and sparse calls."""
+
+    shape: Shape
+    dense: dict[str, list[float]] = field(default_factory=dict)
+    sparse: dict[Clustered, SparseCall] = field(default_factory=dict)
+
+    @property
+    def backend(self) -> str:
+        """The fastest."""
+        return min(self.dense, key=lambda name: median(self.dense[name]))
+
+    @property
+    def work(self) -> Work:
+        return Work(self.shape.heads, self.shape.tokens, self.shape.head_dim)
+
+    def speedup(self, call: SparseCall) -> float:
+        """Median over the rounds: both are slowed alike by what else the machine does."""
+        dense = self.dense[self.backend]
+        return median(d / s for d, s in zip(dense, call.seconds, strict=True))
+
+
+def measure(shapes: Sequence[Shape], dtype: str, device: str, rounds: int = ROUNDS) -> list[Size]:
+    """All calls in turn, several times over: what another program slows for a minute is one round of many calls, and
+    not all rounds of one.
+    """
+    sizes = [Size(shape) for shape in shapes]
+    with tqdm(total=rounds * len(sizes), desc="rates") as bar:
+        for _ in range(rounds):
+            for size in sizes:
+                add_round(size, clustered(size.shape, DTYPES[dtype], device), device)
+                bar.update()
+    return sizes
+
+
+def add_round(size: Size, tensors: Inputs, device: str) -> None:
+    """Each dense attention of the machine, and each method at each share of the keys."""
+    heads_first = [x.transpose(1, 2) for x in tensors]
+    for name, attend in full_precision(device).items():
+        with suppress(RuntimeError):  # has no kernel for this shape or dtype
+            took = seconds_now(partial(attend, *heads_first))
+            size.dense.setdefault(name, []).append(took)
+    layout = TokenLayout(1, 1, size.shape.tokens)
+    call = AttentionCall(*tensors, size.shape.head_dim**-0.5, 0, 1, 0, 1, "cond", layout)
+    for share in SHARES:
+        for method in methods(share):
+            add_sparse(size, method, call)
+
+
+def add_sparse(size: Size, method: Clustered, call: AttentionCall) -> None:
     """A sparse call as it runs in the middle of a run."""
-    ops, state = Ops(Stopwatch()), method.new_state()
-    attended = method.attend(call, state, ops)  # the start is not warm
+    state = method.new_state()
+    attended = method.attend(call, state, Ops(Stopwatch()))  # the start is not warm
     assert attended is not None
-    density = float(attended.density)
-    work = Work(shape.heads, shape.tokens, shape.head_dim, density, *method.clusters(shape.tokens))
-    took = seconds(lambda: method.attend(call, state, ops), device)
-    return {"seconds": took, "work": asdict(work)}
+    watch = Stopwatch()
+    took = seconds_now(partial(method.attend, call, state, Ops(watch)))
+    parts = watch.seconds()
+    if method not in size.sparse:
+        clusters = method.clusters(call.tokens)
+        work = replace(
+            size.work,
+            density=float(attended.density),
+            query_clusters=clusters[0],
+            key_clusters=clusters[1],
+        )
+        size.sparse[method] = SparseCall(work)
+    size.sparse[method].seconds.append(took)
+    share = sum(parts[name] for name in PLANNING) / sum(parts.values())
+    size.sparse[method].planning.append(share * took)
 
 
-def fit(rows: Sequence[dict[str, Any]], dtype: str, device: str) -> Rates:
-    """Rates from measured rows."""
-    dense, error = regression([r for r in rows if r["what"] == "dense"], "dense_terms")
-    sparse, errors = {}, {"dense": error}
-    for name in dict.fromkeys(r["what"] for r in rows if r["what"] != "dense"):
-        own = [r for r in rows if r["what"] == name]
-        sparse[name], errors[name] = regression(own, "sparse_terms")
-    backends = [r["backend"] for r in rows if r["what"] == "dense"]
+def fit(sizes: Sequence[Size], dtype: str, device: str) -> Rates:
+    """Rates from what was measured."""
+    works = [size.work for size in sizes]
+    took = [median(size.dense[size.backend]) for size in sizes]
+    dense = regression([work.dense_terms() for work in works], took)
+    errors = {"dense": error([float(np.dot(dense, w.dense_terms())) for w in works], took)}
+    sparse = {}
+    for name in dict.fromkeys(method.name for size in sizes for method in size.sparse):
+        calls = [c for size in sizes for method, c in size.sparse.items() if method.name == name]
+        sparse[name] = fit_sparse(calls)
+        predicted = [sparse[name].seconds(call.work) for call in calls]
+        errors[name] = error(predicted, [median(call.seconds) for call in calls])
+    backends = [size.backend for size in sizes]
     return Rates(
         torch.device(device).type,
         dtype,
@@ -101,43 +161,52 @@ def fit(rows: Sequence[dict[str, Any]], dtype: str, device: str) -> Rates:
         dense,
         sparse,
         errors,
-        {**machine(device), "calls": len(rows)},
+        {**machine(device), "calls": sum(len(size.sparse) + 1 for size in sizes)},
     )
 
 
-def regression(rows: Sequence[dict[str, Any]], terms: str) -> tuple[tuple[float, ...], float]:
-    """Seconds per term, none negative, that keep the relative error small; and its mean."""
-    given = np.array([getattr(Work(**row["work"]), terms)() for row in rows])
-    took = np.array([row["seconds"] for row in rows])
-    relative = given / took[:, None]
+def fit_sparse(calls: Sequence[SparseCall]) -> SparseRates:
+    """Rates of one method."""
+    planning = [median(call.planning) for call in calls]
+    rest = [median(call.seconds) - plan for call, plan in zip(calls, planning, strict=True)]
+    return SparseRates(
+        regression([call.work.plan_terms() for call in calls], planning),
+        regression([call.work.run_terms() for call in calls], rest),
+    )
+
+
+def regression(terms: Sequence[np.ndarray], seconds: Sequence[float]) -> tuple[float, ...]:
+    """Seconds per term, none negative, that keep the relative error small."""
+    relative = np.array(terms) / np.array(seconds)[:, None]
     scale = relative.max(axis=0) + 1e-30
     model = LinearRegression(positive=True, fit_intercept=False)
-    model.fit(relative / scale, np.ones(len(took)))
-    rates = model.coef_ / scale
-    return tuple(map(float, rates)), float(np.abs(given @ rates / took - 1).mean())
+    model.fit(relative / scale, np.ones(len(relative)))
+    return tuple(map(float, model.coef_ / scale))
+
+
+def error(predicted: Sequence[float], measured: Sequence[float]) -> float:
+    """Mean relative error."""
+    return float(np.abs(np.array(predicted) / np.array(measured) - 1).mean())
 
 
 def bench_rates(dtype: str, device: str) -> Rates:
     """Measure, fit, and check on sizes that were not fitted; what came out is in ``about``."""
     shapes, others = (SHAPES, UNSEEN) if device == "cpu" else (LARGE, UNSEEN_LARGE)
-    rates = fit(list(measure(shapes, dtype, device)), dtype, device)
-    unseen = list(compared(rates, list(measure(others, dtype, device))))
+    sizes = measure((*shapes, *others), dtype, device)
+    rates = fit(sizes[: len(shapes)], dtype, device)
+    unseen = list(compared(rates, sizes[len(shapes) :]))
     return replace(rates, about={**rates.about, "unseen": unseen})
 
 
-def compared(rates: Rates, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def compared(rates: Rates, sizes: Sequence[Size]) -> Iterator[dict[str, Any]]:
     """Measured and predicted speed-up of every sparse call."""
-    dense = 0.0
-    for row in rows:
-        if row["what"] == "dense":
-            dense = row["seconds"]
-            continue
-        work = Work(**row["work"])
-        measured, predicted = dense / row["seconds"], rates.speedup(row["what"], work)
-        yield {
-            "method": row["what"],
-            **asdict(work),
-            "measured": measured,
-            "predicted": predicted,
-            "deviation": predicted / measured - 1,
-        }
+    for size in sizes:
+        for method, call in size.sparse.items():
+            measured, predicted = size.speedup(call), rates.speedup(method.name, call.work)
+            yield {
+                "method": method.name,
+                **asdict(call.work),
+                "measured": measured,
+                "predicted": predicted,
+                "deviation": predicted / measured - 1,
+            }
