@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +15,34 @@ from dit_accel.errors import BadInput
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that becomes ``path`` on success and vanishes on failure."""
+    """A temporary name beside ``path`` that becomes ``path`` on success and vanishes on failure. Who ends the process
+    meanwhile, by Ctrl-C or SIGTERM, waits until the file is there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    with signals_wait():
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Deliver SIGINT and SIGTERM at the end: an encoder that was just started would write after the clean-up."""
+    arrived: list[int] = []
+    ends = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
+    if threading.current_thread() is not threading.main_thread():
+        ends = []  # signals reach the main thread only
+    before = {n: signal.signal(n, lambda number, _: arrived.append(number)) for n in ends}
     try:
-        yield temporary
-        temporary.replace(path)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in arrived:
+            signal.raise_signal(late)
 
 
 def check_writable(path: Path) -> None:

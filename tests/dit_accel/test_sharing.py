@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from dit_accel.cli import render_files
 from dit_accel.cli.render import ulysses_degree
 from dit_accel.cli.render_files import Batch, comparison_of, remove_comparison, sheet_of
 from dit_accel.errors import BadInput
-from dit_accel.media import write_clip
+from dit_accel.media import read_metadata, write_clip
 from dit_accel.placing import Placing
 from dit_accel.processes import Process, this_process
 from dit_accel.records import append_record, to_json
@@ -59,6 +62,20 @@ def test_a_rank_that_dies_loses_nothing_and_a_rerun_does_what_is_missing(tmp_pat
     assert cli.main(arguments) == 0
     assert state_of(tmp_path) == after
     assert json.loads((tmp_path / "report.json").read_text()) == records
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "terminated"])
+def test_a_render_that_is_ended_while_it_writes_finishes_that_file(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Right after the encoder was started, when it would still make a file that was cleaned away."""
+    script = [sys.executable, str(Path(__file__).parents[1] / "ended_render.py"), str(int(number))]
+    done = subprocess.run([*script, *command_of(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == (1 if number == signal.SIGINT else -signal.SIGTERM)
+    assert ("error: interrupted" in done.stderr) == (number == signal.SIGINT)
+    (name,) = state_of(tmp_path)
+    assert name.startswith("0000-")
+    assert read_metadata(tmp_path / "out" / name)["prompt"] == PROMPTS[0]
 
 
 def test_other_settings_and_overwrite_render_again(tmp_path: Path, capsys) -> None:
