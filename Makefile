@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 READY := $(VENV)/.ready
 TESTED := $(VENV)/.tested
 
@@ -31,8 +32,9 @@ lint: $(READY)
 interpreted: $(READY)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted
 
+# A process per core: the models are too small for two threads, and processes with two threads each wait for each other.
 test: $(TESTED) lint interpreted
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 # Also writes which combinations of methods, precisions, guidance, batches and features were run.
 test-all: $(TESTED) lint interpreted
