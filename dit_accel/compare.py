@@ -36,7 +36,7 @@ def nearness(dense: np.ndarray, other: np.ndarray, backbone: Path | None = None)
         "psnr": load("psnr")(other, dense),
         "ssim": load("ssim")(other, dense),
         "lpips": perceptual,
-        **({"lpips_reason": reason} if reason else {"lpips_net": "alex"}),
+        **({"lpips_reason": reason} if reason else {"lpips_net": load("lpips_net")(backbone)}),
         "flicker": load("flicker")(other, dense),
         "drift": load("drift")(other, dense),
     }

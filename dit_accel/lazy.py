@@ -14,6 +14,7 @@ UPWARD = {
     "psnr": "dit_accel_eval.metrics.psnr:psnr",
     "ssim": "dit_accel_eval.metrics.ssim:ssim",
     "lpips": "dit_accel_eval.metrics.lpips:lpips_or_reason",
+    "lpips_net": "dit_accel_eval.metrics.lpips:net_of",
     "flicker": "dit_accel_eval.metrics.flicker:flicker_difference",
     "drift": "dit_accel_eval.metrics.drift:drift",
     "clip_score": "dit_accel_eval.metrics.clip_score:clip_score_or_reason",

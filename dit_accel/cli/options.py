@@ -121,7 +121,8 @@ def backbone_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--lpips-backbone",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="torchvision's AlexNet weights (.safetensors, .pth) for LPIPS.  [default: torch's cache]",
+        help="torchvision's weights of LPIPS's network, AlexNet or VGG16 (.safetensors, .pth).  "
+        "[default: AlexNet's in torch's cache]",
     )(function)
 
 

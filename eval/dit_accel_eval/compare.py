@@ -17,7 +17,7 @@ from dit_accel.records import to_json
 from dit_accel.render import versions
 from dit_accel_eval.frames import PICTURES, VIDEOS, difference, read_clip, write_webm
 from dit_accel_eval.page import Page, Panel, Player, TableRow
-from dit_accel_eval.report import COLUMNS, shown
+from dit_accel_eval.report import shown, titles
 from dit_accel_eval.statistics import estimate
 
 FIGURES = ("psnr", "ssim", "lpips", "flicker", "drift")
@@ -49,9 +49,10 @@ def compare(
         others = f"; {len(wrong) - 1} more pairs do not fit" if len(wrong) > 1 else ""
         raise BadInput(f"{wrong[0]}{others}{f'; the rest is in {kept}' if kept else ''}")
     means = {name: estimate([r[name] for r in records]) for name in FIGURES}
-    rows = {r["clip"]: {COLUMNS[n]: number(r[n]) for n in FIGURES} for r in records}
+    columns = titles(FIGURES, records)
+    rows = {r["clip"]: {t: number(r[n]) for n, t in columns.items()} for r in records}
     if len(records) > 1:
-        rows["mean"] = {COLUMNS[n]: shown(means[n], n) for n in FIGURES}
+        rows["mean"] = {t: shown(means[n], n) for n, t in columns.items()}
     if out:
         keep(out, records)
         write(out, found, records, rows, fps)
@@ -145,7 +146,7 @@ def write(
         title="Clips compared",
         subtitle=f"{len(records)} pair{'s' * (len(records) != 1)}",
         what="clip",
-        columns=[COLUMNS[name] for name in FIGURES],
+        columns=list(titles(FIGURES, records).values()),
         table=[TableRow(name, list(row.values())) for name, row in rows.items()],
         heading="Frames against frames",
         explanation="Decoded frames of one clip against those of the other, as they came out of their files"

@@ -27,7 +27,7 @@ COLUMNS = {
     "psnr_gain": "PSNR over the first",
     "psnr_objects": "PSNR inside objects",
     "ssim": "SSIM",
-    "lpips": "LPIPS (alex)",
+    "lpips": "LPIPS",
     "clip_score_gain": "CLIP score, gain",
     "flicker": "flicker, gain",
     "drift": "drift",
@@ -59,8 +59,8 @@ def evaluate(evaluation: Evaluation, out: Path) -> str:
         pareto(rows, subtitle(results), reasons.get("LPIPS")).savefig(temporary, dpi=140)
     with written_whole(out / "report.html") as temporary:
         temporary.write_text(page(results, rows, out).html())
-    columns = present(rows)
-    lines = {str(r["setting"]): {COLUMNS[c]: shown(r[c], c) for c in columns} for r in rows}
+    columns = titles(present(rows), results.records)
+    lines = {str(r["setting"]): {t: shown(r[c], c) for c, t in columns.items()} for r in rows}
     return "\n".join([table(lines), *(f"{n} not measured: {why}" for n, why in reasons.items())])
 
 
@@ -73,6 +73,7 @@ def facts(results: Results) -> dict[str, Any]:
     used = {n: v for n, v in request.items() if v is not None and usual.get(n) != v}
     return {
         **used,
+        **({"lpips_net": net} if (net := lpips_net(results.records)) else {}),
         "weights": results.weights,
         "clips": len({(r["prompt"], r["seed"]) for r in results.records}),
         "prompts": len({r["prompt"] for r in results.records}),
@@ -102,13 +103,13 @@ def unmeasured(results: Results) -> dict[str, str]:
 
 def page(results: Results, rows: Sequence[Mapping[str, Any]], out: Path) -> Page:
     """The report of an evaluation."""
-    columns = present(rows)
+    columns = titles(present(rows), results.records)
     request, reason = results.request, unmeasured(results).get("LPIPS")
     return Page(
         title="Quality against speed",
         subtitle=subtitle(results),
         what="setting",
-        columns=[COLUMNS[name] for name in columns],
+        columns=list(columns.values()),
         table=[TableRow(r["setting"], [shown(r[c], c) for c in columns], r["front"]) for r in rows],
         facts=[
             *((name, plain(value)) for name, value in facts(results).items()),
@@ -130,6 +131,17 @@ def page(results: Results, rows: Sequence[Mapping[str, Any]], out: Path) -> Page
             if r["setting"] == row["setting"] and is_worst(r, row)
         ],
     )
+
+
+def titles(columns: Sequence[str], records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Titles of columns; LPIPS names its network, because figures of two networks cannot be compared."""
+    net = lpips_net(records)
+    return {n: COLUMNS[n] + (f" ({net})" if net and n == "lpips" else "") for n in columns}
+
+
+def lpips_net(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """The network whose features LPIPS compared, if it was measured."""
+    return next((r["lpips_net"] for r in records if "lpips_net" in r), None)
 
 
 def present(rows: Sequence[Mapping[str, Any]]) -> list[str]:

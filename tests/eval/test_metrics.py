@@ -1,9 +1,9 @@
 import math
 
-import lpips as lpips_package
 import numpy as np
 import pytest
 import torch
+from planted_backbone import seeded, torchvision_state
 from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -23,7 +23,7 @@ from dit_accel_eval.metrics.clip_score import clip_score
 from dit_accel_eval.metrics.clips import NoBackbone, paired
 from dit_accel_eval.metrics.drift import drift
 from dit_accel_eval.metrics.flicker import flicker, flicker_difference
-from dit_accel_eval.metrics.lpips import lpips, lpips_or_reason
+from dit_accel_eval.metrics.lpips import lpips, lpips_or_reason, net_of
 from dit_accel_eval.metrics.psnr import psnr
 from dit_accel_eval.metrics.ssim import ssim
 
@@ -93,17 +93,6 @@ def test_bad_clips_are_refused(metric) -> None:
         metric(np.full_like(first, np.nan), first)
 
 
-def seeded(net: str) -> lpips_package.LPIPS:
-    torch.manual_seed(0)
-    return lpips_package.LPIPS(net=net, pnet_rand=True, verbose=False)
-
-
-def torchvision_state(model: lpips_package.LPIPS) -> dict[str, torch.Tensor]:
-    """A backbone as torchvision names its weights."""
-    state = model.net.state_dict()
-    return {"features." + name.split(".", 1)[1]: value for name, value in state.items()}
-
-
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 def test_lpips_equals_torchmetrics_on_a_planted_backbone(tmp_path, net, ending) -> None:
@@ -115,9 +104,10 @@ def test_lpips_equals_torchmetrics_on_a_planted_backbone(tmp_path, net, ending) 
     other.net.load_state_dict(model.net.state_dict())
     first, second = clips(65, 71)
     expected = other.eval()(*paired(first, second), normalize=True).mean()
-    assert lpips(first, second, net=net, backbone=path) == pytest.approx(float(expected), abs=1e-5)
-    assert lpips(first, first, net=net, backbone=path) == 0.0
-    assert lpips(first, second, net=net, backbone=path) > 0.0
+    assert lpips(first, second, backbone=path) == pytest.approx(float(expected), abs=1e-5)
+    assert lpips(first, first, backbone=path) == 0.0
+    assert net_of(path) == net
+    assert lpips(first, second, backbone=path) > 0.0
 
 
 def test_lpips_goes_through_frames_in_chunks(tmp_path, monkeypatch) -> None:
@@ -139,9 +129,12 @@ def test_lpips_without_a_backbone_says_where_one_is_looked_for(tmp_path, monkeyp
     assert lpips(first, second) > 0.0
     wrong = tmp_path / "wrong.safetensors"
     save_file({"features.0.weight": torch.zeros(1)}, wrong)
-    with pytest.raises(NoBackbone, match="does not hold torchvision's alex"):
+    with pytest.raises(NoBackbone, match="holds neither torchvision's alex nor vgg"):
         lpips(first, second, backbone=wrong)
-    with pytest.raises(NoBackbone, match="does not hold"):
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(NoBackbone, match=r"tensor\.pth holds neither"):
+        lpips(first, second, backbone=tmp_path / "tensor.pth")
+    with pytest.raises(NoBackbone, match="holds neither"):
         lpips(first, second, backbone=tmp_path / "none.safetensors")
 
 
@@ -153,7 +146,7 @@ def test_a_backbone_that_is_given_must_do(tmp_path, monkeypatch) -> None:
     assert "LPIPS needs torchvision's alex weights" in reason
     wrong = tmp_path / "wrong.safetensors"
     save_file({"features.0.weight": torch.zeros(1)}, wrong)
-    with pytest.raises(BadInput, match="does not hold torchvision's alex"):
+    with pytest.raises(BadInput, match="holds neither torchvision's alex nor vgg"):
         lpips_or_reason(first, second, backbone=wrong)
     save_file(torchvision_state(seeded("alex")), tmp_path / "right.safetensors")
     value, reason = lpips_or_reason(first, second, backbone=tmp_path / "right.safetensors")

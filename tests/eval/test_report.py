@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from planted_backbone import seeded, torchvision_state
+from safetensors.torch import save_file
 
 import dit_accel_eval.runs
 import dit_accel_eval.settings
@@ -142,7 +144,7 @@ def test_a_backbone_that_is_none_is_refused_before_a_model_is_loaded(
     monkeypatch.setattr(dit_accel_eval.runs, "load_pipeline", None)
     given = [*arguments(tmp_path, "out"), "--lpips-backbone", str(tmp_path / "b.safetensors")]
     assert cli.main(given) == 2
-    assert "does not hold torchvision's alex" in capsys.readouterr().err
+    assert "holds neither torchvision's alex nor vgg" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -183,6 +185,21 @@ def test_compare_folders_and_files(clips, tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     assert cli.main(["compare", str(first / "one.webm"), str(second / "one.webm")]) == 0
     assert "PSNR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_figures_of_lpips_name_the_network_of_the_backbone(
+    clips, tmp_path: Path, capsys, net: str
+) -> None:
+    backbone, out = tmp_path / "backbone.safetensors", tmp_path / "out"
+    save_file(torchvision_state(seeded(net)), backbone)
+    given = [*map(str, clips), "--out", str(out), "--lpips-backbone", str(backbone)]
+    assert cli.main(["compare", *given]) == 0
+    assert f"LPIPS ({net})" in capsys.readouterr().out
+    assert f"LPIPS ({net})" in (out / "report.html").read_text()
+    pairs = json.loads((out / "compare.json").read_text())["pairs"]
+    assert [pair["lpips_net"] for pair in pairs] == [net, net]
+    assert min(pair["lpips"] for pair in pairs) > 0.0
 
 
 def test_pairs_that_do_not_fit_lose_no_others_and_equal_ones_are_told(

@@ -51,7 +51,7 @@ UNSEEN_LARGE = (
     Shape(20, 49_152, 128),
 )
 SHARES = (0.08, 0.3)
-ROUNDS = 5
+ROUNDS, ROUNDS_LARGE = 5, 3  # a GPU has no neighbours
 PLANNING = ("kmeans", "selection")  # sections of a call that a kept plan saves
 
 
@@ -92,7 +92,7 @@ class Size:
         return median(d / s for d, s in zip(dense, call.seconds, strict=True))
 
 
-def measure(shapes: Sequence[Shape], dtype: str, device: str, rounds: int = ROUNDS) -> list[Size]:
+def measure(shapes: Sequence[Shape], dtype: str, device: str, rounds: int) -> list[Size]:
     """All calls in turn, several times over: what another program slows for a minute is one round of many calls, and
     not all rounds of one.
     """
@@ -191,8 +191,10 @@ def error(predicted: Sequence[float], measured: Sequence[float]) -> float:
 
 def bench_rates(dtype: str, device: str) -> Rates:
     """Measure, fit, and check on sizes that were not fitted; what came out is in ``about``."""
-    shapes, others = (SHAPES, UNSEEN) if device == "cpu" else (LARGE, UNSEEN_LARGE)
-    sizes = measure((*shapes, *others), dtype, device)
+    shapes, others, rounds = SHAPES, UNSEEN, ROUNDS
+    if device != "cpu":
+        shapes, others, rounds = LARGE, UNSEEN_LARGE, ROUNDS_LARGE
+    sizes = measure((*shapes, *others), dtype, device, rounds)
     rates = fit(sizes[: len(shapes)], dtype, device)
     unseen = list(compared(rates, sizes[len(shapes) :]))
     return replace(rates, about={**rates.about, "unseen": unseen})

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_accel.errors import BadInput
 from dit_accel_eval.metrics.clips import NoBackbone, paired
@@ -22,25 +22,23 @@ from dit_accel_eval.metrics.clips import NoBackbone, paired
 Net = Literal["alex", "vgg"]
 
 FRAMES = 4  # compared at a time: a 1080p frame takes about half a GB in the first layers
-CACHED = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
+ALEX_KERNEL = 11  # columns of its first convolution; VGG's has 3
+CACHED = "alexnet-owt-7be5be79.pth"
 
 
-def lpips(
-    clip: np.ndarray, reference: np.ndarray, *, net: Net = "alex", backbone: Path | None = None
-) -> float:
+def lpips(clip: np.ndarray, reference: np.ndarray, *, backbone: Path | None = None) -> float:
     """LPIPS (version 0.1), per frame, mean over frames; 0 for equal clips, larger is farther.
 
     Args:
         clip, reference: ``[T, H, W, 3]`` float in [0, 1], or uint8; at least 16 x 16.
-        net: which network's features.
-        backbone: torchvision's ImageNet weights of it (``.safetensors`` or ``.pth``); None: where torch
-            keeps downloads.
+        backbone: torchvision's ImageNet weights of AlexNet or VGG16 (``.safetensors`` or ``.pth``), whose features
+            are then compared; None: AlexNet's, where torch keeps downloads.
 
     Raises:
         NoBackbone: if there are none; nothing is downloaded.
     """
     first, second = paired(clip, reference)
-    model = load_lpips(net, backbone or cached_backbone(net))
+    model = load_lpips(backbone or cached_backbone())
     values = []
     with torch.no_grad():
         for start in range(0, len(first), FRAMES):
@@ -50,7 +48,7 @@ def lpips(
 
 
 def lpips_or_reason(
-    clip: np.ndarray, reference: np.ndarray, *, net: Net = "alex", backbone: Path | None = None
+    clip: np.ndarray, reference: np.ndarray, *, backbone: Path | None = None
 ) -> tuple[float | None, str | None]:
     """`lpips`, or None and why it cannot be measured here.
 
@@ -58,63 +56,71 @@ def lpips_or_reason(
         BadInput: if the backbone that was given is none.
     """
     try:
-        return lpips(clip, reference, net=net, backbone=backbone), None
+        return lpips(clip, reference, backbone=backbone), None
     except NoBackbone as error:
         if backbone is not None:
             raise BadInput(str(error)) from None
         return None, str(error)
 
 
-def cached_backbone(net: Net) -> Path:
-    """Where torch keeps the downloaded ImageNet weights of a network.
+def net_of(backbone: Path | None) -> Net:
+    """Which network's features `lpips` compares with a backbone."""
+    net: Net = "alex" if backbone is None else load_lpips(backbone).pnet_type
+    return net
+
+
+def cached_backbone() -> Path:
+    """Where torch keeps the downloaded ImageNet weights of AlexNet.
 
     Raises:
         NoBackbone: if it does not.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / CACHED[net]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / CACHED
     if not path.is_file():
         raise NoBackbone(
-            f"LPIPS needs torchvision's {net} weights: put {CACHED[net]} into checkpoints of torch's hub "
+            f"LPIPS needs torchvision's alex weights: put {CACHED} into checkpoints of torch's hub "
             "folder, or give --lpips-backbone FILE"
         )
     return path
 
 
-def backbone_digest(net: Net = "alex", backbone: Path | None = None) -> str | None:
+def backbone_digest(backbone: Path | None = None) -> str | None:
     """What tells a backbone from others, checked to be one; None if there is none.
 
     Raises:
         BadInput: if the one that was given is none.
     """
     black = np.zeros((1, 64, 64, 3), np.float32)
-    if lpips_or_reason(black, black, net=net, backbone=backbone)[0] is None:
+    if lpips_or_reason(black, black, backbone=backbone)[0] is None:
         return None
-    path = backbone or cached_backbone(net)
+    path = backbone or cached_backbone()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 @cache
-def load_lpips(net: Net, backbone: Path) -> nn.Module:
-    """The model with the authors' linear layers on a backbone from a file, kept for the process.
+def load_lpips(backbone: Path) -> Any:
+    """The model with the authors' linear layers on a backbone from a file, kept for the process; its ``pnet_type`` is
+    the network.
 
     Raises:
-        NoBackbone: if the file does not hold that network.
+        NoBackbone: if the file holds neither network.
     """
-    model: nn.Module = package.LPIPS(net=net, pnet_rand=True, verbose=False)
     try:
         state = (
             load_file(backbone)
             if backbone.suffix == ".safetensors"
             else torch.load(backbone, map_location="cpu", weights_only=True)
         )
+        net: Net = "alex" if state["features.0.weight"].shape[-1] == ALEX_KERNEL else "vgg"
+        model = package.LPIPS(net=net, pnet_rand=True, verbose=False)
         put_backbone(model, state)
     except (
-        *(OSError, RuntimeError, KeyError, ValueError),
+        *(OSError, RuntimeError, LookupError, TypeError, ValueError),
         *(SafetensorError, pickle.UnpicklingError),
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NoBackbone(f"{backbone} does not hold torchvision's {net}: {reason}") from None
+        raise NoBackbone(f"{backbone} holds neither torchvision's alex nor vgg: {reason}") from None
     return model.requires_grad_(False)
 
 

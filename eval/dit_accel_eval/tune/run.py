@@ -24,7 +24,7 @@ from dit_accel.profile import SUFFIXES
 from dit_accel.render import RenderSettings
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.dense import DenseBackend, fastest_dense
-from dit_accel_eval.metrics.lpips import backbone_digest
+from dit_accel_eval.metrics.lpips import backbone_digest, net_of
 from dit_accel_eval.runs import unique
 from dit_accel_eval.tune.plot import draw
 from dit_accel_eval.tune.search import (
@@ -257,6 +257,7 @@ def provenance(
         "model": tuning.base.model,
         **made_of,
         "dense": str(DenseBackend(**search.study.user_attrs["dense"])),
+        **({"lpips_net": net_of(tuning.backbone)} if "lpips" in tuning.goal.metrics else {}),
         **{
             name: value
             for name, value in asdict(tuning.base).items()
