@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import platformdirs
+import torch
 from torch import Tensor
 
 from dit_accel.errors import BadInput
@@ -116,6 +117,14 @@ class Rates:
         dense = float(np.dot(self.dense, work.dense_terms()))
         return dense / self.sparse[method].seconds(work, plan_steps)
 
+    @property
+    def caveat(self) -> str:
+        """What keeps these rates from being those of this process: more threads speed up dense attention more."""
+        threads, here = self.about.get("threads"), torch.get_num_threads()
+        if self.device != "cpu" or threads in (None, here):
+            return ""
+        return f", measured with {threads} threads, not {here}: `dit-accel bench rates` measures this machine"
+
     def check(self) -> None:
         """ValueError unless there is a rate for every term."""
         size = Work(1, 1, 1)
@@ -175,12 +184,16 @@ def least_density(method: Method) -> float | None:
     return method.min_key_share if isinstance(method, SVG2) else None
 
 
-def predicted_speedup(method: Method, query: Tensor) -> float | None:
+def rates_for(query: Tensor) -> Rates | None:
+    """The rates of a query's device and dtype, if there are any."""
+    return find_rates(query.device.type, str(query.dtype).removeprefix("torch."))
+
+
+def predicted_speedup(method: Method, query: Tensor, rates: Rates | None) -> float | None:
     """How many times faster than dense a call with a query ``[B, S, H, D]`` is predicted to become at the least
     density that the method's knobs allow; None where no rates tell.
     """
     density = least_density(method)
-    rates = find_rates(query.device.type, str(query.dtype).removeprefix("torch."))
     if density is None or rates is None or method.name not in rates.sparse:
         return None
     assert isinstance(method, Clustered)
@@ -207,15 +220,16 @@ class Adviser:
             return
         self._asked.append((method, tokens))
         try:
-            found = predicted_speedup(method, query)
+            rates = rates_for(query)
         except BadInput as error:
             self._say(str(error))
             return
-        if found is not None and found < 1.0:
+        found = predicted_speedup(method, query, rates)
+        if rates is not None and found is not None and found < 1.0:
             then = "" if runs else "; such calls run dense"
             self._say(
                 f"{method.name} cannot pay at {tokens} tokens: a call is predicted to take {1 / found:.1f} times "
-                f"as long as dense, by the rates of `dit-accel doctor`{then}",
+                f"as long as dense, by the rates of `dit-accel doctor`{rates.caveat}{then}",
                 CannotPay,
             )
 

@@ -94,7 +94,7 @@ def rates() -> dict[str, str]:
             )
             sizes = ", ".join(f"{n}: {_speedup(known, n):.2f}" for n in (1024, 4096, 16384))
             found[f"{device} {dtype}"] = (
-                f"{where}; dense by {known.backend}; svg2 at density 0.15, speed-up by tokens: {sizes}"
+                f"{where}{known.caveat}; dense by {known.backend}; svg2 at density 0.15, speed-up by tokens: {sizes}"
             )
     return found
 

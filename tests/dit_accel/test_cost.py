@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dit_accel.cost
-from dit_accel import SVG2, Radial, SVGEar
+from dit_accel import SVG2, Radial, SVGEar, doctor
 from dit_accel.cost import (
     Adviser,
     CannotPay,
@@ -19,6 +19,7 @@ from dit_accel.cost import (
     find_rates,
     own_rates,
     predicted_speedup,
+    rates_for,
 )
 from dit_accel.errors import BadInput
 from dit_accel_eval.bench.cases import Shape
@@ -155,7 +156,8 @@ def test_advice_is_said_once_with_its_figure(folders) -> None:
     fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
     adviser, method = Adviser(), SVG2(min_key_share=0.1)
     small, large = torch.empty(1, 300, 4, 64), torch.empty(1, 20_000, 4, 64)
-    assert predicted_speedup(method, small) < 1 < predicted_speedup(method, large)
+    rates = rates_for(small)
+    assert predicted_speedup(method, small, rates) < 1 < predicted_speedup(method, large, rates)
     told = r"svg2 cannot pay at 300 tokens: .* [\d.]+ times as long as dense, by the rates .*; such calls run dense"
     with pytest.warns(CannotPay, match=told):
         adviser.look(method, small, False)
@@ -168,7 +170,20 @@ def test_advice_is_said_once_with_its_figure(folders) -> None:
         adviser.look(SVG2(min_key_share=0.1), small.half(), True)
     assert len(adviser.remarks) == 1
     rare = SVG2(min_key_share=0.1, refresh=5)  # planning is shared by five steps
-    assert predicted_speedup(rare, small) > predicted_speedup(method, small)
+    assert predicted_speedup(rare, small, rates) > predicted_speedup(method, small, rates)
+
+
+def test_rates_of_other_threads_say_so(folders) -> None:
+    rates = fit(sizes(), "float32", "cpu")
+    assert rates.caveat == ""
+    here = torch.get_num_threads()
+    other = replace(rates, about={**rates.about, "threads": here + 3})
+    other.save(own_rates("cpu", "float32"))
+    told = f", measured with {here + 3} threads, not {here}: `dit-accel bench rates`"
+    with pytest.warns(CannotPay, match=told):
+        Adviser().look(SVG2(min_key_share=0.1), torch.empty(1, 300, 4, 64), True)
+    assert told in doctor.rates()["cpu float32"]
+    assert replace(other, device="cuda").caveat == ""
 
 
 def test_damaged_rates_do_not_stop_a_run(folders) -> None:
