@@ -189,12 +189,12 @@ def rates_for(query: Tensor) -> Rates | None:
     return find_rates(query.device.type, str(query.dtype).removeprefix("torch."))
 
 
-def predicted_speedup(method: Method, query: Tensor, rates: Rates | None) -> float | None:
+def predicted_speedup(method: Method, query: Tensor, rates: Rates) -> float | None:
     """How many times faster than dense a call with a query ``[B, S, H, D]`` is predicted to become at the least
-    density that the method's knobs allow; None where no rates tell.
+    density that the method's knobs allow; None where the rates do not tell.
     """
     density = least_density(method)
-    if density is None or rates is None or method.name not in rates.sparse:
+    if density is None or method.name not in rates.sparse:
         return None
     assert isinstance(method, Clustered)
     batch, tokens, heads, head_dim = query.shape
@@ -224,8 +224,10 @@ class Adviser:
         except BadInput as error:
             self._say(str(error))
             return
+        if rates is None:
+            return
         found = predicted_speedup(method, query, rates)
-        if rates is not None and found is not None and found < 1.0:
+        if found is not None and found < 1.0:
             then = "" if runs else "; such calls run dense"
             self._say(
                 f"{method.name} cannot pay at {tokens} tokens: a call is predicted to take {1 / found:.1f} times "

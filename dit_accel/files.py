@@ -32,10 +32,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 def signals_wait() -> Iterator[None]:
     """Deliver SIGINT and SIGTERM at the end: an encoder that was just started would write after the clean-up."""
     arrived: list[int] = []
-    ends = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
-    if threading.current_thread() is not threading.main_thread():
-        ends = []  # signals reach the main thread only
-    before = {n: signal.signal(n, lambda number, _: arrived.append(number)) for n in ends}
+    main = threading.current_thread() is threading.main_thread()  # no other may change handlers
+    ends = (signal.SIGINT, signal.SIGTERM) if main else ()
+    known = [n for n in ends if signal.getsignal(n) is not None]  # else it could not be put back
+    before = {n: signal.signal(n, lambda number, _: arrived.append(number)) for n in known}
     try:
         yield
     finally:

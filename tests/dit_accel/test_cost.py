@@ -157,6 +157,7 @@ def test_advice_is_said_once_with_its_figure(folders) -> None:
     adviser, method = Adviser(), SVG2(min_key_share=0.1)
     small, large = torch.empty(1, 300, 4, 64), torch.empty(1, 20_000, 4, 64)
     rates = rates_for(small)
+    assert rates is not None
     assert predicted_speedup(method, small, rates) < 1 < predicted_speedup(method, large, rates)
     told = r"svg2 cannot pay at 300 tokens: .* [\d.]+ times as long as dense, by the rates .*; such calls run dense"
     with pytest.warns(CannotPay, match=told):
