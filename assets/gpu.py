@@ -132,7 +132,7 @@ def bench_steps(out: Path, device: str) -> list[Step]:
             Step(
                 "guidance-cost",
                 (
-                    *("-m", "dit_accel_eval.guidance_cost", "--steps", "25", "--device", device),
+                    *("-m", "studies.guidance_cost", "--steps", "25", "--device", device),
                     *("--out", str(out / "guidance-cost.json")),
                 ),
             ),

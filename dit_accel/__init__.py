@@ -6,8 +6,19 @@ Importing this package gives every ``DiffusionPipeline`` the verbs ``enable_spar
 are functions here, too.
 """
 
-from dit_accel.call import AttentionCall, Plan
-from dit_accel.config import Guard, Rule, Schedule
+from dit_accel.api import (
+    GuidanceHandle,
+    add_verbs,
+    attention_report,
+    disable_perturbed_guidance,
+    disable_quantized_attention,
+    disable_sparse_attention,
+    enable_perturbed_guidance,
+    enable_quantized_attention,
+    enable_sparse_attention,
+)
+from dit_accel.core.attention_call import AttentionCall, Plan
+from dit_accel.core.schedule import Guard, Rule, Schedule
 from dit_accel.guidance import HeadSet, PerturbedGuidance
 from dit_accel.methods import (
     METHODS,
@@ -23,20 +34,9 @@ from dit_accel.methods import (
     SVGEar,
     XAttention,
 )
-from dit_accel.profile import Profile
-from dit_accel.report import AttentionReport
-from dit_accel.session import Session
-from dit_accel.verbs import (
-    Guided,
-    add_verbs,
-    attention_report,
-    disable_perturbed_guidance,
-    disable_quantized_attention,
-    disable_sparse_attention,
-    enable_perturbed_guidance,
-    enable_quantized_attention,
-    enable_sparse_attention,
-)
+from dit_accel.runtime.profile import Profile
+from dit_accel.runtime.report import AttentionReport
+from dit_accel.runtime.session import Session
 
 add_verbs()
 
@@ -51,7 +51,7 @@ __all__ = [
     "Band",
     "Dense",
     "Guard",
-    "Guided",
+    "GuidanceHandle",
     "HeadSet",
     "Method",
     "Neighborhood",

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_accel.config import crossover_tokens
-from dit_accel.cost import Rates, Work, find_rates, own_rates
-from dit_accel.errors import BadInput
+from dit_accel.core.schedule import crossover_tokens
+from dit_accel.errors import InvalidSettings
 from dit_accel.methods import SVG2
+from dit_accel.runtime.cost_model import Rates, Work, find_rates, own_rates
 from dit_accel_assets import tiny_world_path
 from dit_accel_kernels import (
     BlockMap,
@@ -83,7 +83,7 @@ def rates() -> dict[str, str]:
         for dtype in ("float32", "bfloat16"):
             try:
                 known = find_rates(device, dtype)
-            except BadInput as error:
+            except InvalidSettings as error:
                 found[f"{device} {dtype}"] = str(error)
                 continue
             if known is None:

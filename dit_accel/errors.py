@@ -1,7 +1,7 @@
 """The two ways to end with one clear line: bad input (exit code 2) and a failed run (exit code 1)."""
 
 
-class BadInput(ValueError):
+class InvalidSettings(ValueError):
     """What was given, what is accepted, what to do; raised before any expensive work."""
 
 

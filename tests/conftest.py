@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from composition import Case, document
 from diffusers import (
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
@@ -15,10 +14,11 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from support.composition import Case, document
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-import dit_accel.cost
+import dit_accel.runtime.cost_model
 from dit_accel_assets import tiny_world_path
 
 OUTCOMES = pytest.StashKey[dict[Case, str]]()
@@ -61,12 +61,15 @@ def _clean_process() -> Iterator[None]:
     """Fill new memory with NaN, keep diffusers' process-wide backend as it was, and know no machine's rates:
     tiny models cannot pay, and say so.
     """
-    shipped, dit_accel.cost.shipped_rates = dit_accel.cost.shipped_rates, lambda: Path("none")
+    shipped, dit_accel.runtime.cost_model.shipped_rates = (
+        dit_accel.runtime.cost_model.shipped_rates,
+        lambda: Path("none"),
+    )
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     backend = _AttentionBackendRegistry._active_backend
     yield
-    dit_accel.cost.shipped_rates = shipped
+    dit_accel.runtime.cost_model.shipped_rates = shipped
     _AttentionBackendRegistry._active_backend = backend
     torch.use_deterministic_algorithms(False)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dit_accel import lazy
+from dit_accel import extensions
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {
@@ -56,10 +56,7 @@ def test_imports_follow_the_arrows(room: str) -> None:
     for path in files:
         wrong = (imported(path) & set(ROOMS)) - below - {room}
         assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
-        if path.name != "lazy.py":
-            assert not upward_strings(path, room), (
-                f"{path.relative_to(ROOT)} reaches upward by name"
-            )
+        assert not upward_strings(path, room), f"{path.relative_to(ROOT)} reaches upward by name"
 
 
 def test_kernels_know_only_torch_and_pipelines_no_method() -> None:
@@ -73,15 +70,17 @@ def test_kernels_know_only_torch_and_pipelines_no_method() -> None:
         assert "diffusers" not in imported(path)
 
 
-def test_only_the_seam_touches_processors() -> None:
+def test_only_the_hooks_touch_processors() -> None:
     for path in (ROOT / "dit_accel").rglob("*.py"):
-        if path.parent.name != "seam":
+        if path.parent.name != "hooks":
             assert "dispatch_attention_fn" not in path.read_text(), path
 
 
-def test_the_upward_table_is_right() -> None:
-    for name in lazy.UPWARD:
-        assert callable(lazy.load(name))
+def test_registered_commands_and_extensions_load() -> None:
+    assert extensions.command_names() == ["bench", "compare", "eval", "heads", "tune"]
+    for name in extensions.command_names():
+        assert extensions.load_command(name).name == name
+    assert callable(extensions.load_extension("comparison").quality_metrics)
 
 
 def test_no_package_in_the_source_roots() -> None:

@@ -15,7 +15,7 @@ SOURCE_ROOTS = ("kernels", "pipelines", "eval", "assets")
 PROBE = """
 import importlib.util, json, sys
 import dit_accel, dit_accel_kernels, dit_accel_pipelines, dit_accel_eval, dit_accel_assets
-from dit_accel.loading import load_pipeline, read_card
+from dit_accel.generation.loading import load_pipeline, read_card
 import kernels
 pipe = load_pipeline(read_card("tiny-world"))
 rooms = (dit_accel, dit_accel_kernels, dit_accel_pipelines, dit_accel_eval, dit_accel_assets)

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 
 import click
 
+from dit_accel.extensions import command_names, load_command
+
 COMMANDS = {
     "render": "Turn prompts into videos.",
-    "eval": "Measure quality against speed over prompts, seeds and settings.",
-    "tune": "Search for the fastest profile that holds a quality.",
-    "compare": "Measure how near clips made elsewhere are to others.",
-    "bench": "Time kernels, layers and models; capture attention and measure methods on it.",
-    "heads": "Search for the attention heads whose perturbation guides best.",
     "comfyui": "Install the nodes into a ComfyUI, or remove them.",
     "methods": "List the attention methods and their knobs.",
     "models": "List the model families.",
@@ -27,16 +24,18 @@ class Commands(click.Group):
     """Subcommands by name; the table above is all that ``--help`` needs to import."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS, *command_names()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            return load_command(cmd_name)
         return importlib.import_module(f"dit_accel.cli.{cmd_name}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            names = self.list_commands(ctx)
+            commands = [(name, self.get_command(ctx, name)) for name in names]
+            formatter.write_dl([(n, c.get_short_help_str(80)) for n, c in commands if c])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", 1)
     except Exception as error:
-        from dit_accel.errors import BadInput, RunFailed
+        from dit_accel.errors import InvalidSettings, RunFailed
 
-        if isinstance(error, BadInput):
+        if isinstance(error, InvalidSettings):
             return _fail(str(error), 2)
         if isinstance(error, RunFailed):
             return _fail(str(error), 1)

@@ -16,7 +16,7 @@ def command(as_json: bool) -> None:
     "tested": a tiny random transformer went through the whole family matrix: unchanged when dense, equal to dense at
     full selection, sparse calls where expected, tokens and text where declared, restored afterwards.
     """
-    from dit_accel.compare import table
+    from dit_accel.io.tables import table
     from dit_accel_pipelines import REFUSED, families
 
     rows = [row_of(family) for family in families()]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
-from dit_accel.errors import BadInput
+from dit_accel.generation.settings import size_of
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,7 +105,7 @@ def guidance_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prompts_option(*, required: bool = False) -> Callable[..., Any]:
-    """``--prompts``, the ``prompt_source`` that `dit_accel.prompts.read_prompts` reads."""
+    """``--prompts``, the ``prompt_source`` that `dit_accel.io.prompts.read_prompts` reads."""
     return click.option(
         "--prompts",
         "prompt_source",
@@ -124,68 +124,3 @@ def backbone_option(function: Callable[..., Any]) -> Callable[..., Any]:
         help="torchvision's weights of LPIPS's network, AlexNet or VGG16 (.safetensors, .pth).  "
         "[default: AlexNet's in torch's cache]",
     )(function)
-
-
-def knobs_of(assignments: tuple[str, ...]) -> dict[str, str]:
-    """``KNOB=VALUE`` texts as a dictionary.
-
-    Raises:
-        BadInput: for a text without ``=``.
-    """
-    knobs = {}
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise BadInput(f"--set takes KNOB=VALUE, got {text!r}")
-        knobs[name.strip()] = value.strip()
-    return knobs
-
-
-def attention_settings(
-    path: Path | None, given: Mapping[str, str | None], knobs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Method, knobs, precisions and guard of a render: what is given wins over the profile's file, and
-    another method drops the profile's knobs of its own.
-
-    Raises:
-        BadInput: as `Profile.load`.
-    """
-    from dit_accel.profile import Profile, method_of
-
-    chosen = {name: value for name, value in given.items() if value is not None}
-    kept: dict[str, Any] = {"knobs": {}}
-    if path:
-        profile = Profile.load(path)
-        if chosen.get("method") not in (None, profile.method.name):
-            profile = profile.with_method(method_of(chosen["method"], {}))
-        kept = profile.as_settings()
-    return {**kept, **chosen, "knobs": {**kept["knobs"], **knobs}}
-
-
-def whole_numbers(name: str, text: str) -> list[int]:
-    """``0,1,2`` as numbers.
-
-    Raises:
-        BadInput: for anything else.
-    """
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise BadInput(f"{name} takes whole numbers separated by commas, got {text!r}") from None
-
-
-class Size(NamedTuple):
-    """Pixels and number of frames; None leaves a value to the pipeline."""
-
-    height: int | None
-    width: int | None
-    frames: int | None
-
-
-def size_of(size: str | None, height: int | None, width: int | None, frames: int | None) -> Size:
-    """The size that ``--size`` names, changed by the single options."""
-    from dit_accel_assets.world import SIZES
-
-    named = SIZES[size] if size else (None, None, None)
-    given = zip((height, width, frames), named, strict=True)
-    return Size(*(one if one is not None else default for one, default in given))

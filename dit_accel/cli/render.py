@@ -7,17 +7,11 @@ from typing import Any
 
 import click
 
-from dit_accel.cli.options import (
-    attention_settings,
-    backbone_option,
-    guidance_options,
-    knobs_of,
-    model_options,
-    prompts_option,
-)
-from dit_accel.cli.render_files import run
-from dit_accel.errors import BadInput
-from dit_accel.prompts import read_prompts
+from dit_accel.cli.options import backbone_option, guidance_options, model_options, prompts_option
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.batch import run
+from dit_accel.generation.settings import attention_settings, knobs_of
+from dit_accel.io.prompts import read_prompts
 
 
 @click.command("render")
@@ -89,11 +83,11 @@ def command(
     request: dict[str, Any],
 ) -> None:
     """Turn PROMPTS into videos (PNG for a single frame)."""
-    from dit_accel.render import RenderSettings
+    from dit_accel.generation.settings import RenderSettings
 
     texts = [*prompts, *(read_prompts(prompt_source) if prompt_source else [])]
     if not texts:
-        raise BadInput("no prompt: give PROMPT..., or --prompts FILE")
+        raise InvalidSettings("no prompt: give PROMPT..., or --prompts FILE")
     given = {
         "method": method,
         "precision": precision,
@@ -122,15 +116,15 @@ def ulysses_degree(text: str | None) -> int:
     """``ulysses=N``; 1 for None.
 
     Raises:
-        BadInput: for anything else.
+        InvalidSettings: for anything else.
     """
     if text is None:
         return 1
     kind, _, degree = text.partition("=")
     if kind == "ring":
-        raise BadInput(
+        raise InvalidSettings(
             "ring attention brings keys one device at a time, sparse attention needs them all: use ulysses=N"
         )
     if kind != "ulysses" or not degree.isdecimal() or int(degree) < 1:
-        raise BadInput(f"--context-parallel takes ulysses=N, got {text!r}")
+        raise InvalidSettings(f"--context-parallel takes ulysses=N, got {text!r}")
     return int(degree)

@@ -8,25 +8,25 @@ from typing import Any
 
 import click
 
-from dit_accel.cli.render_files import run
-from dit_accel.errors import BadInput
-from dit_accel.media import read_metadata, read_tags
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.batch import run
+from dit_accel.io.media import read_metadata, read_tags
 
 
 def settings_in(file: Path) -> dict[str, Any]:
     """Ours, or those of our nodes in a workflow that ComfyUI kept."""
     try:
         return read_metadata(file)
-    except BadInput:
+    except InvalidSettings:
         workflow = read_tags(file).get("prompt")
         if workflow is None:
             raise
-    from dit_accel.comfyui.recipe import settings_of
+    from dit_accel.comfyui.replay import settings_of
 
     try:
         return settings_of(json.loads(workflow))
     except ValueError as error:
-        raise BadInput(f"{file}: {error}") from None
+        raise InvalidSettings(f"{file}: {error}") from None
 
 
 @click.command("replay")
@@ -37,7 +37,7 @@ def settings_in(file: Path) -> dict[str, Any]:
 @click.option("--quiet", is_flag=True)
 def command(file: Path, out: Path | None, quiet: bool) -> None:
     """Render again from the settings kept in FILE."""
-    from dit_accel.render import RenderSettings
+    from dit_accel.generation.settings import RenderSettings
 
     kept = settings_in(file)
     made_by = kept.pop("versions", {})

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from dit_accel.comfyui.workflows import EXAMPLES, as_page
-from dit_accel.errors import BadInput
-from dit_accel.files import check_writable, written_whole
+from dit_accel.errors import InvalidSettings
+from dit_accel.io.atomic import atomic_write, check_writable
 
 NAME, WORKFLOWS = "dit_accel", "example_workflows"
 SHIM = '''"""DiT-Accel: the nodes live in the installed package dit_accel."""
@@ -21,16 +21,16 @@ def install(comfyui: Path) -> Path:
     """Write the shim and the example workflows; a second time changes nothing.
 
     Raises:
-        BadInput: if the folder is no ComfyUI, or holds something else under that name.
+        InvalidSettings: if the folder is no ComfyUI, or holds something else under that name.
     """
     folder = _folder(comfyui)
     if folder.exists() and not _ours(folder):
-        raise BadInput(f"{folder} is not ours: move it away first")
+        raise InvalidSettings(f"{folder} is not ours: move it away first")
     check_writable(folder / "__init__.py")
-    with written_whole(folder / "__init__.py") as temporary:
+    with atomic_write(folder / "__init__.py") as temporary:
         temporary.write_text(SHIM)
     for name, steps in EXAMPLES.items():
-        with written_whole(folder / WORKFLOWS / f"{name}.json") as temporary:
+        with atomic_write(folder / WORKFLOWS / f"{name}.json") as temporary:
             temporary.write_text(json.dumps(as_page(steps), indent=1) + "\n")
     return folder
 
@@ -39,13 +39,13 @@ def uninstall(comfyui: Path) -> Path | None:
     """Remove the shim; None if there is none.
 
     Raises:
-        BadInput: if the folder is no ComfyUI, or what is there is not the shim.
+        InvalidSettings: if the folder is no ComfyUI, or what is there is not the shim.
     """
     folder = _folder(comfyui)
     if not folder.exists():
         return None
     if not _ours(folder):
-        raise BadInput(f"{folder} is not ours: remove it by hand")
+        raise InvalidSettings(f"{folder} is not ours: remove it by hand")
     shutil.rmtree(folder)
     return folder
 
@@ -53,7 +53,7 @@ def uninstall(comfyui: Path) -> Path | None:
 def _folder(comfyui: Path) -> Path:
     nodes = comfyui / "custom_nodes"
     if not nodes.is_dir():
-        raise BadInput(f"{comfyui} has no custom_nodes: give ComfyUI's folder")
+        raise InvalidSettings(f"{comfyui} has no custom_nodes: give ComfyUI's folder")
     return nodes / NAME
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dit_accel.comfyui.asked import Asked, Attention, override
-from dit_accel.comfyui.native import ModelCall
-from dit_accel.errors import BadInput
+from dit_accel.comfyui.native_attention import ModelCall
+from dit_accel.comfyui.override import Attention, OverrideCall, override
+from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
 from dit_accel.guidance.perturb import JointTokens, soft_perturbation
 from dit_accel_pipelines import UnknownFamily, find_family
@@ -24,8 +24,8 @@ def layers_of(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
     heads.
 
     Raises:
-        BadInput: for a text that is not like ``"13; 7:0,4; 9:*"``, or a head set of a model of several block lists
-            whose order nothing tells.
+        InvalidSettings: for a text that is not like ``"13; 7:0,4; 9:*"``, or a head set of a model of several
+            block lists whose order nothing tells.
     """
     if isinstance(heads, HeadSet):
         order = _order_of(heads.model)
@@ -34,7 +34,7 @@ def layers_of(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
     for part in heads.replace(" ", "").split(";"):
         match = _LAYER.fullmatch(part)
         if match is None:
-            raise BadInput(f'layers are written like "13" or "7:0,4; 9:*", got {part!r}')
+            raise InvalidSettings(f'layers are written like "13" or "7:0,4; 9:*", got {part!r}')
         named = match[2]
         layer = int(match[1])
         before = found.get(layer, ())
@@ -52,10 +52,12 @@ def _order_of(model: ModelShape) -> list[tuple[str, int]]:
     try:
         stacks = find_family(model.transformer).blocks
     except UnknownFamily as error:
-        raise BadInput(f"the order of the blocks in this head set is unknown: {error}") from None
+        raise InvalidSettings(
+            f"the order of the blocks in this head set is unknown: {error}"
+        ) from None
     if set(stacks) != set(model.blocks):
         theirs = ", ".join(stacks)
-        raise BadInput(
+        raise InvalidSettings(
             f"{model.transformer} has the block lists {theirs}, not {', '.join(model.blocks)}"
         )
     blocks = {stack: model.blocks[stack] for stack in stacks}
@@ -84,7 +86,7 @@ class Perturbation:
     def attention(self, call: ModelCall) -> Attention:
         """The override for one model call: as it would be, or perturbed in some heads."""
 
-        def answer(asked: Asked) -> Tensor:
+        def answer(asked: OverrideCall) -> Tensor:
             other = call.entered(asked)
             if other is None:
                 self.check_heads(asked)
@@ -96,43 +98,43 @@ class Perturbation:
 
         return override(answer)
 
-    def check_heads(self, asked: Asked) -> None:
+    def check_heads(self, asked: OverrideCall) -> None:
         """Refuse a head set of a model with other heads.
 
         Raises:
-            BadInput: naming what differs.
+            InvalidSettings: naming what differs.
         """
         if self.model is not None:
             heads, head_dim = asked.tokens()[0].shape[2:]
             difference = self.model.difference(replace(self.model, heads=heads, head_dim=head_dim))
             if difference is not None:
-                raise BadInput(f"this head set belongs to another model: here {difference}")
+                raise InvalidSettings(f"this head set belongs to another model: here {difference}")
 
     def check_layers(self, call: ModelCall) -> None:
         """Refuse a head set of a model with other layers, after a call that had any (other nodes may leave out
         all of them).
 
         Raises:
-            BadInput: naming their numbers.
+            InvalidSettings: naming their numbers.
         """
         found = call.layer + 1
         if self.model is not None and found not in (0, len(self.model.in_order())):
-            raise BadInput(
+            raise InvalidSettings(
                 f"this head set belongs to another model: here {found} self-attentions over the picture "
                 f"instead of {len(self.model.in_order())}"
             )
 
-    def perturbed(self, out: Tensor, asked: Asked, call: ModelCall) -> Tensor:
+    def perturbed(self, out: Tensor, asked: OverrideCall, call: ModelCall) -> Tensor:
         """``(1 - u) A V + u P V`` in the chosen heads, ``[B, S, H, D]`` from the clean attention ``out``
         of that shape; of text only rows that the model names stay.
 
         Raises:
-            BadInput: for a head that the model does not have.
+            InvalidSettings: for a head that the model does not have.
         """
         query, key, value = asked.tokens()
         chosen = self.layers[call.layer]
         if chosen is not None and max(chosen) >= query.shape[2]:
-            raise BadInput(f"no head {max(chosen)}: heads are 0 to {query.shape[2] - 1}")
+            raise InvalidSettings(f"no head {max(chosen)}: heads are 0 to {query.shape[2] - 1}")
         layout = call.where.layout(asked.options, query.shape[1])
         tokens = JointTokens(
             query,

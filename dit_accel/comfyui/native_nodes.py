@@ -10,16 +10,7 @@ from typing import Any
 
 import torch
 
-from dit_accel.comfyui.declaration import (
-    Node,
-    Output,
-    choice,
-    number,
-    socket,
-    text,
-    whole,
-)
-from dit_accel.comfyui.native import (
+from dit_accel.comfyui.native_attention import (
     CLOSE,
     UNKNOWN,
     ModelCall,
@@ -30,12 +21,21 @@ from dit_accel.comfyui.native import (
     with_override,
 )
 from dit_accel.comfyui.native_guidance import Perturbation, guided, layers_of
+from dit_accel.comfyui.node import (
+    Node,
+    Output,
+    choice,
+    number,
+    socket,
+    text,
+    whole,
+)
 from dit_accel.comfyui.pipeline_nodes import CATEGORY, HEADS, sparse
-from dit_accel.errors import BadInput
+from dit_accel.core.precision import PRECISIONS
+from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import HeadSet, PerturbedGuidance
+from dit_accel.io.parsing import parsed
 from dit_accel.methods import METHODS
-from dit_accel.parsing import parsed
-from dit_accel.precision import PRECISIONS
 
 log = logging.getLogger("dit_accel")
 
@@ -157,7 +157,7 @@ def guidance(
 def check_window(start: float, end: float) -> None:
     """Refuse shares of the steps that do not rise."""
     if not start < end:
-        raise BadInput(f"start must be below end, got {start:g} and {end:g}")
+        raise InvalidSettings(f"start must be below end, got {start:g} and {end:g}")
 
 
 def window_of(model: Any, start: float, end: float) -> tuple[float, float]:

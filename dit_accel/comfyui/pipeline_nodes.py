@@ -8,8 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from dit_accel.cli.options import knobs_of
-from dit_accel.comfyui.declaration import (
+from dit_accel.comfyui.node import (
     Node,
     Output,
     choice,
@@ -18,19 +17,20 @@ from dit_accel.comfyui.declaration import (
     text,
     whole,
 )
-from dit_accel.comfyui.host import watched
-from dit_accel.compare import quality, speedup, summary
-from dit_accel.errors import BadInput
+from dit_accel.comfyui.progress import watched
+from dit_accel.core.precision import PRECISIONS
+from dit_accel.errors import InvalidSettings
+from dit_accel.extensions import load_extension
+from dit_accel.generation.loading import load_pipeline, read_card
+from dit_accel.generation.placement import DTYPES, OFFLOADS, LoadOptions
+from dit_accel.generation.render import Clip, render_with
+from dit_accel.generation.settings import RenderSettings, build_profile, knobs_of
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, find_heads
-from dit_accel.loading import load_pipeline, read_card
+from dit_accel.hooks import config_of
+from dit_accel.hooks.active_pipeline import transformers_of
+from dit_accel.io.parsing import parsed
 from dit_accel.methods import METHODS
-from dit_accel.parsing import parsed
-from dit_accel.placing import DTYPES, OFFLOADS, Placing
-from dit_accel.precision import PRECISIONS
-from dit_accel.profile import Profile
-from dit_accel.render import Clip, RenderSettings, build_profile, render_with
-from dit_accel.running import transformers_of
-from dit_accel.seam import config_of
+from dit_accel.runtime.profile import Profile
 from dit_accel_pipelines import SizeRule, find_family
 
 CATEGORY = "DiT-Accel"
@@ -43,16 +43,16 @@ class LoadedPipeline:
 
     pipe: DiffusionPipeline
     model: str
-    placing: Placing
+    load_options: LoadOptions
 
 
 def load(model: str, dtype: str, device: str, offload: str) -> tuple[LoadedPipeline]:
     """A pipeline on a device, from safetensors only."""
-    placing = Placing(device, dtype, offload=offload)
-    placing.check()
-    pipe = load_pipeline(read_card(model.strip()), placing)
+    load_options = LoadOptions(device, dtype, offload=offload)
+    load_options.check()
+    pipe = load_pipeline(read_card(model.strip()), load_options)
     pipe.set_progress_bar_config(disable=True)
-    return (LoadedPipeline(pipe, model.strip(), placing),)
+    return (LoadedPipeline(pipe, model.strip(), load_options),)
 
 
 def sparse(
@@ -90,7 +90,7 @@ class Guidance:
         """The heads in a model, with the settings.
 
         Raises:
-            BadInput: if they are not of such a model.
+            InvalidSettings: if they are not of such a model.
         """
         return find_heads(self.heads, None, model).with_settings(self.settings)
 
@@ -157,11 +157,17 @@ def compare(
     profile = attention or Profile()
     clip = made(pipeline, settings, profile, guidance)
     dense = made(pipeline, settings, build_profile(settings.as_dense()), guidance)
-    figures = quality(dense.frames, clip.frames, prompt)
-    told = summary(dense, clip, figures, profile.method.name)
+    comparison = load_extension("comparison")
+    figures = comparison.quality_metrics(dense.frames, clip.frames, prompt)
+    told = comparison.summary(dense, clip, figures, profile.method.name)
     both = [torch.from_numpy(c.frames) for c in (dense, clip)]
     difference = (4 * (both[1] - both[0]).abs()).clamp(0, 1)
-    return both[0], both[1], difference, f"{told}\n{speedup(dense, clip):.2f} times as fast"
+    return (
+        both[0],
+        both[1],
+        difference,
+        f"{told}\n{comparison.speedup(dense, clip):.2f} times as fast",
+    )
 
 
 def request(
@@ -178,11 +184,11 @@ def request(
     """The inputs as render settings, the size checked.
 
     Raises:
-        BadInput: with one line, for a size that does not work.
+        InvalidSettings: with one line, for a size that does not work.
     """
     complaint = size_rule_of(pipeline.pipe).complaint(height, width, frames)
     if complaint:
-        raise BadInput(complaint)
+        raise InvalidSettings(complaint)
     return RenderSettings(
         prompt=prompt,
         negative_prompt=negative_prompt or None,
@@ -193,7 +199,7 @@ def request(
         steps=steps,
         guidance_scale=guidance_scale,
         seed=seed,
-        **dataclasses.asdict(pipeline.placing),
+        **dataclasses.asdict(pipeline.load_options),
     )
 
 

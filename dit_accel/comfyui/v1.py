@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dit_accel.comfyui.declaration import Input, Node
+from dit_accel.comfyui.node import Input, Node
 
 TYPES = {"int": "INT", "float": "FLOAT", "string": "STRING", "boolean": "BOOLEAN"}
 

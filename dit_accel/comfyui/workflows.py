@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dit_accel.comfyui.declaration import (
+from dit_accel.comfyui.native_nodes import NODES as NATIVE
+from dit_accel.comfyui.node import (
     Input,
     Node,
     Output,
@@ -16,7 +17,6 @@ from dit_accel.comfyui.declaration import (
     text,
     whole,
 )
-from dit_accel.comfyui.native_nodes import NODES as NATIVE
 from dit_accel.comfyui.pipeline_nodes import NODES as AROUND_PIPELINES
 
 COLUMN, MARGIN, GAP = 420, 40, 60  # pixels of the page

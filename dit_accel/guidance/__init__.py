@@ -1,8 +1,8 @@
 """Perturbed-attention guidance: PAG, SoftPAG and HeadHunter's head sets on ordinary pipelines."""
 
-from dit_accel.guidance.branch import PerturbedBranch
 from dit_accel.guidance.config import PerturbedGuidance, check_family
 from dit_accel.guidance.heads import HeadSet, ModelShape, all_heads, find_heads, parse_heads
+from dit_accel.guidance.perturbed_branch import PerturbedBranch
 
 __all__ = [
     "HeadSet",

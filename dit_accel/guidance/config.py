@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
 from dit_accel_pipelines import Family, families
 
 Perturbation = Literal["identity", "uniform", "mean-query"]
@@ -88,10 +88,10 @@ def check_family(family: Family) -> None:
     """Refuse a family that cannot be guided.
 
     Raises:
-        BadInput: naming those that can.
+        InvalidSettings: naming those that can.
     """
     if not family.guidance:
-        raise BadInput(
+        raise InvalidSettings(
             f"perturbed guidance does not know how {family.name} calls its transformer; "
             f"it does for {', '.join(f.name for f in families() if f.guidance)}"
         )

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from dit_accel.config import Place, Rule
-from dit_accel.errors import BadInput
-from dit_accel.files import written_whole
+from dit_accel.core.schedule import CallContext, Rule
+from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.config import PerturbedGuidance
-from dit_accel.parsing import parsed
-from dit_accel.seam import config_of
+from dit_accel.hooks import config_of
+from dit_accel.io.atomic import atomic_write
+from dit_accel.io.parsing import parsed
 from dit_accel_assets import head_sets
 from dit_accel_pipelines import Family
 
@@ -94,21 +94,25 @@ class HeadSet:
             stack, block = place
             if place not in order:
                 known = ", ".join(f"{s}.0 to {s}.{n - 1}" for s, n in self.model.blocks.items())
-                raise BadInput(f"no block {stack}.{block}: {self.model.transformer} has {known}")
+                raise InvalidSettings(
+                    f"no block {stack}.{block}: {self.model.transformer} has {known}"
+                )
             indices = tuple(sorted(set(self.heads[place])))
             if not indices:
-                raise BadInput(f"no head given of {stack}.{block}: name some, or * for all")
+                raise InvalidSettings(f"no head given of {stack}.{block}: name some, or * for all")
             if indices[-1] >= self.model.heads or indices[0] < 0:
                 wrong = indices[-1] if indices[0] >= 0 else indices[0]
-                raise BadInput(
+                raise InvalidSettings(
                     f"no head {wrong} in {stack}.{block}: heads are 0 to {self.model.heads - 1}"
                 )
             merged[place] = indices
         if not merged:
-            raise BadInput("a head set needs at least one head")
+            raise InvalidSettings("a head set needs at least one head")
         unknown = set(self.settings) - set(SETTINGS)
         if unknown:
-            raise BadInput(f"unknown setting {min(unknown)!r}: choose from {', '.join(SETTINGS)}")
+            raise InvalidSettings(
+                f"unknown setting {min(unknown)!r}: choose from {', '.join(SETTINGS)}"
+            )
         read = parsed(PerturbedGuidance, dict(self.settings), "head set")
         object.__setattr__(self, "heads", merged)
         object.__setattr__(self, "settings", {name: getattr(read, name) for name in self.settings})
@@ -132,11 +136,11 @@ class HeadSet:
         order in a file.
 
         Raises:
-            BadInput: naming what differs.
+            InvalidSettings: naming what differs.
         """
         difference = self.model.difference(model)
         if difference is not None:
-            raise BadInput(f"this head set belongs to another model: here {difference}")
+            raise InvalidSettings(f"this head set belongs to another model: here {difference}")
         return replace(self, model=model)
 
     def with_settings(self, settings: PerturbedGuidance) -> HeadSet:
@@ -162,20 +166,22 @@ class HeadSet:
         """The inverse of `to_dict`.
 
         Raises:
-            BadInput: naming what is wrong.
+            InvalidSettings: naming what is wrong.
         """
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
-            raise BadInput(f"not a head set: it must hold a JSON object with format {FORMAT}")
+            raise InvalidSettings(
+                f"not a head set: it must hold a JSON object with format {FORMAT}"
+            )
         unknown = set(values) - {"format", "model", "heads", "settings", "provenance"}
         if unknown:
-            raise BadInput(f"unknown key {min(unknown)!r} in a head set")
+            raise InvalidSettings(f"unknown key {min(unknown)!r} in a head set")
         model = parsed(ModelShape, _mapping(values, "model"), "head set model")
         heads: dict[tuple[str, int], tuple[int, ...]] = {}
         given = values.get("heads")
         entries: list[Any] = given if isinstance(given, list) else [given]
         for entry in entries:
             if not _is_entry(entry):
-                raise BadInput(
+                raise InvalidSettings(
                     f'heads must be like ["blocks", 3, [0, 4]] or ["blocks", 3, "all"], got {entry!r}'
                 )
             stack, block, indices = entry
@@ -186,7 +192,7 @@ class HeadSet:
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file."""
-        with written_whole(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
@@ -194,16 +200,16 @@ class HeadSet:
         """Read a JSON file.
 
         Raises:
-            BadInput: for a file that cannot be read or is no head set.
+            InvalidSettings: for a file that cannot be read or is no head set.
         """
         try:
             values = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
-            raise BadInput(f"cannot read head set {path}: {error}") from None
+            raise InvalidSettings(f"cannot read head set {path}: {error}") from None
         try:
             return cls.from_dict(values)
-        except BadInput as error:
-            raise BadInput(f"head set {path}: {error}") from None
+        except InvalidSettings as error:
+            raise InvalidSettings(f"head set {path}: {error}") from None
 
 
 def parse_heads(text: str, model: ModelShape) -> HeadSet:
@@ -211,13 +217,15 @@ def parse_heads(text: str, model: ModelShape) -> HeadSet:
     ``blocks.1`` is not ``blocks.10``.
 
     Raises:
-        BadInput: for a text that is written otherwise, or a block or head that the model lacks.
+        InvalidSettings: for a text that is written otherwise, or a block or head that the model lacks.
     """
     heads: dict[tuple[str, int], tuple[int, ...]] = {}
     for part in text.replace(" ", "").split(";"):
         match = _BLOCK.fullmatch(part)
         if match is None:
-            raise BadInput(f'heads are written like "blocks.7:0,4; blocks.9:*", got {part!r}')
+            raise InvalidSettings(
+                f'heads are written like "blocks.7:0,4; blocks.9:*", got {part!r}'
+            )
         place = (match["stack"], int(match["block"]))
         named = match["heads"]
         indices = range(model.heads) if named in (None, "*") else map(int, named.split(","))
@@ -229,7 +237,7 @@ def all_heads(layers: str | None, model: ModelShape) -> HeadSet:
     """All heads of some layers, ``"0,47-49"`` in the order of execution; None: of the middle one.
 
     Raises:
-        BadInput: for a text that is written otherwise, or names no layer of the model.
+        InvalidSettings: for a text that is written otherwise, or names no layer of the model.
     """
     order = model.in_order()
     every = tuple(range(model.heads))
@@ -238,11 +246,11 @@ def all_heads(layers: str | None, model: ModelShape) -> HeadSet:
     try:
         rule = Rule(layers=layers)
     except ValueError as error:
-        raise BadInput(str(error)) from None
-    places = (Place(0, None, i, len(order), "", "") for i in range(len(order)))
+        raise InvalidSettings(str(error)) from None
+    places = (CallContext(0, None, i, len(order), "", "") for i in range(len(order)))
     chosen = {order[place.layer]: every for place in places if rule.fits(place)}
     if not chosen:
-        raise BadInput(f"layers {layers!r} names none of the {len(order)} layers")
+        raise InvalidSettings(f"layers {layers!r} names none of the {len(order)} layers")
     return HeadSet(model, chosen)
 
 
@@ -253,12 +261,14 @@ def find_heads(
     is in one, or as `parse_heads` reads it.
 
     Raises:
-        BadInput: as the three.
+        InvalidSettings: as the three.
     """
     if isinstance(heads, str) and heads == "all":
         return all_heads(layers, model)
     if layers is not None:
-        raise BadInput("layers goes with heads='all': a head set or spec names its layers itself")
+        raise InvalidSettings(
+            "layers goes with heads='all': a head set or spec names its layers itself"
+        )
     if isinstance(heads, HeadSet):
         return heads.fitting(model)
     if isinstance(heads, Mapping):
@@ -281,5 +291,5 @@ def _is_entry(entry: Any) -> bool:
 def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = values.get(key, {})
     if not isinstance(found, Mapping):
-        raise BadInput(f"{key} of a head set must hold keys and values, got {found!r}")
+        raise InvalidSettings(f"{key} of a head set must hold keys and values, got {found!r}")
     return found

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dit_accel.call import AttentionCall, Plan
+from dit_accel.core.attention_call import AttentionCall, Plan
+from dit_accel.core.ops import Ops
 from dit_accel.methods.base import Method, check_count, check_share
 from dit_accel.methods.blocks import frame_runs, nearest, static_map
-from dit_accel.ops import Ops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Band(Method):
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         device = call.query.device
-        with ops.stopwatch("selection", device):
+        with ops.timer("selection", device):
             queries = frame_runs(call.layout, self.block, device)
             keys = frame_runs(call.layout, max(1, self.block // 4), device)
             distance = (queries.place[:, None, 1] - keys.place[None, :, 1]).abs()

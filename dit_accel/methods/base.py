@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from dit_accel.call import AttentionCall, Plan
-from dit_accel.ops import Ops
+from dit_accel.core.attention_call import AttentionCall, Plan
+from dit_accel.core.ops import Ops
 from dit_accel_kernels import with_dense_tokens
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit_accel.call import AttentionCall
+from dit_accel.core.attention_call import AttentionCall
 from dit_accel_kernels import BlockMap
 from dit_accel_pipelines import TokenLayout
 

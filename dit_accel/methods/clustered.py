@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dit_accel.call import AttentionCall, Plan
+from dit_accel.core.attention_call import AttentionCall, Plan
+from dit_accel.core.ops import Ops, heads_first
 from dit_accel.methods.base import MethodState, Refreshed, check_count
-from dit_accel.ops import Ops, heads_first
 from dit_accel_kernels import BlockMap
 
 

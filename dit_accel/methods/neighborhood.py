@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from dit_accel.call import AttentionCall, Plan
+from dit_accel.core.attention_call import AttentionCall, Plan
+from dit_accel.core.ops import Ops
 from dit_accel.methods.base import Method, check_share
 from dit_accel.methods.blocks import nearest, static_map, tiles
-from dit_accel.ops import Ops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Neighborhood(Method):
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         layout, device = call.layout, call.query.device
-        with ops.stopwatch("selection", device):
+        with ops.timer("selection", device):
             groups = tiles(layout, self.tile, device)
             shape = self.window or (layout.frames, layout.height, layout.width)
             place = groups.place / torch.tensor(shape, dtype=torch.float32, device=device)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dit_accel.call import AttentionCall, Plan
+from dit_accel.core.attention_call import AttentionCall, Plan
+from dit_accel.core.ops import Ops, heads_first
 from dit_accel.methods.base import Refreshed, check_count, check_share
 from dit_accel.methods.blocks import uniform_blocks
-from dit_accel.ops import Ops, heads_first
 from dit_accel_kernels import (
     BlockMap,
     centroid_mass,
@@ -47,7 +47,7 @@ class PermutedBlocks(Refreshed):
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         query, key, _ = heads_first(call)
-        with ops.stopwatch("selection", call.query.device):
+        with ops.timer("selection", call.query.device):
             rows = spread_rows(call.tokens, self.samples, call.query.device)
             importance = sampled_importance(query, key, rows, call.scale)  # [B, H, S]
             raster, offsets = uniform_blocks(call, self.block)

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dit_accel.call import AttentionCall, Plan
+from dit_accel.core.attention_call import AttentionCall, Plan
+from dit_accel.core.ops import Ops
 from dit_accel.methods.base import Method, check_count
 from dit_accel.methods.blocks import frame_runs, static_map
-from dit_accel.ops import Ops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Radial(Method):
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         device = call.query.device
-        with ops.stopwatch("selection", device):
+        with ops.timer("selection", device):
             groups = frame_runs(call.layout, self.block, device)
             frame, inside = groups.place.unbind(-1)
             apart = (frame[:, None] - frame).abs()

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dit_accel.call import AttentionCall
+from dit_accel.core.attention_call import AttentionCall
+from dit_accel.core.ops import Ops
 from dit_accel.methods.base import Attended, Method, MethodState, check_count, check_share
-from dit_accel.ops import Ops
 from dit_accel_kernels import BlockMap
 
 Mode = Literal["merge", "paper"]
@@ -142,7 +142,7 @@ class ReTtention(Method):
     def repeat(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended:
         """The output of the last full step."""
         assert state.repeated is not None
-        with ops.stopwatch("attention", call.query.device):
+        with ops.timer("attention", call.query.device):
             out = state.repeated.transpose(1, 2).clone()
         state.uses += 1
         return Attended(out, torch.zeros((), device=out.device))

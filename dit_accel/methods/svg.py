@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dit_accel.call import AttentionCall, Plan
+from dit_accel.core.attention_call import AttentionCall, Plan
+from dit_accel.core.ops import Ops, heads_first
 from dit_accel.methods.base import Refreshed, check_count, check_share
 from dit_accel.methods.blocks import Groups, nearest, run_offsets, static_map
-from dit_accel.ops import Ops, heads_first
 from dit_accel_kernels import BlockMap, sampled_attention, spread_rows
 
 
@@ -46,7 +46,7 @@ class SVG(Refreshed):
         check_count("block", self.block)
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
-        with ops.stopwatch("selection", call.query.device):
+        with ops.timer("selection", call.query.device):
             key = (self, call.layout, call.query.shape, call.query.device)
             spatial, temporal = ops.shared(
                 key, lambda: [self.band(call, temporal) for temporal in (False, True)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_accel.call import AttentionCall, Plan
+from dit_accel.core.attention_call import AttentionCall, Plan
+from dit_accel.core.ops import Ops
 from dit_accel.methods.base import check_share
 from dit_accel.methods.clustered import Clustered, Clusters
-from dit_accel.ops import Ops
 
 
 @dataclass(frozen=True, kw_only=True)

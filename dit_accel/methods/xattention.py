@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dit_accel.call import AttentionCall, Plan
+from dit_accel.core.attention_call import AttentionCall, Plan
+from dit_accel.core.ops import Ops, heads_first
 from dit_accel.methods.base import Refreshed, check_count, check_share
 from dit_accel.methods.blocks import uniform_blocks
-from dit_accel.ops import Ops, heads_first
 from dit_accel_kernels import BlockMap, antidiagonal_mass, select_top_p
 
 
@@ -39,7 +39,7 @@ class XAttention(Refreshed):
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         query, key, _ = heads_first(call)
-        with ops.stopwatch("selection", call.query.device):
+        with ops.timer("selection", call.query.device):
             mass = antidiagonal_mass(query, key, self.block, self.stride, call.scale)
             selected = select_top_p(mass, self.threshold)
             order, offsets = uniform_blocks(call, self.block)

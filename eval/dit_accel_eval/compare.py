@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dit_accel.compare import nearness, table
-from dit_accel.errors import BadInput, first_line
-from dit_accel.files import check_writable, written_whole
-from dit_accel.records import to_json
-from dit_accel.render import versions
+from dit_accel.errors import InvalidSettings, first_line
+from dit_accel.generation.render import versions
+from dit_accel.io.atomic import atomic_write, check_writable
+from dit_accel.io.jsonl import to_json
+from dit_accel.io.tables import table
+from dit_accel_eval.comparison import similarity_metrics
 from dit_accel_eval.frames import PICTURES, VIDEOS, difference, read_clip, write_webm
 from dit_accel_eval.page import Page, Panel, Player, TableRow
 from dit_accel_eval.report import shown, titles
@@ -30,11 +31,11 @@ def compare(
     """Measure every pair; with ``out`` write ``compare.json`` and ``report.html``; returns the table.
 
     Raises:
-        BadInput: if something cannot be read, or a pair differs in its number of frames or size; of several pairs
-            the others are measured and kept first.
+        InvalidSettings: if something cannot be read, or a pair differs in its number of frames or size; of several
+            pairs the others are measured and kept first.
     """
     if fps < 1:
-        raise BadInput(f"--fps must be at least 1, got {fps}")
+        raise InvalidSettings(f"--fps must be at least 1, got {fps}")
     if out:
         check_writable(out / "report.html")
     found = pairs(reference, other)
@@ -47,7 +48,7 @@ def compare(
     if wrong:
         kept = keep(out, records) if out and records else None
         others = f"; {len(wrong) - 1} more pairs do not fit" if len(wrong) > 1 else ""
-        raise BadInput(f"{wrong[0]}{others}{f'; the rest is in {kept}' if kept else ''}")
+        raise InvalidSettings(f"{wrong[0]}{others}{f'; the rest is in {kept}' if kept else ''}")
     means = {name: estimate([r[name] for r in records]) for name in FIGURES}
     columns = titles(FIGURES, records)
     rows = {r["clip"]: {t: number(r[n]) for n, t in columns.items()} for r in records}
@@ -74,11 +75,15 @@ def pairs(reference: Path, other: Path) -> dict[str, tuple[Path, Path]]:
     if all(side is None for side in sides):
         return {other.stem: (reference, other)}
     if any(side is None for side in sides):
-        raise BadInput(f"{reference} and {other} must both be clips, or both folders of clips")
+        raise InvalidSettings(
+            f"{reference} and {other} must both be clips, or both folders of clips"
+        )
     first, second = (side or {} for side in sides)
     if first.keys() != second.keys():
         lonely = sorted(first.keys() ^ second.keys())
-        raise BadInput(f"clips must come in pairs of the same name: {lonely[0]!r} has no partner")
+        raise InvalidSettings(
+            f"clips must come in pairs of the same name: {lonely[0]!r} has no partner"
+        )
     return {name: (first[name], second[name]) for name in sorted(first)}
 
 
@@ -86,21 +91,23 @@ def clips_in(path: Path) -> dict[str, Path] | None:
     """Clips in a folder by name; None for a clip itself: a file, or a folder of pictures.
 
     Raises:
-        BadInput: for a folder with nothing to compare.
+        InvalidSettings: for a folder with nothing to compare.
     """
     if not path.is_dir():
         return None
     kinds = {p.suffix.lower() for p in path.iterdir()}
     if kinds.intersection(PICTURES):
         if kinds.intersection(VIDEOS):
-            raise BadInput(f"{path} holds videos and pictures: put those to compare into a folder")
+            raise InvalidSettings(
+                f"{path} holds videos and pictures: put those to compare into a folder"
+            )
         return None
     files = [p for p in path.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS]
     found = {p.stem: p for p in files}
     if not found:
-        raise BadInput(f"no clips in {path}: give videos ({', '.join(VIDEOS)}) or pictures")
+        raise InvalidSettings(f"no clips in {path}: give videos ({', '.join(VIDEOS)}) or pictures")
     if len(found) < len(files):
-        raise BadInput(f"{path} has two clips of one name: rename one")
+        raise InvalidSettings(f"{path} has two clips of one name: rename one")
     return found
 
 
@@ -109,8 +116,8 @@ def measure(name: str, reference: Path, other: Path, backbone: Path | None) -> d
     clips = [read_clip(path) for path in (reference, other)]
     if clips[0].shape != clips[1].shape:
         told = [" x ".join(map(str, clip.shape[:3])) for clip in clips]
-        raise BadInput(f"{name}: {told[0]} frames, rows and columns against {told[1]}")
-    return nearness(clips[0], clips[1], backbone)
+        raise InvalidSettings(f"{name}: {told[0]} frames, rows and columns against {told[1]}")
+    return similarity_metrics(clips[0], clips[1], backbone)
 
 
 def keep(out: Path, records: Sequence[Mapping[str, Any]]) -> Path:
@@ -118,7 +125,7 @@ def keep(out: Path, records: Sequence[Mapping[str, Any]]) -> Path:
     reason, path = lpips_reason(records), out / "compare.json"
     means = {name: estimate([r[name] for r in records]) for name in FIGURES}
     told = {"pairs": records, "mean": means, **({"lpips_reason": reason} if reason else {})}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(to_json(told, indent=2) + "\n")
     return path
 
@@ -161,7 +168,7 @@ def write(
             player(out, number, r, found[r["clip"]], fps) for number, r in enumerate(farthest)
         ],
     )
-    with written_whole(out / "report.html") as temporary:
+    with atomic_write(out / "report.html") as temporary:
         temporary.write_text(page.html())
 
 

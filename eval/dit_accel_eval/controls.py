@@ -16,10 +16,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit_accel import SVG2, AttentionCall, Method, Plan, ReTtention
+from dit_accel.core.ops import Ops, heads_first
 from dit_accel.methods import Attended
 from dit_accel.methods.clustered import Clusters, ClusterState
 from dit_accel.methods.re_ttention import Statistics
-from dit_accel.ops import Ops, heads_first
 from dit_accel_kernels import (
     BlockMap,
     centroid_mass,

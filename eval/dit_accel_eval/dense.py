@@ -12,9 +12,10 @@ from diffusers.models.attention_dispatch import attention_backend
 
 from dit_accel import Profile, Schedule
 from dit_accel.errors import RunFailed
-from dit_accel.files import written_whole
-from dit_accel.records import to_json
-from dit_accel.render import Clip, RenderSettings, render, render_with
+from dit_accel.generation.render import Clip, render, render_with
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.io.atomic import atomic_write
+from dit_accel.io.jsonl import to_json
 from dit_accel_eval.controls import OtherBackend
 
 NATIVE = "native"
@@ -47,7 +48,7 @@ class DenseBackend:
         return cls(**json.loads(path.read_text()))
 
     def keep(self, path: Path) -> None:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             told = {"name": self.name, "seconds": self.seconds}
             temporary.write_text(to_json(told) + "\n")
 

@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dit_accel.errors import BadInput
-from dit_accel.files import written_whole
-from dit_accel.media import to_bytes
+from dit_accel.errors import InvalidSettings
+from dit_accel.io.atomic import atomic_write
+from dit_accel.io.media import to_bytes
 
 FORMAT = "dit_accel frames 2"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -29,7 +29,7 @@ def keep_frames(path: Path, frames: np.ndarray) -> None:
     half = frames.astype(np.float16)
     kept = half if np.array_equal(half.astype(frames.dtype), frames) else frames
     kept = np.ascontiguousarray(kept)  # safetensors writes memory as it lies, whatever the strides
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file({"frames": kept}, temporary, {"format": FORMAT})
 
 
@@ -47,7 +47,7 @@ def load_frames(path: Path) -> np.ndarray | None:
 def write_webm(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     """VP9 in WebM, which every browser plays, frame by frame; odd sizes lose a row or column."""
     with (
-        written_whole(path) as temporary,
+        atomic_write(path) as temporary,
         imageio.get_writer(
             temporary,
             format="FFMPEG",
@@ -76,13 +76,13 @@ def read_clip(path: Path) -> np.ndarray:
     """Frames of a video file, a picture, or a folder of pictures in the order of their names, 2 before 10.
 
     Raises:
-        BadInput: if it cannot be read, or pictures differ in size.
+        InvalidSettings: if it cannot be read, or pictures differ in size.
     """
     try:
         if path.is_dir():
             files = [p for p in path.iterdir() if p.suffix.lower() in PICTURES]
             if not files:
-                raise BadInput(f"no pictures in {path}: accepted are {', '.join(PICTURES)}")
+                raise InvalidSettings(f"no pictures in {path}: accepted are {', '.join(PICTURES)}")
             return _stacked([_picture(file) for file in sorted(files, key=in_order)], path)
         if path.suffix.lower() in PICTURES:
             return _stacked([_picture(path)], path)
@@ -90,10 +90,10 @@ def read_clip(path: Path) -> np.ndarray:
             with imageio.get_reader(path) as reader:
                 return _stacked([np.asarray(frame)[..., :3] for frame in reader], path)  # type: ignore[attr-defined]
     except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, BadInput):
+        if isinstance(error, InvalidSettings):
             raise
-        raise BadInput(f"cannot read {path}: {str(error).splitlines()[0]}") from None
-    raise BadInput(
+        raise InvalidSettings(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    raise InvalidSettings(
         f"{path} is no clip: give a video ({', '.join(VIDEOS)}), a picture, or a folder of pictures"
     )
 
@@ -110,8 +110,10 @@ def _picture(path: Path) -> np.ndarray:
 
 def _stacked(frames: list[np.ndarray], path: Path) -> np.ndarray:
     if not frames:
-        raise BadInput(f"no frames in {path}")
+        raise InvalidSettings(f"no frames in {path}")
     sizes = {frame.shape for frame in frames}
     if len(sizes) > 1:
-        raise BadInput(f"{path} has pictures of different sizes: {sorted(s[:2] for s in sizes)}")
+        raise InvalidSettings(
+            f"{path} has pictures of different sizes: {sorted(s[:2] for s in sizes)}"
+        )
     return np.stack(frames).astype(np.float32) / 255

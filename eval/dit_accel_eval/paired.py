@@ -12,14 +12,14 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from dit_accel import Dense, Profile
-from dit_accel.checking import check
-from dit_accel.cli.options import size_of
-from dit_accel.compare import quality
-from dit_accel.loading import fingerprint, load_pipeline
-from dit_accel.processes import this_process
-from dit_accel.records import append_record, log_of, read_logs, to_json
-from dit_accel.render import RenderSettings, render_with, versions
+from dit_accel.generation.distributed import this_process
+from dit_accel.generation.loading import fingerprint, load_pipeline
+from dit_accel.generation.render import render_with, versions
+from dit_accel.generation.settings import RenderSettings, size_of
+from dit_accel.generation.validation import check
+from dit_accel.io.jsonl import append_record, log_of, read_logs, to_json
 from dit_accel_assets.world import caption, scenes
+from dit_accel_eval.comparison import quality_metrics
 from dit_accel_eval.statistics import estimate
 
 FIGURES = ("psnr", "psnr_objects", "ssim")
@@ -113,7 +113,7 @@ def one_clip(
             "density": clip.attention.density,
             "seconds": clip.seconds["denoise"],
             "dense_seconds": dense.seconds["denoise"],
-            **quality(dense.frames, clip.frames, settings.prompt),
+            **quality_metrics(dense.frames, clip.frames, settings.prompt),
         }
 
 

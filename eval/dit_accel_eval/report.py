@@ -7,11 +7,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from dit_accel.compare import table
-from dit_accel.files import written_whole
-from dit_accel.placing import Placing
-from dit_accel.records import to_json
-from dit_accel.render import RenderSettings
+from dit_accel.generation.placement import LoadOptions
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.io.atomic import atomic_write
+from dit_accel.io.jsonl import to_json
+from dit_accel.io.tables import table
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.page import INK, HeatMap, Page, Panel, Player, TableRow
 from dit_accel_eval.pareto import pareto
@@ -53,11 +53,11 @@ def evaluate(evaluation: Evaluation, out: Path) -> str:
         "settings": rows,
         "clusters": list(by_layer(results.clusters)),
     }
-    with written_whole(out / "summary.json") as temporary:
+    with atomic_write(out / "summary.json") as temporary:
         temporary.write_text(to_json(told, indent=2) + "\n")
-    with written_whole(out / "pareto.png") as temporary:
+    with atomic_write(out / "pareto.png") as temporary:
         pareto(rows, subtitle(results), reasons.get("LPIPS")).savefig(temporary, dpi=140)
-    with written_whole(out / "report.html") as temporary:
+    with atomic_write(out / "report.html") as temporary:
         temporary.write_text(page(results, rows, out).html())
     columns = titles(present(rows), results.records)
     lines = {str(r["setting"]): {t: shown(r[c], c) for c, t in columns.items()} for r in rows}
@@ -69,7 +69,7 @@ def facts(results: Results) -> dict[str, Any]:
     request = asdict(results.request)
     for name in ("prompt", "seed", "method", "knobs", "precision", "dense_precision", "guard"):
         request.pop(name)
-    usual = {f.name: f.default for f in fields(Placing) if f.name not in ("device", "dtype")}
+    usual = {f.name: f.default for f in fields(LoadOptions) if f.name not in ("device", "dtype")}
     used = {n: v for n, v in request.items() if v is not None and usual.get(n) != v}
     return {
         **used,

@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dit_accel.checking import check
-from dit_accel.compare import quality
 from dit_accel.errors import first_line
-from dit_accel.files import check_writable, written_whole
-from dit_accel.loading import ModelCard, ingredients, load_pipeline
-from dit_accel.placing import Placing
-from dit_accel.processes import this_process
-from dit_accel.records import append_record, log_of, read_logs, to_json
-from dit_accel.render import RenderSettings, render
+from dit_accel.generation.distributed import this_process
+from dit_accel.generation.loading import ModelCard, ingredients, load_pipeline
+from dit_accel.generation.placement import LoadOptions
+from dit_accel.generation.render import render
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.validation import check
+from dit_accel.io.atomic import atomic_write, check_writable
+from dit_accel.io.jsonl import append_record, log_of, read_logs, to_json
 from dit_accel_eval.bench.run import machine
+from dit_accel_eval.comparison import quality_metrics
 from dit_accel_eval.dense import NATIVE, DenseBackend, fastest_dense, finite
 from dit_accel_eval.frames import difference, keep_frames, load_frames, write_webm
 from dit_accel_eval.metrics.clip_score import load_clip
@@ -140,7 +141,7 @@ class Runner:
     ) -> dict[str, Any]:
         """Figures and videos; frames that are not finite have none."""
         try:
-            figures = quality(dense.frames, frames, case.prompt, self.evaluation.backbone)
+            figures = quality_metrics(dense.frames, frames, case.prompt, self.evaluation.backbone)
         except ValueError as error:
             return {"failed": first_line(error)}
         videos = {"video": self._video(name), "difference_video": self._video(f"{name}-difference")}
@@ -165,7 +166,7 @@ def run_eval(evaluation: Evaluation, out: Path) -> Results | None:
     other processes have not done their share of the clips.
 
     Raises:
-        BadInput: for a setting, size or backbone that does not work, before anything is rendered.
+        InvalidSettings: for a setting, size or backbone that does not work, before anything is rendered.
     """
     process = this_process()
     results = log_of(out / "results.jsonl", process.rank)
@@ -175,11 +176,11 @@ def run_eval(evaluation: Evaluation, out: Path) -> Results | None:
         setting.identity(cases[0])
     checked, card = checks[0]
     check_writable(results)
-    told: dict[str, Any] = {**machine(checked.device), **ingredients(card, checked.placing)}
+    told: dict[str, Any] = {**machine(checked.device), **ingredients(card, checked.load_options)}
     told["metrics"] = {"lpips": backbone_digest(backbone=evaluation.backbone), "clip": has_clip()}
 
     out.mkdir(parents=True, exist_ok=True)
-    pipe = cache(lambda: loaded(card, process.placing(checked.placing)))
+    pipe = cache(lambda: loaded(card, process.load_options(checked.load_options)))
     fastest = kept_dense(out, checked, told, pipe)
     told["dense"] = fastest.name
 
@@ -200,7 +201,7 @@ def run_eval(evaluation: Evaluation, out: Path) -> Results | None:
                 if key(setting, case) not in done:
                     append_record(results, runner.record(setting, case, dense))
         if watches:
-            with written_whole(watched) as temporary:
+            with atomic_write(watched) as temporary:
                 temporary.write_text(to_json(stability(pipe(), checked), indent=1) + "\n")
     records = all_records(out)
     if not watched.exists() or any(key(s, c) not in records for s in settings for c in cases):
@@ -222,9 +223,9 @@ def kept_dense(
     return DenseBackend.kept(path)
 
 
-def loaded(card: ModelCard, placing: Placing) -> Any:
+def loaded(card: ModelCard, load_options: LoadOptions) -> Any:
     """A pipeline without its own progress bars."""
-    pipe = load_pipeline(card, placing)
+    pipe = load_pipeline(card, load_options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dit_accel import Method, Profile, Schedule
-from dit_accel.checking import check
-from dit_accel.cli.options import attention_settings
-from dit_accel.errors import BadInput
-from dit_accel.profile import SUFFIXES
-from dit_accel.render import Clip, RenderSettings, build_profile, render, render_with
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.render import Clip, render, render_with
+from dit_accel.generation.settings import RenderSettings, attention_settings, build_profile
+from dit_accel.generation.validation import check
+from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.controls import OtherBackend, RoundedAttention
 
 FLOORS: dict[str, tuple[str, Method]] = {
@@ -36,12 +36,12 @@ class Setting:
         method.
 
         Raises:
-            BadInput: for a part without ``=``, or a file that is no profile.
+            InvalidSettings: for a part without ``=``, or a file that is no profile.
         """
         name, *parts = text.split(":")
         for part in parts:
             if "=" not in part:
-                raise BadInput(f"setting {text!r}: {part!r} is not KNOB=VALUE")
+                raise InvalidSettings(f"setting {text!r}: {part!r} is not KNOB=VALUE")
         knobs = dict(part.split("=", 1) for part in parts)
         given = {key: knobs.pop(key, None) for key in ("precision", "dense_precision", "guard")}
         path = Path(name) if Path(name).suffix in SUFFIXES else None
@@ -84,7 +84,7 @@ def floors(names: str, dtype: str) -> list[Setting]:
     """Floors by name, separated by commas; ``auto`` is bfloat16 for float32 pipelines, else another backend.
 
     Raises:
-        BadInput: for a name that there is not.
+        InvalidSettings: for a name that there is not.
     """
     if names == "none":
         return []
@@ -92,5 +92,7 @@ def floors(names: str, dtype: str) -> list[Setting]:
         names = "bfloat16" if dtype == "float32" else "backend"
     for name in names.split(","):
         if name not in FLOORS:
-            raise BadInput(f"unknown floor {name!r}: choose from auto, none, {', '.join(FLOORS)}")
+            raise InvalidSettings(
+                f"unknown floor {name!r}: choose from auto, none, {', '.join(FLOORS)}"
+            )
     return [Floor(FLOORS[name][0], {}, method=FLOORS[name][1]) for name in names.split(",")]

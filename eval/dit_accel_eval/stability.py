@@ -10,9 +10,10 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from dit_accel import SVG2, AttentionCall, Method, Profile, Schedule
+from dit_accel.core.ops import Ops
+from dit_accel.generation.render import render_with
+from dit_accel.generation.settings import RenderSettings
 from dit_accel.methods.clustered import ClusterState
-from dit_accel.ops import Ops
-from dit_accel.render import RenderSettings, render_with
 
 HEADS = 4  # of a layer, the first ones
 

@@ -33,7 +33,7 @@ ALLEGRO = Family(
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="one batch",
+    cfg="batched",
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep"),
         *("attention_mask", "encoder_attention_mask"),

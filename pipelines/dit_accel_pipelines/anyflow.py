@@ -23,7 +23,7 @@ ANYFLOW = Family(
     blocks={"blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="one batch",
+    cfg="batched",
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "r_timestep"),
         "encoder_hidden_states_image",

@@ -9,8 +9,8 @@ from dit_accel_pipelines.family import (
     Config,
     Family,
     TokenLayout,
+    image_size_rule,
     latent_grid,
-    picture_rule,
 )
 
 REGISTERS = 8
@@ -32,8 +32,8 @@ AURAFLOW = Family(
         "single_transformer_blocks": "num_single_dit_layers",
     },
     layout=layout,
-    size_rule=picture_rule,
-    cfg="one batch",
+    size_rule=image_size_rule,
+    cfg="batched",
     text_tokens=lambda _: REGISTERS + 256,
     text_first=True,
     joint=True,

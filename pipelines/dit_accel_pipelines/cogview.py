@@ -9,8 +9,8 @@ from dit_accel_pipelines.family import (
     Config,
     Family,
     TokenLayout,
+    image_size_rule,
     latent_grid,
-    picture_rule,
 )
 
 
@@ -26,8 +26,8 @@ COGVIEW3_PLUS = Family(
     attention=r"transformer_blocks\.\d+\.attn1",
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
-    size_rule=picture_rule,
-    cfg="one batch",
+    size_rule=image_size_rule,
+    cfg="batched",
     text_tokens=lambda _: 224,
     text_first=True,
     batched=(
@@ -44,8 +44,8 @@ COGVIEW4 = Family(
     attention=r"transformer_blocks\.\d+\.attn1",
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
-    size_rule=picture_rule,
-    cfg="two calls",
+    size_rule=image_size_rule,
+    cfg="separate",
     text_first=True,
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep"),

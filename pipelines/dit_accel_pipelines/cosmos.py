@@ -28,8 +28,8 @@ COSMOS = Family(
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
-    picture_pipelines=("Cosmos2TextToImagePipeline",),
+    cfg="separate",
+    image_pipelines=("Cosmos2TextToImagePipeline",),
     batched=(
         *("hidden_states", "timestep", "encoder_hidden_states", "attention_mask"),
         *("block_controlnet_hidden_states", "condition_mask"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dit_accel_pipelines.family import Family, picture_rule
+from dit_accel_pipelines.family import Family, image_size_rule
 from dit_accel_pipelines.pixart import layout
 
 DIT = Family(
@@ -11,8 +11,8 @@ DIT = Family(
     attention=r"transformer_blocks\.\d+\.attn1",
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
-    size_rule=picture_rule,
-    cfg="one batch",
+    size_rule=image_size_rule,
+    cfg="batched",
     batched=("hidden_states", "timestep", "class_labels"),
     output="image",
     guidance=False,  # the conditional half of its batch is the first

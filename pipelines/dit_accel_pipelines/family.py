@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class TokenSubset:
     """Samples of a batch that have equally many tokens, and where those lie.
 
     Attributes:
@@ -55,7 +55,7 @@ class TokenLayout:
     width: int
     text_tokens: int = 0
     text_first: bool = False
-    parts: tuple[Part, ...] = field(default=(), compare=False)
+    parts: tuple[TokenSubset, ...] = field(default=(), compare=False)
 
     @property
     def visual_tokens(self) -> int:
@@ -139,7 +139,7 @@ def latent_scale(vae: Config) -> int:
     return int(2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1))
 
 
-def picture_rule(transformer: Config, vae: Config) -> SizeRule:
+def image_size_rule(transformer: Config, vae: Config) -> SizeRule:
     """Of a model of pictures whose tokens are squares of latents."""
     return SizeRule(latent_scale(vae) * transformer["patch_size"], 1)
 
@@ -174,7 +174,7 @@ class Family:
             TokenLayout; None where the tokens are no grid: calls then stay dense in a joint family, and are a
             line of visual tokens in the others.
         size_rule: from the transformer's and the VAE's config (plain JSON) to the sizes that work.
-        cfg: how the pipeline runs classifier-free guidance; ``"one batch"`` is ``[uncond, cond]``.
+        cfg: how the pipeline runs classifier-free guidance; ``"batched"`` is ``[uncond, cond]``.
         text_tokens: from the transformer's config to the number of text tokens among the others, as the
             pipeline pads them by default.
         text_first: they come first.
@@ -198,7 +198,7 @@ class Family:
     blocks: Mapping[str, str]
     layout: Callable[[Mapping[str, Any], Config], TokenLayout | None]
     size_rule: Callable[[Config, Config], SizeRule]
-    cfg: Literal["two calls", "one batch", "embedded"]
+    cfg: Literal["separate", "batched", "embedded"]
     text_tokens: Callable[[Config], int] = none
     text_first: bool = False
     heads: Callable[[Config], tuple[int, int]] = standard_heads
@@ -207,7 +207,7 @@ class Family:
     crops_text: bool = False
     more_attention: Callable[[Config], int] = none
     output: Literal["video", "image"] = "video"
-    picture_pipelines: tuple[str, ...] = ()
+    image_pipelines: tuple[str, ...] = ()
     guidance: bool = True
     postprocess: tuple[Postprocess, ...] = ()
     unshared: str = ""
@@ -286,7 +286,7 @@ def in_parts(layout: TokenLayout, places: Sequence[Tensor]) -> TokenLayout:
     for length in dict.fromkeys(lengths):
         samples = [i for i, other in enumerate(lengths) if other == length]
         where = torch.stack([places[i] for i in samples])
-        parts.append(Part(torch.tensor(samples, device=where.device), where))
+        parts.append(TokenSubset(torch.tensor(samples, device=where.device), where))
     return replace(layout, parts=tuple(parts))
 
 

@@ -31,7 +31,7 @@ FLUX3 = Family(
     blocks={"single_transformer_blocks": "num_single_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
+    cfg="separate",
     text_first=True,
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "target_timestep"),

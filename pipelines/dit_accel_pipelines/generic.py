@@ -17,14 +17,14 @@ NOT_VISUAL = re.compile(
 
 
 def generic_family(
-    transformer: nn.Module, can_be_led: Callable[[nn.Module], bool]
+    transformer: nn.Module, is_patchable: Callable[[nn.Module], bool]
 ) -> Family | None:
     """A family of one: attention modules by name, in the block lists of the transformer itself. Where the tokens are
     stays unknown, so that methods that need a grid do nothing, and so do calls with a mask or fewer tokens
     than the largest attention has. None where nothing is found.
     """
     lists = [n for n, child in transformer.named_children() if isinstance(child, nn.ModuleList)]
-    found = {stack: attention_names(transformer, stack, can_be_led) for stack in lists}
+    found = {stack: attention_names(transformer, stack, is_patchable) for stack in lists}
     found = {stack: names for stack, names in found.items() if names}
     if not found:
         return None
@@ -36,7 +36,7 @@ def generic_family(
         blocks=dict.fromkeys(found, ""),
         layout=no_layout,
         size_rule=no_rule,
-        cfg="two calls",
+        cfg="separate",
         guidance=False,
         tested="declared",
     )
@@ -52,7 +52,7 @@ def no_rule(_transformer: Config, _vae: Config) -> SizeRule:
 
 
 def attention_names(
-    transformer: nn.Module, stack: str, can_be_led: Callable[[nn.Module], bool]
+    transformer: nn.Module, stack: str, is_patchable: Callable[[nn.Module], bool]
 ) -> list[str]:
     """Names of what looks like self-attention over the picture in one list of blocks."""
     return [
@@ -61,5 +61,5 @@ def attention_names(
         if name.rpartition(".")[2] in NAMES
         and not NOT_VISUAL.search(name)
         and not getattr(module, "is_cross_attention", False)
-        and can_be_led(module)
+        and is_patchable(module)
     ]

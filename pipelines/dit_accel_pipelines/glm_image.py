@@ -5,7 +5,7 @@ attention has more keys than queries, and stays dense.
 from __future__ import annotations
 
 from dit_accel_pipelines.cogview import layout
-from dit_accel_pipelines.family import Family, picture_rule
+from dit_accel_pipelines.family import Family, image_size_rule
 
 GLM_IMAGE = Family(
     name="glm-image",
@@ -13,8 +13,8 @@ GLM_IMAGE = Family(
     attention=r"transformer_blocks\.\d+\.attn1",
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
-    size_rule=picture_rule,
-    cfg="two calls",
+    size_rule=image_size_rule,
+    cfg="separate",
     text_first=True,
     batched=(
         *("hidden_states", "encoder_hidden_states", "prior_token_id", "prior_token_drop"),

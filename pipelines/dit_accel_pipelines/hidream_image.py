@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, TokenLayout, patches, picture_rule
+from dit_accel_pipelines.family import Config, Family, TokenLayout, image_size_rule, patches
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
@@ -33,8 +33,8 @@ HIDREAM_IMAGE = Family(
     attention=r"(double|single)_stream_blocks\.\d+\.block\.attn1",
     blocks={"double_stream_blocks": "num_layers", "single_stream_blocks": "num_single_layers"},
     layout=layout,
-    size_rule=picture_rule,
-    cfg="one batch",
+    size_rule=image_size_rule,
+    cfg="batched",
     text_tokens=lambda _: 3 * 128,
     batched=("hidden_states", "timesteps", "encoder_hidden_states_t5", "pooled_embeds"),
     joint=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dit_accel_pipelines.family import Family, picture_rule
+from dit_accel_pipelines.family import Family, image_size_rule
 from dit_accel_pipelines.pixart import layout
 
 HUNYUAN_DIT = Family(
@@ -11,8 +11,8 @@ HUNYUAN_DIT = Family(
     attention=r"blocks\.\d+\.attn1",
     blocks={"blocks": "num_layers"},
     layout=layout,
-    size_rule=picture_rule,
-    cfg="one batch",
+    size_rule=image_size_rule,
+    cfg="batched",
     batched=(
         *("hidden_states", "timestep", "encoder_hidden_states", "text_embedding_mask"),
         *("encoder_hidden_states_t5", "text_embedding_mask_t5", "image_meta_size", "style"),

@@ -35,7 +35,7 @@ HUNYUAN_IMAGE = Family(
     blocks={"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
+    cfg="separate",
     text_tokens=lambda transformer: 1000 + 128 if transformer["text_embed_2_dim"] else 256,
     batched=(
         *("hidden_states", "timestep", "timestep_r", "guidance"),

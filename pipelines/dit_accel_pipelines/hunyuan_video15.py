@@ -44,7 +44,7 @@ HUNYUAN_VIDEO15 = Family(
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
+    cfg="separate",
     text_tokens=lambda _: IMAGE + GLYPHS + TEXT,
     batched=(
         *("hidden_states", "timestep", "timestep_r", "image_embeds"),

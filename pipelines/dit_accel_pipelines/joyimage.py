@@ -68,7 +68,7 @@ JOYIMAGE_EDIT = Family(
     blocks={"double_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
+    cfg="separate",
     heads=heads,
     joint=True,
     output="image",
@@ -82,7 +82,7 @@ JOYIMAGE_EDIT_PLUS = Family(
     blocks={"double_blocks": "num_layers"},
     layout=plus_layout,
     size_rule=size_rule,
-    cfg="one batch",
+    cfg="batched",
     heads=heads,
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "encoder_hidden_states_mask"),

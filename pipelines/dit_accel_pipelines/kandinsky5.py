@@ -34,9 +34,9 @@ KANDINSKY5 = Family(
     blocks={"visual_transformer_blocks": "num_visual_blocks"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
+    cfg="separate",
     heads=heads,
     remark="where it attends sparsely itself (NABLA), its mask keeps calls dense",
-    picture_pipelines=("Kandinsky5T2IPipeline", "Kandinsky5I2IPipeline"),
+    image_pipelines=("Kandinsky5T2IPipeline", "Kandinsky5I2IPipeline"),
     batched=("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
 )

@@ -22,7 +22,7 @@ KANDINSKY6 = Family(
     blocks={"visual_transformer_blocks": "num_visual_blocks"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
+    cfg="separate",
     heads=heads,
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),

@@ -35,7 +35,7 @@ LTX = Family(
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="one batch",
+    cfg="batched",
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
         "video_coords",
@@ -50,7 +50,7 @@ LTX2 = Family(
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="one batch",
+    cfg="batched",
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
         *("video_coords", "sigma", "video_self_attention_mask", "video_keyframes_mask"),

@@ -13,9 +13,9 @@ from dit_accel_pipelines.family import (
     Config,
     Family,
     TokenLayout,
+    image_size_rule,
     in_parts,
     latent_grid,
-    picture_rule,
 )
 
 
@@ -39,8 +39,8 @@ LUMINA2 = Family(
     attention=r"layers\.\d+\.attn",
     blocks={"layers": "num_layers"},
     layout=layout,
-    size_rule=picture_rule,
-    cfg="two calls",
+    size_rule=image_size_rule,
+    cfg="separate",
     text_tokens=lambda _: 256,
     text_first=True,
     heads=lambda transformer: (

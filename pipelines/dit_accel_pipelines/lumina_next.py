@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dit_accel_pipelines import pixart
-from dit_accel_pipelines.family import Config, Family, Part, TokenLayout, picture_rule
+from dit_accel_pipelines.family import Config, Family, TokenLayout, TokenSubset, image_size_rule
 from dit_accel_pipelines.joyimage import heads
 
 
@@ -17,7 +17,7 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     """The grid of latent patches, from hidden_states ``[B, C, H, W]``; the mask of the transformer hides nothing."""
     found = pixart.layout(arguments, config)
     places = torch.arange(found.visual_tokens, device=arguments["hidden_states"].device)
-    return replace(found, parts=(Part(None, places),))
+    return replace(found, parts=(TokenSubset(None, places),))
 
 
 LUMINA_NEXT = Family(
@@ -26,8 +26,8 @@ LUMINA_NEXT = Family(
     attention=r"layers\.\d+\.attn1",
     blocks={"layers": "num_layers"},
     layout=layout,
-    size_rule=picture_rule,
-    cfg="one batch",
+    size_rule=image_size_rule,
+    cfg="batched",
     heads=heads,
     batched=("hidden_states", "encoder_hidden_states", "timestep", "encoder_mask"),
     output="image",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dit_accel_pipelines.family import MODULAR, Config, Family, Part, SizeRule, TokenLayout
+from dit_accel_pipelines.family import MODULAR, Config, Family, SizeRule, TokenLayout, TokenSubset
 from dit_accel_pipelines.positions import grid_of
 
 
@@ -23,7 +23,7 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     if not others[text:].any():
         return TokenLayout(*grid, text, text_first=True)
     places = torch.cat([video, others.nonzero().flatten()])
-    return TokenLayout(*grid, text, parts=(Part(None, places),))
+    return TokenLayout(*grid, text, parts=(TokenSubset(None, places),))
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:

@@ -41,7 +41,7 @@ MOTIF_VIDEO = Family(
     blocks={"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
+    cfg="separate",
     text_tokens=lambda _: 512,
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),

@@ -9,8 +9,8 @@ from dit_accel_pipelines.family import (
     Config,
     Family,
     TokenLayout,
+    image_size_rule,
     latent_grid,
-    picture_rule,
 )
 
 
@@ -25,8 +25,8 @@ PIXART = Family(
     attention=r"transformer_blocks\.\d+\.attn1",
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
-    size_rule=picture_rule,
-    cfg="one batch",
+    size_rule=image_size_rule,
+    cfg="batched",
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "added_cond_kwargs"),
         *("attention_mask", "encoder_attention_mask"),

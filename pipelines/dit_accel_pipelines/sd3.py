@@ -11,8 +11,8 @@ from dit_accel_pipelines.family import (
     Config,
     Family,
     TokenLayout,
+    image_size_rule,
     latent_grid,
-    picture_rule,
 )
 
 
@@ -28,8 +28,8 @@ SD3 = Family(
     attention=r"transformer_blocks\.\d+\.attn2?",
     blocks={"transformer_blocks": "num_layers"},
     layout=layout,
-    size_rule=picture_rule,
-    cfg="one batch",
+    size_rule=image_size_rule,
+    cfg="batched",
     text_tokens=lambda _: 77 + 256,  # CLIP's and T5's
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),

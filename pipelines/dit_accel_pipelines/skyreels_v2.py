@@ -14,7 +14,7 @@ SKYREELS_V2 = Family(
     blocks={"blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
+    cfg="separate",
     batched=(
         *("hidden_states", "timestep", "encoder_hidden_states"),
         "encoder_hidden_states_image",

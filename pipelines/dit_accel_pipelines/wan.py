@@ -28,5 +28,5 @@ WAN = Family(
     blocks={"blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
+    cfg="separate",
 )

@@ -12,7 +12,7 @@ WAN_ANIMATE = Family(
     blocks={"blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
+    cfg="separate",
     batched=(
         *("hidden_states", "encoder_hidden_states", "timestep", "encoder_hidden_states_image"),
         *("pose_hidden_states", "face_pixel_values"),
@@ -27,6 +27,6 @@ CHRONOEDIT = Family(
     blocks={"blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
+    cfg="separate",
     batched=("hidden_states", "encoder_hidden_states", "timestep", "encoder_hidden_states_image"),
 )

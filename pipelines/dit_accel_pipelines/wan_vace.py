@@ -13,7 +13,7 @@ WAN_VACE = Family(
     blocks={"vace_blocks": "vace_layers", "blocks": "num_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="two calls",
+    cfg="separate",
     batched=(
         *("hidden_states", "timestep", "encoder_hidden_states"),
         *("encoder_hidden_states_image", "control_hidden_states"),

@@ -56,7 +56,7 @@ Z_IMAGE = Family(
     blocks={"layers": "n_layers"},
     layout=layout,
     size_rule=size_rule,
-    cfg="one batch",
+    cfg="batched",
     text_tokens=lambda _: 512,
     heads=lambda transformer: (
         transformer["n_heads"],

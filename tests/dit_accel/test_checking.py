@@ -12,12 +12,13 @@ from unittest import mock
 import pytest
 from PIL import Image
 
-from dit_accel.checking import check
-from dit_accel.cli.render_files import Batch, output_paths
-from dit_accel.errors import BadInput
-from dit_accel.placing import check_device
-from dit_accel.processes import Process
-from dit_accel.render import RenderSettings, call_arguments, render
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.batch import Batch, output_paths
+from dit_accel.generation.distributed import Process
+from dit_accel.generation.placement import check_device
+from dit_accel.generation.render import call_arguments, render
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.validation import check
 from dit_accel_eval.heads.search import Search, SearchSettings
 
 PROMPT = "a red circle"
@@ -130,7 +131,7 @@ SCALED = {"true_cfg_scale": 4.0, "negative_prompt": "blurred"}
     ],
 )
 def test_guidance_that_a_pipeline_would_ignore(tmp_path, pipeline, given, message) -> None:
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(InvalidSettings) as error:
         check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
     assert message in str(error.value)
 
@@ -168,7 +169,7 @@ def test_guidance_that_has_an_effect(tmp_path, pipeline, given) -> None:
     ],
 )
 def test_what_a_pipeline_cannot_be_asked_for(tmp_path, pipeline, given, message) -> None:
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(InvalidSettings) as error:
         check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
     assert message in str(error.value)
 
@@ -201,7 +202,7 @@ PICTURE = {"image": "picture.png"}
     ],
 )
 def test_what_a_pipeline_needs(tmp_path, pipeline, given, message) -> None:
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(InvalidSettings) as error:
         check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
     assert message in str(error.value)
 
@@ -227,7 +228,7 @@ def test_a_pipeline_that_has_what_it_needs(tmp_path, monkeypatch, pipeline, give
 def test_a_search_of_heads_needs_a_model_that_can_be_guided(tmp_path: Path) -> None:
     settings = SearchSettings((PROMPT,), reward="sharpness")
     base = RenderSettings("", model=model(tmp_path / "model", "HunyuanDiTPipeline"), steps=1)
-    with pytest.raises(BadInput, match="does not know how hunyuan-dit calls its"):
+    with pytest.raises(InvalidSettings, match="does not know how hunyuan-dit calls its"):
         Search.open(settings, base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -250,13 +251,13 @@ def test_folders_with_dots_and_folders_to_come(tmp_path: Path) -> None:
     assert output_paths([one], tmp_path / "out") == [tmp_path / "out" / "a-red-circle.mp4"]
     several = output_paths([one, one], tmp_path / "v1.0")
     assert {path.parent for path in several} == {tmp_path / "v1.0"}
-    with pytest.raises(BadInput, match="one file for 2 prompts"):
+    with pytest.raises(InvalidSettings, match="one file for 2 prompts"):
         output_paths([one, one], tmp_path / "out.mp4")
 
 
 @pytest.mark.parametrize("scale", [math.inf, math.nan, -1.0])
 def test_the_scale_of_guidance_is_a_finite_number(scale: float) -> None:
-    with pytest.raises(BadInput, match=f"scale must be 0 or more, and finite, got {scale}"):
+    with pytest.raises(InvalidSettings, match=f"scale must be 0 or more, and finite, got {scale}"):
         check(RenderSettings(PROMPT, pag_scale=scale))
 
 
@@ -264,9 +265,9 @@ def test_the_scale_of_guidance_is_a_finite_number(scale: float) -> None:
     ("heads", "message"), [("", "heads are written like"), ({}, "not a head set")], ids=repr
 )
 def test_no_heads_are_not_all(heads: Any, message: str, wan: Any) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InvalidSettings, match=message):
         check(RenderSettings(PROMPT, heads=heads))
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InvalidSettings, match=message):
         render(wan, RenderSettings(PROMPT, heads=heads, height=32, width=32, frames=5, steps=1))
 
 
@@ -275,7 +276,7 @@ def test_what_devices_that_share_a_clip_cannot_do(given: dict[str, Any]) -> None
     with (
         mock.patch("torch.accelerator.device_count", return_value=2),
         mock.patch("torch.cuda.is_available", return_value=False),
-        pytest.raises(BadInput, match="under context parallelism"),
+        pytest.raises(InvalidSettings, match="under context parallelism"),
     ):
         check(RenderSettings(PROMPT, ulysses=2, **given))
 
@@ -286,20 +287,22 @@ def test_pipelines_whose_masks_are_of_all_heads_share_no_clip(tmp_path, pipeline
     with (
         mock.patch("torch.accelerator.device_count", return_value=2),
         mock.patch("torch.cuda.is_available", return_value=False),
-        pytest.raises(BadInput, match=f"{pipeline} cannot share a clip .* leave --context-par"),
+        pytest.raises(
+            InvalidSettings, match=f"{pipeline} cannot share a clip .* leave --context-par"
+        ),
     ):
         check(settings)
 
 
 def test_devices_that_are_not_there() -> None:
-    with pytest.raises(BadInput, match="unknown device 'meta'"):
+    with pytest.raises(InvalidSettings, match="unknown device 'meta'"):
         check_device("meta")
     with (
         mock.patch("torch.cuda.is_available", return_value=True),
         mock.patch("torch.cuda.device_count", return_value=2),
     ):
         assert check_device("cuda:1") == "cuda"
-        with pytest.raises(BadInput, match="choose cuda:0 to cuda:1"):
+        with pytest.raises(InvalidSettings, match="choose cuda:0 to cuda:1"):
             check_device("cuda:2")
 
 

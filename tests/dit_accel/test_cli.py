@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_accel import cli, loading
-from dit_accel.media import read_metadata
-from dit_accel.render import RenderSettings
+from dit_accel import cli
+from dit_accel.generation import loading
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.io.media import read_metadata
 from dit_accel_assets import tiny_world_path
 
 PROMPT = "a red circle moving left on a black background"

@@ -10,9 +10,10 @@ from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig
 
 import dit_accel
-from dit_accel import SVG2, Schedule, seam
-from dit_accel.enabled import session_of
-from dit_accel.render import RenderSettings, render
+from dit_accel import SVG2, Schedule, hooks
+from dit_accel.generation.render import render
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.runtime.enabled import session_of
 
 SPARSE = Schedule(dense_steps=0.25, min_tokens=0)
 ALWAYS = Schedule(dense_steps=0, min_tokens=0)
@@ -43,7 +44,7 @@ def test_copy_and_pickle_of_an_enabled_transformer_are_refused(wan, run_wan) -> 
     with pytest.raises(TypeError, match="disable it first"):
         copy.deepcopy(wan.transformer)
     with pytest.raises(TypeError, match="disable it first"):
-        pickle.dumps(wan.transformer._diffusers_hook.get_hook(seam.HOOK))
+        pickle.dumps(wan.transformer._diffusers_hook.get_hook(hooks.HOOK))
     assert torch.equal(run_wan(wan), expected)
 
 

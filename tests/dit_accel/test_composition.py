@@ -4,7 +4,16 @@ pipeline renders what it renders without us, and is bit for bit itself again aft
 
 import pytest
 import torch
-from composition import FEATURES, METHODS, PRECISIONS, Case, every, pairwise, relative_error, render
+from support.composition import (
+    FEATURES,
+    METHODS,
+    PRECISIONS,
+    Case,
+    every,
+    pairwise,
+    relative_error,
+    render,
+)
 
 from dit_accel import Guard, Schedule
 
@@ -21,7 +30,7 @@ def check(build_wan, case: Case, outcomes: dict[Case, str]) -> None:
     pipe.enable_sparse_attention(METHODS[case.method], schedule=ALWAYS, precision=case.precision)
     found = render(pipe, case)
     report = pipe.attention_report()
-    forwards = 4 if case.guidance == "none" or case.guidance == "one batch" else 8
+    forwards = 4 if case.guidance == "none" or case.guidance == "batched" else 8
     assert 0 < report.calls["sparse"] <= 3 * forwards
     assert (report.calls["sparse"] < 3 * forwards) == (case.feature in CACHES)
     assert report.calls["dense"] == report.calls["fallback"] == 0
@@ -57,4 +66,4 @@ def test_guard_on_refuses_caches(build_wan, cache: str) -> None:
     FEATURES[cache](pipe)
     pipe.enable_sparse_attention("svg-ear", schedule=ALWAYS, guard=Guard("on"))
     with pytest.raises(RuntimeError, match="use guard 'warn', or disable the cache"):
-        render(pipe, Case("svg-ear", "full", "two calls", "1", cache))
+        render(pipe, Case("svg-ear", "full", "separate", "1", cache))

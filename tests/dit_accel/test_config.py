@@ -1,8 +1,8 @@
 import pytest
 
 from dit_accel import SVG2, Schedule
-from dit_accel.errors import BadInput
-from dit_accel.render import RenderSettings, build_profile
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.settings import RenderSettings, build_profile
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_knobs_are_read_from_texts() -> None:
     ids=str,
 )
 def test_bad_knobs_are_one_line(knobs: dict[str, str], message: str) -> None:
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(InvalidSettings, match=message) as caught:
         build_profile(RenderSettings("a", method="svg2", knobs=knobs))
     assert "\n" not in str(caught.value)
 

@@ -8,14 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import context_parallel
 import pytest
+import support.context_parallel as context_parallel
 import torch
-from context_parallel import CASES, attended
 from safetensors import safe_open
-from tiny_transformers import ROWS
+from support.context_parallel import CASES, attended
+from support.tiny_transformers import ROWS
 
-from dit_accel.seam import interleaved, splits_text
+from dit_accel.hooks import interleaved, splits_text
 from dit_accel_pipelines import TokenLayout, in_parts
 
 WORKER = Path(context_parallel.__file__)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import dit_accel.cost
+import dit_accel.runtime.cost_model
 from dit_accel import SVG2, Radial, SVGEar, doctor
-from dit_accel.cost import (
-    Adviser,
-    CannotPay,
+from dit_accel.errors import InvalidSettings
+from dit_accel.runtime.cost_model import (
     Rates,
+    SlowdownAdvisor,
+    SlowdownWarning,
     SparseRates,
     Work,
     find_rates,
@@ -21,7 +22,6 @@ from dit_accel.cost import (
     predicted_speedup,
     rates_for,
 )
-from dit_accel.errors import BadInput
 from dit_accel_eval.bench.cases import Shape
 from dit_accel_eval.bench.rates import Size, SparseCall, compared, fit, measure
 
@@ -130,14 +130,14 @@ def test_rates_come_back_from_their_file(tmp_path: Path) -> None:
     rates.save(tmp_path / "r.json")
     assert Rates.load(tmp_path / "r.json") == rates
     (tmp_path / "r.json").write_text('{"device": "cpu"}')
-    with pytest.raises(BadInput, match="holds no rates"):
+    with pytest.raises(InvalidSettings, match="holds no rates"):
         Rates.load(tmp_path / "r.json")
 
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch) -> tuple[Path, Path]:
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_: str(tmp_path / "own"))
-    monkeypatch.setattr(dit_accel.cost, "shipped_rates", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(dit_accel.runtime.cost_model, "shipped_rates", lambda: tmp_path / "shipped")
     return tmp_path / "own", tmp_path / "shipped"
 
 
@@ -154,13 +154,13 @@ def test_own_rates_win_over_shipped_ones(folders) -> None:
 
 def test_advice_is_said_once_with_its_figure(folders) -> None:
     fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
-    adviser, method = Adviser(), SVG2(min_key_share=0.1)
+    adviser, method = SlowdownAdvisor(), SVG2(min_key_share=0.1)
     small, large = torch.empty(1, 300, 4, 64), torch.empty(1, 20_000, 4, 64)
     rates = rates_for(small)
     assert rates is not None
     assert predicted_speedup(method, small, rates) < 1 < predicted_speedup(method, large, rates)
     told = r"svg2 cannot pay at 300 tokens: .* [\d.]+ times as long as dense, by the rates .*; such calls run dense"
-    with pytest.warns(CannotPay, match=told):
+    with pytest.warns(SlowdownWarning, match=told):
         adviser.look(method, small, False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -181,8 +181,8 @@ def test_rates_of_other_threads_say_so(folders) -> None:
     other = replace(rates, about={**rates.about, "threads": here + 3})
     other.save(own_rates("cpu", "float32"))
     told = f", measured with {here + 3} threads, not {here}: `dit-accel bench rates`"
-    with pytest.warns(CannotPay, match=told):
-        Adviser().look(SVG2(min_key_share=0.1), torch.empty(1, 300, 4, 64), True)
+    with pytest.warns(SlowdownWarning, match=told):
+        SlowdownAdvisor().look(SVG2(min_key_share=0.1), torch.empty(1, 300, 4, 64), True)
     assert told in doctor.rates()["cpu float32"]
     assert replace(other, device="cuda").caveat == ""
 
@@ -191,7 +191,7 @@ def test_damaged_rates_do_not_stop_a_run(folders) -> None:
     fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
     path = own_rates("cpu", "float32")
     path.write_text(path.read_text().replace('"dense": [', '"dense": [0.0, '))
-    adviser = Adviser()
+    adviser = SlowdownAdvisor()
     with pytest.warns(UserWarning, match="holds no rates"):
         adviser.look(SVG2(), torch.empty(1, 300, 4, 64), True)
 
@@ -199,6 +199,6 @@ def test_damaged_rates_do_not_stop_a_run(folders) -> None:
 def test_a_run_that_cannot_pay_says_so(folders, wan, run_wan) -> None:
     fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
     session = wan.enable_sparse_attention("svg2")
-    with pytest.warns(CannotPay, match="svg2 cannot pay at"):
+    with pytest.warns(SlowdownWarning, match="svg2 cannot pay at"):
         run_wan(wan)
     assert any("cannot pay" in remark for remark in session.report().remarks)

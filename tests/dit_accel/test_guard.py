@@ -7,8 +7,9 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from diffusers.hooks import apply_first_block_cache
 
-from dit_accel import Guard, Plan, Schedule, SVGEar, guard
-from dit_accel.verbs import enable_sparse_attention
+from dit_accel import Guard, Plan, Schedule, SVGEar
+from dit_accel.api import enable_sparse_attention
+from dit_accel.runtime import guard
 
 ALWAYS = Schedule(dense_steps=0, min_tokens=0)
 NEAR_DENSE = SVGEar(density=0.6)

@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import shared_render
+import support.shared_render as shared_render
 import torch
 from diffusers import (
     AuraFlowPipeline,
@@ -18,16 +18,16 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     WanPipeline,
 )
-from launching import SIZE, launched
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
+from support.launching import SIZE, launched
 
 from dit_accel import cli
-from dit_accel.errors import BadInput
-from dit_accel.loading import ingredients, load_pipeline, read_card
-from dit_accel.placing import Placing
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.loading import ingredients, load_pipeline, read_card
+from dit_accel.generation.placement import LoadOptions
 from dit_accel_eval.frames import read_clip
 
 PROMPT = "a red circle moving left on a black background"
@@ -133,9 +133,9 @@ def test_a_lora_file_and_its_scale(lora: Path, tmp_path: Path) -> None:
 def test_context_parallelism_needs_accelerators() -> None:
     with (
         mock.patch("torch.accelerator.device_count", return_value=0),
-        pytest.raises(BadInput, match="accel"),
+        pytest.raises(InvalidSettings, match="accel"),
     ):
-        Placing(ulysses=2).check()
+        LoadOptions(ulysses=2).check()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "cuda:1"])
@@ -145,10 +145,12 @@ def test_each_process_that_shares_a_clip_has_a_gpu_of_its_own(device: str) -> No
         mock.patch("torch.cuda.is_available", return_value=True),
         mock.patch("torch.cuda.device_count", return_value=2),
     ):
-        with pytest.raises(BadInput, match=f"a GPU of its own, got device '{device}': use cuda"):
-            Placing(device, ulysses=2).check()
-        Placing(device).check()
-        Placing("cuda", ulysses=2).check()
+        with pytest.raises(
+            InvalidSettings, match=f"a GPU of its own, got device '{device}': use cuda"
+        ):
+            LoadOptions(device, ulysses=2).check()
+        LoadOptions(device).check()
+        LoadOptions("cuda", ulysses=2).check()
 
 
 def test_two_processes_share_a_clip(tmp_path: Path) -> None:
@@ -170,9 +172,9 @@ def test_what_a_pipeline_is_made_of_is_told_by_what_files_hold(part: str, tmp_pa
     folder, lora = tmp_path / "model", tmp_path / "lora.safetensors"
     shutil.copytree(read_card("tiny-world").source, folder)
     save_file({"a": torch.zeros(4)}, lora)
-    placing = Placing(loras=(f"{lora}:0.5",))
-    before = ingredients(read_card(str(folder)), placing)
-    assert ingredients(read_card(str(folder)), placing) == before
+    load_options = LoadOptions(loras=(f"{lora}:0.5",))
+    before = ingredients(read_card(str(folder)), load_options)
+    assert ingredients(read_card(str(folder)), load_options) == before
     if part == "lora":
         save_file({"a": torch.ones(4)}, lora)
     elif part == "scheduler":
@@ -181,4 +183,4 @@ def test_what_a_pipeline_is_made_of_is_told_by_what_files_hold(part: str, tmp_pa
     else:
         path = next((folder / "transformer").glob("*.safetensors"))
         path.write_bytes(path.read_bytes() + b" ")
-    assert ingredients(read_card(str(folder)), placing) != before
+    assert ingredients(read_card(str(folder)), load_options) != before

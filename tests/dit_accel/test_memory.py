@@ -5,13 +5,13 @@ import json
 
 import pytest
 import torch
-from tiny_transformers import ROWS
+from support.tiny_transformers import ROWS
 
 from dit_accel import SVG, SVG2, Neighborhood, ReTtention, Schedule, SVGEar, XAttention
 from dit_accel.cli import main
-from dit_accel.loading import ModelCard
-from dit_accel.memory import size_of, state_bytes, state_of_render
-from dit_accel.render import RenderSettings
+from dit_accel.generation.loading import ModelCard
+from dit_accel.generation.memory import size_of, state_bytes, state_of_render
+from dit_accel.generation.settings import RenderSettings
 from dit_accel_pipelines import AttentionShape, TokenLayout, find_family
 
 ALWAYS = Schedule(dense_steps=0, min_tokens=0)

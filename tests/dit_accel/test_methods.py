@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from attention_inputs import attention_call, exact_attention
+from support.attention_inputs import attention_call, exact_attention
 
 from dit_accel import (
     METHODS,
@@ -22,9 +22,9 @@ from dit_accel import (
     SVGEar,
     XAttention,
 )
+from dit_accel.core.ops import Ops
+from dit_accel.core.timer import Timer
 from dit_accel.methods.base import Attended
-from dit_accel.ops import Ops
-from dit_accel.stopwatch import Stopwatch
 from dit_accel_pipelines import TokenLayout
 
 ALWAYS = Schedule(dense_steps=0, min_tokens=0)
@@ -69,7 +69,7 @@ def grid_id(grid: tuple[int, int, int]) -> str:
 
 
 def attend(method: Method, call, state=None) -> Attended:
-    found = method.attend(call, state or method.new_state(), Ops(Stopwatch()))
+    found = method.attend(call, state or method.new_state(), Ops(Timer()))
     assert found is not None
     return found
 
@@ -215,7 +215,7 @@ def test_bad_knobs_are_named(kind, knobs, message: str) -> None:
 
 
 def test_static_plans_are_kept_by_device() -> None:
-    call, ops = attention_call(TokenLayout(6, 4, 4)), Ops(Stopwatch())
+    call, ops = attention_call(TokenLayout(6, 4, 4)), Ops(Timer())
     method = Neighborhood()
     here = method.plan(call, method.new_state(), ops)
     assert method.plan(call, method.new_state(), ops) is here
@@ -227,7 +227,7 @@ def test_static_plans_are_kept_by_device() -> None:
 @pytest.mark.parametrize("frames", [1, 5, 21])
 def test_svg_keeps_the_neighbourhood_beside_the_first_frame(frames: int) -> None:
     call = attention_call(TokenLayout(frames, 8, 8))
-    plan = SVG(density=0.05, block=16).plan(call, SVG().new_state(), Ops(Stopwatch()))
+    plan = SVG(density=0.05, block=16).plan(call, SVG().new_state(), Ops(Timer()))
     own = plan.block_map.to_mask().diagonal(dim1=2, dim2=3)
     assert own.float().mean() > 0.2  # the nearest block of keys is a quarter of a block of queries
     if frames == 1:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanCoreDenoiseStep
-from tiny_pipelines import embeds, flow, wan
+from support.tiny_pipelines import embeds, flow, wan
 
 import dit_accel
 from dit_accel import SVG2, Rule, Schedule
-from dit_accel.enabled import session_of
+from dit_accel.runtime.enabled import session_of
 
 SPARSE = SVG2(query_clusters=4, key_clusters=12, top_p=0.5, min_key_share=0.0)
 HALF = Schedule(dense_steps=0.5, min_tokens=0)

@@ -3,9 +3,9 @@
 import pytest
 
 from dit_accel import SVG2, Guard, Profile, ReTtention, Rule, Schedule, SVGEar
-from dit_accel.config import Place
-from dit_accel.errors import BadInput
-from dit_accel.render import RenderSettings, build_profile
+from dit_accel.core.schedule import CallContext
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.settings import RenderSettings, build_profile
 
 
 def places(rule: Rule, steps: int = 10, layers: int = 6, **more: str):
@@ -15,7 +15,7 @@ def places(rule: Rule, steps: int = 10, layers: int = 6, **more: str):
         (step, layer)
         for step in range(steps)
         for layer in range(layers)
-        if rule.fits(Place(step, steps, layer, layers, **rest))
+        if rule.fits(CallContext(step, steps, layer, layers, **rest))
     }
 
 
@@ -50,7 +50,7 @@ def test_a_rule_holds_where_all_of_it_fits() -> None:
 
 
 def test_a_share_of_an_unknown_number_of_steps_never_fits() -> None:
-    place = Place(3, None, 0, 6, "transformer", "cond")
+    place = CallContext(3, None, 0, 6, "transformer", "cond")
     assert not Rule(steps="0%-100%").fits(place)
     assert Rule(steps="3").fits(place)
 
@@ -168,7 +168,7 @@ def test_everything_round_trips(tmp_path, name: str) -> None:
 
 
 def test_one_file_serves_library_and_command_line(tmp_path, wan) -> None:
-    from dit_accel.cli.options import attention_settings
+    from dit_accel.generation.settings import attention_settings
 
     FULL_PROFILE.save(tmp_path / "p.yaml")
     assert wan.enable_sparse_attention(profile=tmp_path / "p.yaml").profile == FULL_PROFILE
@@ -179,7 +179,7 @@ def test_one_file_serves_library_and_command_line(tmp_path, wan) -> None:
 
 
 def test_what_is_given_besides_wins(tmp_path, wan) -> None:
-    from dit_accel.cli.options import attention_settings
+    from dit_accel.generation.settings import attention_settings
 
     FULL_PROFILE.save(tmp_path / "p.yaml")
     same = wan.enable_sparse_attention("re-ttention", profile=tmp_path / "p.yaml")
@@ -232,7 +232,7 @@ def test_what_is_given_besides_wins(tmp_path, wan) -> None:
     ids=str,
 )
 def test_a_wrong_profile_names_the_key(values, message: str) -> None:
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(InvalidSettings, match=message) as caught:
         Profile.from_dict(values)
     assert "\n" not in str(caught.value)
 
@@ -251,6 +251,6 @@ def test_a_wrong_profile_names_the_key(values, message: str) -> None:
 def test_a_wrong_file_is_one_line(tmp_path, name: str, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(InvalidSettings, match=message) as caught:
         Profile.load(tmp_path / name)
     assert "\n" not in str(caught.value)

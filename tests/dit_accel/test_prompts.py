@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from dit_accel.errors import BadInput
-from dit_accel.prompts import read_prompts
+from dit_accel.errors import InvalidSettings
+from dit_accel.io.prompts import read_prompts
 from dit_accel_assets import prompt_sets
 
 
@@ -37,12 +37,14 @@ def test_every_format(tmp_path: Path, name: str, text: str) -> None:
 )
 def test_what_is_wrong_is_told(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InvalidSettings, match=message):
         read_prompts(tmp_path / name)
 
 
 def test_no_file_names_the_sets(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"give a file, or a set: motions, spatial-relations, tiny-"):
+    with pytest.raises(
+        InvalidSettings, match=r"give a file, or a set: motions, spatial-relations, tiny-"
+    ):
         read_prompts(tmp_path / "none.txt")
 
 

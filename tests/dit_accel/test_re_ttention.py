@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from attention_inputs import attention_call, exact_attention
+from support.attention_inputs import attention_call, exact_attention
 
 from dit_accel import ReTtention, Schedule, SVGEar
-from dit_accel.ops import Ops
-from dit_accel.stopwatch import Stopwatch
+from dit_accel.core.ops import Ops
+from dit_accel.core.timer import Timer
 from dit_accel_pipelines import TokenLayout
 
 ALWAYS = Schedule(dense_steps=0, min_tokens=0)
@@ -18,7 +18,7 @@ MASKS = ["neighborhood", "band", "svg-ear", SVGEar(density=0.1)]
 
 def steps(method: ReTtention, drift: float, count: int = 3):
     """Calls whose queries and keys drift, with the method's output and density at each."""
-    ops, state, found = Ops(Stopwatch()), method.new_state(), []
+    ops, state, found = Ops(Timer()), method.new_state(), []
     call, noise = attention_call(LAYOUT), attention_call(LAYOUT, seed=1)
     for step in range(count):
         moved = dataclasses.replace(
@@ -57,7 +57,7 @@ def test_paper_is_the_published_rule() -> None:
     """rho softmax(masked) V + R, with rho growing by lambda, written with explicit attention maps."""
     method = ReTtention(mode="paper", mask="band", density=0.2, lam=0.04)
     (first, _, _), *rest = steps(method, drift=0.1)
-    plan = method.inner.plan(first, method.inner.new_state(), Ops(Stopwatch()))
+    plan = method.inner.plan(first, method.inner.new_state(), Ops(Timer()))
     assert plan is not None
     mask = plan.block_map.to_mask()
 
@@ -96,8 +96,8 @@ def test_policy_of_heads_keeps_full_steps_exact(local_above: float, reuse_below:
     if local_above == 0.0:
         torch.testing.assert_close(
             kept,
-            Ops(Stopwatch()).run(
-                method.inner.plan(again, method.inner.new_state(), Ops(Stopwatch())), again
+            Ops(Timer()).run(
+                method.inner.plan(again, method.inner.new_state(), Ops(Timer())), again
             ),
         )
 
@@ -105,7 +105,7 @@ def test_policy_of_heads_keeps_full_steps_exact(local_above: float, reuse_below:
 def test_heads_that_all_repeat_need_no_mask_and_keep_their_own_memory() -> None:
     method = ReTtention(mask="neighborhood", reuse_below=1.0)
     assert not method.needs_grid
-    ops, state, call = Ops(Stopwatch()), method.new_state(), attention_call(LAYOUT)
+    ops, state, call = Ops(Timer()), method.new_state(), attention_call(LAYOUT)
     for step in range(3):
         attended = method.attend(dataclasses.replace(call, step=step), state, ops)
         assert attended is not None
@@ -116,7 +116,7 @@ def test_heads_that_all_repeat_need_no_mask_and_keep_their_own_memory() -> None:
 
 @pytest.mark.parametrize("precision", ["int8", "int8-fp8"])
 def test_heads_that_all_repeat_do_so_in_the_precision_asked_for(precision: str) -> None:
-    method, ops = ReTtention(reuse_below=1.0), Ops(Stopwatch())
+    method, ops = ReTtention(reuse_below=1.0), Ops(Timer())
     call = dataclasses.replace(attention_call(LAYOUT), precision=precision)
     attended = method.attend(call, method.new_state(), ops)
     assert attended is not None

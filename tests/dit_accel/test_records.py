@@ -3,7 +3,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from dit_accel.records import append_record, read_records, to_json
+from dit_accel.io.jsonl import append_record, read_records, to_json
 
 
 def test_infinite_and_missing_values_are_strict_json() -> None:

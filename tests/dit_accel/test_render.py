@@ -5,8 +5,9 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from dit_accel.enabled import session_of
-from dit_accel.render import RenderSettings, render
+from dit_accel.generation.render import render
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.runtime.enabled import session_of
 
 SETTINGS = RenderSettings("a red circle", method="dense", height=32, width=32, frames=5, steps=3)
 

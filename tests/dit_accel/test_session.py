@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import dit_accel
-from dit_accel import SVG2, Schedule, seam
-from dit_accel.enabled import session_of
-from dit_accel.seam import layers
+from dit_accel import SVG2, Schedule, hooks
+from dit_accel.hooks import layers
+from dit_accel.runtime.enabled import session_of
 from dit_accel_pipelines import UnknownFamily
 
 SPARSE = Schedule(dense_steps=0.25, min_tokens=0)
@@ -359,7 +359,7 @@ def test_a_processor_that_cannot_be_led_is_refused_and_changes_nothing(wan) -> N
     wan.transformer.blocks[2].attn1.processor = Foreign()
     before = processors(wan)
     message = "Foreign calls neither dispatch_attention_fn nor"
-    with pytest.raises(seam.UnsupportedProcessor, match=message):
+    with pytest.raises(hooks.UnsupportedProcessor, match=message):
         wan.enable_sparse_attention("dense")
     assert all(a is b for a, b in zip(processors(wan), before, strict=True))
     assert session_of(wan) is session
@@ -372,5 +372,5 @@ def test_a_processor_that_spells_its_attention_otherwise_is_refused(wan) -> None
             return torch.nn.functional.scaled_dot_product_attention(states, states, states)[:, 0]
 
     wan.transformer.blocks[0].attn1.processor = Spelled()
-    with pytest.raises(seam.UnsupportedProcessor, match="Spelled calls neither"):
+    with pytest.raises(hooks.UnsupportedProcessor, match="Spelled calls neither"):
         wan.enable_sparse_attention("dense")

@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launching import SIZE, launched
+from support.launching import SIZE, launched
 
-import dit_accel.processes
+import dit_accel.generation.distributed
 from dit_accel import cli
-from dit_accel.cli import render_files
 from dit_accel.cli.render import ulysses_degree
-from dit_accel.cli.render_files import Batch, comparison_of, remove_comparison, sheet_of
-from dit_accel.errors import BadInput
-from dit_accel.media import read_metadata, write_clip
-from dit_accel.placing import Placing
-from dit_accel.processes import Process, this_process
-from dit_accel.records import append_record, to_json
-from dit_accel.render import RenderSettings, versions
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation import batch
+from dit_accel.generation.batch import Batch, comparison_of, remove_comparison, sheet_of
+from dit_accel.generation.distributed import Process, this_process
+from dit_accel.generation.placement import LoadOptions
+from dit_accel.generation.render import versions
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.io.jsonl import append_record, to_json
+from dit_accel.io.media import read_metadata, write_clip
 
 PROMPTS = [
     f"a red circle on a {color} background" for color in ("navy", "white", "green", "gray", "pink")
@@ -45,7 +46,7 @@ def state_of(folder: Path) -> dict[str, int]:
 
 def test_a_rank_that_dies_loses_nothing_and_a_rerun_does_what_is_missing(tmp_path: Path) -> None:
     arguments = command_of(tmp_path)
-    dying = [str(Path(__file__).parents[1] / "dying_render.py"), "1"]
+    dying = [str(Path(__file__).parents[1] / "support/dying_render.py"), "1"]
     assert launched(2, dying, arguments) != 0
     before = state_of(tmp_path)
     assert 1 <= len(before) < len(PROMPTS)
@@ -69,7 +70,11 @@ def test_a_render_that_is_ended_while_it_writes_finishes_that_file(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     """Right after the encoder was started, when it would still make a file that was cleaned away."""
-    script = [sys.executable, str(Path(__file__).parents[1] / "ended_render.py"), str(int(number))]
+    script = [
+        sys.executable,
+        str(Path(__file__).parents[1] / "support/ended_render.py"),
+        str(int(number)),
+    ]
     done = subprocess.run([*script, *command_of(tmp_path)], capture_output=True, text=True)
     assert done.returncode == (1 if number == signal.SIGINT else -signal.SIGTERM)
     assert ("error: interrupted" in done.stderr) == (number == signal.SIGINT)
@@ -154,7 +159,7 @@ def test_a_record_that_is_added_while_a_report_is_written_is_in_it(tmp_path, mon
         Batch(False, None, tmp_path / "report.json", False, True, Process(rank, 2))
         for rank in range(2)
     )
-    write = render_files.to_json
+    write = batch.to_json
 
     def slow(*given: Any, **options: Any) -> str:
         if not second._journal().exists():
@@ -163,14 +168,14 @@ def test_a_record_that_is_added_while_a_report_is_written_is_in_it(tmp_path, mon
         return write(*given, **options)
 
     append_record(first._journal(), records[0])
-    monkeypatch.setattr(render_files, "to_json", slow)
+    monkeypatch.setattr(batch, "to_json", slow)
     first._merge(requests)
     found = json.loads((tmp_path / "report.json").read_text())
     assert [record["prompt"] for record in found] == PROMPTS[:2]
 
 
 def test_a_report_of_one_prompt_in_a_process_that_has_none(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(dit_accel.processes, "this_process", lambda _: Process(1, 2))
+    monkeypatch.setattr(dit_accel.generation.distributed, "this_process", lambda _: Process(1, 2))
     report = tmp_path / "report.json"
     given = [PROMPTS[0], "-o", str(tmp_path / "a.mp4"), "--report", str(report), *SIZE]
     assert cli.main(["render", *given]) == 0
@@ -183,15 +188,15 @@ def test_shares_are_all_and_apart() -> None:
         assert sorted(i for share in shares for i in share) == list(range(5))
     assert Process(1, 2, ulysses=2).share(range(5)) == range(5)
     assert [Process(rank, 2, ulysses=2).writes for rank in range(2)] == [True, False]
-    assert Process(1, 2, 1).placing(Placing("cuda")).device == "cuda:1"
-    assert Process(1, 2, 1).placing(Placing("cuda:0")).device == "cuda:0"
+    assert Process(1, 2, 1).load_options(LoadOptions("cuda")).device == "cuda:1"
+    assert Process(1, 2, 1).load_options(LoadOptions("cuda:0")).device == "cuda:0"
 
 
 def test_too_few_processes_are_told() -> None:
     with pytest.raises(
-        BadInput, match="ulysses=2 needs as many processes, here are 1: start with torchrun"
+        InvalidSettings, match="ulysses=2 needs as many processes, here are 1: start with torchrun"
     ):
         this_process(2)
     for text, message in (("ring=2", "use ulysses=N"), ("2", "takes ulysses=N, got '2'")):
-        with pytest.raises(BadInput, match=message):
+        with pytest.raises(InvalidSettings, match=message):
             ulysses_degree(text)

@@ -9,10 +9,10 @@ from diffusers import (
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
 )
-from tiny_pipelines import embeds, ready, wan
+from support.tiny_pipelines import embeds, ready, wan
 
 from dit_accel import SVG2, Schedule
-from dit_accel.enabled import session_of
+from dit_accel.runtime.enabled import session_of
 from dit_accel_pipelines import find_family
 from dit_accel_pipelines.family import STRETCHES
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dit_accel import SVG2, Schedule, ops
+from dit_accel import SVG2, Schedule
+from dit_accel.core import ops
 
 EVERYWHERE = Schedule(dense_steps=0.0, min_tokens=0)
 LAYERS, BRANCHES, TENSORS, STEPS = 3, 2, 2, 4

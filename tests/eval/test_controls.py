@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dit_accel import SVG2, AttentionCall
-from dit_accel.ops import Ops
-from dit_accel.stopwatch import Stopwatch
+from dit_accel.core.ops import Ops
+from dit_accel.core.timer import Timer
 from dit_accel_eval.controls import (
     CONTROLS,
     OracleBlocks,
@@ -30,7 +30,7 @@ def clustered_call(tokens: int = 240, seed: int = 0) -> AttentionCall:
 
 
 def attend(method, call: AttentionCall):
-    ops = Ops(Stopwatch())
+    ops = Ops(Timer())
     plan = method.plan(call, method.new_state(), ops)
     return plan.block_map, ops.run(plan, call)
 
@@ -93,7 +93,7 @@ def test_floors_are_dense_but_for_rounding(floor, least: float, most: float) -> 
     call = clustered_call()
     heads_first = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
     exact = torch.nn.functional.scaled_dot_product_attention(*heads_first, scale=call.scale)
-    attended = floor.attend(call, None, Ops(Stopwatch()))
+    attended = floor.attend(call, None, Ops(Timer()))
     error = float((attended.out - exact.transpose(1, 2)).abs().max())
     assert least < error < most
     assert attended.density == 1

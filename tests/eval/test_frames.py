@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
 from dit_accel_eval.frames import (
     difference,
     keep_frames,
@@ -54,18 +54,18 @@ def test_pictures_are_frames_in_the_order_of_their_names(tmp_path: Path) -> None
     assert (clip[:, 0, 0, 0] * 255).round().tolist() == [0, 1, 2, 10]
     assert read_clip(tmp_path / "1.png").shape == (1, 3, 4, 3)
     Image.new("RGB", (5, 3)).save(tmp_path / "3.png")
-    with pytest.raises(BadInput, match="pictures of different sizes"):
+    with pytest.raises(InvalidSettings, match="pictures of different sizes"):
         read_clip(tmp_path)
 
 
 def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no pictures in"):
+    with pytest.raises(InvalidSettings, match="no pictures in"):
         read_clip(tmp_path)
     (tmp_path / "a.mp4").write_text("no video")
-    with pytest.raises(BadInput, match="cannot read"):
+    with pytest.raises(InvalidSettings, match="cannot read"):
         read_clip(tmp_path / "a.mp4")
     (tmp_path / "a.txt").write_text("no video")
-    with pytest.raises(BadInput, match="is no clip: give a video"):
+    with pytest.raises(InvalidSettings, match="is no clip: give a video"):
         read_clip(tmp_path / "a.txt")
 
 

@@ -3,16 +3,16 @@
 import json
 from dataclasses import replace
 
-import planted_reward
 import pytest
+import support.planted_reward as planted_reward
 import torch
-from launching import SIZE, launched
+from support.launching import SIZE, launched
 
 from dit_accel.cli import main
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.loading import load_pipeline, read_card
+from dit_accel.generation.settings import RenderSettings
 from dit_accel.guidance import HeadSet
-from dit_accel.loading import load_pipeline, read_card
-from dit_accel.render import RenderSettings
 from dit_accel_eval.heads.report import report
 from dit_accel_eval.heads.rewards import caption, caption_words, find_reward, sharpness
 from dit_accel_eval.heads.sampling import Candidate, default_steps, sample
@@ -21,7 +21,7 @@ from dit_accel_eval.heads.validate import validate
 
 PROMPTS = ("a red circle", "a blue square")
 SIZES = {"height": 32, "width": 32, "frames": 5, "steps": 2, "guidance_scale": 1.0}
-SETTINGS = SearchSettings(PROMPTS, (3,), "planted_reward:distance", 2, 1, 2.0, batch=2)
+SETTINGS = SearchSettings(PROMPTS, (3,), "support.planted_reward:distance", 2, 1, 2.0, batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_planted_heads_are_found(base, tmp_path) -> None:
 
 
 def test_no_more_heads_are_kept_than_help(base, tmp_path) -> None:
-    settings = replace(SETTINGS, reward="planted_reward:nearness")
+    settings = replace(SETTINGS, reward="support.planted_reward:nearness")
     search = Search.open(settings, base, tmp_path)
     assert len(run(search, quiet=True) or ()) == 2
     found = found_heads(search)
@@ -88,7 +88,7 @@ def test_killed_and_resumed_gives_the_same(base, tmp_path, monkeypatch) -> None:
         with pytest.raises(KeyboardInterrupt):
             run(cut, quiet=True)
     assert cut.chosen() is None
-    with pytest.raises(BadInput, match="not complete"):
+    with pytest.raises(InvalidSettings, match="not complete"):
         found_heads(cut)
     with (tmp_path / "cut" / "scores-0-of-1.jsonl").open("a") as file:
         file.write('{"request": "a line that was cut')
@@ -135,7 +135,7 @@ def test_processes_of_one_launch_do_all_rounds(folder, tmp_path) -> None:
 )
 def test_a_changed_setting_is_refused(base, tmp_path, change, message) -> None:
     Search.open(SETTINGS, base, tmp_path)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InvalidSettings, match=message):
         Search.open(SearchSettings(**{**vars(SETTINGS), **change}), base, tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_a_changed_setting_is_refused(base, tmp_path, change, message) -> None:
     ids=str,
 )
 def test_bad_settings_write_nothing(base, tmp_path, change, message) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InvalidSettings, match=message):
         Search.open(SearchSettings(**{**vars(SETTINGS), **change}), base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -165,13 +165,15 @@ def test_steps_that_are_left_out_are_the_pipelines(base, tmp_path) -> None:
     """What costs the same without guidance is counted in steps."""
     Search.open(SETTINGS, replace(base, steps=None), tmp_path)
     assert Search.load(tmp_path).base.steps == default_steps("WanPipeline") == 50
-    with pytest.raises(BadInput, match="does not say its number of steps: search with --steps"):
+    with pytest.raises(
+        InvalidSettings, match="does not say its number of steps: search with --steps"
+    ):
         default_steps("PipelineOfSomeoneElse")
 
 
 def test_a_reward_must_be_finite(base, tmp_path) -> None:
-    settings = SearchSettings(**{**vars(SETTINGS), "reward": "planted_reward:broken"})
-    with pytest.raises(BadInput, match="is nan: it must be finite"):
+    settings = SearchSettings(**{**vars(SETTINGS), "reward": "support.planted_reward:broken"})
+    with pytest.raises(InvalidSettings, match="is nan: it must be finite"):
         run(Search.open(settings, base, tmp_path), quiet=True)
 
 
@@ -193,7 +195,7 @@ def test_report_and_validation(base, tmp_path) -> None:
     ]
     again = validate(tmp_path, fresh, quiet=True)
     assert [row["label"] for row in again] == labels
-    with pytest.raises(BadInput, match="has seen 'a blue square' with seed 3"):
+    with pytest.raises(InvalidSettings, match="has seen 'a blue square' with seed 3"):
         validate(tmp_path, search.settings.pairs)
 
 
@@ -204,7 +206,13 @@ def test_the_command_line(base, folder, tmp_path, capsys) -> None:
     out = tmp_path / "search"
     arguments = [
         *("heads", "search", f"--prompts={prompts}", "--seeds=3", f"--out={out}", "--scale=2"),
-        *("--reward=planted_reward:distance", "--top-k=1", f"--model={folder}", *sizes, "--quiet"),
+        *(
+            "--reward=support.planted_reward:distance",
+            "--top-k=1",
+            f"--model={folder}",
+            *sizes,
+            "--quiet",
+        ),
     ]
     assert main([*arguments, "--dry-run"]) == 0
     assert "clips, unknown before the first clip" in capsys.readouterr().out

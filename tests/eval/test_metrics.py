@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from planted_backbone import seeded, torchvision_state
 from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from support.planted_backbone import seeded, torchvision_state
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 from transformers import (
@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
 from dit_accel_assets.world import render, scenes
 from dit_accel_eval.metrics.caption import caption_correct
 from dit_accel_eval.metrics.clip_score import clip_score
@@ -146,7 +146,7 @@ def test_a_backbone_that_is_given_must_do(tmp_path, monkeypatch) -> None:
     assert "LPIPS needs torchvision's alex weights" in reason
     wrong = tmp_path / "wrong.safetensors"
     save_file({"features.0.weight": torch.zeros(1)}, wrong)
-    with pytest.raises(BadInput, match="holds neither torchvision's alex nor vgg"):
+    with pytest.raises(InvalidSettings, match="holds neither torchvision's alex nor vgg"):
         lpips_or_reason(first, second, backbone=wrong)
     save_file(torchvision_state(seeded("alex")), tmp_path / "right.safetensors")
     value, reason = lpips_or_reason(first, second, backbone=tmp_path / "right.safetensors")

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from attention_inputs import attention_call, exact_attention
+from support.attention_inputs import attention_call, exact_attention
 
 from dit_accel import Neighborhood, Profile, ReTtention, Schedule, SVGEar
-from dit_accel.ops import Ops
-from dit_accel.stopwatch import Stopwatch
+from dit_accel.core.ops import Ops
+from dit_accel.core.timer import Timer
 from dit_accel_eval import paired
 from dit_accel_eval.controls import CachedDifference, RoundedAttention
-from dit_accel_eval.methods_table import entries
 from dit_accel_eval.paired import Entry, paired_table, run_paired
 from dit_accel_pipelines import TokenLayout
+from studies.methods_table import entries
 
 SCHEDULE = Schedule(dense_steps=0, min_tokens=0)
 
@@ -53,7 +53,7 @@ def test_the_table_holds_what_it_should() -> None:
 @pytest.mark.parametrize("drift", [0.0, 0.1])
 def test_cached_difference_is_the_rule_it_names(drift: float) -> None:
     """O = O_sparse + (O_full - O_sparse) of the last full step."""
-    method, ops = CachedDifference(density=0.2), Ops(Stopwatch())
+    method, ops = CachedDifference(density=0.2), Ops(Timer())
     call, noise = attention_call(TokenLayout(6, 4, 4)), attention_call(TokenLayout(6, 4, 4), seed=1)
     moved = type(call)(**{**vars(call), "step": 1, "query": call.query + drift * noise.query})
     state = method.new_state()
@@ -69,7 +69,7 @@ def test_cached_difference_is_the_rule_it_names(drift: float) -> None:
 def test_rounding_is_small_and_not_nothing() -> None:
     call = attention_call(TokenLayout(6, 4, 4))
     method = RoundedAttention()
-    out = method.attend(call, method.new_state(), Ops(Stopwatch())).out
+    out = method.attend(call, method.new_state(), Ops(Timer())).out
     error = (out - exact_attention(call)).norm() / exact_attention(call).norm()
     assert 1e-4 < error < 2e-2
 
@@ -78,7 +78,7 @@ def test_controls_of_re_ttention_by_its_knobs() -> None:
     call = attention_call(TokenLayout(6, 4, 4))
     later = type(call)(**{**vars(call), "step": 1, "value": 2 * call.value})
     for knobs, factor in (({"reuse_below": 1.0}, 1.0), ({"local_above": 0.0}, None)):
-        method, ops = ReTtention(density=0.2, **knobs), Ops(Stopwatch())
+        method, ops = ReTtention(density=0.2, **knobs), Ops(Timer())
         state = method.new_state()
         full, then = method.attend(call, state, ops), method.attend(later, state, ops)
         if factor is not None:

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from attention_inputs import attention_call, exact_attention
+from support.attention_inputs import attention_call, exact_attention
 
 from dit_accel.cli import main
-from dit_accel.errors import BadInput
-from dit_accel.render import RenderSettings
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.settings import RenderSettings
 from dit_accel_assets import captures
 from dit_accel_eval.bench import recall as recalled
 from dit_accel_eval.bench.capture import capture, read_capture
@@ -63,7 +63,7 @@ def test_exact_is_dense_attention() -> None:
 )
 def test_places_that_are_not_there(tmp_path, layers, steps, message: str) -> None:
     out = tmp_path / "c.safetensors"
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InvalidSettings, match=message):
         capture(SMALL, layers, steps, "cond", "float16", out)
     assert not out.exists()
 

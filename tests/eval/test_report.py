@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from planted_backbone import seeded, torchvision_state
 from safetensors.torch import save_file
+from support.planted_backbone import seeded, torchvision_state
 
 import dit_accel_eval.runs
 import dit_accel_eval.settings
 from dit_accel import cli
-from dit_accel.processes import Process
+from dit_accel.generation.distributed import Process
 from dit_accel_eval.frames import read_clip, write_webm
 
 PROMPT = "a red circle moving up on a navy background"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
 from dit_accel_eval.paired import paired_gain, paired_table
 from dit_accel_eval.runs import unique
 from dit_accel_eval.settings import Setting, floors
@@ -37,7 +37,7 @@ def test_setting_texts() -> None:
     int8 = Setting.parse("svg2:precision=int8:guard=warn").changes
     assert int8 == {"method": "svg2", "knobs": {}, "precision": "int8", "guard": "warn"}
     assert Setting.parse(setting.label) == setting
-    with pytest.raises(BadInput, match="'top_p' is not KNOB=VALUE"):
+    with pytest.raises(InvalidSettings, match="'top_p' is not KNOB=VALUE"):
         Setting.parse("svg2:top_p")
 
 
@@ -64,7 +64,7 @@ def test_floors_by_name_and_by_dtype() -> None:
     assert [f.label for f in floors("auto", "float32")] == ["floor: attention in bfloat16"]
     assert [f.label for f in floors("auto", "bfloat16")] == ["floor: another backend"]
     assert len(floors("backend,bfloat16", "float32")) == 2
-    with pytest.raises(BadInput, match="unknown floor 'x': choose from auto, none, backend"):
+    with pytest.raises(InvalidSettings, match="unknown floor 'x': choose from auto, none, backend"):
         floors("x", "float32")
 
 

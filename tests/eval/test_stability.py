@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_pipelines import TINY
+from support.tiny_pipelines import TINY
 
 from dit_accel import Schedule
 from dit_accel_eval.stability import ClusterWatch, agreement, by_layer, labels_of, stability
@@ -23,7 +23,7 @@ def test_agreement_is_blind_to_names_and_zero_by_chance() -> None:
 
 
 def test_a_run_has_a_row_per_watched_layer_and_step(wan) -> None:
-    from dit_accel.render import RenderSettings
+    from dit_accel.generation.settings import RenderSettings
 
     case = RenderSettings("a red circle", height=32, width=32, frames=5, steps=3)
     rows = stability(wan, case)

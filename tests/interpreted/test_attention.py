@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_inputs import random_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.attention_inputs import random_map
 
 from dit_accel_kernels import BlockMap, group_by_label, sparse_attention_reference
 from dit_accel_kernels.gpu.dense_attention import dense_attention

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_inputs import precision_inputs
+from support.attention_inputs import precision_inputs
 from torch import Tensor
 
 from dit_accel_kernels import (

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from attention_inputs import random_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.attention_inputs import random_map
 
 from dit_accel_kernels import (
     centroid_error,

@@ -23,8 +23,8 @@ from dit_accel import (
     SVGEar,
     XAttention,
 )
-from dit_accel.guard import Watch
-from dit_accel.ops import Ops
+from dit_accel.core.ops import Ops
+from dit_accel.runtime.guard import GuardMonitor
 from dit_accel_kernels.gpu import (
     centroid_attention,
     dense_attention,
@@ -122,7 +122,7 @@ def test_the_guard_does_not_wait_before_the_end_of_a_forward(launches) -> None:
             torch.empty(1, 5000, 4, 128, dtype=torch.bfloat16, device="cuda") for _ in range(3)
         ]
         call = AttentionCall(*tensors, 0.1, 0, 1, 0, 1, "cond", TokenLayout(8, 25, 25))
-        watch = Watch(Guard("on"))
+        watch = GuardMonitor(Guard("on"))
         watch.look(call, tensors[0], "layer")
         with pytest.raises(DataDependentOutputException):
             watch.read()

@@ -17,9 +17,9 @@ from dit_accel import (
     SVGEar,
     XAttention,
 )
+from dit_accel.core.ops import Ops
+from dit_accel.core.timer import Timer
 from dit_accel.doctor import check_ops
-from dit_accel.ops import Ops
-from dit_accel.stopwatch import Stopwatch
 from dit_accel_kernels import (
     BlockMap,
     check_precision,
@@ -134,7 +134,7 @@ def test_planning_and_attention_never_wait_for_the_device(precision, method) -> 
     tensors = [x.transpose(1, 2).cuda() for x in (query, key, value)]
     layout = TokenLayout(8, 10, 25)
     made = AttentionCall(*tensors, 0.125, 0, 1, 0, 1, "cond", layout, precision)
-    ops, state = Ops(Stopwatch()), method.new_state()
+    ops, state = Ops(Timer()), method.new_state()
     method.attend(made, state, ops)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch.nn.functional as F
-from attention_inputs import precision_inputs
+from support.attention_inputs import precision_inputs
 
 from dit_accel_kernels import quantized_attention_reference
 

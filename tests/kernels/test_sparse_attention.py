@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_inputs import random_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.attention_inputs import random_map
 
 from dit_accel_kernels import (
     BlockMap,
@@ -175,7 +175,7 @@ def test_no_quadratic_buffer() -> None:
     block_map = random_map(query, key, (32, 64), 0.2)
     largest = 0
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class GuardMonitor(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             result = function(*args, **(kwargs or {}))
@@ -183,7 +183,7 @@ def test_no_quadratic_buffer() -> None:
                 largest = max(largest, result.untyped_storage().nbytes())
             return result
 
-    with Watch():
+    with GuardMonitor():
         sparse_attention(query, key, value, block_map)
     assert 0 < largest < size * size * 4 / 16
 

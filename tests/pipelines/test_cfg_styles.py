@@ -38,9 +38,9 @@ def styles_of(pipeline: type) -> set[str]:
     """What the code of its call can do."""
     code = inspect.getsource(pipeline.__call__)
     if DOUBLED.search(code):
-        return {"one batch"}
+        return {"batched"}
     calls = len(CALLED.findall(code)) + 2 * ("guider.prepare_inputs(" in code)
-    found = {"two calls"} if calls > 1 else {"embedded"}
+    found = {"separate"} if calls > 1 else {"embedded"}
     return found | {"embedded"} if EMBEDDED.search(code) else found
 
 

@@ -8,17 +8,17 @@ from typing import Any, ClassVar
 import diffusers
 import pytest
 import torch
-from attention_inputs import exact_attention
-from tiny_transformers import ROWS
-from tiny_transformers.base import BATCH, TinyTransformer
+from support.attention_inputs import exact_attention
+from support.tiny_transformers import ROWS
+from support.tiny_transformers.base import BATCH, TinyTransformer
 from torch import Tensor, nn
 
 import dit_accel
 from dit_accel import SVG2, Neighborhood, Schedule
-from dit_accel.call import AttentionCall
+from dit_accel.core.attention_call import AttentionCall
+from dit_accel.core.ops import Ops
+from dit_accel.core.timer import Timer
 from dit_accel.methods.base import Attended, Method
-from dit_accel.ops import Ops
-from dit_accel.stopwatch import Stopwatch
 from dit_accel_pipelines import families
 
 EVERYWHERE = Schedule(dense_steps=0.0, min_tokens=0)
@@ -148,7 +148,7 @@ def test_text_is_where_the_layout_says(row, transformer) -> None:
 
 def test_neighborhood_knows_the_geometry_and_leaves_text_dense(row, transformer) -> None:
     """Keys permuted within a frame: only queries that see a part of that frame notice."""
-    method, ops = Neighborhood(density=0.3, tile=(1, 2, 2)), Ops(Stopwatch())
+    method, ops = Neighborhood(density=0.3, tile=(1, 2, 2)), Ops(Timer())
     call = first_layer(row, transformer, row.inputs())[1]
     plan = method.plan(call, method.new_state(), ops)
     out = method.attend(call, method.new_state(), ops).out

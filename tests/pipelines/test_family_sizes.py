@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from tiny_transformers import ROWS, image, video
-from tiny_transformers.base import BATCH, Inputs, TinyTransformer, noise
-from tiny_transformers.shared import Place, ids, tokens
+from support.tiny_transformers import ROWS, image, video
+from support.tiny_transformers.base import BATCH, Inputs, TinyTransformer, noise
+from support.tiny_transformers.shared import CallContext, ids, tokens
 
 import dit_accel
 from dit_accel import SVG2, Schedule
@@ -33,21 +33,21 @@ LATENTS = {  # whose size is that of their latents
 }
 
 
-def flux_of(grid: Place) -> Inputs:
+def flux_of(grid: CallContext) -> Inputs:
     return {**image.flux_inputs(), **tokens(grid), "img_ids": ids(grid)}
 
 
-def qwen_image_of(grid: Place) -> Inputs:
+def qwen_image_of(grid: CallContext) -> Inputs:
     shapes = [[(1, *grid[1:])] * grid[0]] * BATCH
     return {**image.qwen_image_inputs(), **tokens(grid), "img_shapes": shapes}
 
 
-def ltx_of(grid: Place) -> Inputs:
+def ltx_of(grid: CallContext) -> Inputs:
     sizes = dict(zip(("num_frames", "height", "width"), grid, strict=True))
     return {**video.ltx_inputs(), **sizes, "hidden_states": noise(BATCH, math.prod(grid), 4)}
 
 
-TOKENS: dict[str, Callable[[Place], Inputs]] = {
+TOKENS: dict[str, Callable[[CallContext], Inputs]] = {
     "flux": flux_of,
     "qwen-image": qwen_image_of,
     "ltx": ltx_of,
@@ -60,7 +60,7 @@ def first_rows(names: set[str]) -> list[TinyTransformer]:
     return [rows[name] for name in rows if name in names]
 
 
-def of_latents(row: TinyTransformer, grid: Place) -> Inputs:
+def of_latents(row: TinyTransformer, grid: CallContext) -> Inputs:
     """The inputs of a row with latents for another grid in patches of 2 x 2."""
     inputs = row.inputs()
     old = inputs["hidden_states"].shape

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import SanaTransformer2DModel
-from tiny_transformers import ROWS
-from tiny_transformers.base import TinyTransformer
+from support.tiny_transformers import ROWS
+from support.tiny_transformers.base import TinyTransformer
 from torch import nn
 
 import dit_accel
 from dit_accel import SVG2, Schedule
-from dit_accel.seam import can_be_led
+from dit_accel.hooks import is_patchable
 from dit_accel_pipelines import UnknownFamily, family, find_family, generic_family
 
 EVERYWHERE = Schedule(dense_steps=0.0, min_tokens=0)
@@ -28,7 +28,7 @@ def test_recognises_what_the_declarations_say(row: TinyTransformer) -> None:
     transformer = row.build()
     declared = find_family(transformer)
     expected = {name for name, _ in declared.attention_modules(transformer)}
-    found = generic_family(transformer, can_be_led)
+    found = generic_family(transformer, is_patchable)
     assert found is not None
     assert {name for name, _ in found.attention_modules(transformer)} == expected
 

@@ -11,9 +11,9 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2KVAttnProcessor,
     Flux2KVParallelSelfAttnProcessor,
 )
-from tiny_transformers import image, picture_flux_like
-from tiny_transformers.base import BATCH, TEXT, noise, padding
-from tiny_transformers.shared import WORDS, ids
+from support.tiny_transformers import image, picture_flux_like
+from support.tiny_transformers.base import BATCH, TEXT, noise, padding
+from support.tiny_transformers.shared import WORDS, ids
 from torch import Tensor, nn
 
 import dit_accel

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from tiny_transformers.base import GRID, noise
-from tiny_transformers.shared import video
-from tiny_transformers.video import kandinsky5
-from tiny_transformers.video_wan_like import skyreels_v2
+from support.tiny_transformers.base import GRID, noise
+from support.tiny_transformers.shared import video
+from support.tiny_transformers.video import kandinsky5
+from support.tiny_transformers.video_wan_like import skyreels_v2
 
 import dit_accel
 from dit_accel import SVG2, Schedule
-from dit_accel.seam import layers, processors
+from dit_accel.hooks import layers, processors
 from dit_accel_pipelines import TokenLayout, find_family
 
 EVERYWHERE = Schedule(dense_steps=0.0, min_tokens=0)

@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dit_accel import AttentionCall, Method, Profile, Schedule
-from dit_accel.checking import check
-from dit_accel.errors import BadInput
-from dit_accel.files import check_writable, written_whole
-from dit_accel.loading import load_pipeline
-from dit_accel.ops import Ops
-from dit_accel.placing import DTYPES
-from dit_accel.render import RenderSettings, render_with, versions
+from dit_accel.core.ops import Ops
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.loading import load_pipeline
+from dit_accel.generation.placement import DTYPES
+from dit_accel.generation.render import render_with, versions
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.validation import check
+from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel_pipelines import TokenLayout
 
 TENSORS = ("query", "key", "value")
@@ -74,24 +75,26 @@ def capture(
     """Render once, dense, and write the tensors of some calls ``[B, S, H, D]``; returns what each is.
 
     Raises:
-        BadInput: for settings that do not work, or places that the run does not have.
+        InvalidSettings: for settings that do not work, or places that the run does not have.
     """
     settings, card = check(settings.as_dense())
     check_writable(out)
     if not layers or not steps:
-        raise BadInput("nothing to capture: give at least one layer and one step")
+        raise InvalidSettings("nothing to capture: give at least one layer and one step")
     count = card.family.attention_shape(card.transformer).layers
     for name, places, end in (("layer", layers, count), ("step", steps, settings.steps)):
         wrong = [p for p in places if p < 0 or (end is not None and p >= end)]
         if wrong:
-            raise BadInput(f"no {name} {wrong[0]}: the run has {name}s 0 to {end and end - 1}")
+            raise InvalidSettings(
+                f"no {name} {wrong[0]}: the run has {name}s 0 to {end and end - 1}"
+            )
     recorder = Recorder(tuple(layers), tuple(steps), branch, DTYPES[keep])
-    pipe = load_pipeline(card, settings.placing)
+    pipe = load_pipeline(card, settings.load_options)
     render_with(pipe, settings, Profile(recorder, Schedule(dense_steps=0, min_tokens=0)))
     found = {(c["layer"], c["step"]) for c in recorder.calls}
     for place in ((layer, step) for layer in layers for step in steps):
         if place not in found:
-            raise BadInput(
+            raise InvalidSettings(
                 f"no call at layer {place[0]}, step {place[1]}, branch {branch or 'any'}: "
                 "the run has fewer steps, or no such branch (try --branch all)"
             )
@@ -101,7 +104,7 @@ def capture(
         "settings": json.dumps(asdict(settings)),
         "versions": json.dumps(versions()),
     }
-    with written_whole(out) as temporary:
+    with atomic_write(out) as temporary:
         save_file(recorder.taken, temporary, about)
     return recorder.calls
 
@@ -110,16 +113,18 @@ def read_capture(path: Path) -> Iterator[AttentionCall]:
     """The calls of a file, in the order of the run, in float32.
 
     Raises:
-        BadInput: for a file that is no capture.
+        InvalidSettings: for a file that is no capture.
     """
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
-                raise BadInput(f"{path} is no capture: make one with `dit-accel bench capture`")
+                raise InvalidSettings(
+                    f"{path} is no capture: make one with `dit-accel bench capture`"
+                )
             for number, place in enumerate(json.loads(about["calls"])):
                 layout = TokenLayout(**place.pop("layout"))
                 tensors = {n: file.get_tensor(f"{number}.{n}").float() for n in TENSORS}
                 yield AttentionCall(**tensors, **place, layout=layout)
     except (OSError, SafetensorError) as error:
-        raise BadInput(f"cannot read capture {path}: {error}") from None
+        raise InvalidSettings(f"cannot read capture {path}: {error}") from None

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from dit_accel import SVG2, AttentionCall, Plan
-from dit_accel.ops import Ops
-from dit_accel.stopwatch import Stopwatch
+from dit_accel.core.ops import Ops
+from dit_accel.core.timer import Timer
 from dit_accel_eval.bench.cases import Shape, clustered
 from dit_accel_eval.bench.kernels import dense_rows, fastest
 from dit_accel_eval.bench.measure import extra_bytes, seconds
@@ -51,7 +51,7 @@ def of_density(method: SVG2, call: AttentionCall, density: float) -> SVG2:
     """The method with the share of key clusters that gives the density: large clusters come first, so
     a share of the clusters holds a larger share of the keys.
     """
-    low, high, state, ops = 0.0, 1.0, method.new_state(), Ops(Stopwatch())
+    low, high, state, ops = 0.0, 1.0, method.new_state(), Ops(Timer())
     for _ in range(10):
         share = (low + high) / 2
         tried = replace(method, min_key_share=share)
@@ -64,7 +64,7 @@ def sparse_call(
     method: SVG2, call: AttentionCall, precision: Precision, device: str, dense: float
 ) -> dict[str, Any]:
     """Seconds of the whole call and of its planning, and its speed-up over dense."""
-    ops = Ops(Stopwatch())
+    ops = Ops(Timer())
     state, call = method.new_state(), replace(call, precision=precision)
     plan: Plan = method.new_plan(call, state, ops)
 

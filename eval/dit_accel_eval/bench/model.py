@@ -13,7 +13,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from dit_accel import SVG2, Dense, Method, Schedule, enable_sparse_attention
-from dit_accel.precision import checked_precision
+from dit_accel.core.precision import checked_precision
 from dit_accel_eval.bench.measure import seconds
 from dit_accel_kernels import Precision
 

@@ -15,11 +15,11 @@ from sklearn.linear_model import LinearRegression
 from tqdm import tqdm
 
 from dit_accel import SVG2, AttentionCall, SVGEar
-from dit_accel.cost import Rates, SparseRates, Work
+from dit_accel.core.ops import Ops
+from dit_accel.core.timer import Timer
+from dit_accel.generation.placement import DTYPES
 from dit_accel.methods.clustered import Clustered
-from dit_accel.ops import Ops
-from dit_accel.placing import DTYPES
-from dit_accel.stopwatch import Stopwatch
+from dit_accel.runtime.cost_model import Rates, SparseRates, Work
 from dit_accel_eval.bench.baselines import full_precision
 from dit_accel_eval.bench.cases import Inputs, Shape, clustered
 from dit_accel_eval.bench.measure import seconds_now
@@ -122,9 +122,9 @@ def add_round(size: Size, tensors: Inputs, device: str) -> None:
 def add_sparse(size: Size, method: Clustered, call: AttentionCall) -> None:
     """A sparse call as it runs in the middle of a run."""
     state = method.new_state()
-    attended = method.attend(call, state, Ops(Stopwatch()))  # the start is not warm
+    attended = method.attend(call, state, Ops(Timer()))  # the start is not warm
     assert attended is not None
-    watch = Stopwatch()
+    watch = Timer()
     took = seconds_now(partial(method.attend, call, state, Ops(watch)))
     parts = watch.seconds()
     if method not in size.sparse:

@@ -25,12 +25,12 @@ from dit_accel import (
     SVGEar,
     XAttention,
 )
-from dit_accel.errors import BadInput
-from dit_accel.files import check_writable, written_whole
+from dit_accel.core.ops import Ops, heads_first
+from dit_accel.core.timer import Timer
+from dit_accel.errors import InvalidSettings
+from dit_accel.io.atomic import atomic_write, check_writable
+from dit_accel.io.jsonl import to_json
 from dit_accel.methods.re_ttention import Mode
-from dit_accel.ops import Ops, heads_first
-from dit_accel.records import to_json
-from dit_accel.stopwatch import Stopwatch
 from dit_accel_eval.bench.capture import read_capture
 from dit_accel_eval.controls import OracleBlocks
 from dit_accel_kernels import dense_attention
@@ -86,17 +86,19 @@ def recall(path: Path, out: Path) -> list[dict[str, Any]]:
     """Write ``out/recall.json`` and ``out/recall.png``; returns a row per method and setting.
 
     Raises:
-        BadInput: for a file that is no capture, or one without two steps of a layer.
+        InvalidSettings: for a file that is no capture, or one without two steps of a layer.
     """
     check_writable(out / "recall.json")
     sequences = by_place(list(read_capture(path)))
     if not any(len(calls) > 1 for calls in sequences.values()):
-        raise BadInput(f"{path} has no layer with two steps: capture steps next to each other")
+        raise InvalidSettings(
+            f"{path} has no layer with two steps: capture steps next to each other"
+        )
     rows = [row for curve in curves() for row in measure(curve, sequences)]
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "recall.json") as temporary:
+    with atomic_write(out / "recall.json") as temporary:
         temporary.write_text(to_json({"capture": path.name, "rows": rows}, indent=2) + "\n")
-    with written_whole(out / "recall.png") as temporary:
+    with atomic_write(out / "recall.png") as temporary:
         draw(rows).savefig(temporary, dpi=120)
     return rows
 
@@ -116,7 +118,7 @@ def measure(
     for method in curve.methods:
         errors, densities = [], []
         for calls in sequences.values():
-            ops, state = Ops(Stopwatch()), method.new_state()
+            ops, state = Ops(Timer()), method.new_state()
             for number, call in enumerate(calls):
                 attended = method.attend(call, state, ops)
                 assert attended is not None

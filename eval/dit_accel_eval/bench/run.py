@@ -5,14 +5,14 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from dit_accel.errors import BadInput
-from dit_accel.placing import DTYPES, check_device, use_device
-from dit_accel.records import append_record, read_records
-from dit_accel.render import versions
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.placement import DTYPES, check_device, use_device
+from dit_accel.generation.render import versions
+from dit_accel.io.jsonl import append_record, read_records
 from dit_accel_eval.bench.baselines import missing
 from dit_accel_eval.bench.cases import SHAPES
 from dit_accel_eval.bench.kernels import bench_kernels
@@ -32,7 +32,7 @@ def machine(device: str) -> dict[str, Any]:
 def run_bench(
     what: str,
     shapes: Sequence[str],
-    precisions: tuple[Precision, ...],
+    precisions: Sequence[str],
     dtype: str,
     device: str,
     density: float,
@@ -42,20 +42,20 @@ def run_bench(
     """Measure what is not in ``out`` yet; yields every row, with the key that it is kept under.
 
     Raises:
-        BadInput: for a shape, precision, device or density that there is not.
+        InvalidSettings: for a shape, precision, device or density that there is not.
     """
     check_device(device)
     known = MODELS if what == "model" else SHAPES
     for name in shapes:
         if name not in known:
-            raise BadInput(f"unknown shape {name!r}: choose from {', '.join(known)}")
+            raise InvalidSettings(f"unknown shape {name!r}: choose from {', '.join(known)}")
     if not 0 < density <= 1:
-        raise BadInput(f"density must be in (0, 1], got {density}")
+        raise InvalidSettings(f"density must be in (0, 1], got {density}")
     for precision in precisions:
         try:
             check_precision(precision, torch.device(device))
         except ContractError as error:
-            raise BadInput(str(error)) from None
+            raise InvalidSettings(str(error)) from None
     use_device(device)
     kept = read_records(out)
     for name in shapes:
@@ -72,7 +72,7 @@ def run_bench(
         if any(r.get("last") for r in rows):
             yield from (r for r in rows if not r.get("last"))
             continue
-        settings = (DTYPES[dtype], device, precisions)
+        settings = (DTYPES[dtype], device, cast(tuple[Precision, ...], tuple(precisions)))
         if what == "kernels":
             measured = bench_kernels(SHAPES[name], *settings)
         elif what == "layer":

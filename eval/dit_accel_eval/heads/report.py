@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from dit_accel.errors import BadInput
-from dit_accel.files import written_whole
-from dit_accel.records import to_json
+from dit_accel.errors import InvalidSettings
+from dit_accel.io.atomic import atomic_write
+from dit_accel.io.jsonl import to_json
 from dit_accel_eval.heads.sampling import Candidate, Pair, mean_score
 from dit_accel_eval.heads.search import Head, Search, controls, curves
 from dit_accel_eval.statistics import estimate
@@ -24,23 +24,23 @@ def report(folder: Path) -> list[dict[str, Any]]:
     """Write ``report.json`` and ``report.png`` of a search; returns the rows of its table.
 
     Raises:
-        BadInput: if there is no search, or its first round is not complete.
+        InvalidSettings: if there is no search, or its first round is not complete.
     """
     search = Search.load(folder)
     scores = search.scores.read()
     rates = search.rates([], scores)
     if rates is None:
-        raise BadInput(f"the first round in {folder} is not complete: run the search again")
+        raise InvalidSettings(f"the first round in {folder} is not complete: run the search again")
     rows = [
         row_of(label, candidate, search.settings.pairs, scores)
         for label, candidate in labelled(search).items()
         if mean_score(scores, candidate, search.settings.pairs) is not None
     ]
     singles = [{"head": list(head), "score": rate} for head, rate in rates.items()]
-    with written_whole(folder / "report.json") as temporary:
+    with atomic_write(folder / "report.json") as temporary:
         told = {"settings": search.settings.__dict__, "rows": rows, "single_heads": singles}
         temporary.write_text(to_json(told, indent=2) + "\n")
-    with written_whole(folder / "report.png") as temporary:
+    with atomic_write(folder / "report.png") as temporary:
         draw(search, rates, rows).savefig(temporary, dpi=120)
     return rows
 

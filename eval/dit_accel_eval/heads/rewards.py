@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
 from dit_accel_assets import oracle
 from dit_accel_assets.world import Scene, parse_caption
 from dit_accel_eval.metrics.clip_score import clip_score, load_clip
@@ -66,22 +66,22 @@ def find_reward(name: str) -> Reward:
     """A reward by name, or ``module:function``.
 
     Raises:
-        BadInput: if there is none.
+        InvalidSettings: if there is none.
     """
     if name in REWARDS:
         return REWARDS[name]
     module, colon, function = name.partition(":")
     if not colon:
-        raise BadInput(
+        raise InvalidSettings(
             f"unknown reward {name!r}: choose from {', '.join(REWARDS)}, or module:function"
         )
     try:
         with _here_first():
             found: Reward = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise BadInput(f"cannot find reward {name!r}: {error}") from None
+        raise InvalidSettings(f"cannot find reward {name!r}: {error}") from None
     if not callable(found):
-        raise BadInput(f"reward {name!r} is not callable")
+        raise InvalidSettings(f"reward {name!r} is not callable")
     return found
 
 
@@ -99,7 +99,7 @@ def check_reward(name: str, prompts: tuple[str, ...]) -> None:
     """Refuse a reward that cannot judge these prompts, before anything is rendered.
 
     Raises:
-        BadInput: naming the prompt.
+        InvalidSettings: naming the prompt.
     """
     reward = find_reward(name)
     if reward in (caption, caption_words):
@@ -109,7 +109,9 @@ def check_reward(name: str, prompts: tuple[str, ...]) -> None:
         try:
             load_clip()
         except NoBackbone as error:
-            raise BadInput(f"reward clip: {error}: download it, or choose another reward") from None
+            raise InvalidSettings(
+                f"reward clip: {error}: download it, or choose another reward"
+            ) from None
 
 
 def _alike(one: tuple[str, ...], other: tuple[str, ...]) -> int:
@@ -119,7 +121,7 @@ def _alike(one: tuple[str, ...], other: tuple[str, ...]) -> int:
 def _scene(prompt: str) -> Scene:
     scene = parse_caption(prompt)
     if scene is None:
-        raise BadInput(
+        raise InvalidSettings(
             f"reward caption needs captions of the tiny world, such as 'a red circle moving up on a navy "
             f"background'; got {prompt!r}"
         )

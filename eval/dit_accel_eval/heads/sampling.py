@@ -16,12 +16,13 @@ import diffusers
 import numpy as np
 import torch
 
-from dit_accel.checking import check
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.loading import ModelCard
+from dit_accel.generation.render import call_arguments, seeded
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.validation import check
 from dit_accel.guidance import HeadSet
-from dit_accel.loading import ModelCard
-from dit_accel.records import append_record, read_records
-from dit_accel.render import RenderSettings, call_arguments, seeded
+from dit_accel.io.jsonl import append_record, read_records
 from dit_accel_eval.heads.rewards import Reward
 from dit_accel_pipelines import Family
 
@@ -111,7 +112,7 @@ def score_candidate(
 
 def checked(score: Any, pair: Pair) -> float:
     if not np.isfinite(score):
-        raise BadInput(
+        raise InvalidSettings(
             f"the reward of {pair[0]!r} with seed {pair[1]} is {score}: it must be finite"
         )
     return float(score)
@@ -155,10 +156,10 @@ def checked_base(base: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     """What every clip of a search has in common; with the pipeline's own number of steps, if none is given.
 
     Raises:
-        BadInput: for settings that do not fit the model, or guidance among them.
+        InvalidSettings: for settings that do not fit the model, or guidance among them.
     """
     if (base.pag_scale, base.heads, base.softness) != (None, None, None):
-        raise BadInput("a head search sets the heads itself: give --scale, not --pag-scale")
+        raise InvalidSettings("a head search sets the heads itself: give --scale, not --pag-scale")
     base, card = check(base.as_dense())
     if base.steps is None:
         base = replace(base, steps=default_steps(card.pipeline))
@@ -169,13 +170,13 @@ def default_steps(pipeline: str) -> int:
     """Denoising steps of a pipeline class that is not told how many.
 
     Raises:
-        BadInput: if it does not say.
+        InvalidSettings: if it does not say.
     """
     kind = getattr(diffusers, pipeline, None)
     taken = inspect.signature(kind.__call__).parameters if kind is not None else {}
     steps = taken["num_inference_steps"].default if "num_inference_steps" in taken else None
     if not isinstance(steps, int):
-        raise BadInput(f"{pipeline} does not say its number of steps: search with --steps")
+        raise InvalidSettings(f"{pipeline} does not say its number of steps: search with --steps")
     return steps
 
 

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dit_accel.checking import check
-from dit_accel.errors import BadInput
-from dit_accel.files import check_writable, written_whole
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.distributed import this_process
+from dit_accel.generation.loading import ModelCard, fingerprint, ingredients, load_pipeline
+from dit_accel.generation.render import versions
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.validation import check
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, check_family, parse_heads
-from dit_accel.loading import ModelCard, fingerprint, ingredients, load_pipeline
-from dit_accel.parsing import parsed
-from dit_accel.processes import this_process
-from dit_accel.records import to_json
-from dit_accel.render import RenderSettings, versions
+from dit_accel.io.atomic import atomic_write, check_writable
+from dit_accel.io.jsonl import to_json
+from dit_accel.io.parsing import parsed
 from dit_accel_eval.heads.rewards import check_reward, find_reward
 from dit_accel_eval.heads.sampling import (
     Candidate,
@@ -66,11 +67,11 @@ class SearchSettings:
     def __post_init__(self) -> None:
         for name in ("rounds", "top_k", "batch"):
             if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise InvalidSettings(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("prompts", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise BadInput(f"{name} must be some, each once")
+                raise InvalidSettings(f"{name} must be some, each once")
 
     @property
     def pairs(self) -> list[Pair]:
@@ -101,10 +102,12 @@ class Search:
         there.
 
         Raises:
-            BadInput: for settings that do not fit, or differ from those of the folder.
+            InvalidSettings: for settings that do not fit, or differ from those of the folder.
         """
         if not 0 <= shard[0] < shard[1]:
-            raise BadInput(f"shard must be i/n with i from 0 to n - 1, got {shard[0]}/{shard[1]}")
+            raise InvalidSettings(
+                f"shard must be i/n with i from 0 to n - 1, got {shard[0]}/{shard[1]}"
+            )
         strength = {"scale": settings.scale, "softness": settings.softness}
         parsed(PerturbedGuidance, strength, "guidance")
         check_reward(settings.reward, settings.prompts)
@@ -112,14 +115,14 @@ class Search:
         check_family(card.family)
         model = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
         if settings.rounds * settings.top_k > len(all_heads(model)):
-            raise BadInput(
+            raise InvalidSettings(
                 f"rounds x top_k is more than the {len(all_heads(model))} heads there are"
             )
         request = request_of(settings, base, card)
         compare(out / "search.json", request)
         if keep and not (out / "search.json").exists():
             check_writable(out / "search.json")
-            with written_whole(out / "search.json") as temporary:
+            with atomic_write(out / "search.json") as temporary:
                 temporary.write_text(json.dumps(request, indent=2) + "\n")
         return cls(settings, base, card, model, Scores.of(out, request, shard), shard)
 
@@ -128,7 +131,7 @@ class Search:
         """The search of a folder, to report on.
 
         Raises:
-            BadInput: if there is none.
+            InvalidSettings: if there is none.
         """
         try:
             request = json.loads((out / "search.json").read_text())
@@ -136,7 +139,7 @@ class Search:
             settings = parsed(SearchSettings, {n: request[n] for n in names}, "search")
             base, card = check(RenderSettings("", **request["render"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{out} holds no head search: {error}") from None
+            raise InvalidSettings(f"{out} holds no head search: {error}") from None
         model = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
         return cls(settings, base, card, model, Scores.of(out, request, (0, 1)), (0, 1))
 
@@ -212,7 +215,9 @@ def run(search: Search, quiet: bool = False, together: bool = False) -> list[Hea
                     bar.update(len(pairs))
                     continue
                 if pipe is None:
-                    pipe = load_pipeline(search.card, this_process().placing(search.base.placing))
+                    pipe = load_pipeline(
+                        search.card, this_process().load_options(search.base.load_options)
+                    )
                     pipe.set_progress_bar_config(disable=True)
                 arguments = (candidate, pairs, settings.batch, reward, search.scores, done)
                 for clips in score_candidate(pipe, search.base, *arguments):
@@ -268,11 +273,13 @@ def found_heads(search: Search) -> HeadSet:
     """The head set of the `best_candidate`, with how it was found.
 
     Raises:
-        BadInput: while clips are missing.
+        InvalidSettings: while clips are missing.
     """
     chosen = search.chosen()
     if chosen is None or not is_complete(search):
-        raise BadInput("the search is not complete: run it again, in every shard, and then export")
+        raise InvalidSettings(
+            "the search is not complete: run it again, in every shard, and then export"
+        )
     scores, settings = search.scores.read(), search.settings
     without = mean_score(scores, Candidate(None), settings.pairs)
     best = best_candidate(search, scores)
@@ -326,7 +333,7 @@ def request_of(settings: SearchSettings, base: RenderSettings, card: ModelCard) 
     whole = {
         **asdict(settings),
         "render": told,
-        **ingredients(card, base.placing),
+        **ingredients(card, base.load_options),
         "versions": versions(),
     }
     plain: dict[str, Any] = json.loads(to_json(whole))
@@ -338,7 +345,7 @@ def compare(path: Path, request: Mapping[str, Any]) -> None:
     before = json.loads(path.read_text()) if path.exists() else request
     for key in request:
         if before.get(key) != request[key]:
-            raise BadInput(
+            raise InvalidSettings(
                 f"{path.parent} holds a search with another {key}: {_short(before.get(key))} instead of "
                 f"{_short(request[key])}; choose another folder"
             )

@@ -9,12 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dit_accel.errors import BadInput
-from dit_accel.files import written_whole
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.distributed import this_process
+from dit_accel.generation.loading import load_pipeline
 from dit_accel.guidance import parse_heads
-from dit_accel.loading import load_pipeline
-from dit_accel.processes import this_process
-from dit_accel.records import to_json
+from dit_accel.io.atomic import atomic_write
+from dit_accel.io.jsonl import to_json
 from dit_accel_eval.heads.report import row_of
 from dit_accel_eval.heads.rewards import check_reward, find_reward
 from dit_accel_eval.heads.sampling import (
@@ -40,17 +40,17 @@ def validate(folder: Path, pairs: Sequence[Pair], quiet: bool = False) -> list[d
     random sets on pairs that the search did not see; writes ``validation.json``. Resumes.
 
     Raises:
-        BadInput: if the search is not complete, or shares a pair with these.
+        InvalidSettings: if the search is not complete, or shares a pair with these.
     """
     search = Search.load(folder)
     compare(folder / "search.json", request_of(search.settings, search.base, search.card))
     if not is_complete(search):
-        raise BadInput(f"the search in {folder} is not complete: run it again first")
+        raise InvalidSettings(f"the search in {folder} is not complete: run it again first")
     check_reward(search.settings.reward, tuple(prompt for prompt, _ in pairs))
     seen = set(search.settings.pairs) & set(pairs)
     if seen:
         prompt, seed = min(seen)
-        raise BadInput(
+        raise InvalidSettings(
             f"the search has seen {prompt!r} with seed {seed}: give fresh prompts or seeds"
         )
     rows = rows_of(search)
@@ -65,14 +65,16 @@ def validate(folder: Path, pairs: Sequence[Pair], quiet: bool = False) -> list[d
                 bar.update(len(pairs))
                 continue
             if pipe is None:
-                pipe = load_pipeline(search.card, this_process().placing(search.base.placing))
+                pipe = load_pipeline(
+                    search.card, this_process().load_options(search.base.load_options)
+                )
                 pipe.set_progress_bar_config(disable=True)
             arguments = (candidate, pairs, search.settings.batch, reward, scores, done)
             for clips in score_candidate(pipe, search.base, *arguments):
                 bar.update(clips)
     found = scores.read()
     table = [row_of(label, candidate, pairs, found) for label, candidate in rows.items()]
-    with written_whole(folder / "validation.json") as temporary:
+    with atomic_write(folder / "validation.json") as temporary:
         temporary.write_text(to_json({"rows": table, "pairs": len(pairs)}, indent=2) + "\n")
     return table
 
@@ -88,7 +90,9 @@ def rows_of(search: Search) -> dict[str, Candidate]:
     found = parse_heads(kept.heads or "", search.model)
     base = search.base
     if base.steps is None:
-        raise BadInput("the search left the number of steps to the pipeline: search with --steps")
+        raise InvalidSettings(
+            "the search left the number of steps to the pipeline: search with --steps"
+        )
     longer = same_cost_steps(
         base.steps, base.guidance_scale, search.card.family, found, base.true_cfg_scale
     )

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
 from dit_accel_eval.metrics.clips import NoBackbone, paired
 
 Net = Literal["alex", "vgg"]
@@ -53,13 +53,13 @@ def lpips_or_reason(
     """`lpips`, or None and why it cannot be measured here.
 
     Raises:
-        BadInput: if the backbone that was given is none.
+        InvalidSettings: if the backbone that was given is none.
     """
     try:
         return lpips(clip, reference, backbone=backbone), None
     except NoBackbone as error:
         if backbone is not None:
-            raise BadInput(str(error)) from None
+            raise InvalidSettings(str(error)) from None
         return None, str(error)
 
 
@@ -88,7 +88,7 @@ def backbone_digest(backbone: Path | None = None) -> str | None:
     """What tells a backbone from others, checked to be one; None if there is none.
 
     Raises:
-        BadInput: if the one that was given is none.
+        InvalidSettings: if the one that was given is none.
     """
     black = np.zeros((1, 64, 64, 3), np.float32)
     if lpips_or_reason(black, black, backbone=backbone)[0] is None:

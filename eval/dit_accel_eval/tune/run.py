@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from dit_accel.checking import check
-from dit_accel.errors import BadInput
-from dit_accel.files import check_writable, written_whole
-from dit_accel.loading import ModelCard, ingredients, load_pipeline
-from dit_accel.precision import Precision
-from dit_accel.processes import this_process
-from dit_accel.profile import SUFFIXES
-from dit_accel.render import RenderSettings
+from dit_accel.core.precision import Precision
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.distributed import this_process
+from dit_accel.generation.loading import ModelCard, ingredients, load_pipeline
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.validation import check
+from dit_accel.io.atomic import atomic_write, check_writable
+from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.dense import DenseBackend, fastest_dense
 from dit_accel_eval.metrics.lpips import backbone_digest, net_of
@@ -81,30 +81,34 @@ class Tuning:
         """Refuse what cannot work.
 
         Raises:
-            BadInput: in one line.
+            InvalidSettings: in one line.
         """
         if not self.goal.targets and self.goal.speedup is None:
-            raise BadInput("nothing to tune for: give --target psnr>=30, or --speedup 2")
+            raise InvalidSettings("nothing to tune for: give --target psnr>=30, or --speedup 2")
         if self.goal.speedup is not None and not 0 < self.goal.speedup < math.inf:
-            raise BadInput(f"--speedup must be above 0, got {self.goal.speedup:g}")
+            raise InvalidSettings(f"--speedup must be above 0, got {self.goal.speedup:g}")
         if len(unique(self.prompts)) < 2:
-            raise BadInput(
+            raise InvalidSettings(
                 "tuning needs at least two prompts: one to search on, one to validate on"
             )
         if min(self.clips, self.validation) < 2 or self.trials < 1:
-            raise BadInput("tuning needs two clips to search on, two to validate on, and one trial")
+            raise InvalidSettings(
+                "tuning needs two clips to search on, two to validate on, and one trial"
+            )
         if self.goal.speedup is not None and self.validation < FEWEST_RATIOS:
-            raise BadInput(
+            raise InvalidSettings(
                 f"a speed-up's 95 % interval needs {FEWEST_RATIOS} clips to validate on, got {self.validation}: "
                 "give more --validate"
             )
         for name in self.methods:
             if name not in METHODS:
-                raise BadInput(f"cannot tune method {name!r}: choose from {', '.join(METHODS)}")
+                raise InvalidSettings(
+                    f"cannot tune method {name!r}: choose from {', '.join(METHODS)}"
+                )
         check_targets(self.goal.targets, self.prompts, self.backbone)
         for target in self.goal.targets:
             if not target.holds([BEST[target.metric]] * self.validation):
-                raise BadInput(
+                raise InvalidSettings(
                     f"target {target} cannot be held by the whole 95 % interval of {self.validation} clips, "
                     "whatever they look like: give more --validate, or ask for less"
                 )
@@ -145,14 +149,14 @@ def tune(tuning: Tuning, out: Path) -> Tuned | None:
     at once; the first one validates, the others return None.
 
     Raises:
-        BadInput: for a request that cannot work.
+        InvalidSettings: for a request that cannot work.
         RunFailed: if no setting holds the targets, with the best that was found.
     """
     card, journal = prepared(tuning, out)
     process = this_process()
     with alone(journal) if process.rank == 0 else nullcontext():
-        made_of = ingredients(card, tuning.base.placing)
-        pipe = load_pipeline(card, process.placing(tuning.base.placing))
+        made_of = ingredients(card, tuning.base.load_options)
+        pipe = load_pipeline(card, process.load_options(tuning.base.load_options))
         pipe.set_progress_bar_config(disable=True)
         bench = Bench(pipe, tuning.goal, tuning.backbone)
         try:
@@ -188,7 +192,7 @@ def validated_best(
     tuning: Tuning, out: Path, search: Search, bench: Bench, made_of: Mapping[str, Any]
 ) -> Tuned:
     """Plot, validate, save."""
-    with written_whole(out.with_suffix(".png")) as temporary:
+    with atomic_write(out.with_suffix(".png")) as temporary:
         draw(search).savefig(temporary, dpi=140)
     found = best(search, bench, tuning.cases()[1])
     profile = replace(found.profile, provenance=provenance(tuning, found, search, made_of))
@@ -201,14 +205,14 @@ def alone(journal: Path) -> Iterator[None]:
     """Keep a second search off the same trials: it would take this one's running trial for one that was killed.
 
     Raises:
-        BadInput: if one is running.
+        InvalidSettings: if one is running.
     """
     journal.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(journal.with_suffix(".lock"), timeout=0):
             yield
     except Timeout:
-        raise BadInput(
+        raise InvalidSettings(
             f"another tune is writing to {journal}: let it end, or give another --out"
         ) from None
 
@@ -217,7 +221,7 @@ def prepared(tuning: Tuning, out: Path) -> tuple[ModelCard, Path]:
     """Everything checked: the model's card, and where the trials are kept."""
     tuning.check()
     if out.suffix not in SUFFIXES:
-        raise BadInput(f"profile {out} must end in {', '.join(SUFFIXES)}")
+        raise InvalidSettings(f"profile {out} must end in {', '.join(SUFFIXES)}")
     _, card = check(tuning.cases()[0][0])
     journal = out.with_suffix(".trials.jsonl")
     for path in (out, journal):
@@ -273,7 +277,7 @@ def cost(tuning: Tuning, out: Path) -> str:
     clips = tuning.clips * (tuning.trials + 1) + (1 + 2 * TRIED) * tuning.validation
     known = []
     if journal.exists():
-        trials = kept_trials(journal, tuning.name(ingredients(card, tuning.base.placing)))
+        trials = kept_trials(journal, tuning.name(ingredients(card, tuning.base.load_options)))
         done = [t for t in trials if t.duration and "measured" in t.user_attrs]
         known = [duration(t) / len(measured_of(t).speedups) for t in done]
     most = f"at most {clips} clips (and dense ones timed anew now and then) and {tuning.minutes:g} minutes of search"

@@ -23,11 +23,12 @@ from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from dit_accel import Profile
-from dit_accel.checking import check
-from dit_accel.cost import CannotPay
 from dit_accel.errors import first_line
+from dit_accel.generation.render import Clip, render_with
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.validation import check
 from dit_accel.methods import Dense
-from dit_accel.render import Clip, RenderSettings, render_with
+from dit_accel.runtime.cost_model import SlowdownWarning
 from dit_accel_eval.dense import NATIVE, DenseBackend, finite
 from dit_accel_eval.frames import keep_frames, load_frames
 from dit_accel_eval.tune.space import Space, starts
@@ -139,7 +140,7 @@ class Bench:
         settings, _ = check(case)
         kind = (profile.method.name, profile.precision, profile.dense_precision)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CannotPay)  # that is what is being found out
+            warnings.simplefilter("ignore", SlowdownWarning)  # that is what is being found out
             if kind not in self._warm:
                 sparse = replace(profile, schedule=replace(profile.schedule, dense_steps=0.0))
                 render_with(self.pipe, replace(settings, steps=2), sparse)

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 
 from dit_accel import SVG2, Method, Profile, ReTtention, Rule, Schedule, SVGEar
-from dit_accel.precision import Precision
+from dit_accel.core.precision import Precision
 
 METHODS = ("svg2", "svg-ear", "re-ttention")
 SHARE = {"svg2": "min_key_share", "svg-ear": "density", "re-ttention": "density"}  # of the keys

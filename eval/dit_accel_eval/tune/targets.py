@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
 from dit_accel_assets import oracle
 from dit_accel_assets.world import parse_caption
 from dit_accel_eval.metrics.caption import caption_correct
@@ -25,7 +25,7 @@ Metric = Callable[[np.ndarray, np.ndarray, str, Path | None], float]
 def _caption(clip: np.ndarray, _dense: np.ndarray, prompt: str, _backbone: Path | None) -> float:
     scene = parse_caption(prompt)
     if scene is None:
-        raise BadInput(f"target caption needs captions of the tiny world, got {prompt!r}")
+        raise InvalidSettings(f"target caption needs captions of the tiny world, got {prompt!r}")
     return float(caption_correct(clip, scene)[0])
 
 
@@ -61,19 +61,19 @@ class Target:
         """``psnr>=30``, ``lpips<=0.1``.
 
         Raises:
-            BadInput: for anything else, or a metric that cannot be measured.
+            InvalidSettings: for anything else, or a metric that cannot be measured.
         """
         match = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+.\de]+)\s*", text)
         if match is None or match[1] not in METRICS:
-            raise BadInput(
+            raise InvalidSettings(
                 f"target {text!r} must be written like psnr>=30 or lpips<=0.1; metrics: {', '.join(METRICS)}"
             )
         try:
             bound = float(match[3])
         except ValueError:
-            raise BadInput(f"target {text!r}: {match[3]!r} is no number") from None
+            raise InvalidSettings(f"target {text!r}: {match[3]!r} is no number") from None
         if (match[1] == "lpips") == (match[2] == ">="):
-            raise BadInput(
+            raise InvalidSettings(
                 f"target {text!r}: nearer to dense is {'<=' if match[1] == 'lpips' else '>='}"
             )
         return cls(match[1], match[2] == ">=", bound)
@@ -128,15 +128,15 @@ def check_targets(targets: Sequence[Target], prompts: Sequence[str], backbone: P
     """Refuse what cannot be measured here, before anything is rendered.
 
     Raises:
-        BadInput: for captions that are none, or LPIPS without its weights.
+        InvalidSettings: for captions that are none, or LPIPS without its weights.
     """
     names = [target.metric for target in targets]
     for name in names:
         wrong = [p for p in prompts if parse_caption(p) is None]
         if name in ("caption", "psnr_objects") and wrong:
-            raise BadInput(f"target {name} needs captions of the tiny world: {wrong[0]!r}")
+            raise InvalidSettings(f"target {name} needs captions of the tiny world: {wrong[0]!r}")
     if "lpips" in names:
         black = np.zeros((1, 64, 64, 3), np.float32)
         reason = lpips_or_reason(black, black, backbone=backbone)[1]
         if reason:
-            raise BadInput(f"target lpips: {reason}")
+            raise InvalidSettings(f"target lpips: {reason}")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dit_accel import Profile
 from dit_accel.errors import RunFailed, first_line
-from dit_accel.render import RenderSettings
+from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.statistics import Estimate, estimate, middle
 from dit_accel_eval.tune.search import (
     FAILURES,

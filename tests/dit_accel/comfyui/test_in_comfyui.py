@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dit_accel.comfyui import native_nodes
-from dit_accel.comfyui.native import KEY, SparseOverride
-from dit_accel.errors import BadInput
+from dit_accel.comfyui.native_attention import KEY, SparseOverride
+from dit_accel.errors import InvalidSettings
 from dit_accel.methods import METHODS
 
 STEPS, SEED = 2, 1
@@ -253,7 +253,7 @@ def test_a_layer_that_is_not_there_is_told(model, caplog) -> None:
     guided = native_nodes.guidance(model.patcher, 2.0, "0; 13", 1.0, 0.0, 1.0, 0.0)[0]
     sample(model, guided)
     assert "the model has no self-attention [13]" in caplog.text
-    with pytest.raises(BadInput, match="start must be below end"):
+    with pytest.raises(InvalidSettings, match="start must be below end"):
         native_nodes.guidance(model.patcher, 2.0, "0", 1.0, 0.5, 0.5, 0.0)
 
 

@@ -15,9 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dit_accel import SVG2, Dense, Neighborhood, Profile, Rule, Schedule, SVGEar
 from dit_accel.comfyui import native_nodes
-from dit_accel.comfyui.native import KEY, ModelCall, SparseOverride, where
+from dit_accel.comfyui.native_attention import KEY, ModelCall, SparseOverride, where
 from dit_accel.comfyui.native_guidance import Perturbation, guided, layers_of
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
 
 EVERYWHERE = Schedule(dense_steps=0.0, min_tokens=0)
@@ -257,18 +257,18 @@ def test_layers_of_a_head_set_are_in_the_models_order(turned) -> None:
     ],
 )
 def test_a_head_set_whose_order_nothing_tells_is_refused(name, message) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InvalidSettings, match=message):
         layers_of(HeadSet(ModelShape(name, {"a": 2, "b": 3}, 4, 16), {("b", 1): (0, 3)}))
 
 
 def test_layers_are_written_exactly() -> None:
     assert layers_of("13; 7:0,4; blocks.9:*") == {13: None, 7: (0, 4), 9: None}
     assert layers_of("7:0; 7:4; 9:1; 9:*; 9:2") == {7: (0, 4), 9: None}
-    with pytest.raises(BadInput, match="layers are written like"):
+    with pytest.raises(InvalidSettings, match="layers are written like"):
         layers_of("middle")
     shape = ModelShape("X", {"blocks": 3}, 4, 16)
     assert layers_of(HeadSet(shape, {("blocks", 1): (0, 3)})) == {1: (0, 3)}
-    with pytest.raises(BadInput, match="no head 5: heads are 0 to 1"):
+    with pytest.raises(InvalidSettings, match="no head 5: heads are 0 to 1"):
         Perturbation({0: (5,)}, PerturbedGuidance()).attention(call_of())(
             plain, *tensors(), 2, transformer_options=options()
         )
@@ -324,7 +324,9 @@ def test_a_head_set_of_another_model_is_refused(shape, message, monkeypatch) -> 
     if message is None:
         assert torch.equal(calls[0](given), x)
         return
-    with pytest.raises(BadInput, match=f"this head set belongs to another model: here {message}"):
+    with pytest.raises(
+        InvalidSettings, match=f"this head set belongs to another model: here {message}"
+    ):
         calls[0](given)
 
 

@@ -21,13 +21,13 @@ from dit_accel.comfyui.pipeline_nodes import (
     render,
     sparse,
 )
-from dit_accel.comfyui.recipe import settings_of
+from dit_accel.comfyui.replay import settings_of
 from dit_accel.comfyui.workflows import RENDER, as_prompt
-from dit_accel.enabled import session_of
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.placement import LoadOptions
 from dit_accel.guidance import ModelShape, find_heads
-from dit_accel.placing import Placing
-from dit_accel.profile import Profile
+from dit_accel.runtime.enabled import session_of
+from dit_accel.runtime.profile import Profile
 from dit_accel_pipelines import find_family
 
 SIZE = {"width": 64, "height": 64, "frames": 9, "steps": 2, "guidance_scale": 4.0, "seed": 1}
@@ -35,7 +35,7 @@ SIZE = {"width": 64, "height": 64, "frames": 9, "steps": 2, "guidance_scale": 4.
 
 @pytest.fixture
 def loaded(wan) -> LoadedPipeline:
-    return LoadedPipeline(wan, "tiny-world", Placing())
+    return LoadedPipeline(wan, "tiny-world", LoadOptions())
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda n: n.id)
@@ -158,9 +158,9 @@ def test_a_workflow_gives_back_what_its_nodes_were_given(tmp_path: Path) -> None
     assert heads["settings"]["interval"] == (0.0, 0.4)
     nodes["8"] = {"class_type": "SomeText", "inputs": {}}
     nodes["2"]["inputs"]["prompt"] = ["8", 0]
-    with pytest.raises(BadInput, match="prompt of DitAccelRender comes from SomeText"):
+    with pytest.raises(InvalidSettings, match="prompt of DitAccelRender comes from SomeText"):
         settings_of(nodes)
-    with pytest.raises(BadInput, match="has 0 renders of ours"):
+    with pytest.raises(InvalidSettings, match="has 0 renders of ours"):
         settings_of({"8": nodes["8"]})
 
 
@@ -174,17 +174,17 @@ def test_compare_gives_both_and_the_difference(loaded) -> None:
 
 
 def test_wrong_input_is_one_line(loaded, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="frames 8 is not 4k"):
+    with pytest.raises(InvalidSettings, match="frames 8 is not 4k"):
         render(loaded, "a", "", **{**SIZE, "frames": 8})
-    with pytest.raises(BadInput, match="unknown svg2 knob 'x'"):
+    with pytest.raises(InvalidSettings, match="unknown svg2 knob 'x'"):
         sparse("svg2", "x=1", 0.2, "full", "full", "off", "")
-    with pytest.raises(BadInput, match="no model 'nowhere'"):
+    with pytest.raises(InvalidSettings, match="no model 'nowhere'"):
         load("nowhere", "float32", "cpu", "none")
-    with pytest.raises(BadInput, match="offload 'model' needs a CUDA device"):
+    with pytest.raises(InvalidSettings, match="offload 'model' needs a CUDA device"):
         load("tiny-world", "float32", "cpu", "model")
-    with pytest.raises(BadInput, match="interval must be two rising shares"):
+    with pytest.raises(InvalidSettings, match="interval must be two rising shares"):
         guidance(1.0, "all", 1.0, 0.5, 0.5, 0.0)
-    with pytest.raises(BadInput, match="cannot read head set"):
+    with pytest.raises(InvalidSettings, match="cannot read head set"):
         head_set(str(tmp_path / "none.json"))
 
 

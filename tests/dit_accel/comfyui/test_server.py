@@ -17,7 +17,7 @@ from dit_accel import cli
 from dit_accel.cli.replay import settings_in
 from dit_accel.comfyui import NODES
 from dit_accel.comfyui.workflows import EXAMPLES, RENDER, as_page, as_prompt
-from dit_accel.media import read_tags
+from dit_accel.io.media import read_tags
 
 
 class Server:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
 from diffusers.modular_pipelines import BlockState
-from tiny_pipelines import TINY, embeds
+from support.tiny_pipelines import TINY, embeds
 
 import dit_accel
-from dit_accel.guidance.branch import SEVERAL
-from dit_accel.guidance.combining import deviations
+from dit_accel.guidance.perturbed_branch import SEVERAL
+from dit_accel.guidance.pipeline_checks import deviations
 from dit_accel_pipelines import families, find_family
 
 NORM = "the pipeline scales the guided prediction to the norm of the conditional one"

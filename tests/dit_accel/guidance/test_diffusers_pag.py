@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import PixArtSigmaPAGPipeline, StableDiffusion3PAGPipeline
-from tiny_pipelines import TINY, pixart_parts, ready, sd3_parts
+from support.tiny_pipelines import TINY, pixart_parts, ready, sd3_parts
 
 OWN = {
     "sd3": lambda: StableDiffusion3PAGPipeline(**sd3_parts(), pag_applied_layers=r"blocks\.1\."),

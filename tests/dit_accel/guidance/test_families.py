@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_transformers import ROWS
+from support.tiny_transformers import ROWS
 from torch import Tensor
 
 import dit_accel

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from composition import FEATURES, GUIDANCE, METHODS, Case, relative_error, render
 from diffusers import FirstBlockCacheConfig
+from support.composition import FEATURES, GUIDANCE, METHODS, Case, relative_error, render
 
 from dit_accel import Schedule
 

@@ -5,14 +5,14 @@ import gc
 
 import pytest
 import torch
-from explicit_maps import ExplicitMaps, explicit
-from tiny_pipelines import TINY
+from support.explicit_maps import ExplicitMaps, explicit
+from support.tiny_pipelines import TINY
 
 import dit_accel
 from dit_accel import SVG2, HeadSet, Rule, Schedule
-from dit_accel.enabled import session_of
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import ModelShape, PerturbedGuidance
+from dit_accel.runtime.enabled import session_of
 from dit_accel_pipelines import find_family
 
 EVERY = pytest.mark.parametrize("name", TINY)
@@ -241,8 +241,8 @@ def test_two_experts_have_their_own_scales(build_wan, run_wan) -> None:
 
 
 def test_rescale_keeps_the_deviation() -> None:
-    from dit_accel.guidance.branch import PerturbedBranch
     from dit_accel.guidance.heads import all_heads
+    from dit_accel.guidance.perturbed_branch import PerturbedBranch
 
     model = ModelShape("Toy", {"blocks": 3}, 2, 16)
     branch = PerturbedBranch(
@@ -301,7 +301,7 @@ def test_bad_settings_change_nothing(wan, run_wan, arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
         wan.enable_perturbed_guidance(**arguments)
     assert session_of(wan) is None
-    assert issubclass(BadInput, ValueError)
+    assert issubclass(InvalidSettings, ValueError)
 
 
 def test_an_exception_in_the_perturbed_forward_leaves_nothing(wan, run_wan, monkeypatch) -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_pipelines import TINY
+from support.tiny_pipelines import TINY
 
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.loading import fingerprint, read_card
 from dit_accel.guidance import HeadSet, ModelShape, all_heads, find_heads, parse_heads
-from dit_accel.loading import fingerprint, read_card
 from dit_accel_pipelines import find_family
 
 MODEL = ModelShape("Toy", {"dual": 3, "single.blocks": 12}, 4, 16)
@@ -55,7 +55,7 @@ def test_texts(text, heads) -> None:
     ids=repr,
 )
 def test_texts_that_are_refused(text, message) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InvalidSettings, match=message):
         parse_heads(text, MODEL)
 
 
@@ -78,11 +78,11 @@ def test_all_heads_of_layers(layers, places) -> None:
 
 
 def test_layers_that_are_refused() -> None:
-    with pytest.raises(BadInput, match="layers must be written like"):
+    with pytest.raises(InvalidSettings, match="layers must be written like"):
         all_heads("first", MODEL)
-    with pytest.raises(BadInput, match="names none of the 15 layers"):
+    with pytest.raises(InvalidSettings, match="names none of the 15 layers"):
         all_heads("15-20", MODEL)
-    with pytest.raises(BadInput, match="layers goes with heads='all'"):
+    with pytest.raises(InvalidSettings, match="layers goes with heads='all'"):
         find_heads("dual.1", "0", MODEL)
 
 
@@ -128,7 +128,7 @@ def test_a_sorted_file_means_the_same(tmp_path) -> None:
 )
 def test_a_set_of_another_model_is_refused(change, message) -> None:
     other = ModelShape(**{**vars(MODEL), **change})
-    with pytest.raises(BadInput, match=f"belongs to another model: here {message}"):
+    with pytest.raises(InvalidSettings, match=f"belongs to another model: here {message}"):
         find_heads(parse_heads("dual.1", MODEL), None, other)
 
 
@@ -155,15 +155,15 @@ def test_a_set_of_another_model_is_refused(change, message) -> None:
 def test_files_that_are_refused(tmp_path, change, message) -> None:
     path = tmp_path / "heads.json"
     path.write_text(json.dumps({**parse_heads("dual.1", MODEL).to_dict(), **change}))
-    with pytest.raises(BadInput, match=f"head set {path}: .*{message}"):
+    with pytest.raises(InvalidSettings, match=f"head set {path}: .*{message}"):
         HeadSet.load(path)
 
 
 def test_no_file_and_no_json(tmp_path) -> None:
-    with pytest.raises(BadInput, match="cannot read head set"):
+    with pytest.raises(InvalidSettings, match="cannot read head set"):
         HeadSet.load(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(BadInput, match="cannot read head set"):
+    with pytest.raises(InvalidSettings, match="cannot read head set"):
         HeadSet.load(tmp_path / "broken.json")
 
 
@@ -187,5 +187,5 @@ def test_the_bundled_set_belongs_to_the_bundled_model() -> None:
     assert len(found) >= 1
     assert found.provenance["weights"] == fingerprint(card.source)
     assert found.provenance["score"] > found.provenance["score_without_guidance"]
-    with pytest.raises(BadInput, match="belongs to another model"):
+    with pytest.raises(InvalidSettings, match="belongs to another model"):
         find_heads("tiny-world", None, MODEL)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from explicit_maps import explicit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.explicit_maps import explicit
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation

@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
-from tiny_pipelines import TINY, embeds, pooled
-from tiny_transformers import ROWS
+from support.tiny_pipelines import TINY, embeds, pooled
+from support.tiny_transformers import ROWS
 
 import dit_accel
-from dit_accel.enabled import session_of
-from dit_accel.guidance.branch import _half
+from dit_accel.guidance.perturbed_branch import _half
+from dit_accel.runtime.enabled import session_of
 from dit_accel_pipelines import find_family
 
 EVERY = pytest.mark.parametrize("name", TINY)
@@ -144,7 +144,7 @@ def test_enabled_on_a_transformer_first(build_wan, run_wan) -> None:
 
 
 def test_a_second_experts_cache_is_refused_before_anything_runs(build_wan, run_wan) -> None:
-    from composition import broadcast
+    from support.composition import broadcast
 
     pipe = build_wan(two_transformers=True)
     pipe.transformer, pipe.transformer_2 = pipe.transformer_2, pipe.transformer

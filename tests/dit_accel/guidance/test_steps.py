@@ -8,11 +8,11 @@ from diffusers import (
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
-from tiny_pipelines import TINY, embeds
+from support.tiny_pipelines import TINY, embeds
 
-from dit_accel.enabled import session_of
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.noise import noise_levels
+from dit_accel.runtime.enabled import session_of
 
 
 @pytest.fixture
@@ -73,7 +73,9 @@ def test_timesteps_that_are_no_levels_of_noise_are_refused(scheduler) -> None:
     tiny = TINY["ltx"]
     pipe = tiny.build()
     pipe.scheduler = scheduler
-    with pytest.raises(BadInput, match=r"needs timesteps of 0 to 1000, and those of .* here are"):
+    with pytest.raises(
+        InvalidSettings, match=r"needs timesteps of 0 to 1000, and those of .* here are"
+    ):
         pipe.enable_perturbed_guidance(3.0, heads=tiny.blocks[1], adaptive=0.003)
     assert session_of(pipe) is None
     pipe.enable_perturbed_guidance(3.0, heads=tiny.blocks[1])
@@ -86,5 +88,5 @@ def test_timesteps_that_a_run_chooses_are_refused_there() -> None:
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
     pipe.scheduler.register_to_config(sigma_max=80.0, sigma_min=0.002)
     pipe.enable_perturbed_guidance(3.0, heads=tiny.blocks[1], adaptive=0.003)
-    with pytest.raises(BadInput, match="needs timesteps of 0 to 1000"):
+    with pytest.raises(InvalidSettings, match="needs timesteps of 0 to 1000"):
         tiny.run(pipe)

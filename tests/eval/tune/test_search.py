@@ -11,8 +11,8 @@ import torch
 
 import dit_accel_eval.tune.run
 from dit_accel import Profile, cli
-from dit_accel.errors import BadInput, RunFailed
-from dit_accel.render import RenderSettings
+from dit_accel.errors import InvalidSettings, RunFailed
+from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.tune.plot import draw
 from dit_accel_eval.tune.run import Tuning, alone, cost
 from dit_accel_eval.tune.search import (
@@ -244,7 +244,7 @@ def test_a_killed_validation_goes_on_too(tmp_path: Path) -> None:
 def test_a_second_search_on_the_same_trials_is_refused(tmp_path: Path) -> None:
     with alone(tmp_path / "new" / "t.jsonl"):
         refused = "another tune is writing to .*t.jsonl"
-        with pytest.raises(BadInput, match=refused), alone(tmp_path / "new" / "t.jsonl"):
+        with pytest.raises(InvalidSettings, match=refused), alone(tmp_path / "new" / "t.jsonl"):
             raise AssertionError("both went in")
     with alone(tmp_path / "new" / "t.jsonl"):
         pass
@@ -292,9 +292,9 @@ def test_what_cannot_work_is_told_first(tmp_path: Path, changes: dict, message: 
         "base": RenderSettings(""),
         "prompts": ["a", "b"],
     }
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InvalidSettings, match=message):
         cost(Tuning(**{**given, **changes}), tmp_path / "p.yaml")
-    with pytest.raises(BadInput, match="must end in"):
+    with pytest.raises(InvalidSettings, match="must end in"):
         cost(Tuning(**given), tmp_path / "p.txt")
 
 

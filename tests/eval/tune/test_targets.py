@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dit_accel.errors import BadInput
+from dit_accel.errors import InvalidSettings
 from dit_accel_eval.tune.targets import METRICS, Target, check_targets
 
 VALUES = [30.0, 32.0, 35.0, 31.0]
@@ -27,7 +27,7 @@ def test_targets_read_as_written(text: str, told: str) -> None:
     ],
 )
 def test_what_is_no_target_is_refused(text: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InvalidSettings, match=message):
         Target.parse(text)
 
 
@@ -65,7 +65,7 @@ def test_what_cannot_be_measured_is_refused_first(tmp_path, monkeypatch) -> None
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     caption = "a red circle moving up on a navy background"
     check_targets([Target.parse("caption>=1"), Target.parse("psnr>=1")], [caption], None)
-    with pytest.raises(BadInput, match="needs captions of the tiny world: 'a fox'"):
+    with pytest.raises(InvalidSettings, match="needs captions of the tiny world: 'a fox'"):
         check_targets([Target.parse("caption>=1")], [caption, "a fox"], None)
-    with pytest.raises(BadInput, match="target lpips: LPIPS needs"):
+    with pytest.raises(InvalidSettings, match="target lpips: LPIPS needs"):
         check_targets([Target.parse("lpips<=0.1")], [caption], None)

@@ -1,0 +1,1 @@
+"""What passes between the rooms: attention calls, ops, timers, schedules and precisions."""

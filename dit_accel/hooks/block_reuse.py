@@ -1,0 +1,121 @@
+"""The blocks before the first perturbed one: computed once in the clean forward, replayed in the perturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class BlockReuse:
+    """Outputs of a transformer's leading blocks.
+
+    Each block list hands the output of one block to the next, so that the last output is all that is
+    needed: every replayed block returns it. Blocks are exchanged only while a forward runs.
+
+    Args:
+        transformer: the model.
+        leading: name of each block list, in the order of execution, to the number of leading blocks.
+    """
+
+    def __init__(self, transformer: nn.Module, leading: Mapping[str, int]) -> None:
+        self._lists = {transformer.get_submodule(name): n for name, n in leading.items() if n}
+        self._outputs: dict[nn.Module, Any] = {}
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks that the perturbed forward need not run."""
+        return sum(self._lists.values())
+
+    def refusal(self) -> str | None:
+        """Why the blocks cannot be exchanged, if they cannot: hooks on them count or move them."""
+        for blocks in self._lists:
+            for module in (blocks, *blocks.children()):
+                registry = getattr(module, "_diffusers_hook", None)
+                if registry is not None and registry.hooks:
+                    return f"its blocks carry diffusers' hook {next(iter(registry.hooks))}"
+        return None
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Keep the outputs of the forward that runs inside."""
+
+        def keep(blocks: nn.Module) -> Callable[[Any], None]:
+            return lambda output: self._outputs.__setitem__(blocks, output)
+
+        exchanged = {
+            (blocks, str(n - 1)): _Recorder(blocks.get_submodule(str(n - 1)), keep(blocks))
+            for blocks, n in self._lists.items()
+        }
+        with _exchanged(exchanged):
+            yield
+
+    @contextmanager
+    def replaying(self, rows: slice) -> Iterator[None]:
+        """Leading blocks return what was kept, for some rows of the batch, instead of running."""
+        exchanged = {
+            (blocks, str(i)): _Replay(
+                blocks.get_submodule(str(i)), _rows(self._outputs[blocks], rows)
+            )
+            for blocks, n in self._lists.items()
+            for i in range(n)
+        }
+        with _exchanged(exchanged):
+            yield
+
+    def forget(self) -> None:
+        """Free what was kept."""
+        self._outputs.clear()
+
+
+class _StandIn(nn.Module):
+    """In the place of a block, with its attributes."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["block"] = block  # not a submodule: nothing walks into it
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["block"], name)
+
+
+class _Recorder(_StandIn):
+    def __init__(self, block: nn.Module, keep: Callable[[Any], None]) -> None:
+        super().__init__(block)
+        self.__dict__["keep"] = keep
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.__dict__["block"](*args, **kwargs)
+        self.__dict__["keep"](output)
+        return output
+
+
+class _Replay(_StandIn):
+    def __init__(self, block: nn.Module, output: Any) -> None:
+        super().__init__(block)
+        self.__dict__["output"] = output
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__["output"]
+
+
+@contextmanager
+def _exchanged(modules: Mapping[tuple[nn.Module, str], nn.Module]) -> Iterator[None]:
+    before = {(blocks, name): blocks._modules[name] for blocks, name in modules}
+    try:
+        for (blocks, name), module in modules.items():
+            blocks._modules[name] = module
+        yield
+    finally:
+        for (blocks, name), block in before.items():
+            blocks._modules[name] = block
+
+
+def _rows(output: Any, rows: slice) -> Any:
+    if isinstance(output, Tensor):
+        return output[rows]
+    if isinstance(output, tuple):
+        return tuple(_rows(part, rows) for part in output)
+    return output

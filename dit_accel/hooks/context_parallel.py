@@ -1,0 +1,118 @@
+"""Diffusers' context parallelism: each device has all heads of some tokens; Ulysses exchanges them for all tokens
+of some heads around an attention, which is then ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import _templated_context_parallel_attention
+from torch import Tensor, nn
+
+from dit_accel_pipelines import TokenLayout, TokenSubset
+
+RING = (
+    "ring attention brings the keys of one device at a time, and a sparse plan needs them all: use "
+    "ulysses_degree, or disable sparse attention"
+)
+
+
+def gathered(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    layer: Tensor,
+    parallel_config: Any,
+) -> Tensor:
+    """Attention of this device's tokens ``[B, S / N, H, D]`` to all tokens: ours runs on ``[B, S, H / N, D]``, with
+    a mask as diffusers hands it on. Diffusers refuses a causal one.
+
+    Raises:
+        NotImplementedError: for ring attention.
+    """
+    if parallel_config.context_parallel_config.ring_degree > 1:
+        raise NotImplementedError(RING)
+
+    def attend(  # as diffusers calls it
+        _context: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        _dropout: float,
+        causal: bool,
+        scale: float | None,
+        *_: Any,
+        **__: Any,
+    ) -> Tensor:
+        out: Tensor = torch.ops.dit_accel.attend(query, key, value, mask, causal, scale, layer)
+        return out
+
+    out: Tensor = _templated_context_parallel_attention(
+        *(query, key, value, mask),
+        is_causal=causal,
+        scale=scale,
+        forward_op=attend,
+        backward_op=None,
+        _parallel_config=parallel_config,
+    )
+    return out
+
+
+def ulysses_degree(processor: Any) -> int:
+    """Devices that share a sequence; 1 without context parallelism."""
+    config = getattr(processor, "_parallel_config", None)
+    config = getattr(config, "context_parallel_config", None)
+    return 1 if config is None else int(config.ulysses_degree)
+
+
+def splits_text(transformer: nn.Module) -> bool:
+    """Whether diffusers' plan splits text and picture apart, not one sequence of both."""
+    plan = getattr(transformer, "_cp_plan", None) or {}
+    return any(
+        "encoder_hidden_states" in inputs
+        for inputs in plan.values()
+        if inputs and isinstance(inputs, dict)
+    )
+
+
+def interleaved(layout: TokenLayout, degree: int, device: torch.device) -> TokenLayout:
+    """The layout of a joint model's tokens after the exchange: each device's share of the text and of the
+    picture follow one another. Shares are those of ``torch.tensor_split``.
+    """
+    tokens = torch.arange(layout.visual_tokens + layout.text_tokens, device=device)
+    first = layout.text_tokens if layout.text_first else layout.visual_tokens
+    shares = (tokens[:first].tensor_split(degree), tokens[first:].tensor_split(degree))
+    gathered_order = torch.cat([share for pair in zip(*shares, strict=True) for share in pair])
+    places = gathered_order.argsort()
+    if not layout.parts:
+        return dataclasses.replace(layout, parts=(TokenSubset(None, places),))
+    parts = (TokenSubset(part.samples, places[part.places]) for part in layout.parts)
+    return dataclasses.replace(layout, parts=tuple(parts))
+
+
+def check_shared(degree: int, guided: bool, guard: str) -> None:
+    """Refuse what does not work on several devices that share a sequence.
+
+    Raises:
+        RuntimeError: saying what.
+    """
+    if degree > 1 and guided:
+        raise RuntimeError("perturbed guidance does not work under context parallelism yet")
+    if degree > 1 and guard == "on":
+        raise RuntimeError(
+            "guard 'on' may run a forward again on one device alone: under context parallelism use 'warn'"
+        )
+
+
+def splits_inputs_before(transformer: nn.Module, name: str) -> bool:
+    """Whether diffusers splits the arguments of a transformer's forward before the hook of a name sees them."""
+    registry = getattr(transformer, "_diffusers_hook", None)
+    names = list(registry.hooks) if registry is not None else []
+    outer = names[names.index(name) + 1 :] if name in names else []
+    return any(other.startswith("cp_input") for other in outer)

@@ -1,0 +1,1 @@
+"""Files: atomic writes, JSON Lines, media, prompts and text parsing."""

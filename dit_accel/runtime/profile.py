@@ -1,0 +1,244 @@
+"""A profile: everything that decides how attention runs, in one file for the library, the command
+line, the evaluation and the nodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dit_accel.core.precision import Precision, checked_precision
+from dit_accel.core.schedule import Guard, Schedule
+from dit_accel.errors import InvalidSettings
+from dit_accel.io.atomic import atomic_write
+from dit_accel.io.parsing import parsed, parsed_knobs
+from dit_accel.methods import Method, SVGEar, find_method
+
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How the attention of a pipeline runs.
+
+    Attributes:
+        method: with its knobs.
+        schedule: what stays dense, and where knobs differ.
+        precision, dense_precision: of the sparse and of the dense calls.
+        guard: what to do about faulty output.
+        provenance: where this comes from, free of form: model, size, steps, measured figures, versions.
+    """
+
+    method: Method = field(default_factory=SVGEar)
+    schedule: Schedule = field(default_factory=Schedule)
+    precision: Precision = "full"
+    dense_precision: Precision = "full"
+    guard: Guard = field(default_factory=Guard)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rules = tuple(
+            dataclasses.replace(rule, knobs=json.loads(json.dumps(plain(rule.knobs))))
+            for rule in self.schedule.rules
+        )  # as a file holds them
+        object.__setattr__(self, "schedule", dataclasses.replace(self.schedule, rules=rules))
+        for rule in self.schedule.rules:
+            with_knobs(self.method, rule.knobs)  # a wrong knob is found now, not in step 12 ...
+        self.at(tuple(range(len(self.schedule.rules))))  # ... and two that do not go together
+        for name in ("precision", "dense_precision"):
+            checked_precision(name, getattr(self, name))
+
+    def at(self, rules: tuple[int, ...]) -> Method:
+        """The method with the knobs of some of the schedule's rules."""
+        knobs: dict[str, Any] = {}
+        for index in rules:
+            knobs.update(self.schedule.rules[index].knobs)
+        return with_knobs(self.method, knobs)
+
+    def with_method(self, method: Method) -> Profile:
+        """The same profile for another method; knobs in rules go if it is another kind."""
+        same = type(method) is type(self.method)
+        schedule = self.schedule if same else self.schedule.without_knobs()
+        return dataclasses.replace(self, method=method, schedule=schedule)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `from_dict` reads it."""
+        return {
+            "method": self.method.name,
+            "knobs": knobs_of(self.method),
+            "schedule": dataclasses.asdict(self.schedule),
+            "precision": self.precision,
+            "dense_precision": self.dense_precision,
+            "guard": dataclasses.asdict(self.guard),
+            "provenance": dict(self.provenance),
+        }
+
+    def as_settings(self) -> dict[str, Any]:
+        """The same as fields of `RenderSettings`: knobs by name, the schedule's and the guard's with
+        ``schedule.`` and ``guard.`` before them.
+        """
+        plain = self.to_dict()
+        knobs = dict(plain["knobs"])
+        for part in ("schedule", "guard"):
+            knobs |= {f"{part}.{k}": v for k, v in plain[part].items() if k != "mode"}
+        return {
+            "method": self.method.name,
+            "knobs": knobs,
+            "precision": self.precision,
+            "dense_precision": self.dense_precision,
+            "guard": self.guard.mode,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Profile:
+        """A profile from plain values; what is left out has its default.
+
+        Raises:
+            InvalidSettings: naming the key that is unknown or does not fit.
+        """
+        known = [
+            "method",
+            "knobs",
+            *(f.name for f in dataclasses.fields(cls) if f.name != "method"),
+        ]
+        for key in values:
+            if key not in known:
+                raise InvalidSettings(
+                    f"unknown profile key {key!r}: choose from {', '.join(known)}"
+                )
+        for key in ("knobs", "schedule", "guard", "provenance"):
+            if not isinstance(values.get(key, {}), Mapping):
+                raise InvalidSettings(
+                    f"profile {key} must hold keys and values, got {values[key]!r}"
+                )
+        try:
+            rest = {
+                k: values[k] for k in ("precision", "dense_precision", "provenance") if k in values
+            }
+            return cls(
+                method=method_of(values.get("method", SVGEar.name), values.get("knobs", {})),
+                schedule=parsed(Schedule, _as_texts(values.get("schedule", {})), "schedule"),
+                guard=parsed(Guard, _as_texts(values.get("guard", {})), "guard"),
+                **rest,
+            )
+        except InvalidSettings:
+            raise
+        except ValueError as error:
+            raise InvalidSettings(str(error)) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read a YAML or JSON file.
+
+        Raises:
+            InvalidSettings: for a file that cannot be read or is no profile, naming the key.
+        """
+        path = Path(path)
+        if path.suffix not in SUFFIXES:
+            raise InvalidSettings(f"profile {path} must end in {', '.join(SUFFIXES)}")
+        try:
+            text = path.read_text()
+            values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise InvalidSettings(
+                f"cannot read profile {path}: {' '.join(str(error).split())}"
+            ) from None
+        if not isinstance(values, Mapping):
+            raise InvalidSettings(f"profile {path} must hold keys and values")
+        try:
+            return cls.from_dict(values)
+        except InvalidSettings as error:
+            raise InvalidSettings(f"profile {path}: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write a YAML or JSON file, by its ending.
+
+        Raises:
+            InvalidSettings: for another ending.
+        """
+        path = Path(path)
+        if path.suffix not in SUFFIXES:
+            raise InvalidSettings(f"profile {path} must end in {', '.join(SUFFIXES)}")
+        values = json.loads(json.dumps(self.to_dict(), default=str))
+        as_json = path.suffix == ".json"
+        text = (
+            json.dumps(values, indent=2) + "\n"
+            if as_json
+            else yaml.safe_dump(values, sort_keys=False)
+        )
+        with atomic_write(path) as temporary:
+            temporary.write_text(text)
+
+
+def knobs_of(method: Method) -> dict[str, Any]:
+    """The knobs of a method as plain values; a method among them is ``{"method": name, ...}``."""
+    return plain({knob.name: getattr(method, knob.name) for knob in dataclasses.fields(method)})
+
+
+def plain(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Knobs with methods among them written as ``{"method": name, ...}``."""
+    return {
+        name: {"method": value.name, **knobs_of(value)} if isinstance(value, Method) else value
+        for name, value in knobs.items()
+    }
+
+
+def method_of(name: Any, knobs: Mapping[str, Any]) -> Method:
+    """The method of a name with knobs, as `knobs_of` gives them.
+
+    Raises:
+        InvalidSettings: for an unknown method or knob, or a value that does not fit.
+    """
+    try:
+        kind = find_method(str(name))
+    except ValueError as error:
+        raise InvalidSettings(str(error)) from None
+    method: Method = parsed_knobs(kind, _with_methods(knobs, kind.name), f"{kind.name} knob")
+    return method
+
+
+def with_knobs(method: Method, knobs: Mapping[str, Any]) -> Method:
+    """A method with some knobs changed.
+
+    Raises:
+        InvalidSettings: as `method_of`.
+    """
+    if not knobs:
+        return method
+    own = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    values = {**own, **_with_methods(knobs, method.name)}
+    changed: Method = parsed(type(method), values, f"{method.name} knob")
+    return changed
+
+
+def _with_methods(knobs: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """The inverse of `plain`."""
+    values = dict(knobs)
+    for knob, value in knobs.items():
+        if isinstance(value, Mapping):
+            if "method" not in value:
+                raise InvalidSettings(
+                    f"{owner} knob {knob}: write a method as {{method: NAME, KNOB: VALUE}}"
+                )
+            inner = {k: v for k, v in value.items() if k != "method"}
+            values[knob] = method_of(value["method"], inner)
+    return values
+
+
+def _as_texts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What YAML reads as something else: ``on`` and ``off`` of a mode, whole numbers of steps and layers."""
+    texts = dict(values)
+    if isinstance(texts.get("mode"), bool):
+        texts["mode"] = "on" if texts["mode"] else "off"
+    if isinstance(texts.get("rules"), list | tuple):
+        texts["rules"] = [_as_texts(r) if isinstance(r, Mapping) else r for r in texts["rules"]]
+    for name in ("steps", "layers"):
+        if type(texts.get(name)) is int:
+            texts[name] = str(texts[name])
+    return texts
