@@ -1,76 +1,34 @@
-"""Make diffusers' video and image DiT pipelines faster, with one line, and say honestly what it
-cost in quality.
+"""Make diffusers' video and image diffusion transformers faster with one line, and report what it cost.
 
 Importing this package gives every ``DiffusionPipeline`` the verbs ``enable_sparse_attention``,
-``enable_quantized_attention``, ``enable_perturbed_guidance``, their inverses and ``attention_report``; they
-are functions here, too.
+``enable_quantized_attention``, ``enable_perturbed_guidance``, their inverses and ``attention_report``. The same
+verbs are functions of this package, which also take bare transformers and modular pipelines.
+
+The public names are listed in ``__init__.pyi``. Each is imported when it is first used.
+
+Example:
+    >>> import dit_accel
+    >>> pipe = WanPipeline.from_pretrained("Wan-AI/Wan2.1-T2V-14B-Diffusers", dtype=torch.bfloat16)
+    >>> pipe.to("cuda").enable_sparse_attention("svg2")
+    >>> video = pipe("a red fox in the snow").frames[0]
+    >>> print(pipe.attention_report())
 """
 
-from dit_accel.api import (
-    GuidanceHandle,
-    add_verbs,
-    attention_report,
-    disable_perturbed_guidance,
-    disable_quantized_attention,
-    disable_sparse_attention,
-    enable_perturbed_guidance,
-    enable_quantized_attention,
-    enable_sparse_attention,
-)
-from dit_accel.core.attention_call import AttentionCall, Plan
-from dit_accel.core.schedule import Guard, Rule, Schedule
-from dit_accel.guidance import HeadSet, PerturbedGuidance
-from dit_accel.methods import (
-    METHODS,
-    SVG,
-    SVG2,
-    Band,
-    Dense,
-    Method,
-    Neighborhood,
-    PermutedBlocks,
-    Radial,
-    ReTtention,
-    SVGEar,
-    XAttention,
-)
-from dit_accel.runtime.profile import Profile
-from dit_accel.runtime.report import AttentionReport
-from dit_accel.runtime.session import Session
+from types import ModuleType
 
-add_verbs()
+import lazy_loader
+import wrapt
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "METHODS",
-    "SVG",
-    "SVG2",
-    "AttentionCall",
-    "AttentionReport",
-    "Band",
-    "Dense",
-    "Guard",
-    "GuidanceHandle",
-    "HeadSet",
-    "Method",
-    "Neighborhood",
-    "PermutedBlocks",
-    "PerturbedGuidance",
-    "Plan",
-    "Profile",
-    "Radial",
-    "ReTtention",
-    "Rule",
-    "SVGEar",
-    "Schedule",
-    "Session",
-    "XAttention",
-    "attention_report",
-    "disable_perturbed_guidance",
-    "disable_quantized_attention",
-    "disable_sparse_attention",
-    "enable_perturbed_guidance",
-    "enable_quantized_attention",
-    "enable_sparse_attention",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def _add_verbs(pipeline_utils: ModuleType) -> None:
+    from dit_accel.api import add_verbs
+
+    add_verbs(pipeline_utils.DiffusionPipeline)
+
+
+# Pipelines get the verbs as soon as diffusers defines their base class, before or after this import.
+wrapt.register_post_import_hook(_add_verbs, "diffusers.pipelines.pipeline_utils")

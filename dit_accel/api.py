@@ -8,8 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from diffusers import DiffusionPipeline
-
 from dit_accel import hooks
 from dit_accel.core.precision import Precision
 from dit_accel.core.schedule import Guard, GuardMode, Schedule
@@ -24,18 +22,12 @@ from dit_accel.guidance import (
 from dit_accel.guidance.config import Perturbation, TextMode
 from dit_accel.guidance.noise import noise_levels
 from dit_accel.hooks.active_pipeline import transformers_of
+from dit_accel.hooks.families import Family, find_family
 from dit_accel.methods import Dense, Method, find_method
 from dit_accel.runtime.enabled import session_of, sessions_of
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import AttentionReport
 from dit_accel.runtime.session import Session
-from dit_accel_pipelines import (
-    REFUSED,
-    Family,
-    UnknownFamily,
-    find_family,
-    generic_family,
-)
 
 
 def enable_sparse_attention(
@@ -108,26 +100,10 @@ def _checked_family(target: Any) -> Family:
                 f"{name} is a torch.compile'd module: enable this first, "
                 "or compile with transformer.compile_repeated_blocks()"
             )
-    found = [family_of(transformer) for transformer in transformers.values()]
+    found = [find_family(transformer) for transformer in transformers.values()]
     for transformer, family in zip(transformers.values(), found, strict=True):
         hooks.check_processors(transformer, family)
     return found[0]
-
-
-def family_of(transformer: Any) -> Family:
-    """The family of a transformer: declared, or recognised.
-
-    Raises:
-        UnknownFamily: if it is refused, or no self-attention is found.
-    """
-    try:
-        return find_family(transformer)
-    except UnknownFamily:
-        name = type(transformer).__name__
-        family = None if name in REFUSED else generic_family(transformer, hooks.is_patchable)
-        if family is None:
-            raise
-        return family
 
 
 def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Session:
@@ -287,8 +263,8 @@ def attention_report(target: Any) -> AttentionReport:
     return session.report()
 
 
-def add_verbs() -> None:
-    """Give every diffusers pipeline the verbs of this module as methods."""
+def add_verbs(pipeline_class: type[Any]) -> None:
+    """Give a pipeline class, and all that derive from it, the verbs of this module as methods."""
     verbs = (
         enable_sparse_attention,
         disable_sparse_attention,
@@ -299,4 +275,4 @@ def add_verbs() -> None:
         attention_report,
     )
     for verb in verbs:
-        setattr(DiffusionPipeline, verb.__name__, verb)
+        setattr(pipeline_class, verb.__name__, verb)

@@ -1,14 +1,22 @@
-"""The two ways to end with one clear line: bad input (exit code 2) and a failed run (exit code 1)."""
+"""Errors that dit_accel raises on purpose. Each is one line: what was given, what is accepted, what to do."""
 
 
-class InvalidSettings(ValueError):
-    """What was given, what is accepted, what to do; raised before any expensive work."""
+class DitAccelError(Exception):
+    """Base class of the errors that dit_accel raises."""
 
 
-class RunFailed(RuntimeError):
-    """Something needed for the run is broken."""
+class InvalidSettings(DitAccelError, ValueError):
+    """Settings that cannot work; raised before any expensive work."""
+
+
+class RunFailed(DitAccelError, RuntimeError):
+    """A run that cannot go on, because something that it needs is missing or broken."""
+
+
+class UnsupportedProcessor(DitAccelError, TypeError):
+    """An attention processor whose code cannot be redirected to our attention."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return the first line of an error's message, or the name of its class if it has none."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 
 import click
 
+from dit_accel.cli.deferred import defer
 from dit_accel.extensions import command_names, load_command
+
+defer("torch")
 
 COMMANDS = {
     "render": "Turn prompts into videos.",

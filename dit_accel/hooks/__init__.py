@@ -8,6 +8,7 @@ layers. A root hook tells the session where each forward begins and ends, and ma
 Nothing is patched globally; ``uninstall`` puts back the very same processor objects.
 """
 
+from dit_accel.errors import UnsupportedProcessor
 from dit_accel.hooks.block_reuse import BlockReuse
 from dit_accel.hooks.context_parallel import check_shared, interleaved, splits_text
 from dit_accel.hooks.install import (
@@ -18,7 +19,6 @@ from dit_accel.hooks.install import (
     processor_of,
 )
 from dit_accel.hooks.layers import DenseCall, Layer, RerunForward
-from dit_accel.hooks.processors import UnsupportedProcessor
 from dit_accel.hooks.root_hook import (
     HOOK,
     PERTURBED,

@@ -8,13 +8,10 @@ from typing import Any
 from diffusers.hooks import HookRegistry
 from torch import nn
 
+from dit_accel.errors import UnsupportedProcessor
 from dit_accel.hooks.context_parallel import splits_inputs_before, ulysses_degree
 from dit_accel.hooks.layers import ForwardHandler, Layer, forget_layer
-from dit_accel.hooks.processors import (
-    UnsupportedProcessor,
-    sparse_processor,
-    sparse_processor_class,
-)
+from dit_accel.hooks.processors import sparse_processor, sparse_processor_class
 from dit_accel.hooks.root_hook import HOOK, root_hook
 from dit_accel_pipelines import Family
 

@@ -12,12 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_accel.errors import UnsupportedProcessor
 from dit_accel.hooks.context_parallel import gathered
 from dit_accel.hooks.layers import Layer, attend_dense
-
-
-class UnsupportedProcessor(TypeError):
-    """A processor whose code we cannot lead to our attention."""
 
 
 class _Address:
