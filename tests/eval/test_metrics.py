@@ -1,3 +1,5 @@
+"""Metrics equal independent implementations, and refuse invalid clips."""
+
 import math
 
 import numpy as np
@@ -35,7 +37,7 @@ def clips(height: int = 24, width: int = 30, frames: int = 3, seed: int = 0):
 
 
 @pytest.mark.parametrize("size", [(24, 30), (33, 17)], ids=str)
-def test_equal_scikit_image(size: tuple[int, int]) -> None:
+def test_psnr_and_ssim_equal_scikit_image(size: tuple[int, int]) -> None:
     first, second = clips(*size)
     pairs = list(zip(first, second, strict=True))
     expected = np.mean([peak_signal_noise_ratio(a, b, data_range=1.0) for a, b in pairs])
@@ -47,7 +49,7 @@ def test_equal_scikit_image(size: tuple[int, int]) -> None:
     assert ssim(second, first) == pytest.approx(expected, abs=2e-3)
 
 
-def test_identity_and_symmetry() -> None:
+def test_psnr_and_ssim_are_symmetric() -> None:
     first, second = clips()
     assert math.isinf(psnr(first, first))
     assert ssim(first, first) == pytest.approx(1.0)
@@ -55,20 +57,21 @@ def test_identity_and_symmetry() -> None:
     assert ssim(first, second) == pytest.approx(ssim(second, first), abs=1e-5)
 
 
-def test_one_equal_frame_leaves_a_clip_measurable() -> None:
+def test_an_equal_frame_counts_as_100_decibels() -> None:
     first, second = clips()
     both = psnr(second[1:], first[1:])
     first[0] = second[0] = 0.0
     assert psnr(second, first) == pytest.approx((100 + 2 * both) / 3)
 
 
-def test_black_against_white_is_zero_decibel() -> None:
+def test_black_against_white_is_zero_decibels() -> None:
     black, white = np.zeros((2, 16, 16, 3), np.uint8), np.full((2, 16, 16, 3), 255, np.uint8)
     assert psnr(white, black) == pytest.approx(0.0, abs=1e-5)
-    assert psnr(black, white) == pytest.approx(0.0, abs=1e-5)  # uint8 differences must not wrap
+    # A difference of uint8 values would wrap.
+    assert psnr(black, white) == pytest.approx(0.0, abs=1e-5)
 
 
-def test_mask_keeps_only_its_pixels() -> None:
+def test_psnr_compares_only_the_pixels_of_its_mask() -> None:
     first, second = clips()
     mask = np.zeros(first.shape[:3], bool)
     mask[:2, 4:9, 5:11] = True
@@ -81,9 +84,9 @@ def test_mask_keeps_only_its_pixels() -> None:
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim, flicker_difference, drift])
-def test_bad_clips_are_refused(metric) -> None:
+def test_invalid_clips_are_refused(metric) -> None:
     first, _ = clips()
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="same shape"):
         metric(first, first[:2])
     with pytest.raises(ValueError, match="T, H, W, C"):
         metric(first[0], first[0])
@@ -95,7 +98,7 @@ def test_bad_clips_are_refused(metric) -> None:
 
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
-def test_lpips_equals_torchmetrics_on_a_planted_backbone(tmp_path, net, ending) -> None:
+def test_lpips_equals_torchmetrics_on_a_random_backbone(tmp_path, net, ending) -> None:
     model = seeded(net)
     path = tmp_path / f"backbone{ending}"
     state = torchvision_state(model)
@@ -110,7 +113,7 @@ def test_lpips_equals_torchmetrics_on_a_planted_backbone(tmp_path, net, ending) 
     assert lpips(first, second, backbone=path) > 0.0
 
 
-def test_lpips_goes_through_frames_in_chunks(tmp_path, monkeypatch) -> None:
+def test_lpips_does_not_depend_on_its_batches(tmp_path, monkeypatch) -> None:
     save_file(torchvision_state(seeded("alex")), tmp_path / "b.safetensors")
     first, second = clips(64, 64, frames=5)
     whole = lpips(first, second, backbone=tmp_path / "b.safetensors")
@@ -118,14 +121,14 @@ def test_lpips_goes_through_frames_in_chunks(tmp_path, monkeypatch) -> None:
     assert lpips(first, second, backbone=tmp_path / "b.safetensors") == pytest.approx(whole)
 
 
-def test_lpips_without_a_backbone_says_where_one_is_looked_for(tmp_path, monkeypatch) -> None:
+def test_lpips_without_a_backbone_says_where_to_put_one(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     first, second = clips(64, 64)
     with pytest.raises(NoBackbone, match=r"put alexnet-owt-7be5be79\.pth into .*--lpips-backbone"):
         lpips(first, second)
     (tmp_path / "checkpoints").mkdir()
-    planted = tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth"
-    torch.save(torchvision_state(seeded("alex")), planted)
+    cached = tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    torch.save(torchvision_state(seeded("alex")), cached)
     assert lpips(first, second) > 0.0
     wrong = tmp_path / "wrong.safetensors"
     save_file({"features.0.weight": torch.zeros(1)}, wrong)
@@ -138,7 +141,7 @@ def test_lpips_without_a_backbone_says_where_one_is_looked_for(tmp_path, monkeyp
         lpips(first, second, backbone=tmp_path / "none.safetensors")
 
 
-def test_a_backbone_that_is_given_must_do(tmp_path, monkeypatch) -> None:
+def test_a_given_backbone_must_work(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     first, second = clips(64, 64)
     value, reason = lpips_or_reason(first, second)
@@ -154,7 +157,7 @@ def test_a_backbone_that_is_given_must_do(tmp_path, monkeypatch) -> None:
     assert reason is None
 
 
-def test_flicker_is_the_mean_step() -> None:
+def test_flicker_is_the_mean_change_between_frames() -> None:
     steady, _ = clips(frames=1)
     steady = np.repeat(steady, 4, 0)
     assert flicker(steady) == flicker(steady[:1]) == 0.0
@@ -163,7 +166,8 @@ def test_flicker_is_the_mean_step() -> None:
     assert flicker_difference(ramp, ramp[::-1].copy()) == pytest.approx(0.0)
     assert flicker_difference(ramp, np.zeros_like(ramp)) == pytest.approx(0.1)
     blink = np.zeros((2, 8, 8, 3), np.uint8)
-    blink[0] = 255  # a uint8 difference would wrap to 1
+    # A difference of uint8 values would wrap to 1.
+    blink[0] = 255
     assert flicker(blink) == pytest.approx(1.0)
 
 
@@ -178,19 +182,19 @@ def test_drift_is_the_slope_of_the_error() -> None:
 
 @pytest.mark.parametrize("metric", [psnr, ssim, flicker_difference, drift])
 @pytest.mark.parametrize("kind", [np.float16, np.float64, np.uint8], ids=lambda k: k.__name__)
-def test_every_kind_of_number(metric, kind) -> None:
+def test_metrics_accept_every_dtype(metric, kind) -> None:
     first, second = clips(17, 23)
     if kind == np.uint8:
-        given = [(c * 255).round().astype(np.uint8) for c in (first, second)]
-        expected = metric(*(c.astype(np.float32) / 255 for c in given))
+        pair = [(c * 255).round().astype(np.uint8) for c in (first, second)]
+        expected = metric(*(c.astype(np.float32) / 255 for c in pair))
     else:
-        given = [c.astype(kind) for c in (first, second)]
-        expected = metric(*(c.astype(np.float32) for c in given))
-    assert metric(*given) == pytest.approx(expected, rel=1e-5)
+        pair = [c.astype(kind) for c in (first, second)]
+        expected = metric(*(c.astype(np.float32) for c in pair))
+    assert metric(*pair) == pytest.approx(expected, rel=1e-5)
 
 
-def test_clip_score_equals_the_cosine(tmp_path) -> None:
-    """On a tiny random CLIP with its own words."""
+def test_clip_score_equals_the_cosine_similarity(tmp_path) -> None:
+    """The model is a tiny random CLIP with a vocabulary of five words."""
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
@@ -207,12 +211,12 @@ def test_clip_score_equals_the_cosine(tmp_path) -> None:
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>"
     )
     size = {"height": 32, "width": 32}
-    pictures = CLIPImageProcessor(size=size, crop_size=size)
-    processor = CLIPProcessor(pictures, fast)
+    image_processor = CLIPImageProcessor(size=size, crop_size=size)
+    processor = CLIPProcessor(image_processor, fast)
     processor.save_pretrained(tmp_path)
     first, _ = clips(32, 32, frames=3)
-    given = torch.from_numpy((first * 255).round()).to(torch.uint8).permute(0, 3, 1, 2)
-    inputs = processor(text=["a fox"], images=list(given), return_tensors="pt", padding=True)
+    images = torch.from_numpy((first * 255).round()).to(torch.uint8).permute(0, 3, 1, 2)
+    inputs = processor(text=["a fox"], images=list(images), return_tensors="pt", padding=True)
     with torch.no_grad():
         out = model(**{k: v for k, v in inputs.items() if k != "token_type_ids"})
     cosine = (out.image_embeds * out.text_embeds).sum(-1).clamp(min=0)
@@ -223,11 +227,11 @@ def test_clip_score_equals_the_cosine(tmp_path) -> None:
         clip_score(first, "a fox", folder=tmp_path / "none")
 
 
-def test_caption_is_right_or_not() -> None:
+def test_caption_is_correct_or_not() -> None:
     scene = next(scenes(np.random.default_rng(3), [1], kept=False))
     clip = render(scene, 128, 128, 17)
     assert caption_correct(clip, scene)[0]
     assert caption_correct((clip * 255).astype(np.uint8), scene)[0]
-    wrong, seen = caption_correct(np.zeros_like(clip), scene)
-    assert not wrong
+    correct, seen = caption_correct(np.zeros_like(clip), scene)
+    assert not correct
     assert "nothing" in seen

@@ -1,4 +1,4 @@
-"""LPIPS on random weights, and those weights as torchvision names them."""
+"""LPIPS with random weights, and its backbone as torchvision names the weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from torch import Tensor
 
 
 def seeded(net: str) -> lpips.LPIPS:
+    """Return LPIPS with random weights from a fixed seed."""
     torch.manual_seed(0)
     return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
 
 
 def torchvision_state(model: lpips.LPIPS) -> dict[str, Tensor]:
-    """The backbone of a model."""
+    """Return the weights of the backbone by their names in torchvision."""
     state = model.net.state_dict()
     return {"features." + name.split(".", 1)[1]: value for name, value in state.items()}

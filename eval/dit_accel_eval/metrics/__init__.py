@@ -1,1 +1,1 @@
-"""One pure function per file, over paired clips."""
+"""Metrics of clips: one pure function per file."""

@@ -1,41 +1,46 @@
-"""CLIP score (Hessel et al. 2021): how well frames fit their prompt, by torchmetrics."""
+"""CLIP score (Hessel et al. 2021, by torchmetrics): how well frames match their prompt."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-from dit_accel_eval.metrics.clips import NoBackbone, one
+from dit_accel_eval.metrics.clips import NoBackbone, to_tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 MODEL = "openai/clip-vit-base-patch16"
-FRAMES = 8  # that a score looks at, evenly spaced
+# Number of evenly spaced frames that a score uses.
+FRAMES = 8
 
 
 def clip_score(clip: np.ndarray, prompt: str, *, folder: Path | None = None) -> float:
-    """100 times the cosine between image and text, at least 0, mean over up to eight frames.
+    """Return 100 times the cosine similarity of image and text, at least 0, as the mean over up to eight frames.
 
     Args:
         clip: ``[T, H, W, 3]`` float in [0, 1], or uint8.
-        folder: a CLIP model as ``save_pretrained`` writes it; None: the one in the hub's local cache.
+        prompt: text that the clip was made from.
+        folder: folder of a CLIP model as ``save_pretrained`` writes it; None takes the hub's local cache.
 
     Raises:
-        NoBackbone: if there is none; nothing is downloaded.
+        NoBackbone: if the model is missing, because nothing is downloaded.
     """
-    frames = one(clip)
+    frames = to_tensor(clip)
     chosen = torch.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().long()
-    pictures = (frames[chosen] * 255).round().clamp(0, 255).to(torch.uint8)
+    images = (frames[chosen] * 255).round().clamp(0, 255).to(torch.uint8)
     with torch.no_grad():
-        score = load_clip(folder)(list(pictures), [prompt] * len(pictures))
+        score = load_clip(folder)(list(images), [prompt] * len(images))
     return float(score)
 
 
 def clip_score_or_reason(clip: np.ndarray, prompt: str) -> tuple[float | None, str | None]:
-    """`clip_score`, or None and why it cannot be measured here."""
+    """Return `clip_score` and None, or None and the reason if the model is missing."""
     try:
         return clip_score(clip, prompt), None
     except NoBackbone as error:
@@ -44,10 +49,10 @@ def clip_score_or_reason(clip: np.ndarray, prompt: str) -> tuple[float | None, s
 
 @cache
 def load_clip(folder: Path | None = None) -> Any:
-    """The metric on a model's weights, kept for the process.
+    """Load torchmetrics' CLIP score once for the process.
 
     Raises:
-        NoBackbone: if there is no such model here.
+        NoBackbone: if the model is missing.
     """
     from huggingface_hub import snapshot_download
     from torchmetrics.multimodal import CLIPScore
@@ -55,32 +60,26 @@ def load_clip(folder: Path | None = None) -> Any:
 
     try:
         path = folder or snapshot_download(MODEL, local_files_only=True)
-        parts = (
-            CLIPModel.from_pretrained(path, use_safetensors=True, local_files_only=True),
-            CLIPProcessor.from_pretrained(path, local_files_only=True),
-        )
+        model = CLIPModel.from_pretrained(path, use_safetensors=True, local_files_only=True)
+        processor = CLIPProcessor.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         if folder is None:
             raise NoBackbone(f"CLIP score needs {MODEL} in the hub's local cache") from None
         reason = str(error).splitlines()[0]
         raise NoBackbone(f"{folder} does not hold a CLIP model: {reason}") from None
-    return CLIPScore(lambda: (Projected(parts[0]), parts[1]))
+    for name in ("get_image_features", "get_text_features"):
+        setattr(model, name, return_tensor(getattr(model, name)))
+    return CLIPScore(lambda: (model, processor))
 
 
-class Projected(nn.Module):
-    """A CLIP model whose features are tensors, as torchmetrics wants them; transformers 5 gives an output object."""
+def return_tensor(compute_features: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Wrap a method of a CLIP model to return a tensor, because torchmetrics needs one.
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config
+    In transformers 5 these methods return an output object.
+    """
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        return _tensor(self.model.get_image_features(pixel_values))  # type: ignore[operator]
+    def compute_tensor(*inputs: Tensor) -> Tensor:
+        features = compute_features(*inputs)
+        return features if isinstance(features, torch.Tensor) else features.pooler_output
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return _tensor(self.model.get_text_features(input_ids, attention_mask))  # type: ignore[operator]
-
-
-def _tensor(features: Any) -> Tensor:
-    return features if isinstance(features, Tensor) else features.pooler_output
+    return compute_tensor

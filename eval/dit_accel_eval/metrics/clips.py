@@ -1,37 +1,41 @@
-"""What every metric takes: two clips ``[T, H, W, 3]`` (or ``[T, H, W, C]``) in [0, 1], checked and
-laid out for torch.
-"""
+"""Check clips ``[T, H, W, C]`` in [0, 1] and convert them to tensors; every metric starts here."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 
 class NoBackbone(LookupError):
-    """The weights that a learned metric is built on are not on this machine."""
+    """The network weights of a learned metric are not on this machine."""
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Two clips as float32 ``[T, C, H, W]`` in [0, 1]; uint8 is divided by 255.
+    """Convert two clips as `to_tensor` does.
 
     Raises:
-        ValueError: if shapes differ, are not four-dimensional, or values are not finite.
+        ValueError: for clips of different shapes, or as `to_tensor`.
     """
     if first.shape != second.shape:
         raise ValueError(
-            f"clips must have one shape, got {list(first.shape)} and {list(second.shape)}"
+            f"clips must have the same shape, got {list(first.shape)} and {list(second.shape)}"
         )
-    return one(first), one(second)
+    return to_tensor(first), to_tensor(second)
 
 
-def one(clip: np.ndarray) -> Tensor:
-    """A clip as float32 ``[T, C, H, W]`` in [0, 1]; uint8 is divided by 255.
+def to_tensor(clip: np.ndarray) -> Tensor:
+    """Convert a clip ``[T, H, W, C]`` to float32 ``[T, C, H, W]`` in [0, 1]; uint8 is divided by 255.
 
     Raises:
-        ValueError: if it is not four-dimensional, has no frame, or values are not finite.
+        ValueError: for a clip that is not four-dimensional, has no frame, or has values that are not finite.
     """
+    import numpy as np
+
     if clip.ndim != 4:
         raise ValueError(f"a clip must have shape [T, H, W, C], got {list(clip.shape)}")
     if not len(clip):

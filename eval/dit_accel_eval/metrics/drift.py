@@ -1,20 +1,26 @@
-"""Drift: whether errors grow from the first frames to the last."""
+"""Drift: the growth of errors from the first frame to the last."""
 
 from __future__ import annotations
 
-import numpy as np
-from scipy import stats
+from typing import TYPE_CHECKING
 
 from dit_accel_eval.metrics.clips import paired
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 def drift(clip: np.ndarray, reference: np.ndarray) -> float:
-    """How much the root mean square error to the reference grows from the first to the last frame, in [0, 1],
-    by a straight line through all frames; 0 for a single frame.
+    """Return the growth of the root mean square error from the first to the last frame.
+
+    The growth is the slope of a straight line through the errors of all frames. It is 0 for a single frame.
 
     Args:
         clip, reference: ``[T, H, W, C]`` float in [0, 1], or uint8.
     """
+    import numpy as np
+    from scipy import stats
+
     first, second = paired(clip, reference)
     if len(first) < 2:
         return 0.0

@@ -1,22 +1,25 @@
-"""Temporal flicker: how much frames change from one to the next."""
+"""Temporal flicker: the change from one frame to the next."""
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import numpy as np
+from dit_accel_eval.metrics.clips import paired, to_tensor
 
-from dit_accel_eval.metrics.clips import one, paired
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def flicker(clip: np.ndarray) -> float:
-    """Mean absolute difference of successive frames, in [0, 1] (what VBench's temporal flickering is made
-    of); 0 for a single frame.
+    """Return the mean absolute difference of successive frames, in [0, 1].
+
+    VBench's temporal flickering is built on this figure. It is 0 for a single frame.
 
     Args:
         clip: ``[T, H, W, C]`` float in [0, 1], or uint8.
     """
-    frames = one(clip)
+    frames = to_tensor(clip)
     if len(frames) < 2:
         return 0.0
     steps = [float((after - before).abs().mean()) for before, after in pairwise(frames)]
@@ -24,6 +27,6 @@ def flicker(clip: np.ndarray) -> float:
 
 
 def flicker_difference(clip: np.ndarray, reference: np.ndarray) -> float:
-    """`flicker` of a clip less that of its reference: above 0 if the clip flickers more."""
+    """Return `flicker` of a clip minus that of its reference; above 0, the clip flickers more."""
     paired(clip, reference)
     return flicker(clip) - flicker(reference)

@@ -7,35 +7,36 @@ import pickle
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import lpips as package
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
-from dit_accel.errors import InvalidSettings
+from dit_accel.errors import InvalidSettings, first_line
 from dit_accel_eval.metrics.clips import NoBackbone, paired
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 Net = Literal["alex", "vgg"]
 
-FRAMES = 4  # compared at a time: a 1080p frame takes about half a GB in the first layers
-ALEX_KERNEL = 11  # columns of its first convolution; VGG's has 3
+# Frames compared at a time: the first layers take about half a GB for a 1080p frame.
+FRAMES = 4
+# Width of AlexNet's first convolution; VGG's is 3.
+ALEX_KERNEL = 11
 CACHED = "alexnet-owt-7be5be79.pth"
 
 
 def lpips(clip: np.ndarray, reference: np.ndarray, *, backbone: Path | None = None) -> float:
-    """LPIPS (version 0.1), per frame, mean over frames; 0 for equal clips, larger is farther.
+    """Return LPIPS (version 0.1) as the mean over frames; 0 means equal clips, larger means less similar.
 
     Args:
         clip, reference: ``[T, H, W, 3]`` float in [0, 1], or uint8; at least 16 x 16.
         backbone: torchvision's ImageNet weights of AlexNet or VGG16 (``.safetensors`` or ``.pth``), whose features
-            are then compared; None: AlexNet's, where torch keeps downloads.
+            are compared. None takes AlexNet's from torch's download folder.
 
     Raises:
-        NoBackbone: if there are none; nothing is downloaded.
+        NoBackbone: if the weights are missing, because nothing is downloaded.
     """
     first, second = paired(clip, reference)
     model = load_lpips(backbone or cached_backbone())
@@ -50,10 +51,10 @@ def lpips(clip: np.ndarray, reference: np.ndarray, *, backbone: Path | None = No
 def lpips_or_reason(
     clip: np.ndarray, reference: np.ndarray, *, backbone: Path | None = None
 ) -> tuple[float | None, str | None]:
-    """`lpips`, or None and why it cannot be measured here.
+    """Return `lpips` and None, or None and the reason if torch's download folder has no weights.
 
     Raises:
-        InvalidSettings: if the backbone that was given is none.
+        InvalidSettings: if the given backbone does not work.
     """
     try:
         return lpips(clip, reference, backbone=backbone), None
@@ -64,16 +65,16 @@ def lpips_or_reason(
 
 
 def net_of(backbone: Path | None) -> Net:
-    """Which network's features `lpips` compares with a backbone."""
+    """Return the network whose features `lpips` compares with a backbone."""
     net: Net = "alex" if backbone is None else load_lpips(backbone).pnet_type
     return net
 
 
 def cached_backbone() -> Path:
-    """Where torch keeps the downloaded ImageNet weights of AlexNet.
+    """Return the path of AlexNet's ImageNet weights in torch's download folder.
 
     Raises:
-        NoBackbone: if it does not.
+        NoBackbone: if the file is missing.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / CACHED
     if not path.is_file():
@@ -85,11 +86,13 @@ def cached_backbone() -> Path:
 
 
 def backbone_digest(backbone: Path | None = None) -> str | None:
-    """What tells a backbone from others, checked to be one; None if there is none.
+    """Return a digest of a backbone that works, or None if torch's download folder has none.
 
     Raises:
-        InvalidSettings: if the one that was given is none.
+        InvalidSettings: if the given backbone does not work.
     """
+    import numpy as np
+
     black = np.zeros((1, 64, 64, 3), np.float32)
     if lpips_or_reason(black, black, backbone=backbone)[0] is None:
         return None
@@ -100,36 +103,52 @@ def backbone_digest(backbone: Path | None = None) -> str | None:
 
 @cache
 def load_lpips(backbone: Path) -> Any:
-    """The model with the authors' linear layers on a backbone from a file, kept for the process; its ``pnet_type`` is
-    the network.
+    """Load the authors' linear layers on a backbone, once for the process.
+
+    The attribute ``pnet_type`` of the model names its network.
 
     Raises:
         NoBackbone: if the file holds neither network.
     """
+    import lpips as package
+    from safetensors import SafetensorError
+
     try:
-        state = (
-            load_file(backbone)
-            if backbone.suffix == ".safetensors"
-            else torch.load(backbone, map_location="cpu", weights_only=True)
-        )
+        state = read_weights(backbone)
         net: Net = "alex" if state["features.0.weight"].shape[-1] == ALEX_KERNEL else "vgg"
         model = package.LPIPS(net=net, pnet_rand=True, verbose=False)
-        put_backbone(model, state)
+        copy_backbone(state, model)
     except (
-        *(OSError, RuntimeError, LookupError, TypeError, ValueError),
-        *(SafetensorError, pickle.UnpicklingError),
+        OSError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        SafetensorError,
+        pickle.UnpicklingError,
     ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise NoBackbone(f"{backbone} holds neither torchvision's alex nor vgg: {reason}") from None
     return model.requires_grad_(False)
 
 
-def put_backbone(model: Any, state: dict[str, Tensor]) -> None:
-    """Give LPIPS the convolutions of a torchvision network (``features.N.weight``), which it keeps in slices."""
-    own = model.net.state_dict()
-    found = {}
-    for name in own:
+def read_weights(path: Path) -> Any:
+    """Return the tensors of a ``.safetensors`` or ``.pth`` file by name."""
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def copy_backbone(state: dict[str, Tensor], model: Any) -> None:
+    """Copy the convolutions of a torchvision network into an LPIPS model.
+
+    torchvision names them ``features.N.weight``; LPIPS groups them into slices.
+    """
+    weights = {}
+    for name in model.net.state_dict():
         match = re.fullmatch(r"slice\d+\.(\d+\.(?:weight|bias))", name)
         assert match is not None
-        found[name] = state[f"features.{match[1]}"]
-    model.net.load_state_dict(found)
+        weights[name] = state[f"features.{match[1]}"]
+    model.net.load_state_dict(weights)

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
 import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from dit_accel_eval.metrics.clips import paired
 
-HIGHEST = 100.0  # decibels that one equal frame among others counts as
+if TYPE_CHECKING:
+    import numpy as np
+
+# Decibels of an equal frame in a clip with other frames.
+HIGHEST = 100.0
 
 
 def psnr(clip: np.ndarray, reference: np.ndarray, *, mask: np.ndarray | None = None) -> float:
-    """PSNR in dB for values in [0, 1], per frame, mean over frames; infinite for equal clips. Frames that are
-    equal, or nearer than 100 dB, in clips that are not count as 100 dB.
+    """Return the PSNR in dB for values in [0, 1], as the mean over frames.
+
+    Equal clips have infinite PSNR. In other clips a frame counts as 100 dB at most.
 
     Args:
         clip, reference: ``[T, H, W, C]`` float in [0, 1], or uint8.
-        mask: bool ``[T, H, W]``; only these pixels count, frames without any are left out. NaN if
-            none has any.
+        mask: bool ``[T, H, W]``, the pixels to compare. Frames without a pixel are skipped; if all are, the result
+            is NaN.
     """
+    import numpy as np
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     first, second = paired(clip, reference)
     frames = list(zip(first, second, strict=True))
     if mask is not None:
-        kept = [torch.from_numpy(m) for m in mask]
-        frames = [(a[:, m], b[:, m]) for (a, b), m in zip(frames, kept, strict=True) if m.any()]
+        masks = [torch.from_numpy(m) for m in mask]
+        frames = [(a[:, m], b[:, m]) for (a, b), m in zip(frames, masks, strict=True) if m.any()]
     values = [float(peak_signal_noise_ratio(a, b, data_range=(0.0, 1.0))) for a, b in frames]
     if not values:
         return float("nan")

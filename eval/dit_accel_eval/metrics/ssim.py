@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from dit_accel_eval.metrics.clips import paired
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 def ssim(clip: np.ndarray, reference: np.ndarray) -> float:
-    """SSIM with a Gaussian window (sigma 1.5, 11 x 11) for values in [0, 1], per frame, mean over
-    frames.
+    """Return the SSIM for values in [0, 1], as the mean over frames.
+
+    The window is an 11 x 11 Gaussian with sigma 1.5.
 
     Args:
         clip, reference: ``[T, H, W, C]`` float in [0, 1], or uint8.
     """
+    import numpy as np
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     first, second = paired(clip, reference)
     values = [
         float(
