@@ -1,76 +1,126 @@
-"""Clips made anywhere, compared pair by pair."""
+"""Compare clips from any source, pair by pair."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
 from dit_accel.errors import InvalidSettings, first_line
-from dit_accel.generation.render import versions
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
 from dit_accel.io.tables import table
-from dit_accel_eval.comparison import similarity_metrics
 from dit_accel_eval.frames import PICTURES, VIDEOS, difference, read_clip, write_webm
-from dit_accel_eval.page import Page, Panel, Player, TableRow
-from dit_accel_eval.report import shown, titles
-from dit_accel_eval.statistics import estimate
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dit_accel_eval.page import Player
 
 FIGURES = ("psnr", "ssim", "lpips", "flicker", "drift")
-PLAYERS = 8  # on the page: the pairs farthest apart
+# The page shows the least similar pairs.
+PLAYERS = 8
+
+Pairs = Mapping[str, tuple[Path, Path]]
+"""Reference and other clip by the name of the pair."""
+Record = Mapping[str, Any]
+"""Figures of one pair."""
 
 
 def compare(
     reference: Path, other: Path, out: Path | None, fps: int, backbone: Path | None = None
 ) -> str:
-    """Measure every pair; with ``out`` write ``compare.json`` and ``report.html``; returns the table.
+    """Measure every pair of clips and return a table.
+
+    Args:
+        reference, other: two clips, or two folders with clips of the same names.
+        out: folder for ``compare.json`` and ``report.html``; None writes nothing.
+        fps: frames per second of the videos on the page.
+        backbone: weights of LPIPS's network, as in `dit_accel_eval.metrics.lpips.lpips`.
 
     Raises:
-        InvalidSettings: if something cannot be read, or a pair differs in its number of frames or size; of several
-            pairs the others are measured and kept first.
+        InvalidSettings: for a clip that cannot be read, or a pair of different sizes. The figures of all other pairs
+            are written before.
     """
     if fps < 1:
         raise InvalidSettings(f"--fps must be at least 1, got {fps}")
     if out:
         check_writable(out / "report.html")
-    found = pairs(reference, other)
-    records, wrong = [], []
-    for name, files in tqdm(found.items(), desc="compare", disable=None):
-        try:
-            records.append({"clip": name, **measure(name, *files, backbone)})
-        except ValueError as error:
-            wrong.append(first_line(error))
-    if wrong:
-        kept = keep(out, records) if out and records else None
-        others = f"; {len(wrong) - 1} more pairs do not fit" if len(wrong) > 1 else ""
-        raise InvalidSettings(f"{wrong[0]}{others}{f'; the rest is in {kept}' if kept else ''}")
-    means = {name: estimate([r[name] for r in records]) for name in FIGURES}
-    columns = titles(FIGURES, records)
-    rows = {r["clip"]: {t: number(r[n]) for n, t in columns.items()} for r in records}
-    if len(records) > 1:
-        rows["mean"] = {t: shown(means[n], n) for n, t in columns.items()}
+    pairs = match_clips(reference, other)
+    records, errors = measure_pairs(pairs, backbone)
+    if errors:
+        raise InvalidSettings(describe_errors(errors, out, records))
+    rows = make_rows(records)
     if out:
-        keep(out, records)
-        write(out, found, records, rows, fps)
+        write_json(out, records)
+        write_page(out, pairs, records, rows, fps)
     return "\n".join([table(rows), *notes(records)])
 
 
-def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader must know besides the figures."""
-    reason, equal = lpips_reason(records), sum(r["psnr"] == math.inf for r in records)
-    found = [f"LPIPS was not measured: {reason}."] if reason else []
+def measure_pairs(
+    pairs: Pairs, backbone: Path | None
+) -> tuple[list[dict[str, Any]], list[ValueError]]:
+    """Return the figures of all pairs, and the errors of those that cannot be compared."""
+    records, errors = [], []
+    for name, files in tqdm(pairs.items(), desc="compare", disable=None):
+        try:
+            records.append({"clip": name, **measure(name, *files, backbone)})
+        except ValueError as error:
+            errors.append(error)
+    return records, errors
+
+
+def describe_errors(
+    errors: Sequence[ValueError], out: Path | None, records: Sequence[Record]
+) -> str:
+    """Write the figures of the other pairs, and return the first error with what was written."""
+    others = f"; {len(errors) - 1} more pairs do not fit" if len(errors) > 1 else ""
+    rest = f"; the rest is in {write_json(out, records)}" if out and records else ""
+    return f"{first_line(errors[0])}{others}{rest}"
+
+
+def make_rows(records: Sequence[Record]) -> dict[str, dict[str, str]]:
+    """Return the table: a row per pair and, for several pairs, the mean with its 95 % interval."""
+    from dit_accel_eval.report import shown, titles
+
+    columns = titles(FIGURES, records)
+    rows = {
+        record["clip"]: {title: format_figure(record[name]) for name, title in columns.items()}
+        for record in records
+    }
+    if len(records) > 1:
+        means = mean_figures(records)
+        rows["mean"] = {title: shown(means[name], name) for name, title in columns.items()}
+    return rows
+
+
+def mean_figures(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the mean of each figure with its interval."""
+    from dit_accel_eval.statistics import estimate
+
+    return {name: estimate([record[name] for record in records]) for name in FIGURES}
+
+
+def notes(records: Sequence[Record]) -> list[str]:
+    """Return remarks on the figures."""
+    reason, equal = lpips_reason(records), sum(record["psnr"] == math.inf for record in records)
+    remarks = [f"LPIPS was not measured: {reason}."] if reason else []
     if equal and len(records) > 1:
-        found.append(f"{equal} of the pairs are equal bit for bit: the mean PSNR leaves them out.")
-    return found
+        remarks.append(
+            f"{equal} of the pairs are equal bit for bit: the mean PSNR leaves them out."
+        )
+    return remarks
 
 
-def pairs(reference: Path, other: Path) -> dict[str, tuple[Path, Path]]:
-    """Files or folders to compare, by name."""
+def match_clips(reference: Path, other: Path) -> Pairs:
+    """Return the pairs of two clips or two folders.
+
+    Raises:
+        InvalidSettings: for a clip and a folder, or folders with different names.
+    """
     sides = [clips_in(path) for path in (reference, other)]
     if all(side is None for side in sides):
         return {other.stem: (reference, other)}
@@ -80,18 +130,18 @@ def pairs(reference: Path, other: Path) -> dict[str, tuple[Path, Path]]:
         )
     first, second = (side or {} for side in sides)
     if first.keys() != second.keys():
-        lonely = sorted(first.keys() ^ second.keys())
+        single = min(first.keys() ^ second.keys())
         raise InvalidSettings(
-            f"clips must come in pairs of the same name: {lonely[0]!r} has no partner"
+            f"clips must come in pairs of the same name: {single!r} has no partner"
         )
     return {name: (first[name], second[name]) for name in sorted(first)}
 
 
 def clips_in(path: Path) -> dict[str, Path] | None:
-    """Clips in a folder by name; None for a clip itself: a file, or a folder of pictures.
+    """Return the clips in a folder by name, or None if the path is a clip: a file, or a folder of images.
 
     Raises:
-        InvalidSettings: for a folder with nothing to compare.
+        InvalidSettings: for a folder without clips, with clips and images, or with two clips of the same name.
     """
     if not path.is_dir():
         return None
@@ -99,92 +149,109 @@ def clips_in(path: Path) -> dict[str, Path] | None:
     if kinds.intersection(PICTURES):
         if kinds.intersection(VIDEOS):
             raise InvalidSettings(
-                f"{path} holds videos and pictures: put those to compare into a folder"
+                f"{path} holds videos and images: move those to compare into a folder of their own"
             )
         return None
     files = [p for p in path.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS]
-    found = {p.stem: p for p in files}
-    if not found:
-        raise InvalidSettings(f"no clips in {path}: give videos ({', '.join(VIDEOS)}) or pictures")
-    if len(found) < len(files):
-        raise InvalidSettings(f"{path} has two clips of one name: rename one")
-    return found
+    clips = {p.stem: p for p in files}
+    if not clips:
+        raise InvalidSettings(f"no clips in {path}: give videos ({', '.join(VIDEOS)}) or images")
+    if len(clips) < len(files):
+        raise InvalidSettings(f"{path} has two clips of the same name: rename one")
+    return clips
 
 
 def measure(name: str, reference: Path, other: Path, backbone: Path | None) -> dict[str, Any]:
-    """The figures of one pair."""
-    clips = [read_clip(path) for path in (reference, other)]
-    if clips[0].shape != clips[1].shape:
-        told = [" x ".join(map(str, clip.shape[:3])) for clip in clips]
-        raise InvalidSettings(f"{name}: {told[0]} frames, rows and columns against {told[1]}")
-    return similarity_metrics(clips[0], clips[1], backbone)
+    """Return the figures of one pair.
+
+    Raises:
+        InvalidSettings: for a clip that cannot be read, or clips of different sizes.
+    """
+    from dit_accel_eval.comparison import similarity_metrics
+
+    first, second = (read_clip(path) for path in (reference, other))
+    if first.shape != second.shape:
+        sizes = [" x ".join(map(str, clip.shape[:3])) for clip in (first, second)]
+        raise InvalidSettings(f"{name}: {sizes[0]} frames, rows and columns against {sizes[1]}")
+    return similarity_metrics(first, second, backbone)
 
 
-def keep(out: Path, records: Sequence[Mapping[str, Any]]) -> Path:
-    """Write the figures of all pairs, and their means."""
+def write_json(out: Path, records: Sequence[Record]) -> Path:
+    """Write the figures of all pairs and their means to ``compare.json``, and return its path."""
     reason, path = lpips_reason(records), out / "compare.json"
-    means = {name: estimate([r[name] for r in records]) for name in FIGURES}
-    told = {"pairs": records, "mean": means, **({"lpips_reason": reason} if reason else {})}
+    record = {
+        "pairs": records,
+        "mean": mean_figures(records),
+        **({"lpips_reason": reason} if reason else {}),
+    }
     with atomic_write(path) as temporary:
-        temporary.write_text(to_json(told, indent=2) + "\n")
+        temporary.write_text(to_json(record, indent=2) + "\n")
     return path
 
 
-def lpips_reason(records: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why LPIPS was not measured, if it was not."""
-    return next((r["lpips_reason"] for r in records if "lpips_reason" in r), None)
+def lpips_reason(records: Sequence[Record]) -> str | None:
+    """Return why LPIPS was not measured, or None if it was."""
+    return next((record["lpips_reason"] for record in records if "lpips_reason" in record), None)
 
 
-def number(value: Any) -> str:
-    """A figure of one pair as text."""
+def format_figure(value: Any) -> str:
+    """Return a figure of one pair as text; None becomes a dash."""
     return "-" if value is None else f"{float(value):.4f}"
 
 
-def write(
+def write_page(
     out: Path,
-    found: Mapping[str, tuple[Path, Path]],
-    records: Sequence[Mapping[str, Any]],
+    pairs: Pairs,
+    records: Sequence[Record],
     rows: Mapping[str, Mapping[str, str]],
     fps: int,
 ) -> None:
-    """The page of a comparison."""
-    farthest = sorted(records, key=lambda r: r["psnr"])[:PLAYERS]
+    """Write ``report.html``."""
+    from dit_accel.generation.render import versions
+    from dit_accel_eval.page import Page, TableRow
+    from dit_accel_eval.report import titles
+
+    least_similar = sorted(records, key=lambda record: float(record["psnr"]))[:PLAYERS]
+    several = len(records) > 1
     page = Page(
         title="Clips compared",
-        subtitle=f"{len(records)} pair{'s' * (len(records) != 1)}",
+        subtitle=f"{len(records)} pair{'s' * several}",
         what="clip",
         columns=list(titles(FIGURES, records).values()),
         table=[TableRow(name, list(row.values())) for name, row in rows.items()],
         heading="Frames against frames",
-        explanation="Decoded frames of one clip against those of the other, as they came out of their files"
-        + (" (the last row: mean with its 95 % interval)." if len(records) > 1 else "."),
+        explanation="The decoded frames of one clip are compared with those of the other."
+        + " The last row is the mean with its 95 % interval." * several,
         facts=[
-            *((n, f"{a.name} against {b.name}") for n, (a, b) in found.items()),
-            *((name, text) for name, text in versions().items()),
+            *((name, f"{a.name} against {b.name}") for name, (a, b) in pairs.items()),
+            *versions().items(),
         ],
         notes=notes(records),
-        clips_title="Pairs farthest apart",
+        clips_title="Least similar pairs",
         players=[
-            player(out, number, r, found[r["clip"]], fps) for number, r in enumerate(farthest)
+            make_player(out, number, record, pairs[record["clip"]], fps)
+            for number, record in enumerate(least_similar)
         ],
     )
     with atomic_write(out / "report.html") as temporary:
         temporary.write_text(page.html())
 
 
-def player(
-    out: Path, number: int, record: Mapping[str, Any], files: tuple[Path, Path], fps: int
+def make_player(
+    out: Path, number: int, record: Record, files: tuple[Path, Path], fps: int
 ) -> Player:
-    """Both clips and their difference, as videos beside the page."""
+    """Write both clips and their difference as videos, and return a player for them."""
+    from dit_accel_eval.page import Panel, Player
+
     first, second = (read_clip(path) for path in files)
-    panels: dict[str, Iterable[np.ndarray]] = {
+    videos: dict[str, Iterable[np.ndarray]] = {
         "reference": first,
         "other": second,
         "difference": difference(second, first),
     }
-    shown_panels = []
-    for label, frames in panels.items():
+    panels = []
+    for label, frames in videos.items():
         path = out / "clips" / f"{number}-{label}.webm"
         write_webm(path, frames, fps)
-        shown_panels.append(Panel(label, path))
-    return Player(record["clip"], f"PSNR {record['psnr']:.2f} dB.", shown_panels, len(first), fps)
+        panels.append(Panel(label, path))
+    return Player(record["clip"], f"PSNR {record['psnr']:.2f} dB.", panels, len(first), fps)

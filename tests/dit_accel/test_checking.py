@@ -19,7 +19,8 @@ from dit_accel.generation.placement import check_device
 from dit_accel.generation.render import call_arguments, render
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import check
-from dit_accel_eval.heads.search import Search, SearchSettings
+from dit_accel_eval.heads.search import Search
+from dit_accel_eval.heads.settings import SearchSettings
 
 PROMPT = "a red circle"
 VAE = {"block_out_channels": [8, 8, 8, 8]}

@@ -23,7 +23,13 @@ from dit_accel.runtime.cost_model import (
     rates_for,
 )
 from dit_accel_eval.bench.cases import Shape
-from dit_accel_eval.bench.rates import Size, SparseCall, compared, fit, measure
+from dit_accel_eval.bench.rates import (
+    ShapeTimings,
+    SparseTimings,
+    compare_predictions,
+    fit_rates,
+    measure_shapes,
+)
 
 DENSE = (2e-5, 0.4, 1.5, 0.02)
 MADE_OF = SparseRates(
@@ -36,9 +42,9 @@ def exact(work: Work) -> float:
     return float(np.dot(DENSE, work.dense_terms())) / MADE_OF.seconds(work)
 
 
-def measured_size(shape: Shape, rounds: np.ndarray) -> Size:
+def measured_size(shape: Shape, rounds: np.ndarray) -> ShapeTimings:
     """Seconds as the rates above make them, times a factor a round and one a call."""
-    size = Size(shape)
+    size = ShapeTimings(shape)
     dense = float(np.dot(DENSE, size.work.dense_terms()))
     size.dense = {"SDPA": list(dense * rounds), "plain matmul": list(2 * dense * rounds)}
     for density, method in METHODS.items():
@@ -50,11 +56,11 @@ def measured_size(shape: Shape, rounds: np.ndarray) -> Size:
         )
         planning = float(np.dot(MADE_OF.plan, work.plan_terms()))
         took = MADE_OF.seconds(work)
-        size.sparse[method] = SparseCall(work, list(took * rounds), list(planning * rounds))
+        size.sparse[method] = SparseTimings(work, list(took * rounds), list(planning * rounds))
     return size
 
 
-def sizes(noise: float = 0.0, slowed: float = 1.0) -> list[Size]:
+def sizes(noise: float = 0.0, slowed: float = 1.0) -> list[ShapeTimings]:
     """Noise of every call and round; one of the five rounds slowed."""
     rng = np.random.default_rng(0)
     found = []
@@ -67,7 +73,7 @@ def sizes(noise: float = 0.0, slowed: float = 1.0) -> list[Size]:
 
 
 def test_the_fit_gives_back_what_made_the_seconds() -> None:
-    rates = fit(sizes(), "float32", "cpu")
+    rates = fit_rates(sizes(), "float32", "cpu")
     assert max(rates.error.values()) < 1e-4
     assert rates.backend == "SDPA"
     work = Work(5, 4321, 96, 0.17, 60, 250)
@@ -76,13 +82,13 @@ def test_the_fit_gives_back_what_made_the_seconds() -> None:
     shared = MADE_OF.seconds(work) / (MADE_OF.seconds(work) - planning)
     four = rates.speedup("svg2", work, plan_steps=4)  # a plan that serves four steps
     assert four == pytest.approx(shared * exact(work), rel=1e-2)
-    noisy = fit(sizes(noise=0.05), "float32", "cpu")
+    noisy = fit_rates(sizes(noise=0.05), "float32", "cpu")
     assert noisy.speedup("svg2", work) == pytest.approx(exact(work), rel=0.1)
     assert min(*noisy.sparse["svg2"].plan, *noisy.sparse["svg2"].run) >= 0
 
 
 def test_a_round_that_something_slowed_changes_nothing() -> None:
-    assert fit(sizes(slowed=3.0), "float32", "cpu") == fit(sizes(), "float32", "cpu")
+    assert fit_rates(sizes(slowed=3.0), "float32", "cpu") == fit_rates(sizes(), "float32", "cpu")
 
 
 def test_a_speedup_pairs_the_rounds() -> None:
@@ -92,11 +98,11 @@ def test_a_speedup_pairs_the_rounds() -> None:
 
 
 def test_predictions_are_compared_with_what_was_measured() -> None:
-    rates = fit(sizes(), "float32", "cpu")
+    rates = fit_rates(sizes(), "float32", "cpu")
     size = measured_size(Shape(4, 2000, 64), np.ones(5))
     call = size.sparse[METHODS[0.1]]
     call.seconds = [2 * took for took in call.seconds]  # twice as slow as the rates say
-    first, second = compared(rates, [size])
+    first, second = compare_predictions(rates, [size])
     assert first["measured"] == pytest.approx(exact(call.work) / 2)
     assert first["deviation"] == pytest.approx(1.0, abs=1e-3)
     assert second["deviation"] == pytest.approx(0.0, abs=1e-3)
@@ -106,12 +112,12 @@ def test_predictions_are_compared_with_what_was_measured() -> None:
 def test_every_call_is_measured_in_every_round(monkeypatch) -> None:
     called = []
 
-    def seconds_now(work) -> float:
+    def count_call(work) -> float:
         called.append(work())
         return float(len(called))
 
-    monkeypatch.setattr("dit_accel_eval.bench.rates.seconds_now", seconds_now)
-    small = measure([Shape(2, 256, 16), Shape(1, 130, 16)], "float32", "cpu", rounds=2)
+    monkeypatch.setattr("dit_accel_eval.bench.rates.quick_median_seconds", count_call)
+    small = measure_shapes([Shape(2, 256, 16), Shape(1, 130, 16)], "float32", "cpu", rounds=2)
     assert len(called) == 2 * 2 * (2 + 4)  # two dense attentions, two methods at two shares
     assert small[1].dense["SDPA"] == [7.0, 19.0]
     for size in small:
@@ -126,7 +132,7 @@ def test_every_call_is_measured_in_every_round(monkeypatch) -> None:
 
 
 def test_rates_come_back_from_their_file(tmp_path: Path) -> None:
-    rates = fit(sizes(), "float32", "cpu")
+    rates = fit_rates(sizes(), "float32", "cpu")
     rates.save(tmp_path / "r.json")
     assert Rates.load(tmp_path / "r.json") == rates
     (tmp_path / "r.json").write_text('{"device": "cpu"}')
@@ -143,17 +149,17 @@ def folders(tmp_path: Path, monkeypatch) -> tuple[Path, Path]:
 
 def test_own_rates_win_over_shipped_ones(folders) -> None:
     assert find_rates("cpu", "float32") is None
-    shipped = fit(sizes(), "float32", "cpu")
+    shipped = fit_rates(sizes(), "float32", "cpu")
     shipped.save(folders[1] / "cpu-float32.json")
     assert find_rates("cpu", "float32") == shipped
-    own = fit(sizes(noise=0.1), "float32", "cpu")
+    own = fit_rates(sizes(noise=0.1), "float32", "cpu")
     own.save(own_rates("cpu", "float32"))
     assert find_rates("cpu", "float32") == own
     assert find_rates("cuda", "float32") is None
 
 
 def test_advice_is_said_once_with_its_figure(folders) -> None:
-    fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
+    fit_rates(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
     adviser, method = SlowdownAdvisor(), SVG2(min_key_share=0.1)
     small, large = torch.empty(1, 300, 4, 64), torch.empty(1, 20_000, 4, 64)
     rates = rates_for(small)
@@ -175,7 +181,7 @@ def test_advice_is_said_once_with_its_figure(folders) -> None:
 
 
 def test_rates_of_other_threads_say_so(folders) -> None:
-    rates = fit(sizes(), "float32", "cpu")
+    rates = fit_rates(sizes(), "float32", "cpu")
     assert rates.caveat == ""
     here = torch.get_num_threads()
     other = replace(rates, about={**rates.about, "threads": here + 3})
@@ -188,7 +194,7 @@ def test_rates_of_other_threads_say_so(folders) -> None:
 
 
 def test_damaged_rates_do_not_stop_a_run(folders) -> None:
-    fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
+    fit_rates(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
     path = own_rates("cpu", "float32")
     path.write_text(path.read_text().replace('"dense": [', '"dense": [0.0, '))
     adviser = SlowdownAdvisor()
@@ -197,7 +203,7 @@ def test_damaged_rates_do_not_stop_a_run(folders) -> None:
 
 
 def test_a_run_that_cannot_pay_says_so(folders, wan, run_wan) -> None:
-    fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
+    fit_rates(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
     session = wan.enable_sparse_attention("svg2")
     with pytest.warns(SlowdownWarning, match="svg2 cannot pay at"):
         run_wan(wan)

@@ -1,4 +1,4 @@
-"""The head search on a tiny random model whose best heads are known, because all others do nothing."""
+"""The head search on a tiny random model whose best heads are known, because other heads have no effect."""
 
 import json
 from dataclasses import replace
@@ -13,10 +13,13 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import load_pipeline, read_card
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.guidance import HeadSet
+from dit_accel_eval.heads.export import found_heads
 from dit_accel_eval.heads.report import report
 from dit_accel_eval.heads.rewards import caption, caption_words, find_reward, sharpness
+from dit_accel_eval.heads.run import run_search
 from dit_accel_eval.heads.sampling import Candidate, default_steps, sample
-from dit_accel_eval.heads.search import Search, SearchSettings, found_heads, run
+from dit_accel_eval.heads.search import Search
+from dit_accel_eval.heads.settings import SearchSettings
 from dit_accel_eval.heads.validate import validate
 
 PROMPTS = ("a red circle", "a blue square")
@@ -26,7 +29,7 @@ SETTINGS = SearchSettings(PROMPTS, (3,), "support.planted_reward:distance", 2, 1
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random Wan whose attention does nothing but in block 1: much in head 1, a little in head 0."""
+    """Save a random Wan whose attention works in block 1 only: much in head 1, a little in head 0."""
     from conftest import random_wan
 
     pipe = random_wan()
@@ -52,28 +55,28 @@ def base(folder):
 
 def test_the_planted_heads_are_found(base, tmp_path) -> None:
     search = Search.open(SETTINGS, base, tmp_path)
-    assert run(search, quiet=True) == [("blocks", 1, 1), ("blocks", 1, 0)]
-    rates = search.rates([], search.scores.read())
-    idle = [rate for head, rate in rates.items() if head[1] != 1]
+    assert run_search(search, quiet=True) == [("blocks", 1, 1), ("blocks", 1, 0)]
+    scores = search.head_scores([], search.scores.read())
+    idle = [score for head, score in scores.items() if head[1] != 1]
     assert max(idle) == 0.0
-    assert rates["blocks", 1, 1] > rates["blocks", 1, 0] > 0.0
+    assert scores["blocks", 1, 1] > scores["blocks", 1, 0] > 0.0
     clips = sum(len(p.read_text().splitlines()) for p in tmp_path.glob("scores-*.jsonl"))
-    # candidates that are the same set, as both heads of block 1 and "layer blocks.1", are sampled once
+    # Equal candidates are sampled once, such as both heads of block 1 and "layer blocks.1".
     assert clips <= search.clips()
 
 
-def test_no_more_heads_are_kept_than_help(base, tmp_path) -> None:
+def test_heads_that_do_not_help_are_not_exported(base, tmp_path) -> None:
     settings = replace(SETTINGS, reward="support.planted_reward:nearness")
     search = Search.open(settings, base, tmp_path)
-    assert len(run(search, quiet=True) or ()) == 2
+    assert len(run_search(search, quiet=True) or ()) == 2
     found = found_heads(search)
     assert len(found) == 1
     assert found.provenance["score"] == found.provenance["score_without_guidance"] == 0.0
 
 
-def test_killed_and_resumed_gives_the_same(base, tmp_path, monkeypatch) -> None:
+def test_a_resumed_search_equals_an_uninterrupted_one(base, tmp_path, monkeypatch) -> None:
     whole = Search.open(SETTINGS, base, tmp_path / "whole")
-    run(whole, quiet=True)
+    run_search(whole, quiet=True)
     cut = Search.open(SETTINGS, base, tmp_path / "cut")
     calls = []
 
@@ -84,24 +87,24 @@ def test_killed_and_resumed_gives_the_same(base, tmp_path, monkeypatch) -> None:
         return find_reward(SETTINGS.reward)(frames, prompt)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dit_accel_eval.heads.search.find_reward", lambda _: interrupted)
+        patch.setattr("dit_accel_eval.heads.run.find_reward", lambda _: interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(cut, quiet=True)
+            run_search(cut, quiet=True)
     assert cut.chosen() is None
     with pytest.raises(InvalidSettings, match="not complete"):
         found_heads(cut)
     with (tmp_path / "cut" / "scores-0-of-1.jsonl").open("a") as file:
         file.write('{"request": "a line that was cut')
-    run(Search.open(SETTINGS, base, tmp_path / "cut"), quiet=True)
+    run_search(Search.open(SETTINGS, base, tmp_path / "cut"), quiet=True)
     assert found_heads(cut) == found_heads(whole)
     assert cut.scores.read() == whole.scores.read()
 
 
-def test_two_shards_are_one_run(base, tmp_path) -> None:
+def test_two_shards_equal_one_run(base, tmp_path) -> None:
     whole = Search.open(SETTINGS, base, tmp_path / "whole")
-    run(whole, quiet=True)
+    run_search(whole, quiet=True)
     shards = [Search.open(SETTINGS, base, tmp_path / "parts", (i, 2)) for i in range(2)]
-    outcomes = [run(shards[turn % 2], quiet=True) for turn in range(6)]
+    outcomes = [run_search(shards[turn % 2], quiet=True) for turn in range(6)]
     assert outcomes[0] is None
     assert outcomes[-1] == outcomes[-2] == whole.chosen()
     assert found_heads(shards[0]) == found_heads(whole)
@@ -110,7 +113,7 @@ def test_two_shards_are_one_run(base, tmp_path) -> None:
     assert min(files) > 0
 
 
-def test_processes_of_one_launch_do_all_rounds(folder, tmp_path) -> None:
+def test_processes_of_one_launch_finish_all_rounds(folder, tmp_path) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("\n".join(PROMPTS))
     arguments = [
@@ -120,7 +123,7 @@ def test_processes_of_one_launch_do_all_rounds(folder, tmp_path) -> None:
     assert launched(2, ["-m", "dit_accel"], arguments) == 0
     search = Search.load(out)
     assert len(search.chosen() or ()) == 2
-    assert found_heads(search), "complete"
+    assert found_heads(search)
     assert len(list(out.glob("scores-*-of-2.jsonl"))) == 2
 
 
@@ -144,42 +147,40 @@ def test_a_changed_setting_is_refused(base, tmp_path, change, message) -> None:
     [
         ({"reward": "caption"}, "needs captions of the tiny world"),
         ({"reward": "beauty"}, "unknown reward 'beauty': choose from caption"),
-        ({"reward": "json:nothing"}, "cannot find reward"),
+        ({"reward": "json:nothing"}, "cannot import reward"),
         ({"reward": "json:__name__"}, "not callable"),
-        ({"top_k": 4}, "more than the 6 heads"),
+        ({"top_k": 4}, "rounds x top_k is 8, more than the 6 heads"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"scale": -1.0}, "scale must be 0 or more"),
         ({"softness": 2.0}, r"softness must be in \[0, 1\]"),
-        ({"prompts": ()}, "prompts must be some"),
-        ({"seeds": (1, 1)}, "each once"),
+        ({"prompts": ()}, "no prompts: give at least one"),
+        ({"seeds": (1, 1)}, "seeds must be different, got 1 twice"),
     ],
     ids=str,
 )
-def test_bad_settings_write_nothing(base, tmp_path, change, message) -> None:
+def test_invalid_settings_write_nothing(base, tmp_path, change, message) -> None:
     with pytest.raises(InvalidSettings, match=message):
         Search.open(SearchSettings(**{**vars(SETTINGS), **change}), base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_steps_that_are_left_out_are_the_pipelines(base, tmp_path) -> None:
-    """What costs the same without guidance is counted in steps."""
+def test_missing_steps_become_the_default_of_the_pipeline(base, tmp_path) -> None:
+    """The validation needs the number, because it counts the cost in steps."""
     Search.open(SETTINGS, replace(base, steps=None), tmp_path)
     assert Search.load(tmp_path).base.steps == default_steps("WanPipeline") == 50
-    with pytest.raises(
-        InvalidSettings, match="does not say its number of steps: search with --steps"
-    ):
+    with pytest.raises(InvalidSettings, match="has no default number of steps: search with"):
         default_steps("PipelineOfSomeoneElse")
 
 
 def test_a_reward_must_be_finite(base, tmp_path) -> None:
     settings = SearchSettings(**{**vars(SETTINGS), "reward": "support.planted_reward:broken"})
     with pytest.raises(InvalidSettings, match="is nan: it must be finite"):
-        run(Search.open(settings, base, tmp_path), quiet=True)
+        run_search(Search.open(settings, base, tmp_path), quiet=True)
 
 
 def test_report_and_validation(base, tmp_path) -> None:
     search = Search.open(SETTINGS, base, tmp_path)
-    run(search, quiet=True)
+    run_search(search, quiet=True)
     rows = {row["label"]: row for row in report(tmp_path)}
     assert rows["no guidance"]["score"].mean == 0.0
     assert rows["2 heads"]["score"].mean > rows["1 heads"]["score"].mean > 0.0
@@ -195,7 +196,7 @@ def test_report_and_validation(base, tmp_path) -> None:
     ]
     again = validate(tmp_path, fresh, quiet=True)
     assert [row["label"] for row in again] == labels
-    with pytest.raises(InvalidSettings, match="has seen 'a blue square' with seed 3"):
+    with pytest.raises(InvalidSettings, match="has used 'a blue square' with seed 3"):
         validate(tmp_path, search.settings.pairs)
 
 
@@ -215,7 +216,7 @@ def test_the_command_line(base, folder, tmp_path, capsys) -> None:
         ),
     ]
     assert main([*arguments, "--dry-run"]) == 0
-    assert "clips, unknown before the first clip" in capsys.readouterr().out
+    assert "clips, hours unknown before the first clip" in capsys.readouterr().out
     assert not out.exists()
     assert main(arguments) == 0
     assert "best first: blocks.1:1" in capsys.readouterr().out
@@ -227,16 +228,16 @@ def test_the_command_line(base, folder, tmp_path, capsys) -> None:
     clip = tmp_path / "clip.mp4"
     render = ["render", *PROMPTS[:1], f"--model={folder}", *sizes, "-o", str(clip), "--quiet"]
     assert main([*render, f"--heads={heads}", f"--report={tmp_path / 'report.json'}"]) == 0
-    told = json.loads((tmp_path / "report.json").read_text())["guidance"]
-    assert (told["heads"], told["forwards"], told["scale"]) == ("blocks.1:1", 2, 2.0)
+    guidance = json.loads((tmp_path / "report.json").read_text())["guidance"]
+    assert (guidance["heads"], guidance["forwards"], guidance["scale"]) == ("blocks.1:1", 2, 2.0)
     capsys.readouterr()
-    for wrong, message in (
+    for option, message in (
         ([f"--heads={heads}x"], "heads are written like"),
         (["--softness=0.5"], "give a pag scale or heads"),
         (["--pag-scale=-1"], "scale must be 0 or more"),
         (["--heads=blocks.9"], "no block blocks.9"),
     ):
-        assert main([*render, *wrong, "--dry-run"]) == 2
+        assert main([*render, *option, "--dry-run"]) == 2
         assert message in capsys.readouterr().err
     assert main([*arguments[:-1], "--pag-scale=2", "--out", str(tmp_path / "x")]) == 2
     assert main([*arguments, "--shard=1"]) == 2

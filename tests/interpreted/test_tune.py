@@ -1,4 +1,4 @@
-"""Tuning runs the kernels with the tile shapes it tries, and writes what the table reads."""
+"""Tuning runs the kernels with the tile shapes that it tries, and writes entries that the table reads."""
 
 import json
 from pathlib import Path
@@ -18,14 +18,14 @@ def test_fastest_launch_is_written_and_read(
     tried = [Launch(32, 16, 4, 1), Launch(32, 32, 4, 1)]
     times = iter([3.0, 2.0, 1.0, 2.0])
 
-    def timed(work, *_, **__) -> float:
-        work()
+    def timed(call, *_, **__) -> float:
+        call()
         return next(times)
 
     monkeypatch.setattr(tune, "HEADS", 1)
     monkeypatch.setattr(tune, "TOKENS", 128)
-    monkeypatch.setattr(tune, "candidates", lambda: tried)
-    monkeypatch.setattr(tune, "seconds", timed)
+    monkeypatch.setattr(tune, "candidate_launches", lambda: tried)
+    monkeypatch.setattr(tune, "median_seconds", timed)
     monkeypatch.setattr(tune.torch, "bfloat16", torch.float16)  # the interpreter has no bfloat16
     out = tmp_path / "launch.json"
     out.write_text(json.dumps({"80": {"dense 2 2 64": [1, 2, 3, 4]}}))

@@ -1,1 +1,1 @@
-"""Benchmarks of kernels and of whole attention layers, against what else the machine has."""
+"""Benchmarks of attention kernels, attention layers and whole models, beside the alternatives on this machine."""

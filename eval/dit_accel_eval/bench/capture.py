@@ -1,4 +1,4 @@
-"""Queries, keys and values of a running pipeline, kept in a safetensors file."""
+"""Capture queries, keys and values of a running pipeline in a safetensors file, and read them back."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dit_accel import AttentionCall, Method, Profile, Schedule
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import load_pipeline
 from dit_accel.generation.placement import DTYPES
-from dit_accel.generation.render import render_with, versions
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import check
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel_pipelines import TokenLayout
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 TENSORS = ("query", "key", "value")
+PLACE = ("scale", "layer", "num_layers", "step", "num_steps", "branch")
 FORMAT = "dit_accel capture 1"
 
 
 @dataclass(frozen=True)
 class Recorder(Method):
-    """Runs every call dense and keeps the tensors of some.
+    """A method that runs every call dense and keeps the tensors of selected calls.
 
     Attributes:
-        layers, steps: which calls.
-        branch: which forward of a step (``"cond"``, ...); None: all.
-        dtype: what the tensors are kept in.
-        taken: what was kept, by name.
+        layers: Layers to keep.
+        steps: Denoising steps to keep.
+        branch: Forward of a step to keep (``"cond"``, ...); None keeps all.
+        dtype: dtype of the kept tensors.
+        tensors: Kept tensors on the CPU, by ``NUMBER.NAME``.
+        calls: Metadata of the kept calls.
     """
 
     name: ClassVar[str] = "recorder"
@@ -46,85 +47,142 @@ class Recorder(Method):
     steps: tuple[int, ...]
     branch: str | None
     dtype: torch.dtype
-    taken: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
     calls: list[dict[str, Any]] = field(default_factory=list)
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> None:
-        return None
+        """Return None, because this method makes no plan."""
 
     def attend(self, call: AttentionCall, state: Any, ops: Ops) -> None:
-        wanted = call.layer in self.layers and call.step in self.steps
-        if not wanted or self.branch not in (None, call.branch):
+        """Keep a selected call. Return None, so the call runs dense."""
+        if call.layer not in self.layers or call.step not in self.steps:
+            return
+        if self.branch not in (None, call.branch):
             return
         number = len(self.calls)
         for name in TENSORS:
-            kept = getattr(call, name).to("cpu", self.dtype)
-            self.taken[f"{number}.{name}"] = kept.contiguous().clone()
-        told = ("scale", "layer", "num_layers", "step", "num_steps", "branch")
-        self.calls.append({**{n: getattr(call, n) for n in told}, "layout": asdict(call.layout)})
+            tensor = getattr(call, name).to("cpu", self.dtype)
+            self.tensors[f"{number}.{name}"] = tensor.contiguous().clone()
+        place = {name: getattr(call, name) for name in PLACE}
+        self.calls.append({**place, "layout": asdict(call.layout)})
 
 
 def capture(
     settings: RenderSettings,
     layers: Sequence[int],
     steps: Sequence[int],
+    *,
     branch: str | None,
-    keep: str,
+    dtype: str,
     out: Path,
 ) -> list[dict[str, Any]]:
-    """Render once, dense, and write the tensors of some calls ``[B, S, H, D]``; returns what each is.
+    """Render once with dense attention and write the tensors ``[B, S, H, D]`` of some calls.
+
+    Args:
+        settings: settings of the render; its method is replaced by dense attention.
+        layers, steps: indices of the calls to keep, from 0.
+        branch: forward of a step to keep; None keeps all.
+        dtype: name of the dtype of the kept tensors.
+        out: safetensors file to write.
+
+    Returns:
+        The metadata of each call.
 
     Raises:
-        InvalidSettings: for settings that do not work, or places that the run does not have.
+        InvalidSettings: for invalid settings, or a layer, step or branch that the run does not have.
     """
+    from dit_accel.generation.render import render_with
+
     settings, card = check(settings.as_dense())
     check_writable(out)
     if not layers or not steps:
         raise InvalidSettings("nothing to capture: give at least one layer and one step")
-    count = card.family.attention_shape(card.transformer).layers
-    for name, places, end in (("layer", layers, count), ("step", steps, settings.steps)):
-        wrong = [p for p in places if p < 0 or (end is not None and p >= end)]
-        if wrong:
-            raise InvalidSettings(
-                f"no {name} {wrong[0]}: the run has {name}s 0 to {end and end - 1}"
-            )
-    recorder = Recorder(tuple(layers), tuple(steps), branch, DTYPES[keep])
+    check_indices("layer", layers, card.family.attention_shape(card.transformer).layers)
+    check_indices("step", steps, settings.steps)
+    recorder = Recorder(tuple(layers), tuple(steps), branch, DTYPES[dtype])
     pipe = load_pipeline(card, settings.load_options)
     render_with(pipe, settings, Profile(recorder, Schedule(dense_steps=0, min_tokens=0)))
-    found = {(c["layer"], c["step"]) for c in recorder.calls}
-    for place in ((layer, step) for layer in layers for step in steps):
-        if place not in found:
-            raise InvalidSettings(
-                f"no call at layer {place[0]}, step {place[1]}, branch {branch or 'any'}: "
-                "the run has fewer steps, or no such branch (try --branch all)"
-            )
-    about = {
+    check_captured(recorder)
+    write_capture(recorder, settings, out)
+    return recorder.calls
+
+
+def check_indices(name: str, indices: Sequence[int], count: int | None) -> None:
+    """Check that all indices are in the run; ``count`` is None if their number is unknown.
+
+    Raises:
+        InvalidSettings: for an index that is not.
+    """
+    for index in indices:
+        if index < 0 or (count is not None and index >= count):
+            last = "..." if count is None else count - 1
+            raise InvalidSettings(f"no {name} {index}: the run has {name}s 0 to {last}")
+
+
+def check_captured(recorder: Recorder) -> None:
+    """Check that every selected layer and step was captured.
+
+    Raises:
+        InvalidSettings: for a layer and step without a call.
+    """
+    captured = {(call["layer"], call["step"]) for call in recorder.calls}
+    for layer in recorder.layers:
+        for step in recorder.steps:
+            if (layer, step) not in captured:
+                raise InvalidSettings(
+                    f"no call at layer {layer}, step {step}, branch {recorder.branch or 'any'}: "
+                    "the run has fewer steps, or no such branch (try --branch all)"
+                )
+
+
+def write_capture(recorder: Recorder, settings: RenderSettings, out: Path) -> None:
+    """Write the captured tensors, with the settings and versions of the run as metadata."""
+    from safetensors.torch import save_file
+
+    from dit_accel.generation.render import versions
+
+    metadata = {
         "format": FORMAT,
         "calls": json.dumps(recorder.calls),
         "settings": json.dumps(asdict(settings)),
         "versions": json.dumps(versions()),
     }
     with atomic_write(out) as temporary:
-        save_file(recorder.taken, temporary, about)
-    return recorder.calls
+        save_file(recorder.tensors, temporary, metadata)
 
 
 def read_capture(path: Path) -> Iterator[AttentionCall]:
-    """The calls of a file, in the order of the run, in float32.
+    """Yield the calls of a capture in the order of the run, in float32.
 
     Raises:
-        InvalidSettings: for a file that is no capture.
+        InvalidSettings: for a file that is not a capture.
     """
+    from safetensors import SafetensorError, safe_open
+
+    metadata = read_metadata(path)
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT:
-                raise InvalidSettings(
-                    f"{path} is no capture: make one with `dit-accel bench capture`"
-                )
-            for number, place in enumerate(json.loads(about["calls"])):
+            for number, place in enumerate(json.loads(metadata["calls"])):
                 layout = TokenLayout(**place.pop("layout"))
                 tensors = {n: file.get_tensor(f"{number}.{n}").float() for n in TENSORS}
                 yield AttentionCall(**tensors, **place, layout=layout)
     except (OSError, SafetensorError) as error:
         raise InvalidSettings(f"cannot read capture {path}: {error}") from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a capture without reading its tensors.
+
+    Raises:
+        InvalidSettings: for a file that is not a capture.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InvalidSettings(f"cannot read capture {path}: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise InvalidSettings(f"{path} is not a capture: make one with `dit-accel bench capture`")
+    return metadata

@@ -1,35 +1,45 @@
-"""Shapes of real attention layers, inputs with structure, and maps with clusters of uneven size."""
+"""Shapes of real attention layers, random inputs with clusters, and random block maps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Tensor
 
 from dit_accel_kernels import BlockMap, group_by_label, select_budget
 
-Inputs = tuple[Tensor, Tensor, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Inputs: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
+"""Query, key and value."""
+
+TOKENS_PER_CENTRE = 32
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One self-attention call: heads, tokens, head_dim."""
+    """The size of one self-attention call."""
 
     heads: int
     tokens: int
     head_dim: int
 
     def pairs(self) -> int:
-        """Number of (query, key) pairs over all heads."""
+        """Return the number of (query, key) pairs over all heads."""
         return self.heads * self.tokens**2
 
 
 SHAPES: dict[str, Shape] = {
-    "wan-480p": Shape(12, 32_760, 128),  # Wan 2.1 1.3B, 81 frames
-    "wan-720p": Shape(40, 75_600, 128),  # Wan 2.1 14B, 81 frames
-    "hunyuanvideo-720p": Shape(24, 118_800, 128),  # 129 frames, without its text tokens
-    "cogvideox": Shape(48, 17_776, 64),  # CogVideoX-5B, 49 frames
+    # Wan 2.1 1.3B with 81 frames.
+    "wan-480p": Shape(12, 32_760, 128),
+    # Wan 2.1 14B with 81 frames.
+    "wan-720p": Shape(40, 75_600, 128),
+    # 129 frames, without the text tokens.
+    "hunyuanvideo-720p": Shape(24, 118_800, 128),
+    # CogVideoX-5B with 49 frames.
+    "cogvideox": Shape(48, 17_776, 64),
     "flux-1024": Shape(24, 4_608, 128),
     "cpu-4096": Shape(4, 4_096, 64),
     "cpu-8192": Shape(4, 8_192, 64),
@@ -37,42 +47,47 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def clustered(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> Inputs:
-    """Query, key and value ``[1, S, H, D]``: queries and keys scattered around shared centres, one per
-    32 tokens, in random order.
+def make_inputs(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> Inputs:
+    """Return random query, key and value ``[1, S, H, D]`` whose queries and keys form clusters.
+
+    Queries and keys scatter around shared centres, one for every 32 tokens, in random order.
     """
     generator = torch.Generator(device).manual_seed(seed)
     size = (shape.heads, shape.tokens, shape.head_dim)
-    centres = torch.randn(
-        shape.heads, -(-shape.tokens // 32), shape.head_dim, generator=generator, device=device
-    )
-    order = torch.randperm(shape.tokens, generator=generator, device=device) // 32
+    count = -(-shape.tokens // TOKENS_PER_CENTRE)
+    centres = torch.randn(shape.heads, count, shape.head_dim, generator=generator, device=device)
+    order = torch.randperm(shape.tokens, generator=generator, device=device) // TOKENS_PER_CENTRE
     query, key = (
         0.7 * centres[:, order] + 0.5 * torch.randn(size, generator=generator, device=device)
         for _ in range(2)
     )
     value = torch.randn(size, generator=generator, device=device)
-    return laid_out(query, dtype), laid_out(key, dtype), laid_out(value, dtype)
+    return tokens_first(query, dtype), tokens_first(key, dtype), tokens_first(value, dtype)
 
 
-def laid_out(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``[H, S, D]`` as a pipeline has it, ``[1, S, H, D]``."""
+def tokens_first(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``[H, S, D]`` in the layout of a pipeline, ``[1, S, H, D]``."""
     return x.transpose(0, 1).contiguous()[None].to(dtype)
 
 
-def lognormal_labels(shape: Shape, count: int, sigma: float, device: str, seed: int) -> Tensor:
-    """Labels ``[1, H, S]`` of clusters whose sizes are lognormal; tokens of a cluster lie scattered."""
+def draw_labels(shape: Shape, count: int, sigma: float, device: str, seed: int) -> Tensor:
+    """Return cluster labels ``[1, H, S]`` of scattered tokens; cluster sizes are log-normal with ``sigma``."""
     generator = torch.Generator().manual_seed(seed)
-    share = (sigma * torch.randn(shape.heads, count, generator=generator)).exp()
-    draws = torch.multinomial(share, shape.tokens, replacement=True, generator=generator)
-    return draws[None].to(device)
+    weights = (sigma * torch.randn(shape.heads, count, generator=generator)).exp()
+    labels = torch.multinomial(weights, shape.tokens, replacement=True, generator=generator)
+    return labels[None].to(device)
 
 
-def random_map(
+def draw_block_map(
     shape: Shape, groups: tuple[int, int], density: float, sigma: float, device: str
 ) -> BlockMap:
-    """A map of the given density over lognormal clusters, its selection drawn at random."""
-    labels = [lognormal_labels(shape, n, sigma, device, i) for i, n in enumerate(groups)]
+    """Return a random block map of a density, with log-normal sizes of its groups.
+
+    Args:
+        groups: number of query groups and of key groups.
+        sigma: spread of the group sizes.
+    """
+    labels = [draw_labels(shape, n, sigma, device, i) for i, n in enumerate(groups)]
     parts = [p for x, n in zip(labels, groups, strict=True) for p in group_by_label(x, n)]
     generator = torch.Generator().manual_seed(2)
     score = torch.rand(1, shape.heads, *groups, generator=generator).to(device)

@@ -1,26 +1,41 @@
-"""Whole forwards of real configurations with random weights made on the device: what sparse attention
-is worth once the rest of the model is counted. Random weights say nothing about quality.
+"""Benchmark whole forwards of real model sizes with random weights.
+
+They show what sparse attention gains when the rest of the model counts too. Random weights say nothing about quality.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import WanTransformer3DModel
 
-from dit_accel import SVG2, Dense, Method, Schedule, enable_sparse_attention
+from dit_accel import SVG2, Dense, Method, Schedule
 from dit_accel.core.precision import checked_precision
-from dit_accel_eval.bench.measure import seconds
+from dit_accel_eval.bench.measure import median_seconds
 from dit_accel_kernels import Precision
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
+    from torch import Tensor
+
+FIRST_TIMESTEP = 1_000_000
+TEXT_TOKENS, TEXT_WIDTH, LATENT_CHANNELS = 512, 4096, 16
 
 
 @dataclass(frozen=True)
 class Model:
-    """A transformer's sizes and the latent grid ``[frames, height, width]`` it is run on."""
+    """The size of a Wan transformer.
+
+    Attributes:
+        layers: Number of blocks.
+        heads: Attention heads of a block.
+        head_dim: Channels of a head.
+        ffn: Channels of the feed-forward layer.
+        latent: Latent grid ``[frames, height, width]`` that the forward gets.
+    """
 
     layers: int
     heads: int
@@ -29,8 +44,10 @@ class Model:
     latent: tuple[int, int, int]
 
     def build(self, device: str, dtype: torch.dtype) -> WanTransformer3DModel:
-        """Random weights, made on the device in the dtype they run in."""
-        before = torch.get_default_dtype()
+        """Return the transformer with random weights, made on the device in their dtype."""
+        from diffusers import WanTransformer3DModel
+
+        default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
             with torch.device(device):
@@ -41,18 +58,19 @@ class Model:
                     ffn_dim=self.ffn,
                 )
         finally:
-            torch.set_default_dtype(before)
+            torch.set_default_dtype(default)
         return model.eval()
 
-    def inputs(self, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Latents and text states."""
+    def inputs(self, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return random latents and text states."""
         generator = torch.Generator(device).manual_seed(0)
-        size = (1, 16, *self.latent)
+        sizes = {
+            "hidden_states": (1, LATENT_CHANNELS, *self.latent),
+            "encoder_hidden_states": (1, TEXT_TOKENS, TEXT_WIDTH),
+        }
         return {
-            "hidden_states": torch.randn(size, generator=generator, device=device, dtype=dtype),
-            "encoder_hidden_states": torch.randn(
-                1, 512, 4096, generator=generator, device=device, dtype=dtype
-            ),
+            name: torch.randn(size, generator=generator, device=device, dtype=dtype)
+            for name, size in sizes.items()
         }
 
 
@@ -62,20 +80,25 @@ MODELS: dict[str, Model] = {
 }
 
 
-@torch.inference_mode()
 def bench_model(
-    model: Model, dtype: torch.dtype, device: str, precisions: tuple[Precision, ...], density: float
+    model: Model,
+    dtype: torch.dtype,
+    device: str,
+    precisions: Sequence[Precision],
+    *,
+    density: float,
 ) -> Iterator[dict[str, Any]]:
-    """Rows for one model: dense, then svg2 at a fixed share of key clusters in each precision."""
+    """Yield a row for dense attention, then one for svg2 at a share of key clusters in each precision."""
     transformer, inputs = model.build(device, dtype), model.inputs(device, dtype)
-
-    timesteps = itertools.count(1_000_000, -1)  # falling, so that forwards are steps of one run
+    # Timesteps fall from forward to forward, because a rising one starts a new run.
+    timesteps = itertools.count(FIRST_TIMESTEP, -1)
 
     def forward() -> None:
         timestep = torch.tensor([next(timesteps) / 1000], device=device)
-        transformer(**inputs, timestep=timestep, return_dict=False)
+        with torch.inference_mode():
+            transformer(**inputs, timestep=timestep, return_dict=False)
 
-    dense = measured(transformer, forward, Dense(), "full", device)
+    dense = measure_forward(transformer, forward, Dense(), "full", device)
     share = dense["attention_seconds"] / dense["seconds"]
     yield {
         "attention": "dense",
@@ -85,7 +108,7 @@ def bench_model(
     }
     method = SVG2(top_p=1e-6, min_key_share=density)
     for precision in precisions:
-        row = measured(transformer, forward, method, precision, device)
+        row = measure_forward(transformer, forward, method, precision, device)
         yield {
             "attention": "svg2",
             "precision": precision,
@@ -94,16 +117,20 @@ def bench_model(
         }
 
 
-def measured(
+def measure_forward(
     transformer: WanTransformer3DModel,
     forward: Callable[[], None],
     method: Method,
     precision: Precision,
     device: str,
 ) -> dict[str, Any]:
-    """Seconds of a forward from warm centroids, of its attention (mean over all forwards, the first with
-    cold centroids among them), and its density. Kernels are compiled before.
+    """Return the time of a forward and of its attention, and the density of its sparse calls.
+
+    The attention time is the mean over all forwards, including the first one with cold centroids. A forward before
+    the measurement compiles the kernels.
     """
+    from dit_accel import enable_sparse_attention
+
     schedule = Schedule(dense_steps=0.0, min_tokens=0)
     checked = checked_precision("precision", precision)
     with enable_sparse_attention(transformer, method, schedule=schedule, precision=checked):
@@ -111,12 +138,12 @@ def measured(
     with enable_sparse_attention(
         transformer, method, schedule=schedule, precision=checked
     ) as session:
-        took = seconds(forward, device)
+        seconds = median_seconds(forward, device)
         report = session.report()
     calls = sum(report.calls.values())
     attention = sum(report.seconds.values()) / calls * transformer.config.num_layers
     return {
-        "seconds": took,
+        "seconds": seconds,
         "attention_seconds": attention,
         "density": report.density["sparse_calls"],
     }

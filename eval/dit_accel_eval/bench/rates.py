@@ -1,4 +1,4 @@
-"""The rates of a machine: attention calls of many sizes, and a regression of their seconds."""
+"""Measure the rates of the cost model: time attention calls of many sizes, then fit a regression."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LinearRegression
 from tqdm import tqdm
 
 from dit_accel import SVG2, AttentionCall, SVGEar
@@ -20,49 +19,53 @@ from dit_accel.core.timer import Timer
 from dit_accel.generation.placement import DTYPES
 from dit_accel.methods.clustered import Clustered
 from dit_accel.runtime.cost_model import Rates, SparseRates, Work
-from dit_accel_eval.bench.baselines import full_precision
-from dit_accel_eval.bench.cases import Inputs, Shape, clustered
-from dit_accel_eval.bench.measure import seconds_now
+from dit_accel_eval.bench.baselines import full_precision_baselines
+from dit_accel_eval.bench.cases import Inputs, Shape, make_inputs
+from dit_accel_eval.bench.layer import make_attention_call
+from dit_accel_eval.bench.measure import quick_median_seconds
 from dit_accel_eval.bench.run import machine
-from dit_accel_pipelines import TokenLayout
 
 SHAPES = tuple(
     Shape(heads, tokens, head_dim)
     for heads, head_dim in ((2, 64), (4, 64), (4, 128), (12, 64))
     for tokens in (768, 1536, 3072, 6144, *((9216,) if heads < 12 else ()))
 )
-LARGE = tuple(
+LARGE_SHAPES = tuple(
     Shape(heads, tokens, head_dim)
     for heads, head_dim in ((12, 64), (12, 128), (24, 128))
     for tokens in (4_096, 8_192, 16_384, 32_768, 65_536)
 )
-UNSEEN = (  # not fitted: what the predictions are checked on
+# The fit does not see these shapes. They check its predictions.
+UNSEEN_SHAPES = (
     Shape(3, 2304, 64),
     Shape(4, 3328, 64),
     Shape(6, 4608, 80),
     Shape(2, 7680, 128),
     Shape(8, 5120, 64),
 )
-UNSEEN_LARGE = (
+UNSEEN_LARGE_SHAPES = (
     Shape(12, 12_288, 64),
     Shape(16, 17_776, 64),
     Shape(12, 32_760, 128),
     Shape(24, 23_040, 128),
     Shape(20, 49_152, 128),
 )
-SHARES = (0.08, 0.3)
-ROUNDS, ROUNDS_LARGE = 5, 3  # a GPU has no neighbours
-PLANNING = ("kmeans", "selection")  # sections of a call that a kept plan saves
-
-
-def methods(share: float) -> tuple[Clustered, ...]:
-    """What is measured at a share of the keys."""
-    return SVG2(top_p=1e-6, min_key_share=share), SVGEar(density=share)
+KEY_SHARES = (0.08, 0.3)
+# A GPU needs fewer rounds, because no other program slows it.
+ROUNDS, GPU_ROUNDS = 5, 3
+# Parts of a call that are skipped when a plan is reused.
+PLANNING = ("kmeans", "selection")
 
 
 @dataclass
-class SparseCall:
-    """Seconds of one sparse call with a warm start, a number a round, and those of them that go into its plan."""
+class SparseTimings:
+    """Times of one sparse call from a warm start.
+
+    Attributes:
+        work: Size and density of the call.
+        seconds: Time of the whole call, one per round.
+        planning: Time of its planning, one per round.
+    """
 
     work: Work
     seconds: list[float] = field(default_factory=list)
@@ -70,90 +73,120 @@ class SparseCall:
 
 
 @dataclass
-class Size:
-    """What was measured at one shape: seconds of dense attention by backend, a number a round, and sparse calls."""
+class ShapeTimings:
+    """Times of all calls at one shape.
+
+    Attributes:
+        shape: Size of the calls.
+        dense: Times of dense attention by backend, one per round.
+        sparse: Times of sparse calls by method.
+    """
 
     shape: Shape
     dense: dict[str, list[float]] = field(default_factory=dict)
-    sparse: dict[Clustered, SparseCall] = field(default_factory=dict)
+    sparse: dict[Clustered, SparseTimings] = field(default_factory=dict)
 
     @property
     def backend(self) -> str:
-        """The fastest."""
+        """The fastest dense attention."""
         return min(self.dense, key=lambda name: median(self.dense[name]))
 
     @property
     def work(self) -> Work:
+        """The work of a dense call."""
         return Work(self.shape.heads, self.shape.tokens, self.shape.head_dim)
 
-    def speedup(self, call: SparseCall) -> float:
-        """Median over the rounds: both are slowed alike by what else the machine does."""
+    def speedup(self, call: SparseTimings) -> float:
+        """Return the median speed-up of a sparse call over the rounds.
+
+        Times of the same round are compared, because other programs slow both by the same factor.
+        """
         dense = self.dense[self.backend]
         return median(d / s for d, s in zip(dense, call.seconds, strict=True))
 
 
-def measure(shapes: Sequence[Shape], dtype: str, device: str, rounds: int) -> list[Size]:
-    """All calls in turn, several times over: what another program slows for a minute is one round of many calls, and
-    not all rounds of one.
+def bench_rates(dtype: str, device: str) -> Rates:
+    """Measure and fit the rates of this machine. ``about["unseen"]`` holds the check on shapes that were not fitted."""
+    shapes, unseen, rounds = SHAPES, UNSEEN_SHAPES, ROUNDS
+    if device != "cpu":
+        shapes, unseen, rounds = LARGE_SHAPES, UNSEEN_LARGE_SHAPES, GPU_ROUNDS
+    timings = measure_shapes((*shapes, *unseen), dtype, device, rounds)
+    rates = fit_rates(timings[: len(shapes)], dtype, device)
+    checks = list(compare_predictions(rates, timings[len(shapes) :]))
+    return replace(rates, about={**rates.about, "unseen": checks})
+
+
+def measure_shapes(
+    shapes: Sequence[Shape], dtype: str, device: str, rounds: int
+) -> list[ShapeTimings]:
+    """Time all calls in turn, in several rounds.
+
+    A program that interferes for a minute then slows one round of many calls, and not all rounds of one call.
     """
-    sizes = [Size(shape) for shape in shapes]
-    with tqdm(total=rounds * len(sizes), desc="rates") as bar:
+    timings = [ShapeTimings(shape) for shape in shapes]
+    with tqdm(total=rounds * len(timings), desc="rates") as bar:
         for _ in range(rounds):
-            for size in sizes:
-                add_round(size, clustered(size.shape, DTYPES[dtype], device), device)
+            for timing in timings:
+                add_round(timing, make_inputs(timing.shape, DTYPES[dtype], device), device)
                 bar.update()
-    return sizes
+    return timings
 
 
-def add_round(size: Size, tensors: Inputs, device: str) -> None:
-    """Each dense attention of the machine, and each method at each share of the keys."""
+def add_round(timings: ShapeTimings, tensors: Inputs, device: str) -> None:
+    """Time each dense attention of this machine, and each method at each share of the keys."""
     heads_first = [x.transpose(1, 2) for x in tensors]
-    for name, attend in full_precision(device).items():
-        with suppress(RuntimeError):  # has no kernel for this shape or dtype
-            took = seconds_now(partial(attend, *heads_first))
-            size.dense.setdefault(name, []).append(took)
-    layout = TokenLayout(1, 1, size.shape.tokens)
-    call = AttentionCall(*tensors, size.shape.head_dim**-0.5, 0, 1, 0, 1, "cond", layout)
-    for share in SHARES:
-        for method in methods(share):
-            add_sparse(size, method, call)
+    for name, attend in full_precision_baselines(device).items():
+        # A backend may have no kernel for this shape or dtype.
+        with suppress(RuntimeError):
+            seconds = quick_median_seconds(partial(attend, *heads_first))
+            timings.dense.setdefault(name, []).append(seconds)
+    call = make_attention_call(timings.shape, tensors)
+    for share in KEY_SHARES:
+        for method in select_methods(share):
+            add_sparse_call(timings, method, call)
 
 
-def add_sparse(size: Size, method: Clustered, call: AttentionCall) -> None:
-    """A sparse call as it runs in the middle of a run."""
+def select_methods(key_share: float) -> tuple[Clustered, ...]:
+    """Return the methods to measure at a share of the keys."""
+    return SVG2(top_p=1e-6, min_key_share=key_share), SVGEar(density=key_share)
+
+
+def add_sparse_call(timings: ShapeTimings, method: Clustered, call: AttentionCall) -> None:
+    """Time a sparse call with a warm start, as in the middle of a run."""
     state = method.new_state()
-    attended = method.attend(call, state, Ops(Timer()))  # the start is not warm
+    # The first call starts cold, so it is not timed.
+    attended = method.attend(call, state, Ops(Timer()))
     assert attended is not None
-    watch = Timer()
-    took = seconds_now(partial(method.attend, call, state, Ops(watch)))
-    parts = watch.seconds()
-    if method not in size.sparse:
-        clusters = method.clusters(call.tokens)
+    timer = Timer()
+    seconds = quick_median_seconds(partial(method.attend, call, state, Ops(timer)))
+    if method not in timings.sparse:
+        query_clusters, key_clusters = method.clusters(call.tokens)
         work = replace(
-            size.work,
+            timings.work,
             density=float(attended.density),
-            query_clusters=clusters[0],
-            key_clusters=clusters[1],
+            query_clusters=query_clusters,
+            key_clusters=key_clusters,
         )
-        size.sparse[method] = SparseCall(work)
-    size.sparse[method].seconds.append(took)
-    share = sum(parts[name] for name in PLANNING) / sum(parts.values())
-    size.sparse[method].planning.append(share * took)
+        timings.sparse[method] = SparseTimings(work)
+    parts = timer.seconds()
+    planning_share = sum(parts[name] for name in PLANNING) / sum(parts.values())
+    timings.sparse[method].seconds.append(seconds)
+    timings.sparse[method].planning.append(planning_share * seconds)
 
 
-def fit(sizes: Sequence[Size], dtype: str, device: str) -> Rates:
-    """Rates from what was measured."""
-    works = [size.work for size in sizes]
-    took = [median(size.dense[size.backend]) for size in sizes]
-    dense = regression([work.dense_terms() for work in works], took)
-    errors = {"dense": error([float(np.dot(dense, w.dense_terms())) for w in works], took)}
+def fit_rates(timings: Sequence[ShapeTimings], dtype: str, device: str) -> Rates:
+    """Fit the rates of dense attention and of each method to measured times."""
+    works = [timing.work for timing in timings]
+    seconds = [median(timing.dense[timing.backend]) for timing in timings]
+    dense = fit_nonnegative([work.dense_terms() for work in works], seconds)
+    predicted = [float(np.dot(dense, work.dense_terms())) for work in works]
+    errors = {"dense": mean_relative_error(predicted, seconds)}
     sparse = {}
-    for name in dict.fromkeys(method.name for size in sizes for method in size.sparse):
-        calls = [c for size in sizes for method, c in size.sparse.items() if method.name == name]
-        sparse[name] = fit_sparse(calls)
+    for name, calls in group_by_method(timings).items():
+        sparse[name] = fit_sparse_rates(calls)
         predicted = [sparse[name].seconds(call.work) for call in calls]
-        errors[name] = error(predicted, [median(call.seconds) for call in calls])
-    backends = [size.backend for size in sizes]
+        errors[name] = mean_relative_error(predicted, [median(call.seconds) for call in calls])
+    backends = [timing.backend for timing in timings]
     return Rates(
         torch.device(device).type,
         dtype,
@@ -161,22 +194,33 @@ def fit(sizes: Sequence[Size], dtype: str, device: str) -> Rates:
         dense,
         sparse,
         errors,
-        {**machine(device), "calls": sum(len(size.sparse) + 1 for size in sizes)},
+        {**machine(device), "calls": sum(len(timing.sparse) + 1 for timing in timings)},
     )
 
 
-def fit_sparse(calls: Sequence[SparseCall]) -> SparseRates:
-    """Rates of one method."""
+def group_by_method(timings: Sequence[ShapeTimings]) -> dict[str, list[SparseTimings]]:
+    """Return the sparse calls of all shapes by the name of their method."""
+    groups: dict[str, list[SparseTimings]] = {}
+    for timing in timings:
+        for method, call in timing.sparse.items():
+            groups.setdefault(method.name, []).append(call)
+    return groups
+
+
+def fit_sparse_rates(calls: Sequence[SparseTimings]) -> SparseRates:
+    """Fit the rates of one method."""
     planning = [median(call.planning) for call in calls]
     rest = [median(call.seconds) - plan for call, plan in zip(calls, planning, strict=True)]
     return SparseRates(
-        regression([call.work.plan_terms() for call in calls], planning),
-        regression([call.work.run_terms() for call in calls], rest),
+        fit_nonnegative([call.work.plan_terms() for call in calls], planning),
+        fit_nonnegative([call.work.run_terms() for call in calls], rest),
     )
 
 
-def regression(terms: Sequence[np.ndarray], seconds: Sequence[float]) -> tuple[float, ...]:
-    """Seconds per term, none negative, that keep the relative error small."""
+def fit_nonnegative(terms: Sequence[np.ndarray], seconds: Sequence[float]) -> tuple[float, ...]:
+    """Return seconds per term by least squares on the relative error, none of them negative."""
+    from sklearn.linear_model import LinearRegression
+
     relative = np.array(terms) / np.array(seconds)[:, None]
     scale = relative.max(axis=0) + 1e-30
     model = LinearRegression(positive=True, fit_intercept=False)
@@ -184,27 +228,16 @@ def regression(terms: Sequence[np.ndarray], seconds: Sequence[float]) -> tuple[f
     return tuple(map(float, model.coef_ / scale))
 
 
-def error(predicted: Sequence[float], measured: Sequence[float]) -> float:
-    """Mean relative error."""
+def mean_relative_error(predicted: Sequence[float], measured: Sequence[float]) -> float:
+    """Return the mean relative error of predictions."""
     return float(np.abs(np.array(predicted) / np.array(measured) - 1).mean())
 
 
-def bench_rates(dtype: str, device: str) -> Rates:
-    """Measure, fit, and check on sizes that were not fitted; what came out is in ``about``."""
-    shapes, others, rounds = SHAPES, UNSEEN, ROUNDS
-    if device != "cpu":
-        shapes, others, rounds = LARGE, UNSEEN_LARGE, ROUNDS_LARGE
-    sizes = measure((*shapes, *others), dtype, device, rounds)
-    rates = fit(sizes[: len(shapes)], dtype, device)
-    unseen = list(compared(rates, sizes[len(shapes) :]))
-    return replace(rates, about={**rates.about, "unseen": unseen})
-
-
-def compared(rates: Rates, sizes: Sequence[Size]) -> Iterator[dict[str, Any]]:
-    """Measured and predicted speed-up of every sparse call."""
-    for size in sizes:
-        for method, call in size.sparse.items():
-            measured, predicted = size.speedup(call), rates.speedup(method.name, call.work)
+def compare_predictions(rates: Rates, timings: Sequence[ShapeTimings]) -> Iterator[dict[str, Any]]:
+    """Yield the measured and the predicted speed-up of every sparse call."""
+    for timing in timings:
+        for method, call in timing.sparse.items():
+            measured, predicted = timing.speedup(call), rates.speedup(method.name, call.work)
             yield {
                 "method": method.name,
                 **asdict(call.work),

@@ -1,16 +1,12 @@
-"""Error of attention against density, for every method, on captured queries, keys and values."""
+"""Measure the error of every method against its density on captured queries, keys and values."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-from matplotlib.figure import Figure
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dit_accel import (
     SVG,
@@ -35,86 +31,101 @@ from dit_accel_eval.bench.capture import read_capture
 from dit_accel_eval.controls import OracleBlocks
 from dit_accel_kernels import dense_attention
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
 
 SHARES = (0.04, 0.08, 0.15, 0.3, 0.5)
+THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
+# Decay and block size.
+RADIAL_KNOBS = ((0.05, 16), (0.2, 32), (0.8, 64))
+NEVER = 10**6
+MARKERS = "os^vDP*Xd<>ph+"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A method at rising densities."""
+    """One line of the plot: a method with several settings, by rising density."""
 
     label: str
     methods: tuple[Method, ...]
 
 
 def curves() -> list[Curve]:
-    """What is drawn: every method, the two selections of svg-ear, re-ttention in both modes, which learns
-    from the first step of a sequence alone.
+    """Return the curves of the plot: every method, and variants of svg-ear and re-ttention.
+
+    re-ttention learns from the first step of a sequence only.
     """
-
-    def by_share(label: str, make: Any) -> Curve:
-        return Curve(label, tuple(make(share) for share in SHARES))
-
-    def kept(share: float, mode: Mode = "merge", mask: str = "neighborhood") -> ReTtention:
-        return ReTtention(density=share, mode=mode, mask=mask, refresh=10**6)
-
-    steps = (0.3, 0.5, 0.7, 0.9)
     return [
-        by_share("svg2", lambda s: SVG2(top_p=1e-6, min_key_share=s)),
-        by_share("svg-ear, mass per token", lambda s: SVGEar(density=s)),
-        by_share("svg-ear, error probe", lambda s: SVGEar(density=s, selection="error")),
-        by_share("svg-ear, second order", lambda s: SVGEar(density=s, second_order=True)),
-        by_share("re-ttention merge, window", lambda s: kept(s)),
-        by_share("re-ttention paper, window", lambda s: kept(s, mode="paper")),
-        by_share("re-ttention merge, svg-ear", lambda s: kept(s, mask="svg-ear")),
-        by_share("svg", lambda s: SVG(density=s)),
-        Curve("xattention", tuple(XAttention(threshold=p, block=64) for p in steps)),
-        Curve("permuted-blocks", tuple(PermutedBlocks(top_p=p, block=64) for p in steps)),
-        by_share("neighborhood", lambda s: Neighborhood(density=s)),
-        Curve(
-            "radial", tuple(Radial(decay=d, block=b) for d, b in ((0.05, 16), (0.2, 32), (0.8, 64)))
-        ),
-        by_share("band", lambda s: Band(density=s)),
-        by_share(
-            "true top blocks, dropped", lambda s: OracleBlocks(SVG2(top_p=1e-6, min_key_share=s))
-        ),
+        over_shares("svg2", select_clusters),
+        over_shares("svg-ear, mass per token", lambda s: SVGEar(density=s)),
+        over_shares("svg-ear, error probe", lambda s: SVGEar(density=s, selection="error")),
+        over_shares("svg-ear, second order", lambda s: SVGEar(density=s, second_order=True)),
+        over_shares("re-ttention merge, window", lambda s: learn_once(s)),
+        over_shares("re-ttention paper, window", lambda s: learn_once(s, mode="paper")),
+        over_shares("re-ttention merge, svg-ear", lambda s: learn_once(s, mask="svg-ear")),
+        over_shares("svg", lambda s: SVG(density=s)),
+        Curve("xattention", tuple(XAttention(threshold=p, block=64) for p in THRESHOLDS)),
+        Curve("permuted-blocks", tuple(PermutedBlocks(top_p=p, block=64) for p in THRESHOLDS)),
+        over_shares("neighborhood", lambda s: Neighborhood(density=s)),
+        Curve("radial", tuple(Radial(decay=d, block=b) for d, b in RADIAL_KNOBS)),
+        over_shares("band", lambda s: Band(density=s)),
+        over_shares("true top blocks, dropped", lambda s: OracleBlocks(select_clusters(s))),
     ]
 
 
+def over_shares(label: str, make: Callable[[float], Method]) -> Curve:
+    """Return the curve of a method over `SHARES` of the keys."""
+    return Curve(label, tuple(make(share) for share in SHARES))
+
+
+def select_clusters(share: float) -> SVG2:
+    """Return svg2 at a fixed share of the key clusters."""
+    return SVG2(top_p=1e-6, min_key_share=share)
+
+
+def learn_once(share: float, mode: Mode = "merge", mask: str = "neighborhood") -> ReTtention:
+    """Return re-ttention that learns from the first step alone."""
+    return ReTtention(density=share, mode=mode, mask=mask, refresh=NEVER)
+
+
 def recall(path: Path, out: Path) -> list[dict[str, Any]]:
-    """Write ``out/recall.json`` and ``out/recall.png``; returns a row per method and setting.
+    """Measure every curve on a capture, and write ``out/recall.json`` and ``out/recall.png``.
+
+    Returns:
+        A row for each method and setting.
 
     Raises:
-        InvalidSettings: for a file that is no capture, or one without two steps of a layer.
+        InvalidSettings: for a file that is not a capture, or has no layer with two steps.
     """
     check_writable(out / "recall.json")
-    sequences = by_place(list(read_capture(path)))
+    sequences = group_by_layer(list(read_capture(path)))
     if not any(len(calls) > 1 for calls in sequences.values()):
-        raise InvalidSettings(
-            f"{path} has no layer with two steps: capture steps next to each other"
-        )
-    rows = [row for curve in curves() for row in measure(curve, sequences)]
+        raise InvalidSettings(f"{path} has no layer with two steps: capture consecutive steps")
+    rows = [row for curve in curves() for row in measure_curve(curve, sequences)]
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / "recall.json") as temporary:
         temporary.write_text(to_json({"capture": path.name, "rows": rows}, indent=2) + "\n")
     with atomic_write(out / "recall.png") as temporary:
-        draw(rows).savefig(temporary, dpi=120)
+        plot(rows).savefig(temporary, dpi=120)
     return rows
 
 
-def by_place(calls: Sequence[AttentionCall]) -> dict[tuple[int, str], list[AttentionCall]]:
-    """Calls of each layer and branch, by rising step."""
-    found: dict[tuple[int, str], list[AttentionCall]] = defaultdict(list)
+def group_by_layer(calls: Sequence[AttentionCall]) -> dict[tuple[int, str], list[AttentionCall]]:
+    """Return the calls of each layer and branch, by rising step."""
+    groups: dict[tuple[int, str], list[AttentionCall]] = defaultdict(list)
     for call in sorted(calls, key=lambda c: c.step):
-        found[call.layer, call.branch].append(call)
-    return dict(found)
+        groups[call.layer, call.branch].append(call)
+    return dict(groups)
 
 
-def measure(
+def measure_curve(
     curve: Curve, sequences: Mapping[tuple[int, str], Sequence[AttentionCall]]
 ) -> Iterator[dict[str, Any]]:
-    """Mean density and error over all calls but the first of each sequence, which only teaches."""
+    """Yield mean density and mean error of each setting.
+
+    The first call of a sequence does not count, because methods only learn from it.
+    """
     for method in curve.methods:
         errors, densities = [], []
         for calls in sequences.values():
@@ -123,7 +134,7 @@ def measure(
                 attended = method.attend(call, state, ops)
                 assert attended is not None
                 if number:
-                    errors.append(relative_error(attended.out, exact(call)))
+                    errors.append(relative_error(attended.out, attend_dense(call)))
                     densities.append(float(attended.density))
         if errors:
             yield {
@@ -135,32 +146,32 @@ def measure(
             }
 
 
-def exact(call: AttentionCall) -> Tensor:
-    """Dense attention of a call, ``[B, S, H, D]``."""
+def attend_dense(call: AttentionCall) -> Tensor:
+    """Return dense attention of a call, ``[B, S, H, D]``."""
     return dense_attention(*heads_first(call), scale=call.scale).transpose(1, 2)
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Relative L2 error."""
-    return float((found - expected).norm() / expected.norm())
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Return the relative L2 error of a tensor."""
+    return float((actual - expected).norm() / expected.norm())
 
 
-def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Error against density, one line per method."""
+def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return a plot of error against density with one line per method."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=matplotlib.colormaps["tab20"](range(20)))
-    markers = "os^vDP*Xd<>ph+"
-    for number, label in enumerate(dict.fromkeys(r["method"] for r in rows)):
-        own = sorted((r["density"], r["error"]) for r in rows if r["method"] == label)
+    for number, label in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        points = sorted((row["density"], row["error"]) for row in rows if row["method"] == label)
         style = "--" if label.startswith("true") else "-"
-        axes.plot(
-            *zip(*own, strict=True), style, marker=markers[number % len(markers)], label=label
-        )
+        marker = MARKERS[number % len(MARKERS)]
+        axes.plot(*zip(*points, strict=True), style, marker=marker, label=label)
     axes.set(xscale="log", yscale="log", xlabel="density", ylabel="relative error of attention")
-    axes.set_xticks(
-        [0.04, 0.08, 0.15, 0.3, 0.5, 1.0], labels=["0.04", "0.08", "0.15", "0.3", "0.5", "1"]
-    )
+    ticks = [0.04, 0.08, 0.15, 0.3, 0.5, 1.0]
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7, ncols=2)

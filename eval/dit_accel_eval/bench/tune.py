@@ -1,13 +1,14 @@
-"""Which tile shapes are fastest on this GPU: what `kernels/dit_accel_kernels/gpu/launch.json` is made of.
+"""Find the fastest tile shapes on this GPU and write them to ``kernels/dit_accel_kernels/gpu/launch.json``.
 
-``python -m dit_accel_eval.bench.tune --precision full --head-dim 128 --out launch.json``; the file is
-read first and only the entries measured here are replaced.
+``python -m dit_accel_eval.bench.tune --precision full --head-dim 128 --out launch.json`` reads the file first
+and replaces only the entries that it measures.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from dit_accel import SVG2
-from dit_accel_eval.bench.cases import Shape, clustered, random_map
-from dit_accel_eval.bench.measure import seconds
+from dit_accel.errors import first_line
+from dit_accel.io.atomic import atomic_write
+from dit_accel_eval.bench.cases import Shape, draw_block_map, make_inputs
+from dit_accel_eval.bench.measure import median_seconds
 from dit_accel_kernels import ContractError, Precision, check_precision
 from dit_accel_kernels.gpu.dense_attention import dense_attention
 from dit_accel_kernels.gpu.launch import Launch, capability
@@ -26,64 +29,65 @@ from dit_accel_kernels.gpu.quantize import Quantized, quantize
 from dit_accel_kernels.gpu.sparse_attention import sparse_attention
 
 HEADS, TOKENS, DENSITY, SIGMA = 8, 16_384, 0.25, 0.5
-HEIGHTS, LENGTHS, WARPS, STAGES = (64, 128), (32, 64, 128), (4, 8), (2, 3)
+BLOCK_M, BLOCK_N, NUM_WARPS, NUM_STAGES = (64, 128), (32, 64, 128), (4, 8), (2, 3)
 
-Work = Callable[[], Tensor]
-
-
-def candidates() -> list[Launch]:
-    return [Launch(*shape) for shape in product(HEIGHTS, LENGTHS, WARPS, STAGES)]
+Attend = Callable[[Launch], Tensor]
+"""A kernel that runs with the given tile shape."""
 
 
-def half(launch: Launch) -> Launch:
-    """For the rests of query groups, half as high."""
+def candidate_launches() -> list[Launch]:
+    """Return the tile shapes to try."""
+    return [Launch(*sizes) for sizes in product(BLOCK_M, BLOCK_N, NUM_WARPS, NUM_STAGES)]
+
+
+def halve(launch: Launch) -> Launch:
+    """Return the tile shape for the remainders of query groups, half as high."""
     return Launch(launch.block_m // 2, launch.block_n, launch.num_warps, launch.num_stages)
 
 
-def fastest(work_of: Callable[[Launch], Work], tried: list[Launch], device: str) -> Launch | None:
-    """The launch whose work takes least; None if none of them fits the device."""
+def fastest_launch(attend: Attend, launches: list[Launch], device: str) -> Launch | None:
+    """Return the fastest tile shape of a kernel, or None if none of them fits the device."""
     times: dict[Launch, float] = {}
-    for launch in tried:
+    for launch in launches:
         try:
-            times[launch] = seconds(work_of(launch), device, least=0.2)
+            times[launch] = median_seconds(partial(attend, launch), device, min_run_time=0.2)
         except (TritonError, RuntimeError) as refusal:
-            click.echo(f"{launch}: {str(refusal).splitlines()[0]}")
+            click.echo(f"{launch}: {first_line(refusal)}")
             continue
         click.echo(f"{launch}: {1e3 * times[launch]:.3f} ms")
     return min(times, key=lambda launch: times[launch]) if times else None
 
 
-def tuned(
-    shape: Shape, precision: Precision, device: str, tried: list[Launch]
+def tune_launches(
+    shape: Shape, precision: Precision, device: str, launches: list[Launch]
 ) -> Iterator[tuple[str, Launch]]:
-    """Entries of the table: ``kind bytes-of-Q bytes-of-V head_dim`` and the launch."""
-    query, key, value = (x.transpose(1, 2) for x in clustered(shape, torch.bfloat16, device))
-    given = Quantized(query, key, value)
+    """Yield entries of the table: ``KIND QUERY_BYTES VALUE_BYTES HEAD_DIM`` and the fastest tile shape."""
+    query, key, value = (x.transpose(1, 2) for x in make_inputs(shape, torch.bfloat16, device))
+    operands = Quantized(query, key, value)
     if precision != "full":
-        given = quantize(query, key, value, precision == "int8-fp8", False)
+        operands = quantize(query, key, value, precision == "int8-fp8", False)
     scale = shape.head_dim**-0.5
-    sizes = f"{given.query.element_size()} {given.value.element_size()} {shape.head_dim}"
-    block_map = random_map(shape, SVG2().clusters(shape.tokens), DENSITY, SIGMA, device)
+    sizes = f"{operands.query.element_size()} {operands.value.element_size()} {shape.head_dim}"
+    block_map = draw_block_map(shape, SVG2().clusters(shape.tokens), DENSITY, SIGMA, device)
 
-    def dense(launch: Launch) -> Work:
-        return lambda: dense_attention(
-            query, key, value, scale, False, quantized=given, launch=launch
-        )[0]
+    def attend_dense(launch: Launch) -> Tensor:
+        out, _ = dense_attention(query, key, value, scale, False, quantized=operands, launch=launch)
+        return out
 
-    def sparse(launch: Launch) -> Work:
-        return lambda: sparse_attention(
-            *(query, key, value, block_map, scale, False),
-            quantized=given,
-            launches=(launch, half(launch)),
-        )[0]
+    def attend_sparse(launch: Launch) -> Tensor:
+        pair = (launch, halve(launch))
+        out, _ = sparse_attention(
+            query, key, value, block_map, scale, False, quantized=operands, launches=pair
+        )
+        return out
 
-    for kind, work_of in (("dense", dense), ("sparse", sparse)):
-        best = fastest(work_of, tried, device)
+    for kind, attend in (("dense", attend_dense), ("sparse", attend_sparse)):
+        best = fastest_launch(attend, launches, device)
         if best is None:
             continue
         yield f"{kind} {sizes}", best
         if kind == "sparse":
-            yield f"small {sizes}", half(best)
+            yield f"small {sizes}", halve(best)
 
 
 @click.command()
@@ -92,12 +96,21 @@ def tuned(
     type=click.Choice(["full", "int8", "int8-fp8"]),
     default="full",
     show_default=True,
+    help="Precision of the kernels.",
 )
-@click.option("--head-dim", type=click.Choice(["64", "128"]), default="128", show_default=True)
-@click.option("--device", default="cuda", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--head-dim",
+    type=click.Choice(["64", "128"]),
+    default="128",
+    show_default=True,
+    help="Channels of a head.",
+)
+@click.option("--device", default="cuda", show_default=True, help="GPU to measure on.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="JSON table to read and update."
+)
 def main(precision: Precision, head_dim: str, device: str, out: Path) -> None:
-    """Time all tile shapes for one precision and head_dim."""
+    """Time all tile shapes for one precision and one head_dim."""
     try:
         check_precision(precision, torch.device(device))
     except ContractError as error:
@@ -105,13 +118,12 @@ def main(precision: Precision, head_dim: str, device: str, out: Path) -> None:
     table = json.loads(out.read_text()) if out.exists() else {}
     shape = Shape(HEADS, TOKENS, int(head_dim))
     arch = str(capability(torch.empty(0, device=device)))
-    for name, launch in tuned(shape, precision, device, candidates()):
+    for name, launch in tune_launches(shape, precision, device, candidate_launches()):
         entry = [launch.block_m, launch.block_n, launch.num_warps, launch.num_stages]
         table.setdefault(arch, {})[name] = entry
         click.echo(f"capability {arch}, {name}: {entry}")
-        temporary = out.with_suffix(".part")
-        temporary.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
-        temporary.replace(out)
+        with atomic_write(out) as temporary:
+            temporary.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

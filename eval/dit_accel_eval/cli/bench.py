@@ -1,63 +1,87 @@
-"""``dit-accel bench``: kernels, layers and models against what else this machine has; captured attention."""
+"""``dit-accel bench``: time attention, measure the cost model's rates, capture and replay attention calls."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dit_accel.cli.options import model_options
+from dit_accel.errors import InvalidSettings
 from dit_accel.io.parsing import whole_numbers
+from dit_accel_eval.cli.extra import require_extra
+
+if TYPE_CHECKING:
+    from dit_accel_eval.bench.run import BenchSettings
+
+HIDDEN = ("key", "missing")
 
 
 @click.group("bench")
 def command() -> None:
-    """Measure attention: kernels alone, a layer with its planning, a model's forward, or the error on
-    captured queries, keys and values.
-    """
+    """Measure attention: kernels, layers, models, the cost model's rates, and errors on captured calls."""
 
 
 def timing_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of what is timed."""
+    """Add the options of all timing commands."""
     options = [
-        click.option("--shapes", required=True, help="Names by commas; a wrong one lists them."),
-        click.option("--precisions", default="full", show_default=True, help="Of sparse calls."),
+        click.option(
+            "--shapes",
+            required=True,
+            help="Names separated by commas. An unknown name lists the known ones.",
+        ),
+        click.option(
+            "--precisions",
+            default="full",
+            show_default=True,
+            help="Precisions of sparse calls, separated by commas.",
+        ),
         click.option(
             "--dtype",
             type=click.Choice(["float32", "bfloat16", "float16"]),
             default="bfloat16",
             show_default=True,
+            help="dtype of queries, keys and values.",
         ),
-        click.option("--device", default="cpu", show_default=True),
+        click.option(
+            "--device", default="cpu", show_default=True, help="Device to measure on: cpu or cuda."
+        ),
         click.option(
             "--out",
             type=click.Path(path_type=Path),
             required=True,
-            help="JSONL file; what it has is kept.",
+            help="JSONL file for the rows. Shapes that it already holds are not measured again.",
         ),
     ]
     return functools.reduce(lambda f, option: option(f), reversed(options), function)
 
 
-density_option = click.option(
-    "--density", default=0.25, show_default=True, help="Share of key clusters."
-)
-
-
 @command.command()
 @timing_options
 def kernels(shapes: str, precisions: str, dtype: str, device: str, out: Path) -> None:
-    """Time attention kernels alone."""
-    _timed("kernels", shapes, precisions, dtype, device, 0.25, None, out)
+    """Time attention kernels without planning."""
+    from dit_accel_eval.bench.run import BenchSettings
+
+    names, kinds = shapes.split(","), precisions.split(",")
+    print_rows(BenchSettings("kernels", names, kinds, dtype, device), out)
 
 
 @command.command()
 @timing_options
-@density_option
-@click.option("--query-clusters", type=int, help="Per head; default: svg2's own.")
+@click.option(
+    "--density",
+    default=0.25,
+    show_default=True,
+    help="Share of the (query, key) pairs that sparse calls compute.",
+)
+@click.option(
+    "--query-clusters",
+    type=click.IntRange(min=1),
+    help="Query clusters of a head.  [default: chosen by svg2]",
+)
 def layer(
     shapes: str,
     precisions: str,
@@ -67,70 +91,98 @@ def layer(
     query_clusters: int | None,
     out: Path,
 ) -> None:
-    """Time a whole layer call with its planning."""
-    _timed("layer", shapes, precisions, dtype, device, density, query_clusters, out)
+    """Time an attention layer with its planning."""
+    from dit_accel_eval.bench.run import BenchSettings
+
+    names, kinds = shapes.split(","), precisions.split(",")
+    settings = BenchSettings("layer", names, kinds, dtype, device, density, query_clusters)
+    print_rows(settings, out)
 
 
 @command.command()
 @timing_options
-@density_option
+@click.option(
+    "--density",
+    default=0.25,
+    show_default=True,
+    help="Share of the key clusters that svg2 selects.",
+)
 def model(shapes: str, precisions: str, dtype: str, device: str, density: float, out: Path) -> None:
-    """Time a model's forward."""
-    _timed("model", shapes, precisions, dtype, device, density, None, out)
+    """Time the forward of a whole model."""
+    from dit_accel_eval.bench.run import BenchSettings
+
+    names, kinds = shapes.split(","), precisions.split(",")
+    print_rows(BenchSettings("model", names, kinds, dtype, device, density), out)
 
 
 @command.command()
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
-    help="[default: float32 on a CPU, else bfloat16]",
+    help="dtype of queries, keys and values.  [default: float32 on a CPU, else bfloat16]",
 )
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Device to measure: cpu or cuda.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="JSON file.  [default: this machine's own, which render and doctor find]",
+    help="JSON file for the rates.  [default: the user's cache, where render and doctor read them]",
 )
 def rates(dtype: str | None, device: str, out: Path | None) -> None:
-    """Measure what the cost model needs: attention calls of many sizes (minutes)."""
+    """Measure this machine's rates for the cost model, which takes minutes."""
     from dit_accel.generation.placement import check_device, use_device
     from dit_accel.io.atomic import check_writable
     from dit_accel.runtime.cost_model import own_rates
 
     check_device(device)
-    use_device(device)
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     path = out or own_rates(device.split(":")[0], dtype)
     check_writable(path)
+    require_extra("`dit-accel bench rates`", "sklearn")
     from dit_accel_eval.bench.rates import bench_rates
 
-    found = bench_rates(dtype, device)
-    found.save(path)
-    errors = ", ".join(f"{name} {error:.0%}" for name, error in found.error.items())
-    unseen = [abs(row["deviation"]) for row in found.about["unseen"]]
-    click.echo(f"dense: {found.backend}; mean error of the fit: {errors}")
+    use_device(device)
+    measured = bench_rates(dtype, device)
+    measured.save(path)
+    errors = ", ".join(f"{name} {error:.0%}" for name, error in measured.error.items())
+    unseen = [abs(row["deviation"]) for row in measured.about["unseen"]]
+    click.echo(f"fastest dense attention: {measured.backend}")
+    click.echo(f"mean error of the fit: {errors}")
     click.echo(
-        f"speed-ups at {len(unseen)} calls of sizes that were not fitted: off by {max(unseen):.0%} at most, "
-        f"{sum(unseen) / len(unseen):.0%} in the mean\nwritten: {path}"
+        f"error of predicted speed-ups on {len(unseen)} calls that were not fitted: "
+        f"{sum(unseen) / len(unseen):.0%} on average, {max(unseen):.0%} at most\nwritten: {path}"
     )
 
 
 @command.command()
 @click.argument("prompt")
-@click.option("--layers", required=True, help="Indices separated by commas, from 0.")
 @click.option(
-    "--steps-kept", required=True, help="Likewise; take steps next to each other, for re-ttention."
+    "--layers", required=True, help="Layers to capture: indices from 0, separated by commas."
 )
-@click.option("--branch", default="cond", show_default=True, help="Or all.")
+@click.option(
+    "--steps-kept",
+    required=True,
+    help="Denoising steps to capture: indices from 0, separated by commas. bench recall needs consecutive ones.",
+)
+@click.option(
+    "--branch",
+    default="cond",
+    show_default=True,
+    help="Forward of a step to capture: cond, uncond, another name, or all.",
+)
 @click.option(
     "--keep",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float16",
     show_default=True,
-    help="What tensors are kept in.",
+    help="dtype of the tensors in the file.",
 )
-@click.option("--seed", default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help=".safetensors file.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the render.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="File for the tensors (.safetensors).",
+)
 @model_options
 def capture(
     prompt: str,
@@ -142,14 +194,20 @@ def capture(
     out: Path,
     request: dict[str, Any],
 ) -> None:
-    """Render PROMPT dense and write queries, keys and values of chosen layers and steps."""
+    """Render PROMPT with dense attention, and write queries, keys and values of some layers and steps."""
+    layer_indices = whole_numbers("--layers", layers)
+    step_indices = whole_numbers("--steps-kept", steps_kept)
     from dit_accel.generation.settings import RenderSettings
+    from dit_accel_eval.bench.capture import capture as write_capture
 
-    settings = RenderSettings(prompt, seed=seed, **request)
-    wanted = (whole_numbers("--layers", layers), whole_numbers("--steps-kept", steps_kept))
-    from dit_accel_eval.bench.capture import capture as capture_calls
-
-    calls = capture_calls(settings, *wanted, None if branch == "all" else branch, keep, out)
+    calls = write_capture(
+        RenderSettings(prompt, seed=seed, **request),
+        layer_indices,
+        step_indices,
+        branch=None if branch == "all" else branch,
+        dtype=keep,
+        out=out,
+    )
     for call in calls:
         click.echo(f"layer {call['layer']}, step {call['step']}, {call['branch']}")
     click.echo(f"written: {out}")
@@ -158,48 +216,58 @@ def capture(
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder for JSON and PNG."
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for recall.json and recall.png.",
 )
 def recall(file: Path, out: Path) -> None:
-    """Draw the error of every method against its density, on a captured FILE, or on tiny-world, which is here."""
+    """Draw the error of every method against its density on FILE, a capture or "tiny-world"."""
+    from dit_accel.io.tables import table
     from dit_accel_assets import captures
+
+    path = captures().get(str(file), file)
+    if not path.is_file():
+        known = ", ".join(captures())
+        raise InvalidSettings(
+            f"no capture {file}: give a file of `dit-accel bench capture`, or {known}"
+        )
+    require_extra("`dit-accel bench recall`", "matplotlib")
     from dit_accel_eval.bench.recall import recall as measure
 
-    for row in measure(captures().get(str(file), file), out):
-        click.echo(_line(row))
+    click.echo("relative error at density, by rising density")
+    click.echo(table(tabulate_recall(measure(path, out))))
     click.echo(f"written: {out / 'recall.json'}, {out / 'recall.png'}")
 
 
-def _timed(
-    what: str,
-    shapes: str,
-    precisions: str,
-    dtype: str,
-    device: str,
-    density: float,
-    query_clusters: int | None,
-    out: Path,
-) -> None:
+def tabulate_recall(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str | None]]:
+    """Return a table with a row per method, and a column per setting by rising density."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        points.setdefault(row["method"], []).append((row["density"], row["error"]))
+    columns = range(max(map(len, points.values())))
+    cells = {
+        name: [f"{error:.3g} at {density:.2g}" for density, error in sorted(values)]
+        for name, values in points.items()
+    }
+    return {
+        name: {str(i + 1): texts[i] if i < len(texts) else None for i in columns}
+        for name, texts in cells.items()
+    }
+
+
+def print_rows(settings: BenchSettings, out: Path) -> None:
+    """Measure what is missing, and print each row."""
     from dit_accel_eval.bench.run import run_bench
 
-    rows = run_bench(
-        what,
-        shapes.split(","),
-        precisions.split(","),
-        dtype,
-        device,
-        density,
-        query_clusters,
-        out,
-    )
-    for row in rows:
-        click.echo(f"{row['key']['shape']} {row['key']['dtype']}: {_line(row)}")
+    for row in run_bench(settings, out):
+        click.echo(f"{row['key']['shape']} {row['key']['dtype']}: {format_row(row)}")
 
 
-def _line(row: dict[str, Any]) -> str:
-    """A row's figures, three digits each."""
-    hidden = ("key", "missing")
-    shown = {k: v for k, v in row.items() if k not in hidden and v is not None}
+def format_row(row: Mapping[str, Any]) -> str:
+    """Return the figures of a row with three digits each."""
+    figures = {name: v for name, v in row.items() if name not in HIDDEN and v is not None}
     return ", ".join(
-        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in figures.items()
     )

@@ -1,4 +1,4 @@
-"""``dit-accel compare``: clips that were made elsewhere, against others."""
+"""``dit-accel compare``: compare clips from any source with reference clips."""
 
 from __future__ import annotations
 
@@ -7,24 +7,35 @@ from pathlib import Path
 import click
 
 from dit_accel.cli.options import backbone_option
+from dit_accel_eval.cli.extra import require_extra
 
 
 @click.command("compare")
 @click.argument("reference", type=click.Path(exists=True, path_type=Path))
 @click.argument("other", type=click.Path(exists=True, path_type=Path))
-@click.option("--fps", default=16, show_default=True, help="Of the videos on the page.")
+@click.option(
+    "--fps",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Frames per second of the videos on the page.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for compare.json and report.html.  [default: only the table]",
+    help="Folder for compare.json and report.html.  [default: print the table only]",
 )
 @backbone_option
 def command(
     reference: Path, other: Path, fps: int, out: Path | None, lpips_backbone: Path | None
 ) -> None:
-    """Compare OTHER with REFERENCE: two videos, two folders of pictures, or two folders of clips with the same
-    names.
+    """Compare OTHER with REFERENCE.
+
+    Both are videos, folders of images, or folders of clips with the same names.
     """
+    require_extra(
+        "`dit-accel compare`", "jinja2", "lpips", "matplotlib", "scipy", "sklearn", "torchmetrics"
+    )
     from dit_accel_eval.compare import compare
 
     click.echo(compare(reference, other, out, fps, lpips_backbone))

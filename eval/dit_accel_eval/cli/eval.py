@@ -1,4 +1,4 @@
-"""``dit-accel eval``: quality against speed."""
+"""``dit-accel eval``: measure quality against speed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from dit_accel.cli.options import backbone_option, guidance_options, model_options, prompts_option
 from dit_accel.io.parsing import whole_numbers
 from dit_accel.io.prompts import read_prompts
+from dit_accel_eval.cli.extra import require_extra
 
 
 @click.command("eval")
@@ -17,22 +18,26 @@ from dit_accel.io.prompts import read_prompts
 @click.option(
     "--methods",
     required=True,
-    help="Settings separated by commas: METHOD[:KNOB=VALUE]... or a profile's file, for example "
-    "svg2,svg2:top_p=0.8,mine.yaml",
+    help="Settings to compare, separated by commas: METHOD[:KNOB=VALUE]... or the file of a profile, for example "
+    "svg2,svg2:top_p=0.8,mine.yaml.",
 )
-@click.option("--seeds", default="0", show_default=True, help="Separated by commas.")
+@click.option("--seeds", default="0", show_default=True, help="Seeds separated by commas.")
 @click.option(
     "--floor",
     default="auto",
     show_default=True,
-    help="Dense against dense: backend, bfloat16, both with a comma between, auto or none.",
+    help="Noise floor, which compares dense attention with dense attention: backend, bfloat16, both separated by a "
+    "comma, auto or none.",
 )
-@click.option("--fps", default=16, show_default=True, help="Of the videos on the page.")
+@click.option(
+    "--fps", default=16, show_default=True, help="Frames per second of the videos on the page."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder for results.jsonl, summary.json, pareto.png and report.html; resumes what is there.",
+    help="Folder for results.jsonl, summary.json, pareto.png and report.html. Clips that it already holds are not "
+    "rendered again.",
 )
 @backbone_option
 @model_options
@@ -47,19 +52,22 @@ def command(
     lpips_backbone: Path | None,
     request: dict[str, Any],
 ) -> None:
-    """Render every prompt and seed dense, then with each setting, and compare frame by frame."""
-    from dit_accel.generation.settings import RenderSettings
-    from dit_accel_eval.report import evaluate
-    from dit_accel_eval.runs import Evaluation
+    """Render every prompt and seed with dense attention and with each setting, and compare the frames."""
+    prompts, seed_numbers = read_prompts(prompt_source), whole_numbers("--seeds", seeds)
+    from dit_accel.generation.settings import RenderSettings, build_profile
     from dit_accel_eval.settings import Setting, floors
 
+    base = RenderSettings("", fps=fps, **request)
     settings = [Setting.parse(text) for text in methods.split(",")]
-    evaluation = Evaluation(
-        RenderSettings("", fps=fps, **request),
-        read_prompts(prompt_source),
-        whole_numbers("--seeds", seeds),
-        [*floors(floor, request["dtype"]), *settings],
-        lpips_backbone,
+    for setting in settings:
+        build_profile(setting.of(base))
+    settings = [*floors(floor, request["dtype"]), *settings]
+    require_extra(
+        "`dit-accel eval`", "jinja2", "lpips", "matplotlib", "scipy", "sklearn", "torchmetrics"
     )
+    from dit_accel_eval.report import evaluate
+    from dit_accel_eval.runs import Evaluation
+
+    evaluation = Evaluation(base, prompts, seed_numbers, settings, lpips_backbone)
     click.echo(evaluate(evaluation, out))
     click.echo(f"in {out}: results.jsonl, summary.json, pareto.png, report.html")

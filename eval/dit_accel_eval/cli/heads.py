@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,39 +13,50 @@ from dit_accel.cli.options import model_options, prompts_option
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.parsing import whole_numbers
 from dit_accel.io.prompts import read_prompts
+from dit_accel_eval.cli.extra import require_extra
 
 
 @click.group("heads")
 def command() -> None:
-    """Search, report on, validate and export head sets."""
+    """Search for head sets, report on them, validate them and export them."""
 
 
 def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))(
-        function
-    )
+    """Add the argument FOLDER, the folder of a search."""
+    folder = click.Path(exists=True, file_okay=False, path_type=Path)
+    return click.argument("folder", type=folder)(function)
 
 
 @command.command()
 @prompts_option(required=True)
-@click.option("--seeds", default="0", show_default=True, help="Separated by commas.")
+@click.option("--seeds", default="0", show_default=True, help="Seeds separated by commas.")
 @click.option(
     "--reward",
     default="caption",
     show_default=True,
-    help="caption, caption-words (tiny world), sharpness, clip, or module:function of (frames, prompt).",
+    help="What to maximise: caption or caption-words (tiny world), sharpness, clip, or module:function of (frames, "
+    "prompt).",
 )
-@click.option("--rounds", default=1, show_default=True)
+@click.option("--rounds", default=1, show_default=True, help="Number of greedy rounds.")
 @click.option("--top-k", default=3, show_default=True, help="Heads that each round adds.")
-@click.option("--scale", default=3.0, show_default=True, help="Of the guidance.")
+@click.option("--scale", default=3.0, show_default=True, help="Guidance scale.")
 @click.option(
     "--softness", default=1.0, show_default=True, help="Share of the perturbed attention, 0 to 1."
 )
 @click.option("--batch", default=10, show_default=True, help="Clips sampled at a time.")
-@click.option("--shard", help="Which part of the work: i/n.  [default: as the launcher says]")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what it would cost.")
-@click.option("--quiet", is_flag=True)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Part of the work to do, such as 0/4.  [default: the rank that the launcher gives]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the search. A search that it already holds is continued.",
+)
+@click.option("--dry-run", is_flag=True, help="Check all settings and print the cost.")
+@click.option("--quiet", is_flag=True, help="Show no progress bar.")
 @model_options
 def search(
     prompt_source: str,
@@ -62,27 +73,33 @@ def search(
     quiet: bool,
     request: dict[str, Any],
 ) -> None:
-    """Sample every head alone (and in later rounds beside the chosen ones) and keep the best; resumes."""
+    """Score every head alone, then beside the chosen heads, and choose the best."""
     from dit_accel.generation.settings import RenderSettings
-    from dit_accel_eval.heads.search import Search, SearchSettings, run
+    from dit_accel_eval.heads.settings import SearchSettings
 
     settings = SearchSettings(
-        tuple(read_prompts(prompt_source)),
-        tuple(whole_numbers("--seeds", seeds)),
-        *(reward, rounds, top_k, scale),
+        prompts=tuple(read_prompts(prompt_source)),
+        seeds=tuple(whole_numbers("--seeds", seeds)),
+        reward=reward,
+        rounds=rounds,
+        top_k=top_k,
+        scale=scale,
         softness=softness,
         batch=batch,
     )
-    found = Search.open(
-        settings, RenderSettings("", **request), out, _shard(shard), keep=not dry_run
-    )
+    part = read_shard(shard)
+    if reward == "clip":
+        require_extra("reward clip", "torchmetrics")
+    from dit_accel_eval.heads.search import Search
+
+    opened = Search.open(settings, RenderSettings("", **request), out, part, write=not dry_run)
     if dry_run:
-        seconds = found.scores.seconds()
-        known = sum(seconds) / len(seconds) * found.clips() / 3600 if seconds else None
-        told = "unknown before the first clip" if known is None else f"about {known:.1f} hours"
-        click.echo(f"{found.clips()} clips, {told}, for all shards together")
+        cost = describe_cost(opened.clips(), opened.scores.seconds())
+        click.echo(f"{cost}, for all shards together")
         return
-    chosen = run(found, quiet, together=shard is None)
+    from dit_accel_eval.heads.run import run_search
+
+    chosen = run_search(opened, quiet=quiet, wait_for_others=shard is None)
     if chosen is None:
         click.echo(f"this shard is done; run it again when the others are, for the rest of {out}")
         return
@@ -92,46 +109,62 @@ def search(
 @command.command()
 @folder_argument
 def report(folder: Path) -> None:
-    """Draw the reward of each head, over their number and over softness."""
+    """Draw the score of each head, over the number of heads and over softness."""
+    require_extra("`dit-accel heads report`", "matplotlib", "scipy")
     from dit_accel_eval.heads.report import report as write_report
 
-    _show(write_report(folder))
+    print_table(write_report(folder))
     click.echo(f"written: {folder / 'report.json'}, {folder / 'report.png'}")
 
 
 @command.command()
 @folder_argument
 @prompts_option(required=True)
-@click.option("--seeds", default="1000", show_default=True, help="Separated by commas.")
-@click.option("--quiet", is_flag=True)
+@click.option("--seeds", default="1000", show_default=True, help="Seeds separated by commas.")
+@click.option("--quiet", is_flag=True, help="Show no progress bar.")
 def validate(folder: Path, prompt_source: str, seeds: str, quiet: bool) -> None:
-    """Score what was found on fresh prompts and seeds, beside its controls; resumes."""
+    """Score the found heads and their controls on fresh prompts and seeds."""
     pairs = list(product(read_prompts(prompt_source), whole_numbers("--seeds", seeds)))
+    require_extra("`dit-accel heads validate`", "scipy")
     from dit_accel_eval.heads.validate import validate as validate_heads
 
-    _show(validate_heads(folder, pairs, quiet))
+    print_table(validate_heads(folder, pairs, quiet=quiet))
     click.echo(f"written: {folder / 'validation.json'}")
 
 
 @command.command()
 @folder_argument
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="JSON file.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="File for the head set (.json).",
+)
 def export(folder: Path, out: Path) -> None:
-    """Write the head set that a complete search found: as many of the heads, at the softness, that scored best."""
+    """Write the best head set of a complete search, with the number of heads and the softness that scored best."""
     if out.suffix != ".json":
         raise InvalidSettings(f"head set {out} must end in .json")
-    from dit_accel_eval.heads.search import Search, found_heads
+    from dit_accel_eval.heads.export import found_heads
+    from dit_accel_eval.heads.search import Search
 
-    found = found_heads(Search.load(folder))
-    found.save(out)
-    click.echo(f"{found.spec()} at softness {found.settings['softness']:g}\nwritten: {out}")
-    without = found.provenance["score_without_guidance"]
-    if found.provenance["score"] <= without:
-        click.echo(f"warning: no guidance scored {without:.3g}, at least as much", err=True)
+    heads = found_heads(Search.load(folder))
+    heads.save(out)
+    click.echo(f"{heads.spec()} at softness {heads.settings['softness']:g}\nwritten: {out}")
+    unguided = heads.provenance["score_without_guidance"]
+    if heads.provenance["score"] <= unguided:
+        click.echo(
+            f"warning: no guidance scored {unguided:.3g}, which is not worse than these heads",
+            err=True,
+        )
 
 
-def _shard(text: str | None) -> tuple[int, int]:
-    """``i/n``; without it, this process among those started together."""
+def read_shard(text: str | None) -> tuple[int, int]:
+    """Return index and count of ``i/n``, or rank and count of this process if no text is given.
+
+    Raises:
+        InvalidSettings: for a text of another form.
+    """
     if text is None:
         from dit_accel.generation.distributed import this_process
 
@@ -143,15 +176,23 @@ def _shard(text: str | None) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
+def describe_cost(clips: int, seconds: Sequence[float]) -> str:
+    """Return the cost of a search in words, from the seconds of the clips so far."""
+    if not seconds:
+        return f"{clips} clips, hours unknown before the first clip"
+    return f"{clips} clips, about {sum(seconds) / len(seconds) * clips / 3600:.1f} hours"
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows of a report or a validation."""
     from dit_accel.io.tables import table
 
-    shown = {}
-    for row in rows:
-        score, gain = row["score"], row["gain"]
-        shown[row["label"]] = {
-            "score": f"{score.mean:.3f} +- {score.half_width:.3f}",
-            "gain": f"{gain.mean:+.3f} +- {gain.half_width:.3f}",
+    columns = {
+        row["label"]: {
+            "score": f"{row['score'].mean:.3f} ± {row['score'].half_width:.3f}",
+            "gain": f"{row['gain'].mean:+.3f} ± {row['gain'].half_width:.3f}",
             "clips": row["clips"],
         }
-    click.echo(table(shown))
+        for row in rows
+    }
+    click.echo(table(columns))

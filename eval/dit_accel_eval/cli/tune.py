@@ -1,4 +1,4 @@
-"""``dit-accel tune``: a profile that keeps a promise."""
+"""``dit-accel tune``: search for a profile that holds a quality target."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from dit_accel.cli.options import backbone_option, model_options, prompts_option
 from dit_accel.io.prompts import read_prompts
+from dit_accel_eval.cli.extra import require_extra
 
 
 @click.command("tune")
@@ -16,23 +17,37 @@ from dit_accel.io.prompts import read_prompts
     "--target",
     "targets",
     multiple=True,
-    help="What to hold against dense: psnr>=30, psnr_objects, ssim, lpips<=0.1, caption; may be repeated.",
+    help="Quality to hold against dense attention, such as psnr>=30 or lpips<=0.1, of psnr, psnr_objects, ssim, "
+    "lpips and caption. May be repeated.",
 )
-@click.option("--speedup", type=float, help="Instead: the best quality at this speed-up or above.")
+@click.option(
+    "--speedup",
+    type=float,
+    help="Least speed-up: search for the best quality at this speed instead of the best speed.",
+)
 @prompts_option(required=True)
 @click.option("--clips", default=5, show_default=True, help="Clips that every setting is tried on.")
-@click.option("--validate", default=20, show_default=True, help="Fresh clips for the winner.")
-@click.option("--trials", default=60, show_default=True, help="Settings to try.")
-@click.option("--minutes", default=60.0, show_default=True, help="The search ends by then.")
-@click.option("--methods", default="svg2,svg-ear,re-ttention", show_default=True)
-@click.option("--seed", default=0, show_default=True, help="Of the search.")
+@click.option(
+    "--validate", default=20, show_default=True, help="Fresh clips that the winner is validated on."
+)
+@click.option("--trials", default=60, show_default=True, help="Number of settings to try.")
+@click.option(
+    "--minutes", default=60.0, show_default=True, help="Minutes after which the search ends."
+)
+@click.option(
+    "--methods",
+    default="svg2,svg-ear,re-ttention",
+    show_default=True,
+    help="Methods to try, separated by commas.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the search.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="The profile (.yaml, .json); its trials and a plot are kept beside it, and gone on with.",
+    help="File for the profile (.yaml, .json). Trials and a plot are written beside it, and a second run continues.",
 )
-@click.option("--dry-run", is_flag=True, help="Check everything and say what it would cost.")
+@click.option("--dry-run", is_flag=True, help="Check all settings and print the cost.")
 @backbone_option
 @model_options
 def command(
@@ -50,16 +65,22 @@ def command(
     lpips_backbone: Path | None,
     request: dict[str, Any],
 ) -> None:
-    """Search for the fastest profile that holds a quality on prompts it was not searched on."""
+    """Search for the fastest profile that holds a quality on prompts that the search does not use."""
+    prompts = read_prompts(prompt_source)
     from dit_accel.generation.settings import RenderSettings
-    from dit_accel_eval.tune import run
-    from dit_accel_eval.tune.search import Goal
     from dit_accel_eval.tune.targets import Target
 
+    goals = tuple(Target.parse(text) for text in targets)
+    require_extra(
+        "`dit-accel tune`", "optuna", "lpips", "matplotlib", "scipy", "sklearn", "torchmetrics"
+    )
+    from dit_accel_eval.tune import run
+    from dit_accel_eval.tune.search import Goal
+
     tuning = run.Tuning(
-        Goal(tuple(Target.parse(text) for text in targets), speedup),
+        Goal(goals, speedup),
         RenderSettings("", **request),
-        read_prompts(prompt_source),
+        prompts,
         clips=clips,
         validation=validate,
         trials=trials,
@@ -72,6 +93,7 @@ def command(
         click.echo(run.cost(tuning, out))
         return
     tuned = run.tune(tuning, out)
-    if tuned is None:  # in all processes but the first
+    # Only the first process gets the result.
+    if tuned is None:
         return
     click.echo(f"{run.summary(tuning, tuned)}\nwritten: {out}")

@@ -1,121 +1,129 @@
-"""What a head search found: reward of each head, over the number of heads and over softness."""
+"""Report a head search: the score of each head, over the number of heads and over softness."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import to_json
-from dit_accel_eval.heads.sampling import Candidate, Pair, mean_score
-from dit_accel_eval.heads.search import Head, Search, controls, curves
+from dit_accel_eval.heads.sampling import Candidate, mean_score
+from dit_accel_eval.heads.search import Head, Search
+from dit_accel_eval.heads.settings import Pair
 from dit_accel_eval.statistics import estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def report(folder: Path) -> list[dict[str, Any]]:
-    """Write ``report.json`` and ``report.png`` of a search; returns the rows of its table.
+    """Write ``report.json`` and ``report.png`` of a search, and return the rows of its table.
 
     Raises:
-        InvalidSettings: if there is no search, or its first round is not complete.
+        InvalidSettings: for a folder without a search, or whose first round is not complete.
     """
     search = Search.load(folder)
     scores = search.scores.read()
-    rates = search.rates([], scores)
-    if rates is None:
+    singles = search.head_scores([], scores)
+    if singles is None:
         raise InvalidSettings(f"the first round in {folder} is not complete: run the search again")
     rows = [
-        row_of(label, candidate, search.settings.pairs, scores)
-        for label, candidate in labelled(search).items()
+        summarize(label, candidate, search.settings.pairs, scores)
+        for label, candidate in label_candidates(search).items()
         if mean_score(scores, candidate, search.settings.pairs) is not None
     ]
-    singles = [{"head": list(head), "score": rate} for head, rate in rates.items()]
+    record = {
+        "settings": vars(search.settings),
+        "rows": rows,
+        "single_heads": [{"head": list(head), "score": score} for head, score in singles.items()],
+    }
     with atomic_write(folder / "report.json") as temporary:
-        told = {"settings": search.settings.__dict__, "rows": rows, "single_heads": singles}
-        temporary.write_text(to_json(told, indent=2) + "\n")
+        temporary.write_text(to_json(record, indent=2) + "\n")
     with atomic_write(folder / "report.png") as temporary:
-        draw(search, rates, rows).savefig(temporary, dpi=120)
+        plot(search, singles, rows).savefig(temporary, dpi=120)
     return rows
 
 
-def labelled(search: Search) -> dict[str, Candidate]:
-    """Controls and curves of a search by their labels."""
+def label_candidates(search: Search) -> dict[str, Candidate]:
+    """Return the controls and the curves of a search by their labels."""
     chosen = search.chosen()
-    return {**controls(search), **(curves(search, chosen) if chosen else {})}
+    return {**search.controls(), **(search.curves(chosen) if chosen else {})}
 
 
-def row_of(
+def summarize(
     label: str,
     candidate: Candidate,
     pairs: Sequence[Pair],
     scores: Mapping[tuple[Candidate, Pair], float],
 ) -> dict[str, Any]:
-    """Mean reward with its 95 % interval, and the paired difference from no guidance."""
-    own = [scores[candidate, pair] for pair in pairs]
-    without = [scores.get((Candidate(None), pair)) for pair in pairs]
-    gains = [a - b for a, b in zip(own, without, strict=True) if b is not None]
+    """Return the mean score of a candidate and its paired gain over no guidance, with 95 % intervals."""
+    values = [scores[candidate, pair] for pair in pairs]
+    unguided = [scores.get((Candidate(None), pair)) for pair in pairs]
+    gains = [a - b for a, b in zip(values, unguided, strict=True) if b is not None]
     return {
         "label": label,
         "heads": candidate.heads,
         "softness": candidate.softness,
-        "clips": len(own),
-        "score": estimate(own),
+        "clips": len(values),
+        "score": estimate(values),
         "gain": estimate(gains),
     }
 
 
-def draw(search: Search, rates: Mapping[Head, float], rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """A heat map of the heads, the reward over their number, and over softness."""
+def plot(
+    search: Search, singles: Mapping[Head, float], rows: Sequence[Mapping[str, Any]]
+) -> Figure:
+    """Return a heat map of the heads, and the score over their number and over softness."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    by_label = {row["label"]: row for row in rows}
-    heat(figure, left, search, rates, by_label["no guidance"]["score"].mean)
+    unguided = next(row for row in rows if row["label"] == "no guidance")["score"].mean
+    plot_single_heads(left, search, singles, unguided)
     counts = [r for r in rows if r["label"].endswith(" heads") and r["label"] != "all heads"]
-    line(middle, [int(r["label"].split()[0]) for r in counts], counts)
+    plot_scores(middle, [int(row["label"].split()[0]) for row in counts], counts)
     middle.xaxis.set_major_locator(MaxNLocator(integer=True))
     middle.set(xlabel="number of heads", ylabel=search.settings.reward)
-    soft = [r for r in rows if r["label"].startswith("softness ")]
+    soft = [row for row in rows if row["label"].startswith("softness ")]
     if counts and soft:
         soft = sorted([*soft, counts[-1]], key=lambda row: row["softness"])
-        line(right, [r["softness"] for r in soft], soft)
+        plot_scores(right, [row["softness"] for row in soft], soft)
     right.set(xlabel="softness of all chosen heads", ylabel=search.settings.reward)
+    layers = [row for row in rows if row["label"].startswith("layer ")]
+    best = max(layers, key=lambda row: float(row["score"].mean))
     for axes in (middle, right):
-        axes.axhline(by_label["no guidance"]["score"].mean, ls="--", c="grey", label="no guidance")
-        best = max(
-            (r for r in rows if r["label"].startswith("layer ")), key=lambda r: r["score"].mean
-        )
+        axes.axhline(unguided, ls="--", c="grey", label="no guidance")
         axes.axhline(best["score"].mean, ls=":", c="tab:red", label=f"best layer ({best['heads']})")
         axes.legend(fontsize=8)
     return figure
 
 
-def heat(
-    figure: Figure, axes: Axes, search: Search, rates: Mapping[Head, float], without: float
+def plot_single_heads(
+    axes: Axes, search: Search, singles: Mapping[Head, float], unguided: float
 ) -> None:
-    """Gain of each single head over no guidance: layers down, heads across; chosen ones are framed."""
-    order = search.model.in_order()
-    heads = range(search.model.heads)
-    gains = np.array([[rates[(*place, h)] - without for h in heads] for place in order])
+    """Draw the gain of each single head over no guidance. Rows are layers; chosen heads are framed."""
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
+    layers, heads = search.model.in_order(), range(search.model.heads)
+    gains = np.array([[singles[(*layer, h)] - unguided for h in heads] for layer in layers])
     largest = float(np.abs(gains).max()) or 1.0
     image = axes.imshow(gains, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
-    figure.colorbar(image, ax=axes, label=f"gain in {search.settings.reward}")
-    axes.set(xlabel="head", title="one head at a time (framed: chosen)")
-    axes.set_xticks(range(search.model.heads))
-    axes.set_yticks(range(len(order)), labels=[f"{stack}.{block}" for stack, block in order])
-    for stack, block, head in search.chosen() or []:
-        corner = (head - 0.5, order.index((stack, block)) - 0.5)
+    axes.figure.colorbar(image, ax=axes, label=f"gain in {search.settings.reward}")
+    axes.set(xlabel="head", title="one head at a time (chosen heads are framed)")
+    axes.set_xticks(heads)
+    axes.set_yticks(range(len(layers)), labels=[f"{name}.{block}" for name, block in layers])
+    for block_list, block, head in search.chosen() or []:
+        corner = (head - 0.5, layers.index((block_list, block)) - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, lw=2, ec="black"))
 
 
-def line(axes: Axes, at: Sequence[float], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Mean rewards with their intervals."""
+def plot_scores(axes: Axes, positions: Sequence[float], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the mean scores with their intervals."""
     means = [row["score"].mean for row in rows]
     widths = [row["score"].half_width for row in rows]
-    axes.errorbar(at, means, yerr=widths, marker="o", capsize=3, label="chosen heads")
+    axes.errorbar(positions, means, yerr=widths, marker="o", capsize=3, label="chosen heads")

@@ -1,4 +1,7 @@
-"""Clips for a head search: batches with the same noise for every candidate, scored and kept on disk."""
+"""Sample and score the clips of a head search.
+
+Every candidate gets the same batches with the same noise. Scores stay on disk.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,39 @@ import hashlib
 import inspect
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers
-import numpy as np
 import torch
 
 from dit_accel.errors import InvalidSettings
-from dit_accel.generation.loading import ModelCard
-from dit_accel.generation.render import call_arguments, seeded
+from dit_accel.generation.loading import ModelCard, load_pipeline
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import check
 from dit_accel.guidance import HeadSet
 from dit_accel.io.jsonl import append_record, read_records
 from dit_accel_eval.heads.rewards import Reward
+from dit_accel_eval.heads.settings import Pair
 from dit_accel_pipelines import Family
 
-Pair = tuple[str, int]
+if TYPE_CHECKING:
+    import numpy as np
+    from tqdm import tqdm
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is sampled: a head set by its spec (None: no guidance) at a scale, softness and number of steps."""
+    """A way to guide that is sampled and scored.
+
+    Attributes:
+        heads: Spec of the perturbed heads; None turns perturbed guidance off.
+        scale: Guidance scale.
+        softness: Share of the perturbed attention, in [0, 1].
+        steps: Denoising steps; None takes those of the search.
+    """
 
     heads: str | None
     scale: float = 0.0
@@ -41,9 +51,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards on disk, of one request; each line is a clip of a candidate.
+    """The rewards of one request on disk. Each line is a clip of a candidate.
 
-    Files are only ever appended to, one per shard, so that shards on several machines may share a folder.
+    Each shard appends to a file of its own, so shards on several machines can share a folder.
+
+    Attributes:
+        folder: Folder of the files.
+        request: Digest of the request; lines of other requests are ignored.
+        shard: Name of the shard that appends.
     """
 
     folder: Path
@@ -51,26 +66,28 @@ class Scores:
     shard: str
 
     @classmethod
-    def of(cls, folder: Path, request: Mapping[str, Any], shard: tuple[int, int]) -> Scores:
+    def for_request(
+        cls, folder: Path, request: Mapping[str, Any], shard: tuple[int, int] = (0, 1)
+    ) -> Scores:
+        """Return the scores of a request; ``shard`` is an index and the number of shards."""
         digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
         return cls(folder, digest, f"{shard[0]}-of-{shard[1]}")
 
     def read(self) -> dict[tuple[Candidate, Pair], float]:
-        """All scores that any shard has written."""
-        found = {}
-        for path in sorted(self.folder.glob("scores-*.jsonl")):
-            for record in read_records(path):
-                if record.get("request") == self.request:
-                    candidate = Candidate(**record["candidate"])
-                    found[candidate, (record["prompt"], record["seed"])] = record["score"]
-        return found
+        """Return the scores of all shards."""
+        scores = {}
+        for record in self._records():
+            if record.get("request") == self.request:
+                candidate = Candidate(**record["candidate"])
+                scores[candidate, (record["prompt"], record["seed"])] = record["score"]
+        return scores
 
     def seconds(self) -> list[float]:
-        """Seconds of each clip."""
-        paths = sorted(self.folder.glob("scores-*.jsonl"))
-        return [r["seconds"] for path in paths for r in read_records(path) if "seconds" in r]
+        """Return the seconds of each clip."""
+        return [record["seconds"] for record in self._records() if "seconds" in record]
 
     def append(self, candidate: Candidate, pair: Pair, score: float, seconds: float) -> None:
+        """Append the score of a clip to the file of this shard."""
         record = {
             "request": self.request,
             "candidate": asdict(candidate),
@@ -81,36 +98,77 @@ class Scores:
         }
         append_record(self.folder / f"scores-{self.shard}.jsonl", record)
 
+    def _records(self) -> list[dict[str, Any]]:
+        paths = sorted(self.folder.glob("scores-*.jsonl"))
+        return [record for path in paths for record in read_records(path)]
+
+
+@dataclass
+class Sampler:
+    """Samples and scores clips. The pipeline is loaded for the first clip without a score.
+
+    Attributes:
+        base: Settings that all clips share.
+        card: Model to load.
+        reward: Function that scores a clip.
+        batch: Clips sampled at a time.
+        scores: Scores to read and append to.
+        pipe: The loaded pipeline, or None.
+    """
+
+    base: RenderSettings
+    card: ModelCard
+    reward: Reward
+    batch: int
+    scores: Scores
+    pipe: Any = None
+
+    def score(self, candidate: Candidate, pairs: Sequence[Pair], bar: tqdm[Any]) -> None:
+        """Sample and score the clips of a candidate that have no score yet; the bar counts all clips."""
+        done = self.scores.read()
+        for batch in chunks(pairs, self.batch):
+            missing = [pair for pair in batch if (candidate, pair) not in done]
+            if missing:
+                self._score_batch(candidate, batch, missing)
+            bar.update(len(batch))
+
+    def _score_batch(
+        self, candidate: Candidate, batch: Sequence[Pair], missing: Sequence[Pair]
+    ) -> None:
+        if self.pipe is None:
+            self.pipe = load_quiet_pipeline(self.base, self.card)
+        start = time.perf_counter()
+        # The last bits of a clip depend on its batch, so the whole batch is sampled again.
+        frames = sample(self.pipe, self.base, candidate, batch)
+        seconds = (time.perf_counter() - start) / len(batch)
+        for pair, clip in zip(batch, frames, strict=True):
+            if pair in missing:
+                score = check_score(self.reward(clip, pair[0]), pair)
+                self.scores.append(candidate, pair, score, seconds)
+
+
+def load_quiet_pipeline(base: RenderSettings, card: ModelCard) -> Any:
+    """Load the pipeline on the device of this process, without a progress bar of its own."""
+    from dit_accel.generation.distributed import this_process
+
+    pipe: Any = load_pipeline(card, this_process().load_options(base.load_options))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
 
 def chunks(pairs: Sequence[Pair], batch: int) -> list[Sequence[Pair]]:
-    """Pairs in batches that are always the same: a clip's last bits depend on its batch."""
+    """Split pairs into batches."""
     return [pairs[start : start + batch] for start in range(0, len(pairs), batch)]
 
 
-def score_candidate(
-    pipe: Any,
-    base: RenderSettings,
-    candidate: Candidate,
-    pairs: Sequence[Pair],
-    batch: int,
-    reward: Reward,
-    scores: Scores,
-    done: Mapping[tuple[Candidate, Pair], float],
-) -> Iterator[int]:
-    """Sample and score what ``done`` lacks of a candidate; yields the number of clips after each batch."""
-    for chunk in chunks(pairs, batch):
-        if all((candidate, pair) in done for pair in chunk):
-            continue
-        start = time.perf_counter()
-        frames = sample(pipe, base, candidate, chunk)
-        seconds = (time.perf_counter() - start) / len(chunk)
-        for pair, clip in zip(chunk, frames, strict=True):
-            if (candidate, pair) not in done:
-                scores.append(candidate, pair, checked(reward(clip, pair[0]), pair), seconds)
-        yield len(chunk)
+def check_score(score: Any, pair: Pair) -> float:
+    """Return the score of a clip as a float.
 
+    Raises:
+        InvalidSettings: for a score that is not finite.
+    """
+    import numpy as np
 
-def checked(score: Any, pair: Pair) -> float:
     if not np.isfinite(score):
         raise InvalidSettings(
             f"the reward of {pair[0]!r} with seed {pair[1]} is {score}: it must be finite"
@@ -121,7 +179,11 @@ def checked(score: Any, pair: Pair) -> float:
 def sample(
     pipe: Any, base: RenderSettings, candidate: Candidate, pairs: Sequence[Pair]
 ) -> np.ndarray:
-    """Clips float32 ``[N, T, H, W, 3]`` of prompts and seeds, in one batch."""
+    """Return the clips of some pairs, sampled in one batch, float32 ``[N, T, H, W, 3]``."""
+    import numpy as np
+
+    from dit_accel.generation.render import call_arguments, seeded
+
     arguments = {
         **call_arguments(replace(base, steps=candidate.steps or base.steps)),
         "prompt": [prompt for prompt, _ in pairs],
@@ -131,10 +193,10 @@ def sample(
         arguments["negative_prompt"] = [base.negative_prompt] * len(pairs)
     with ExitStack() as stack:
         if candidate.heads is not None:
-            guided = pipe.enable_perturbed_guidance(
+            guidance = pipe.enable_perturbed_guidance(
                 candidate.scale, heads=candidate.heads, softness=candidate.softness
             )
-            stack.enter_context(guided)
+            stack.enter_context(guidance)
         stack.enter_context(seeded(replace(base, seed=pairs[0][1])))
         output = pipe(**arguments)
     if hasattr(output, "frames"):
@@ -145,18 +207,20 @@ def sample(
 def mean_score(
     scores: Mapping[tuple[Candidate, Pair], float], candidate: Candidate, pairs: Sequence[Pair]
 ) -> float | None:
-    """Mean reward of a candidate; None while clips are missing."""
-    found = [scores.get((candidate, pair)) for pair in pairs]
-    if None in found:
+    """Return the mean score of a candidate, or None while a clip has no score."""
+    import numpy as np
+
+    values = [scores.get((candidate, pair)) for pair in pairs]
+    if None in values:
         return None
-    return float(np.mean([score for score in found if score is not None]))
+    return float(np.mean([value for value in values if value is not None]))
 
 
-def checked_base(base: RenderSettings) -> tuple[RenderSettings, ModelCard]:
-    """What every clip of a search has in common; with the pipeline's own number of steps, if none is given.
+def check_base(base: RenderSettings) -> tuple[RenderSettings, ModelCard]:
+    """Check the settings that all clips of a search share. Missing steps become the pipeline's default.
 
     Raises:
-        InvalidSettings: for settings that do not fit the model, or guidance among them.
+        InvalidSettings: for settings that do not fit the model, or that set perturbed guidance.
     """
     if (base.pag_scale, base.heads, base.softness) != (None, None, None):
         raise InvalidSettings("a head search sets the heads itself: give --scale, not --pag-scale")
@@ -167,17 +231,19 @@ def checked_base(base: RenderSettings) -> tuple[RenderSettings, ModelCard]:
 
 
 def default_steps(pipeline: str) -> int:
-    """Denoising steps of a pipeline class that is not told how many.
+    """Return the default number of denoising steps of a pipeline class.
 
     Raises:
-        InvalidSettings: if it does not say.
+        InvalidSettings: if the class has no default.
     """
-    kind = getattr(diffusers, pipeline, None)
-    taken = inspect.signature(kind.__call__).parameters if kind is not None else {}
-    steps = taken["num_inference_steps"].default if "num_inference_steps" in taken else None
-    if not isinstance(steps, int):
-        raise InvalidSettings(f"{pipeline} does not say its number of steps: search with --steps")
-    return steps
+    import diffusers
+
+    pipeline_class = getattr(diffusers, pipeline, None)
+    call = pipeline_class.__call__ if pipeline_class is not None else lambda: None
+    steps = inspect.signature(call).parameters.get("num_inference_steps")
+    if steps is None or not isinstance(steps.default, int):
+        raise InvalidSettings(f"{pipeline} has no default number of steps: search with --steps")
+    return steps.default
 
 
 def same_cost_steps(
@@ -187,13 +253,15 @@ def same_cost_steps(
     heads: HeadSet,
     true_cfg_scale: float | None = None,
 ) -> int:
-    """Denoising steps that cost as much without perturbed guidance as ``steps`` with it: one forward more in
-    each, without the blocks that it shares, beside one, or two with classifier-free guidance.
+    """Return the denoising steps that cost as much without perturbed guidance as ``steps`` with it.
+
+    A guided step runs one more forward, from the first perturbed block on. Without it a step runs one forward, or two
+    with classifier-free guidance.
     """
     scale = guidance_scale if true_cfg_scale is None else true_cfg_scale
     embedded = family.cfg == "embedded" and true_cfg_scale is None
     alone = embedded or (scale is not None and scale <= 1.0)
     forwards = 1 if alone else 2
     order = heads.model.in_order()
-    more = 1.0 - order.index(next(iter(heads.heads))) / len(order)
-    return round(steps * (forwards + more) / forwards)
+    extra = 1.0 - order.index(next(iter(heads.heads))) / len(order)
+    return round(steps * (forwards + extra) / forwards)

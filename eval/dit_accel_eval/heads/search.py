@@ -1,86 +1,48 @@
-"""HeadHunter: greedy rounds over single heads, with controls, resumable and sharded
-(arXiv 2506.10978, algorithm 1).
+"""Greedy rounds over single heads, with controls (HeadHunter, arXiv 2506.10978, algorithm 1).
+
+A search lives in a folder. It resumes, and shards on several machines can share the work.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
 from dit_accel.errors import InvalidSettings
-from dit_accel.generation.distributed import this_process
-from dit_accel.generation.loading import ModelCard, fingerprint, ingredients, load_pipeline
-from dit_accel.generation.render import versions
+from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import check
-from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, check_family, parse_heads
+from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, check_family
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
 from dit_accel.io.parsing import parsed
-from dit_accel_eval.heads.rewards import check_reward, find_reward
-from dit_accel_eval.heads.sampling import (
-    Candidate,
-    Pair,
-    Scores,
-    checked_base,
-    chunks,
-    mean_score,
-    score_candidate,
-)
+from dit_accel_eval.heads.rewards import check_reward
+from dit_accel_eval.heads.sampling import Candidate, Scores, check_base, mean_score
+from dit_accel_eval.heads.settings import Pair, SearchSettings
 
 RANDOM_SETS = 5
 SOFTNESSES = (0.75, 0.5, 0.25)
+LONGEST_VALUE = 80
 
 Head = tuple[str, int, int]
-"""Block list, block, head."""
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """What decides the outcome of a search.
-
-    Attributes:
-        prompts, seeds: every candidate is sampled on each pair, with the same noise.
-        reward: name of a reward, or ``module:function``; more is better.
-        rounds, top_k: each round adds the best ``top_k`` heads to the set.
-        scale, softness: of the guidance while searching.
-        batch: clips sampled at a time.
-    """
-
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...] = (0,)
-    reward: str = "caption"
-    rounds: int = 1
-    top_k: int = 3
-    scale: float = 3.0
-    softness: float = 1.0
-    batch: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("rounds", "top_k", "batch"):
-            if getattr(self, name) < 1:
-                raise InvalidSettings(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("prompts", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise InvalidSettings(f"{name} must be some, each once")
-
-    @property
-    def pairs(self) -> list[Pair]:
-        return list(product(self.prompts, self.seeds))
+"""Block list, block and head."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search in a folder: its settings, and what of it is on disk."""
+    """A head search in a folder.
+
+    Attributes:
+        settings: What decides the outcome.
+        base: Settings that all clips share.
+        card: Model of the search.
+        model: Block lists and heads of the model.
+        scores: Scores on disk.
+        shard: Index of this shard, and the number of shards.
+    """
 
     settings: SearchSettings
     base: RenderSettings
@@ -96,13 +58,20 @@ class Search:
         base: RenderSettings,
         out: Path,
         shard: tuple[int, int] = (0, 1),
-        keep: bool = True,
+        *,
+        write: bool = True,
     ) -> Search:
-        """Check everything and write ``search.json`` (unless told not to), or compare with the one that is
-        there.
+        """Check all settings and start or resume the search of a folder.
+
+        Args:
+            settings: what decides the outcome.
+            base: settings that all clips share.
+            out: folder of the search.
+            shard: index of this shard, and the number of shards.
+            write: write ``search.json`` if it is missing.
 
         Raises:
-            InvalidSettings: for settings that do not fit, or differ from those of the folder.
+            InvalidSettings: for invalid settings, or settings that differ from those of the folder.
         """
         if not 0 <= shard[0] < shard[1]:
             raise InvalidSettings(
@@ -111,27 +80,28 @@ class Search:
         strength = {"scale": settings.scale, "softness": settings.softness}
         parsed(PerturbedGuidance, strength, "guidance")
         check_reward(settings.reward, settings.prompts)
-        base, card = checked_base(base)
+        base, card = check_base(base)
         check_family(card.family)
-        model = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-        if settings.rounds * settings.top_k > len(all_heads(model)):
+        model = read_shape(card)
+        if settings.size > len(all_heads(model)):
             raise InvalidSettings(
-                f"rounds x top_k is more than the {len(all_heads(model))} heads there are"
+                f"rounds x top_k is {settings.size}, more than the {len(all_heads(model))} heads of the model"
             )
-        request = request_of(settings, base, card)
-        compare(out / "search.json", request)
-        if keep and not (out / "search.json").exists():
-            check_writable(out / "search.json")
-            with atomic_write(out / "search.json") as temporary:
+        request = make_request(settings, base, card)
+        path = out / "search.json"
+        check_same_request(path, request)
+        if write and not path.exists():
+            check_writable(path)
+            with atomic_write(path) as temporary:
                 temporary.write_text(json.dumps(request, indent=2) + "\n")
-        return cls(settings, base, card, model, Scores.of(out, request, shard), shard)
+        return cls(settings, base, card, model, Scores.for_request(out, request, shard), shard)
 
     @classmethod
     def load(cls, out: Path) -> Search:
-        """The search of a folder, to report on.
+        """Return the search of a folder, to report on.
 
         Raises:
-            InvalidSettings: if there is none.
+            InvalidSettings: for a folder without a search.
         """
         try:
             request = json.loads((out / "search.json").read_text())
@@ -140,217 +110,150 @@ class Search:
             base, card = check(RenderSettings("", **request["render"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidSettings(f"{out} holds no head search: {error}") from None
-        model = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-        return cls(settings, base, card, model, Scores.of(out, request, (0, 1)), (0, 1))
+        scores = Scores.for_request(out, request)
+        return cls(settings, base, card, read_shape(card), scores, (0, 1))
+
+    def candidate(self, heads: Sequence[Head], softness: float | None = None) -> Candidate:
+        """Return a set of heads at the scale of the search; its softness is the search's unless given."""
+        softness = self.settings.softness if softness is None else softness
+        return Candidate(head_set(heads, self.model).spec(), self.settings.scale, softness)
 
     def chosen(self) -> list[Head] | None:
-        """Heads in the order of choice, of the rounds that are complete; None if the first is not."""
+        """Return the heads of the complete rounds in the order of choice, or None before the first."""
         scores = self.scores.read()
         chosen: list[Head] = []
         for _ in range(self.settings.rounds):
-            rates = self.rates(chosen, scores)
-            if rates is None:
+            with_head = self.head_scores(chosen, scores)
+            if with_head is None:
                 return chosen or None
-            chosen += ranked(rates)[: self.settings.top_k]
+            chosen += rank_heads(with_head)[: self.settings.top_k]
         return chosen
 
-    def rates(
+    def head_scores(
         self, chosen: Sequence[Head], scores: Mapping[tuple[Candidate, Pair], float]
     ) -> dict[Head, float] | None:
-        """Mean reward of the set with each head that is not in it; None while clips are missing."""
-        rates = {}
+        """Return the mean score of the chosen set plus each other head, or None while clips are missing."""
+        with_head = {}
         for head in all_heads(self.model):
             if head not in chosen:
                 mean = mean_score(scores, self.candidate([*chosen, head]), self.settings.pairs)
                 if mean is None:
                     return None
-                rates[head] = mean
-        return rates
+                with_head[head] = mean
+        return with_head
 
-    def candidate(self, heads: Sequence[Head], softness: float | None = None) -> Candidate:
-        """A set of heads at the search's scale."""
-        softness = self.settings.softness if softness is None else softness
-        return Candidate(head_set(heads, self.model).spec(), self.settings.scale, softness)
+    def controls(self) -> dict[str, Candidate]:
+        """Return what single heads are compared with, by label.
+
+        The controls are no guidance, each whole layer, all heads, and random sets of the size that the search chooses.
+        """
+        import numpy as np
+
+        order = all_heads(self.model)
+        controls = {"no guidance": Candidate(None)}
+        for block_list, block in self.model.in_order():
+            layer = [head for head in order if head[:2] == (block_list, block)]
+            controls[f"layer {block_list}.{block}"] = self.candidate(layer)
+        controls["all heads"] = self.candidate(order)
+        generator = np.random.default_rng(0)
+        for number in range(RANDOM_SETS):
+            picked = generator.choice(len(order), self.settings.size, replace=False)
+            controls[f"random {number}"] = self.candidate([order[i] for i in sorted(picked)])
+        return controls
+
+    def curves(self, chosen: Sequence[Head]) -> dict[str, Candidate]:
+        """Return the first k of the chosen heads, and all of them at other softnesses, by label."""
+        curves = {f"{k} heads": self.candidate(chosen[:k]) for k in range(1, len(chosen) + 1)}
+        for softness in SOFTNESSES:
+            curves[f"softness {softness:g}"] = self.candidate(chosen, softness)
+        return curves
 
     def stages(self) -> Iterator[list[Candidate]]:
-        """Candidates that can be sampled one after the other: controls, then round by round, then the score
-        over the number of heads and over softness.
+        """Yield the candidates in stages: controls, each round, then the curves.
+
+        The iteration ends early if other shards have not finished a round.
         """
-        yield list(controls(self).values())
+        yield list(self.controls().values())
         chosen: list[Head] = []
         for _ in range(self.settings.rounds):
-            left = [head for head in all_heads(self.model) if head not in chosen]
-            yield [self.candidate([*chosen, head]) for head in left]
-            rates = self.rates(chosen, self.scores.read())
-            if rates is None:
-                return  # another shard has not done its share
-            chosen += ranked(rates)[: self.settings.top_k]
-        yield [candidate for candidate in curves(self, chosen).values() if candidate.heads]
+            others = [head for head in all_heads(self.model) if head not in chosen]
+            yield [self.candidate([*chosen, head]) for head in others]
+            with_head = self.head_scores(chosen, self.scores.read())
+            if with_head is None:
+                return
+            chosen += rank_heads(with_head)[: self.settings.top_k]
+        yield [candidate for candidate in self.curves(chosen).values() if candidate.heads]
+
+    def is_complete(self) -> bool:
+        """Return True if every candidate of every stage has all its scores."""
+        scores, pairs = self.scores.read(), self.settings.pairs
+        if len(self.chosen() or []) < self.settings.size:
+            return False
+        candidates = [candidate for stage in self.stages() for candidate in stage]
+        return all(mean_score(scores, candidate, pairs) is not None for candidate in candidates)
 
     def clips(self) -> int:
-        """Number of clips of the whole search."""
+        """Return the number of clips of the whole search."""
         heads, settings = len(all_heads(self.model)), self.settings
         singles = sum(heads - r * settings.top_k for r in range(settings.rounds))
-        curve = settings.rounds * settings.top_k - 1 + len(SOFTNESSES)
-        return (len(controls(self)) + singles + curve) * len(settings.pairs)
+        curves = settings.size - 1 + len(SOFTNESSES)
+        return (len(self.controls()) + singles + curves) * len(settings.pairs)
 
 
-def run(search: Search, quiet: bool = False, together: bool = False) -> list[Head] | None:
-    """Sample and score what is missing of this shard's share; returns the heads in the order of choice, or
-    None while other shards are not done.
-
-    Args:
-        together: the shards are the processes of one launch: each stage begins when all are done with the one
-            before.
-    """
-    settings, (index, count) = search.settings, search.shard
-    reward, pipe = find_reward(settings.reward), None
-    bar = tqdm(total=search.clips() // count, desc="clips", unit="clip", disable=quiet or None)
-    with bar:
-        for stage in search.stages():
-            batches = list(product(stage, chunks(settings.pairs, settings.batch)))
-            for candidate, pairs in batches[index::count]:
-                done = search.scores.read()
-                if mean_score(done, candidate, pairs) is not None:
-                    bar.update(len(pairs))
-                    continue
-                if pipe is None:
-                    pipe = load_pipeline(
-                        search.card, this_process().load_options(search.base.load_options)
-                    )
-                    pipe.set_progress_bar_config(disable=True)
-                arguments = (candidate, pairs, settings.batch, reward, search.scores, done)
-                for clips in score_candidate(pipe, search.base, *arguments):
-                    bar.update(clips)
-            if together:
-                this_process().wait()
-    return search.chosen() if is_complete(search) else None
-
-
-def is_complete(search: Search) -> bool:
-    """Whether every candidate of every stage is scored."""
-    scores, pairs = search.scores.read(), search.settings.pairs
-    chosen = search.chosen() or []
-    if len(chosen) < search.settings.rounds * search.settings.top_k:
-        return False
-    return all(mean_score(scores, c, pairs) is not None for stage in search.stages() for c in stage)
-
-
-def controls(search: Search) -> dict[str, Candidate]:
-    """What single heads are compared with: no guidance, each whole layer, all heads, and random sets of the
-    size that is searched for.
-    """
-    order = all_heads(search.model)
-    rows = {"no guidance": Candidate(None)}
-    for stack, block in search.model.in_order():
-        own = [head for head in order if head[:2] == (stack, block)]
-        rows[f"layer {stack}.{block}"] = search.candidate(own)
-    rows["all heads"] = search.candidate(order)
-    size = search.settings.rounds * search.settings.top_k
-    generator = np.random.default_rng(0)
-    for number in range(RANDOM_SETS):
-        picked = generator.choice(len(order), size, replace=False)
-        rows[f"random {number}"] = search.candidate([order[i] for i in sorted(picked)])
-    return rows
-
-
-def curves(search: Search, chosen: Sequence[Head]) -> dict[str, Candidate]:
-    """The first k heads of the choice, and all of them at other softnesses."""
-    rows = {f"{k} heads": search.candidate(chosen[:k]) for k in range(1, len(chosen) + 1)}
-    for softness in SOFTNESSES:
-        rows[f"softness {softness:g}"] = search.candidate(chosen, softness)
-    return rows
-
-
-def best_candidate(search: Search, scores: Mapping[tuple[Candidate, Pair], float]) -> Candidate:
-    """Of the first k heads of a complete search's choice, and of the softnesses of all, what scored best."""
-    pairs = search.settings.pairs
-    asked = curves(search, search.chosen() or []).values()
-    return max(asked, key=lambda candidate: mean_score(scores, candidate, pairs) or 0.0)
-
-
-def found_heads(search: Search) -> HeadSet:
-    """The head set of the `best_candidate`, with how it was found.
-
-    Raises:
-        InvalidSettings: while clips are missing.
-    """
-    chosen = search.chosen()
-    if chosen is None or not is_complete(search):
-        raise InvalidSettings(
-            "the search is not complete: run it again, in every shard, and then export"
-        )
-    scores, settings = search.scores.read(), search.settings
-    without = mean_score(scores, Candidate(None), settings.pairs)
-    best = best_candidate(search, scores)
-    prompts = hashlib.sha256("\n".join(settings.prompts).encode()).hexdigest()
-    provenance = {
-        "method": "greedy rounds over single heads (HeadHunter, arXiv 2506.10978)",
-        "order": [list(head) for head in chosen],
-        "reward": settings.reward,
-        "rounds": settings.rounds,
-        "top_k": settings.top_k,
-        "prompts": len(settings.prompts),
-        "prompts_sha256": prompts,
-        "seeds": list(settings.seeds),
-        "steps": search.base.steps,
-        "guidance_scale": search.base.guidance_scale,
-        "true_cfg_scale": search.base.true_cfg_scale,
-        "size": [search.base.frames, search.base.height, search.base.width],
-        "weights": fingerprint(search.card.source),
-        "score": mean_score(scores, best, settings.pairs),
-        "score_without_guidance": without,
-        "note": "the score is that of the search itself, and optimistic: validate on fresh prompts and seeds",
-        "versions": versions(),
-    }
-    assert best.heads is not None
-    found = parse_heads(best.heads, search.model)
-    kept = {"scale": best.scale, "softness": best.softness}
-    return HeadSet(found.model, found.heads, kept, provenance)
-
-
-def head_set(heads: Sequence[Head], model: ModelShape) -> HeadSet:
-    """Single heads as a set."""
-    grouped: dict[tuple[str, int], tuple[int, ...]] = {}
-    for stack, block, head in heads:
-        grouped[stack, block] = (*grouped.get((stack, block), ()), head)
-    return HeadSet(model, grouped)
+def read_shape(card: ModelCard) -> ModelShape:
+    """Return the block lists and heads of a model."""
+    return ModelShape.from_config(card.transformer_class, card.transformer, card.family)
 
 
 def all_heads(model: ModelShape) -> list[Head]:
-    """Every head, in the order of execution."""
+    """Return every head in the order of execution."""
     return [(s, b, h) for s, b in model.in_order() for h in range(model.heads)]
 
 
-def ranked(rates: Mapping[Head, float]) -> list[Head]:
-    """Heads by falling reward; equal ones in the order of execution."""
-    return sorted(rates, key=lambda head: -rates[head])
+def head_set(heads: Sequence[Head], model: ModelShape) -> HeadSet:
+    """Return single heads as a set."""
+    grouped: dict[tuple[str, int], tuple[int, ...]] = {}
+    for block_list, block, head in heads:
+        grouped[block_list, block] = (*grouped.get((block_list, block), ()), head)
+    return HeadSet(model, grouped)
 
 
-def request_of(settings: SearchSettings, base: RenderSettings, card: ModelCard) -> dict[str, Any]:
-    """All that decides the scores, as plain values."""
-    told = {f.name: getattr(base, f.name) for f in fields(base) if f.name not in ("prompt", "seed")}
-    whole = {
+def rank_heads(scores: Mapping[Head, float]) -> list[Head]:
+    """Return the heads by falling score; equal ones stay in the order of execution."""
+    return sorted(scores, key=lambda head: -scores[head])
+
+
+def make_request(settings: SearchSettings, base: RenderSettings, card: ModelCard) -> dict[str, Any]:
+    """Return everything that decides the scores, as plain JSON values."""
+    from dit_accel.generation.render import versions
+
+    names = [f.name for f in fields(base) if f.name not in ("prompt", "seed")]
+    request = {
         **asdict(settings),
-        "render": told,
+        "render": {name: getattr(base, name) for name in names},
         **ingredients(card, base.load_options),
         "versions": versions(),
     }
-    plain: dict[str, Any] = json.loads(to_json(whole))
+    plain: dict[str, Any] = json.loads(to_json(request))
     return plain
 
 
-def compare(path: Path, request: Mapping[str, Any]) -> None:
-    """Refuse a request that is not the one of the folder."""
+def check_same_request(path: Path, request: Mapping[str, Any]) -> None:
+    """Check that a file is missing or holds the same request.
+
+    Raises:
+        InvalidSettings: naming the first difference.
+    """
     before = json.loads(path.read_text()) if path.exists() else request
     for key in request:
         if before.get(key) != request[key]:
             raise InvalidSettings(
-                f"{path.parent} holds a search with another {key}: {_short(before.get(key))} instead of "
-                f"{_short(request[key])}; choose another folder"
+                f"{path.parent} holds a search with another {key}: {shorten(before.get(key))} instead of "
+                f"{shorten(request[key])}; choose another folder"
             )
 
 
-def _short(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """Return a value as JSON, cut to 80 characters."""
     text = json.dumps(value)
-    return text if len(text) < 80 else text[:77] + "..."
+    return text if len(text) < LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
