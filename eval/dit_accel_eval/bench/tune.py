@@ -96,18 +96,18 @@ def tune_launches(
     type=click.Choice(["full", "int8", "int8-fp8"]),
     default="full",
     show_default=True,
-    help="Precision of the kernels.",
+    help="Tune the kernels of this precision.",
 )
 @click.option(
     "--head-dim",
     type=click.Choice(["64", "128"]),
     default="128",
     show_default=True,
-    help="Channels of a head.",
+    help="Tune for this number of channels of a head.",
 )
-@click.option("--device", default="cuda", show_default=True, help="GPU to measure on.")
+@click.option("--device", default="cuda", show_default=True, help="Measure on this GPU.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="JSON table to read and update."
+    "--out", type=click.Path(path_type=Path), required=True, help="Read and update this JSON table."
 )
 def main(precision: Precision, head_dim: str, device: str, out: Path) -> None:
     """Time all tile shapes for one precision and one head_dim."""

@@ -31,29 +31,32 @@ def timing_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--shapes",
             required=True,
-            help="Names separated by commas. An unknown name lists the known ones.",
+            help="Measure these shapes: names separated by commas. An unknown name lists the known ones.",
         ),
         click.option(
             "--precisions",
             default="full",
             show_default=True,
-            help="Precisions of sparse calls, separated by commas.",
+            help="Run sparse calls in these precisions, separated by commas.",
         ),
         click.option(
             "--dtype",
             type=click.Choice(["float32", "bfloat16", "float16"]),
             default="bfloat16",
             show_default=True,
-            help="dtype of queries, keys and values.",
+            help="Use this dtype for queries, keys and values.",
         ),
         click.option(
-            "--device", default="cpu", show_default=True, help="Device to measure on: cpu or cuda."
+            "--device",
+            default="cpu",
+            show_default=True,
+            help="Measure on this device: cpu or cuda.",
         ),
         click.option(
             "--out",
             type=click.Path(path_type=Path),
             required=True,
-            help="JSONL file for the rows. Shapes that it already holds are not measured again.",
+            help="Append the rows to this JSONL file. Shapes that it already holds are not measured again.",
         ),
     ]
     return functools.reduce(lambda f, option: option(f), reversed(options), function)
@@ -75,12 +78,12 @@ def kernels(shapes: str, precisions: str, dtype: str, device: str, out: Path) ->
     "--density",
     default=0.25,
     show_default=True,
-    help="Share of the (query, key) pairs that sparse calls compute.",
+    help="Compute this share of the (query, key) pairs in sparse calls.",
 )
 @click.option(
     "--query-clusters",
     type=click.IntRange(min=1),
-    help="Query clusters of a head.  [default: chosen by svg2]",
+    help="Set the number of query clusters of a head.  [default: chosen by svg2]",
 )
 def layer(
     shapes: str,
@@ -105,7 +108,7 @@ def layer(
     "--density",
     default=0.25,
     show_default=True,
-    help="Share of the key clusters that svg2 selects.",
+    help="Select this share of the key clusters.",
 )
 def model(shapes: str, precisions: str, dtype: str, device: str, density: float, out: Path) -> None:
     """Time the forward of a whole model."""
@@ -119,13 +122,15 @@ def model(shapes: str, precisions: str, dtype: str, device: str, density: float,
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
-    help="dtype of queries, keys and values.  [default: float32 on a CPU, else bfloat16]",
+    help="Use this dtype for queries, keys and values.  [default: float32 on a CPU, else bfloat16]",
 )
-@click.option("--device", default="cpu", show_default=True, help="Device to measure: cpu or cuda.")
+@click.option(
+    "--device", default="cpu", show_default=True, help="Measure this device: cpu or cuda."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="JSON file for the rates.  [default: the user's cache, where render and doctor read them]",
+    help="Write the rates to this JSON file.  [default: the user's cache, where render and doctor read them]",
 )
 def rates(dtype: str | None, device: str, out: Path | None) -> None:
     """Measure this machine's rates for the cost model, which takes minutes."""
@@ -156,32 +161,32 @@ def rates(dtype: str | None, device: str, out: Path | None) -> None:
 @command.command()
 @click.argument("prompt")
 @click.option(
-    "--layers", required=True, help="Layers to capture: indices from 0, separated by commas."
+    "--layers", required=True, help="Capture these layers: indices from 0, separated by commas."
 )
 @click.option(
     "--steps-kept",
     required=True,
-    help="Denoising steps to capture: indices from 0, separated by commas. bench recall needs consecutive ones.",
+    help="Capture these denoising steps: indices from 0, separated by commas. bench recall needs consecutive ones.",
 )
 @click.option(
     "--branch",
     default="cond",
     show_default=True,
-    help="Forward of a step to capture: cond, uncond, another name, or all.",
+    help="Capture this forward of a step: cond, uncond, another name, or all.",
 )
 @click.option(
     "--keep",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float16",
     show_default=True,
-    help="dtype of the tensors in the file.",
+    help="Keep the tensors in this dtype.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the render.")
+@click.option("--seed", default=0, show_default=True, help="Set the seed of the render.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="File for the tensors (.safetensors).",
+    help="Write the tensors to this .safetensors file.",
 )
 @model_options
 def capture(
@@ -219,7 +224,7 @@ def capture(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder for recall.json and recall.png.",
+    help="Write recall.json and recall.png to this folder.",
 )
 def recall(file: Path, out: Path) -> None:
     """Draw the error of every method against its density on FILE, a capture or "tiny-world"."""

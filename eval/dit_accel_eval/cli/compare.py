@@ -18,12 +18,12 @@ from dit_accel_eval.cli.extra import require_extra
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="Frames per second of the videos on the page.",
+    help="Set the frames per second of the videos on the page.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for compare.json and report.html.  [default: print the table only]",
+    help="Write compare.json and report.html to this folder.  [default: print the table only]",
 )
 @backbone_option
 def command(

@@ -18,26 +18,32 @@ from dit_accel_eval.cli.extra import require_extra
 @click.option(
     "--methods",
     required=True,
-    help="Settings to compare, separated by commas: METHOD[:KNOB=VALUE]... or the file of a profile, for example "
+    help="Compare these settings, separated by commas: METHOD[:KNOB=VALUE]... or the file of a profile, for example "
     "svg2,svg2:top_p=0.8,mine.yaml.",
 )
-@click.option("--seeds", default="0", show_default=True, help="Seeds separated by commas.")
+@click.option(
+    "--seeds", default="0", show_default=True, help="Render with these seeds, separated by commas."
+)
 @click.option(
     "--floor",
     default="auto",
     show_default=True,
-    help="Noise floor, which compares dense attention with dense attention: backend, bfloat16, both separated by a "
-    "comma, auto or none.",
+    help="Compare dense attention with another dense attention: backend, bfloat16, both separated by a comma, auto or "
+    "none.",
 )
 @click.option(
-    "--fps", default=16, show_default=True, help="Frames per second of the videos on the page."
+    "--fps",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Set the frames per second of the videos on the page.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder for results.jsonl, summary.json, pareto.png and report.html. Clips that it already holds are not "
-    "rendered again.",
+    help="Write results.jsonl, summary.json, pareto.png and report.html to this folder. Clips that it already holds "
+    "are not rendered again.",
 )
 @backbone_option
 @model_options

@@ -29,31 +29,39 @@ def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @command.command()
 @prompts_option(required=True)
-@click.option("--seeds", default="0", show_default=True, help="Seeds separated by commas.")
+@click.option(
+    "--seeds",
+    default="0",
+    show_default=True,
+    help="Sample with these seeds, separated by commas.",
+)
 @click.option(
     "--reward",
     default="caption",
     show_default=True,
-    help="What to maximise: caption or caption-words (tiny world), sharpness, clip, or module:function of (frames, "
+    help="Maximise this reward: caption or caption-words (tiny world), sharpness, clip, or module:function of (frames, "
     "prompt).",
 )
-@click.option("--rounds", default=1, show_default=True, help="Number of greedy rounds.")
-@click.option("--top-k", default=3, show_default=True, help="Heads that each round adds.")
-@click.option("--scale", default=3.0, show_default=True, help="Guidance scale.")
+@click.option("--rounds", default=1, show_default=True, help="Run this many greedy rounds.")
+@click.option("--top-k", default=3, show_default=True, help="Add this many heads in each round.")
+@click.option("--scale", default=3.0, show_default=True, help="Set the guidance scale.")
 @click.option(
-    "--softness", default=1.0, show_default=True, help="Share of the perturbed attention, 0 to 1."
+    "--softness",
+    default=1.0,
+    show_default=True,
+    help="Set the share of the perturbed attention, 0 to 1.",
 )
-@click.option("--batch", default=10, show_default=True, help="Clips sampled at a time.")
+@click.option("--batch", default=10, show_default=True, help="Sample this many clips at a time.")
 @click.option(
     "--shard",
     metavar="I/N",
-    help="Part of the work to do, such as 0/4.  [default: the rank that the launcher gives]",
+    help="Do this part of the work, such as 0/4.  [default: the rank that the launcher gives]",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder of the search. A search that it already holds is continued.",
+    help="Keep the search in this folder. A search that it already holds is continued.",
 )
 @click.option("--dry-run", is_flag=True, help="Check all settings and print the cost.")
 @click.option("--quiet", is_flag=True, help="Show no progress bar.")
@@ -120,7 +128,12 @@ def report(folder: Path) -> None:
 @command.command()
 @folder_argument
 @prompts_option(required=True)
-@click.option("--seeds", default="1000", show_default=True, help="Seeds separated by commas.")
+@click.option(
+    "--seeds",
+    default="1000",
+    show_default=True,
+    help="Sample with these seeds, separated by commas.",
+)
 @click.option("--quiet", is_flag=True, help="Show no progress bar.")
 def validate(folder: Path, prompt_source: str, seeds: str, quiet: bool) -> None:
     """Score the found heads and their controls on fresh prompts and seeds."""
@@ -139,7 +152,7 @@ def validate(folder: Path, prompt_source: str, seeds: str, quiet: bool) -> None:
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="File for the head set (.json).",
+    help="Write the head set to this .json file.",
 )
 def export(folder: Path, out: Path) -> None:
     """Write the best head set of a complete search, with the number of heads and the softness that scored best."""

@@ -17,35 +17,39 @@ from dit_accel_eval.cli.extra import require_extra
     "--target",
     "targets",
     multiple=True,
-    help="Quality to hold against dense attention, such as psnr>=30 or lpips<=0.1, of psnr, psnr_objects, ssim, "
-    "lpips and caption. May be repeated.",
+    help="Hold this quality against dense attention: psnr>=30, psnr_objects>=30, ssim>=0.9, lpips<=0.1 or "
+    "caption>=0.9; may be repeated.",
 )
 @click.option(
     "--speedup",
     type=float,
-    help="Least speed-up: search for the best quality at this speed instead of the best speed.",
+    help="Reach this speed-up at least, and search for the best quality instead of the best speed.",
 )
 @prompts_option(required=True)
-@click.option("--clips", default=5, show_default=True, help="Clips that every setting is tried on.")
+@click.option("--clips", default=5, show_default=True, help="Try every setting on this many clips.")
 @click.option(
-    "--validate", default=20, show_default=True, help="Fresh clips that the winner is validated on."
+    "--validate",
+    default=20,
+    show_default=True,
+    help="Validate the winner on this many fresh clips.",
 )
-@click.option("--trials", default=60, show_default=True, help="Number of settings to try.")
+@click.option("--trials", default=60, show_default=True, help="Try this many settings.")
 @click.option(
-    "--minutes", default=60.0, show_default=True, help="Minutes after which the search ends."
+    "--minutes", default=60.0, show_default=True, help="End the search after this many minutes."
 )
 @click.option(
     "--methods",
     default="svg2,svg-ear,re-ttention",
     show_default=True,
-    help="Methods to try, separated by commas.",
+    help="Try these methods, separated by commas.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the search.")
+@click.option("--seed", default=0, show_default=True, help="Set the seed of the search.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="File for the profile (.yaml, .json). Trials and a plot are written beside it, and a second run continues.",
+    help="Write the profile to this .yaml or .json file. Trials and a plot are written beside it, and a second run "
+    "continues.",
 )
 @click.option("--dry-run", is_flag=True, help="Check all settings and print the cost.")
 @backbone_option
