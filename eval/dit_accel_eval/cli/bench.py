@@ -22,7 +22,7 @@ HIDDEN = ("key", "missing")
 
 @click.group("bench")
 def command() -> None:
-    """Measure attention: kernels, layers, models, the cost model's rates, and errors on captured calls."""
+    """Measure the time and the error of attention."""
 
 
 def timing_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -133,7 +133,10 @@ def model(shapes: str, precisions: str, dtype: str, device: str, density: float,
     help="Write the rates to this JSON file.  [default: the user's cache, where render and doctor read them]",
 )
 def rates(dtype: str | None, device: str, out: Path | None) -> None:
-    """Measure this machine's rates for the cost model, which takes minutes."""
+    """Measure this machine's attention rates.
+
+    The cost model predicts speed-ups from these rates. The measurement takes minutes.
+    """
     from dit_accel.generation.placement import check_device, use_device
     from dit_accel.io.atomic import check_writable
     from dit_accel.runtime.cost_model import own_rates
@@ -199,7 +202,10 @@ def capture(
     out: Path,
     request: dict[str, Any],
 ) -> None:
-    """Render PROMPT with dense attention, and write queries, keys and values of some layers and steps."""
+    """Capture attention calls of a render.
+
+    PROMPT is rendered with dense attention. Queries, keys and values of some layers and steps are written.
+    """
     layer_indices = whole_numbers("--layers", layers)
     step_indices = whole_numbers("--steps-kept", steps_kept)
     from dit_accel.generation.settings import RenderSettings
@@ -227,7 +233,10 @@ def capture(
     help="Write recall.json and recall.png to this folder.",
 )
 def recall(file: Path, out: Path) -> None:
-    """Draw the error of every method against its density on FILE, a capture or "tiny-world"."""
+    """Draw error against density of every method.
+
+    FILE is a file of `bench capture`, or tiny-world for the bundled one.
+    """
     from dit_accel.io.tables import table
     from dit_accel_assets import captures
 

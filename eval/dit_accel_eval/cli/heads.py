@@ -81,7 +81,10 @@ def search(
     quiet: bool,
     request: dict[str, Any],
 ) -> None:
-    """Score every head alone, then beside the chosen heads, and choose the best."""
+    """Search for the best heads.
+
+    The first round scores every head alone. A later round scores every head together with the chosen ones.
+    """
     from dit_accel.generation.settings import RenderSettings
     from dit_accel_eval.heads.settings import SearchSettings
 
@@ -117,7 +120,10 @@ def search(
 @command.command()
 @folder_argument
 def report(folder: Path) -> None:
-    """Draw the score of each head, over the number of heads and over softness."""
+    """Draw the scores of a search.
+
+    The plot shows each head, the number of heads and the softness.
+    """
     require_extra("`dit-accel heads report`", "matplotlib", "scipy")
     from dit_accel_eval.heads.report import report as write_report
 
@@ -136,7 +142,10 @@ def report(folder: Path) -> None:
 )
 @click.option("--quiet", is_flag=True, help="Show no progress bar.")
 def validate(folder: Path, prompt_source: str, seeds: str, quiet: bool) -> None:
-    """Score the found heads and their controls on fresh prompts and seeds."""
+    """Score the found heads on fresh clips.
+
+    The controls are no guidance, no guidance at the same cost, the best layer, all heads and random heads.
+    """
     pairs = list(product(read_prompts(prompt_source), whole_numbers("--seeds", seeds)))
     require_extra("`dit-accel heads validate`", "scipy")
     from dit_accel_eval.heads.validate import validate as validate_heads
@@ -155,7 +164,10 @@ def validate(folder: Path, prompt_source: str, seeds: str, quiet: bool) -> None:
     help="Write the head set to this .json file.",
 )
 def export(folder: Path, out: Path) -> None:
-    """Write the best head set of a complete search, with the number of heads and the softness that scored best."""
+    """Write the best head set of a search.
+
+    It has the number of heads and the softness that scored best.
+    """
     if out.suffix != ".json":
         raise InvalidSettings(f"head set {out} must end in .json")
     from dit_accel_eval.heads.export import found_heads
