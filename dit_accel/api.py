@@ -14,13 +14,13 @@ from dit_accel.core.schedule import Guard, GuardMode, Schedule
 from dit_accel.guidance import (
     HeadSet,
     ModelShape,
-    PerturbedBranch,
     PerturbedGuidance,
     check_family,
     find_heads,
 )
 from dit_accel.guidance.config import Perturbation, TextMode
 from dit_accel.guidance.noise import noise_levels
+from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import transformers_of
 from dit_accel.hooks.families import Family, find_family
 from dit_accel.methods import Dense, Method, find_method

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.timer import Timer
@@ -29,6 +27,9 @@ from dit_accel_kernels import (
     sparse_attention,
     strided_centroids,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -180,7 +181,9 @@ class Ops:
         if call.precision != "full":
             return self.quantized(call.query, call.key, call.value, call.scale, call.precision)
         with self.timer("attention", call.query.device):
-            out = functional.scaled_dot_product_attention(*heads_first(call), scale=call.scale)
+            out = torch.nn.functional.scaled_dot_product_attention(
+                *heads_first(call), scale=call.scale
+            )
             return out.transpose(1, 2).contiguous()
 
     def quantized(

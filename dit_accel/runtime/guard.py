@@ -6,14 +6,17 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from dit_accel.core.attention_call import AttentionCall
 from dit_accel.core.ops import heads_first
 from dit_accel.core.schedule import Guard
 from dit_accel_kernels import sampled_attention, spread_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
