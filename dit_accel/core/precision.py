@@ -25,8 +25,7 @@ def checked_precision(name: str, value: str) -> Precision:
     for precision in PRECISIONS:
         if value == precision:
             return precision
-    more = " (int4-fp8 exists as a reference only)" if value == "int4-fp8" else ""
-    raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(PRECISIONS)}{more}")
+    raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True)
