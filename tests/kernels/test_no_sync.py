@@ -25,6 +25,7 @@ from dit_accel import (
     SVGEar,
     XAttention,
 )
+from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.runtime.guard import GuardMonitor
 from dit_accel_kernels.gpu import (
@@ -81,9 +82,18 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, LaunchRecorder]:
 
 def fake_call(batch: int, precision: str = "full") -> AttentionCall:
     """Build a call of fake CUDA tensors ``[B, 5000, 4, 128]``."""
-    shape, layout = (batch, 5000, 4, 128), TokenLayout(8, 25, 25)
-    tensors = [torch.empty(shape, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
-    return AttentionCall(*tensors, 0.1, 0, 1, 0, 1, "cond", layout, precision)
+    query, key, value = (
+        torch.empty(batch, 5000, 4, 128, dtype=torch.bfloat16, device="cuda") for _ in range(3)
+    )
+    return AttentionCall(
+        query=query,
+        key=key,
+        value=value,
+        scale=0.1,
+        context=CallContext(num_steps=1),
+        layout=TokenLayout(8, 25, 25),
+        precision=precision,
+    )
 
 
 def attend_twice(precision: str, method: Method) -> None:
@@ -131,13 +141,13 @@ def test_other_methods_do_not_wait(launches, method: Method) -> None:
 
 
 @pytest.mark.usefixtures("launches")
-def test_guard_waits_only_when_it_is_read() -> None:
+def test_guard_waits_only_when_it_checks() -> None:
     with FakeTensorMode():
         call = fake_call(1)
         monitor = GuardMonitor(Guard("on"))
-        monitor.look(call, call.query, "layer")
+        monitor.record(call, call.query, "layer")
         with pytest.raises(DataDependentOutputException):
-            monitor.read()
+            monitor.check()
 
 
 @pytest.mark.usefixtures("launches")
