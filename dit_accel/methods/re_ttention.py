@@ -214,7 +214,7 @@ class ReTtention(Method):
             assert state.repeated is not None
             whole[:, heads.reused] = state.repeated
             if active.numel():
-                block_map = state.block_map.of_heads(active)
+                block_map = state.block_map.select_heads(active)
                 density = ops.density(block_map) * (active.numel() / whole.shape[1])
                 out, lse = ops.partial(block_map, select_heads(call, active))
                 assert lse is not None
