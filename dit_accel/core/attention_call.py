@@ -45,25 +45,25 @@ class AttentionCall:
         return self.query.shape[1]
 
     def samples(self) -> list[AttentionCall]:
-        """Calls whose tokens all count and lie as their layouts say: this one, or one for each part of it."""
+        """Calls whose tokens all count and lie as their layouts say: this one, or one for each subset of it."""
         layout = self.layout
-        if not layout.parts:
+        if not layout.subsets:
             return [self]
         tensors = (self.query, self.key, self.value)
         found = []
-        for part in layout.parts:
-            query, key, value = (part.of(t) for t in tensors)
-            own = replace(layout, text_tokens=query.shape[1] - layout.visual_tokens, parts=())
+        for subset in layout.subsets:
+            query, key, value = (subset.gather(t) for t in tensors)
+            own = replace(layout, text_tokens=query.shape[1] - layout.visual_tokens, subsets=())
             found.append(replace(self, query=query, key=key, value=value, layout=own))
         return found
 
     def joined(self, outs: Sequence[Tensor]) -> Tensor:
         """The attention of all tokens out of that of the `samples`; zero for padding."""
-        if not self.layout.parts:
+        if not self.layout.subsets:
             return outs[0]
         found = torch.zeros_like(self.query)
-        for part, out in zip(self.layout.parts, outs, strict=True):
-            part.put(found, out)
+        for subset, out in zip(self.layout.subsets, outs, strict=True):
+            subset.scatter(found, out)
         return found
 
     def visual(self) -> AttentionCall:

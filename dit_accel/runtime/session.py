@@ -290,7 +290,7 @@ class Session:
             if query.shape[1] < self._most_tokens:
                 return self.fall_back("fewer tokens than the largest attention has", dense)
             layout = TokenLayout(1, 1, query.shape[1])
-        if dense.mask is not None and not layout.parts:
+        if dense.mask is not None and not layout.subsets:
             return self.fall_back("attention mask", dense)
         if dense.causal:
             return self.fall_back("causal attention", dense)
@@ -298,7 +298,7 @@ class Session:
             return self.fall_back("queries and keys of different length", dense)
         if moment is None:
             return self.fall_back("attention called outside the transformer's forward", dense)
-        if self.family.crops_text:
+        if self.family.variable_text:
             rest = query.shape[1] - layout.visual_tokens
             layout = dataclasses.replace(layout, text_tokens=max(0, rest))
         if layout.visual_tokens + layout.text_tokens != query.shape[1]:
