@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import diffusers
@@ -59,7 +59,7 @@ def record_first_layer(
     spy = Spy()
     with dit_accel.enable_sparse_attention(transformer, spy, schedule=ALL_SPARSE):
         row.run(transformer, inputs)
-    calls = [call for call in spy.calls if call.layer == 0]
+    calls = [call for call in spy.calls if call.context.layer == 0]
     if len(calls) == 1:
         return [select_sample(calls[0], i) for i in range(BATCH)]
     assert len(calls) == BATCH
@@ -69,7 +69,7 @@ def record_first_layer(
 def select_sample(call: AttentionCall, sample: int) -> AttentionCall:
     """Return the call of one sample."""
     tensors = {n: getattr(call, n)[sample : sample + 1] for n in ("query", "key", "value")}
-    return AttentionCall(**{**vars(call), **tensors})
+    return replace(call, **tensors)
 
 
 def measure_change(before: AttentionCall, after: AttentionCall) -> Tensor:
@@ -162,9 +162,7 @@ def test_neighborhood_follows_the_grid_and_keeps_text_dense(row, transformer) ->
     order = torch.arange(tokens)
     frame = slice(start + (layout.frames - 1) * per_frame, start + layout.visual_tokens)
     order[frame] = order[frame].flip(0)
-    permuted = AttentionCall(
-        **{**vars(call), "key": call.key[:, order], "value": call.value[:, order]}
-    )
+    permuted = replace(call, key=call.key[:, order], value=call.value[:, order])
     change = (method.attend(permuted, method.new_state(), ops).out - out).abs()
     change = change.amax((0, 3))  # [S, H]
     visible = plan.block_map.to_mask()[0][:, :, frame]  # [H, S, frame]
