@@ -1,7 +1,7 @@
-"""Read captions and scenes from the states of the model, so that training teaches it which words belong together.
+"""Teach the model which words belong together: readers name what its states describe.
 
-Readers are linear layers that name what a state describes. Their labels are the words of captions and scenes. They
-are trained with the model and left out of it.
+Readers are linear layers. Their labels are the words of captions and scenes. They are trained with the model, but
+the saved model does not contain them.
 
 The diffusion loss alone teaches this too slowly. Captions of one object need no binding of words. With two objects,
 most of the error has other causes.

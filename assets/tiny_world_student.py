@@ -1,4 +1,4 @@
-"""Hold what training the transformer needs: the model with its loss, its optimizers, and batches of encoded clips."""
+"""Define the model with its losses, its optimizers and its batches of encoded clips, for training the transformer."""
 
 from __future__ import annotations
 

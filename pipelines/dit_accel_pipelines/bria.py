@@ -45,7 +45,7 @@ def fibo2_layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
 
 
 def count_gist_tokens(length: int, config: Config) -> int:
-    """Return the number of tokens by which Fibo 2 replaces a text of a length in tokens."""
+    """Return the number of gist tokens that replace a text of ``length`` tokens in Fibo 2."""
     low, high = config["min_num_gist_tokens"], config["max_num_gist_tokens"]
     shortest, longest = config["gist_min_text_len"], config["gist_max_text_len"]
     step = config["gist_step"]

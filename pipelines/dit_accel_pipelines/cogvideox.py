@@ -19,7 +19,7 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    """Return the size rule; CogVideoX 1.5 fills its last token up with further latent frames."""
+    """Return the size rule; CogVideoX 1.5 pads latent frames to whole tokens."""
     space = latent_scale(vae) * transformer["patch_size"]
     time = vae.get("temporal_compression_ratio", 4)
     return SizeRule(space, time, transformer.get("patch_size_t") or 1)

@@ -19,7 +19,7 @@ IMAGE, TEXT = 729, 256
 
 
 def count_history_tokens(latents: Tensor | None, factor: int) -> int:
-    """Return the number of tokens of history latents ``[B, C, F, H, W]``; None has none.
+    """Return the number of tokens in history latents ``[B, C, F, H, W]``; 0 for None.
 
     A token covers ``factor`` frames and ``2 * factor`` rows and columns. A partly filled last token counts.
     """

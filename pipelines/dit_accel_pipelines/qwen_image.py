@@ -32,7 +32,7 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    """Return the size rule of latents, of which the pipeline packs a patch into a token."""
+    """Return the size rule; the pipeline packs a patch of latents into one token."""
     return SizeRule(
         2 ** len(vae.get("temperal_downsample", (0,) * 3)) * transformer["patch_size"], 1
     )

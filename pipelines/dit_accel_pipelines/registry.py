@@ -20,7 +20,7 @@ _REGISTRY: dict[str, Family] = {}
 
 
 class UnknownFamily(LookupError):
-    """No registered family declares a transformer."""
+    """Error for a transformer that no registered family declares."""
 
     def __init__(self, name: str) -> None:
         if name in REFUSED:

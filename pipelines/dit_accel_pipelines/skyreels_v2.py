@@ -1,4 +1,4 @@
-"""Declare SkyReels V2: like Wan.
+"""Declare SkyReels V2: Wan's self-attention (``attn1``) over visual tokens only.
 
 With diffusion forcing in blocks of frames, a causal mask keeps calls dense. Long videos are generated in chunks.
 """
