@@ -55,6 +55,6 @@ def row_of(family: Any) -> dict[str, Any]:
         "joint": family.joint,
         "cfg": family.cfg,
         "perturbed_guidance": family.guidance,
-        "status": family.tested,
+        "status": family.status,
         "remark": family.remark,
     }

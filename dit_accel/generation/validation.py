@@ -38,9 +38,9 @@ def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     settings = with_heads(settings, card)
     check_call(settings, card)
     least = rule.first_frames or rule.frame_step
-    complaint = rule.complaint(height or rule.multiple, width or rule.multiple, frames or least)
-    if complaint:
-        raise InvalidSettings(complaint)
+    error = rule.find_error(height or rule.multiple, width or rule.multiple, frames or least)
+    if error:
+        raise InvalidSettings(error)
     return settings, card
 
 
@@ -55,9 +55,9 @@ def check_shared(settings: RenderSettings, card: ModelCard) -> None:
         hooks.check_shared(settings.ulysses, guided, settings.guard)
     except RuntimeError as error:
         raise InvalidSettings(str(error)) from None
-    if settings.ulysses > 1 and card.family.unshared:
+    if settings.ulysses > 1 and card.family.context_parallel_error:
         raise InvalidSettings(
-            f"{card.pipeline} cannot share a clip ({card.family.unshared}): leave --context-parallel out"
+            f"{card.pipeline} cannot share a clip ({card.family.context_parallel_error}): leave --context-parallel out"
         )
 
 

@@ -27,11 +27,15 @@ def captured(tmp_path_factory):
 
 def test_capture_keeps_calls_in_order(captured) -> None:
     calls = list(read_capture(captured))
-    assert [(c.layer, c.step) for c in calls] == [(0, 1), (3, 1), (0, 2), (3, 2)]
+    assert [(c.context.layer, c.context.step) for c in calls] == [(0, 1), (3, 1), (0, 2), (3, 2)]
     for call in calls:
         assert call.query.shape == call.value.shape == (1, 48, call.query.shape[2], 64)
         assert call.layout == TokenLayout(3, 4, 4)
-        assert (call.branch, call.num_steps, call.num_layers) == ("cond", 3, 8)
+        assert (call.context.branch, call.context.num_steps, call.context.num_layers) == (
+            "cond",
+            3,
+            8,
+        )
         assert call.query.isfinite().all()
     assert not torch.equal(calls[0].query, calls[2].query)
 
@@ -93,6 +97,9 @@ def test_an_invalid_capture_is_one_line(tmp_path, capsys) -> None:
 
 def test_the_bundled_capture_has_two_steps_of_a_layer() -> None:
     calls = list(read_capture(captures()["tiny-world"]))
-    assert [(call.layer, call.step, call.num_steps) for call in calls] == [(5, 8, 20), (5, 9, 20)]
+    assert [(call.context.layer, call.context.step, call.context.num_steps) for call in calls] == [
+        (5, 8, 20),
+        (5, 9, 20),
+    ]
     assert calls[0].query.shape == (1, calls[0].layout.visual_tokens, 4, 64)
     assert all(torch.isfinite(call.value).all() for call in calls)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dit_accel import AttentionCall, Method, Profile, Schedule
+from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import load_pipeline
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TENSORS = ("query", "key", "value")
-PLACE = ("scale", "layer", "num_layers", "step", "num_steps", "branch")
+LAYOUT = ("frames", "height", "width", "text_tokens", "text_first")
 FORMAT = "dit_accel capture 1"
 
 
@@ -54,17 +55,19 @@ class Recorder(Method):
         """Return None, because this method makes no plan."""
 
     def attend(self, call: AttentionCall, state: Any, ops: Ops) -> None:
-        """Keep a selected call. Return None, so the call runs dense."""
-        if call.layer not in self.layers or call.step not in self.steps:
+        """Keep a selected call without its padding. Return None, so the call runs dense."""
+        context = call.context
+        if context.layer not in self.layers or context.step not in self.steps:
             return
-        if self.branch not in (None, call.branch):
+        if self.branch not in (None, context.branch):
             return
-        number = len(self.calls)
-        for name in TENSORS:
-            tensor = getattr(call, name).to("cpu", self.dtype)
-            self.tensors[f"{number}.{name}"] = tensor.contiguous().clone()
-        place = {name: getattr(call, name) for name in PLACE}
-        self.calls.append({**place, "layout": asdict(call.layout)})
+        for sample in call.samples():
+            number = len(self.calls)
+            for name in TENSORS:
+                tensor = getattr(sample, name).to("cpu", self.dtype)
+                self.tensors[f"{number}.{name}"] = tensor.contiguous().clone()
+            layout = {name: getattr(sample.layout, name) for name in LAYOUT}
+            self.calls.append({**asdict(context), "scale": sample.scale, "layout": layout})
 
 
 def capture(
@@ -162,10 +165,13 @@ def read_capture(path: Path) -> Iterator[AttentionCall]:
     metadata = read_metadata(path)
     try:
         with safe_open(path, "pt") as file:
-            for number, place in enumerate(json.loads(metadata["calls"])):
-                layout = TokenLayout(**place.pop("layout"))
+            for number, record in enumerate(json.loads(metadata["calls"])):
+                sizes, scale = record.pop("layout"), record.pop("scale")
+                layout = TokenLayout(**{name: sizes[name] for name in LAYOUT})
                 tensors = {n: file.get_tensor(f"{number}.{n}").float() for n in TENSORS}
-                yield AttentionCall(**tensors, **place, layout=layout)
+                yield AttentionCall(
+                    **tensors, scale=scale, context=CallContext(**record), layout=layout
+                )
     except (OSError, SafetensorError) as error:
         raise InvalidSettings(f"cannot read capture {path}: {error}") from None
 

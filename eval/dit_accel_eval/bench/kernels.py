@@ -26,7 +26,7 @@ from dit_accel_eval.bench.peers import (
     kmeans_calls,
 )
 from dit_accel_kernels import BlockMap, ContractError, Precision, sparse_attention
-from dit_accel_kernels.contracts import group_of_token
+from dit_accel_kernels.contracts import label_tokens
 from dit_accel_kernels.kmeans import strided_centroids
 
 DENSITIES = (0.1, 0.25, 0.5)
@@ -188,6 +188,6 @@ def sampled_mask(block_map: BlockMap) -> Tensor:
     """Return the keys that the sampled query rows of the first head may see, bool ``[64, S]``."""
     first = BlockMap(*(x[:1, :1] for x in vars(block_map).values()))
     rows = sample_rows(first.query_order.shape[-1]).to(first.selected.device)
-    query_group = group_of_token(first.query_order, first.query_offsets)[0, 0, rows]
-    key_group = group_of_token(first.key_order, first.key_offsets)[0, 0]
+    query_group = label_tokens(first.query_order, first.query_offsets)[0, 0, rows]
+    key_group = label_tokens(first.key_order, first.key_offsets)[0, 0]
     return first.selected[0, 0][query_group][:, key_group]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dit_accel import SVG2, AttentionCall, Plan
+from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.core.timer import Timer
 from dit_accel_eval.bench.cases import Inputs, Shape, make_inputs
@@ -53,14 +54,13 @@ def bench_layer(
 
 def make_attention_call(shape: Shape, tensors: Inputs) -> AttentionCall:
     """Return an attention call of a one-layer model on query, key and value ``[1, S, H, D]``."""
+    query, key, value = tensors
     return AttentionCall(
-        *tensors,
+        query=query,
+        key=key,
+        value=value,
         scale=shape.head_dim**-0.5,
-        layer=0,
-        num_layers=1,
-        step=0,
-        num_steps=1,
-        branch="cond",
+        context=CallContext(num_steps=1),
         layout=TokenLayout(1, 1, shape.tokens),
     )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_accel import SVG2, Dense, Method, Schedule
-from dit_accel.core.precision import checked_precision
+from dit_accel.core.precision import check_precision_name
 from dit_accel_eval.bench.measure import median_seconds
 from dit_accel_kernels import Precision
 
@@ -132,7 +132,7 @@ def measure_forward(
     from dit_accel import enable_sparse_attention
 
     schedule = Schedule(dense_steps=0.0, min_tokens=0)
-    checked = checked_precision("precision", precision)
+    checked = check_precision_name("precision", precision)
     with enable_sparse_attention(transformer, method, schedule=schedule, precision=checked):
         forward()
     with enable_sparse_attention(

@@ -114,8 +114,8 @@ def recall(path: Path, out: Path) -> list[dict[str, Any]]:
 def group_by_layer(calls: Sequence[AttentionCall]) -> dict[tuple[int, str], list[AttentionCall]]:
     """Return the calls of each layer and branch, by rising step."""
     groups: dict[tuple[int, str], list[AttentionCall]] = defaultdict(list)
-    for call in sorted(calls, key=lambda c: c.step):
-        groups[call.layer, call.branch].append(call)
+    for call in sorted(calls, key=lambda call: call.context.step):
+        groups[call.context.layer, call.context.branch].append(call)
     return dict(groups)
 
 

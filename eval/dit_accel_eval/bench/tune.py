@@ -24,7 +24,7 @@ from dit_accel_eval.bench.cases import Shape, draw_block_map, make_inputs
 from dit_accel_eval.bench.measure import median_seconds
 from dit_accel_kernels import ContractError, Precision, check_precision
 from dit_accel_kernels.gpu.dense_attention import dense_attention
-from dit_accel_kernels.gpu.launch import Launch, capability
+from dit_accel_kernels.gpu.launch import Launch, compute_capability
 from dit_accel_kernels.gpu.quantize import Quantized, quantize
 from dit_accel_kernels.gpu.sparse_attention import sparse_attention
 
@@ -65,19 +65,30 @@ def tune_launches(
     query, key, value = (x.transpose(1, 2) for x in make_inputs(shape, torch.bfloat16, device))
     operands = Quantized(query, key, value)
     if precision != "full":
-        operands = quantize(query, key, value, precision == "int8-fp8", False)
+        operands = quantize(
+            query, key, value, quantize_value=precision == "int8-fp8", return_lse=False
+        )
     scale = shape.head_dim**-0.5
     sizes = f"{operands.query.element_size()} {operands.value.element_size()} {shape.head_dim}"
     block_map = draw_block_map(shape, SVG2().clusters(shape.tokens), DENSITY, SIGMA, device)
 
     def attend_dense(launch: Launch) -> Tensor:
-        out, _ = dense_attention(query, key, value, scale, False, quantized=operands, launch=launch)
+        out, _ = dense_attention(
+            query, key, value, scale=scale, return_lse=False, quantized=operands, launch=launch
+        )
         return out
 
     def attend_sparse(launch: Launch) -> Tensor:
         pair = (launch, halve(launch))
         out, _ = sparse_attention(
-            query, key, value, block_map, scale, False, quantized=operands, launches=pair
+            query,
+            key,
+            value,
+            block_map,
+            scale=scale,
+            return_lse=False,
+            quantized=operands,
+            launches=pair,
         )
         return out
 
@@ -117,7 +128,7 @@ def main(precision: Precision, head_dim: str, device: str, out: Path) -> None:
         raise click.UsageError(str(error)) from None
     table = json.loads(out.read_text()) if out.exists() else {}
     shape = Shape(HEADS, TOKENS, int(head_dim))
-    arch = str(capability(torch.empty(0, device=device)))
+    arch = str(compute_capability(torch.empty(0, device=device)))
     for name, launch in tune_launches(shape, precision, device, candidate_launches()):
         entry = [launch.block_m, launch.block_n, launch.num_warps, launch.num_stages]
         table.setdefault(arch, {})[name] = entry
