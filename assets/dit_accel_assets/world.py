@@ -44,12 +44,6 @@ TRAVEL = 0.6  # length of a straight path, from 0.2 to 0.8
 ORBIT = 0.25  # radius of the circular path around the centre of the frame
 HELD_OUT_SHARE = 0.1
 
-SIZES: dict[str, tuple[int, int, int]] = {  # height, width, frames
-    "smoke": (128, 128, 17),
-    "study": (192, 192, 33),
-    "show": (256, 256, 49),
-}
-
 
 @dataclass(frozen=True)
 class Thing:
