@@ -16,7 +16,7 @@ from torch import Tensor
 from dit_accel.core.schedule import crossover_tokens
 from dit_accel.errors import InvalidSettings
 from dit_accel.methods import SVG2
-from dit_accel.runtime.cost_model import Rates, Work, find_rates, own_rates
+from dit_accel.runtime.cost_model import Rates, Work, find_rates, measured_rates_path
 from dit_accel_assets import tiny_world_path
 from dit_accel_kernels import (
     BlockMap,
@@ -90,7 +90,9 @@ def _describe_rate(device: str, dtype: str) -> str:
         return str(error)
     if rates is None:
         return "not measured: run `dit-accel bench rates`"
-    origin = "measured on this machine" if own_rates(device, dtype).is_file() else "bundled"
+    origin = (
+        "measured on this machine" if measured_rates_path(device, dtype).is_file() else "bundled"
+    )
     sizes = ", ".join(f"{n}: {_predict_speedup(rates, n):.2f}" for n in (1024, 4096, 16384))
     return (
         f"{origin}{rates.caveat}; dense by {rates.backend}; "

@@ -34,9 +34,9 @@ def test_the_estimate_is_what_a_run_allocates(wan, run_wan, method) -> None:
     measured: list[tuple[int, int]] = []
 
     def measure(pipe, index, timestep, arguments):
-        layers = [layer for part in session._installations for layer in part.layers]
-        shared = count_bytes(session._ops.kept())
-        own = count_bytes([[layer.states for layer in layers], session._ops.kept()]) - shared
+        run = session._run
+        shared = count_bytes(run.ops.shared_values())
+        own = count_bytes([run.states, run.ops.shared_values()]) - shared
         measured.append((own, shared))
         return arguments
 
