@@ -12,9 +12,9 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from scipy import stats
 from tqdm import tqdm
 
-from dit_accel_assets import SIZES, tiny_world_path
+from dit_accel_assets import tiny_world_path
 from dit_accel_assets.oracle import look
-from dit_accel_assets.world import caption, render, scenes
+from dit_accel_assets.world import SIZES, caption, render, scenes
 
 
 @click.group(context_settings={"show_default": True})

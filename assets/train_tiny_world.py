@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from dit_accel_assets import SIZES, tiny_world_path
-from dit_accel_assets.world import caption, path_of, render, scenes
+from dit_accel_assets import tiny_world_path
+from dit_accel_assets.world import SIZES, caption, path_of, render, scenes
 from tiny_world_readers import TEXT_TOKENS, PhraseReader, phrase_batch, token_labels
 from tiny_world_student import (
     READ_WEIGHT,

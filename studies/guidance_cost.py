@@ -23,7 +23,7 @@ from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import to_json
 from dit_accel.methods import Dense
-from dit_accel_assets import SIZES
+from dit_accel_assets.world import SIZES
 
 DENSE = Profile(Dense())
 SPARSE_BRANCH = Profile(

@@ -26,8 +26,7 @@ from dit_accel.generation.validation import validate
 from dit_accel.guidance import HeadSet, ModelShape
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import append_record, log_path, read_logs, to_json
-from dit_accel_assets import SIZES
-from dit_accel_assets.world import parse_caption, place, render
+from dit_accel_assets.world import SIZES, parse_caption, place, render
 from dit_accel_eval.heads.rewards import caption, caption_words, sharpness
 from dit_accel_eval.heads.sampling import Candidate, Pair, chunks, same_cost_steps, sample
 from dit_accel_eval.heads.search import all_heads, head_set

@@ -3,12 +3,6 @@ attention; heads to perturb; measured rates."""
 
 from pathlib import Path
 
-SIZES: dict[str, tuple[int, int, int]] = {  # height, width, frames
-    "smoke": (128, 128, 17),
-    "study": (192, 192, 33),
-    "show": (256, 256, 49),
-}
-
 
 def tiny_world_path() -> Path:
     """Folder of the bundled model, in the layout of ``WanPipeline.save_pretrained``."""

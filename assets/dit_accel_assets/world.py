@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dit_accel_assets.sizes import SIZES as SIZES
+
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 50, 47),
     "green": (60, 180, 75),

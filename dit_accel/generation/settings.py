@@ -15,7 +15,7 @@ from dit_accel.generation.loading import TINY_WORLD
 from dit_accel.generation.placement import LoadOptions
 from dit_accel.io.parsing import parse_dataclass, parse_knobs
 from dit_accel.runtime.profile import Profile, method_of
-from dit_accel_assets import SIZES
+from dit_accel_assets.sizes import SIZES
 
 TINY_WORLD_DEFAULTS = {"steps": 25, "guidance_scale": 1.0, "size": "show"}
 

@@ -15,7 +15,7 @@ from dit_accel.generation.settings import TINY_WORLD_DEFAULTS, RenderSettings, b
 from dit_accel.guidance import ModelShape, PerturbedGuidance, check_family, find_heads
 from dit_accel.io.media import read_image
 from dit_accel.io.parsing import parse_dataclass
-from dit_accel_assets import SIZES
+from dit_accel_assets.sizes import SIZES
 
 
 def validate(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:

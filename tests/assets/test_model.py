@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from dit_accel_assets import SIZES, tiny_world_path
+from dit_accel_assets import tiny_world_path
 from dit_accel_assets.oracle import look
-from dit_accel_assets.world import held_out, parse_caption, render, scenes
+from dit_accel_assets.world import SIZES, held_out, parse_caption, render, scenes
 
 LOAD = """
 import sys
