@@ -102,7 +102,7 @@ SCALED = {"true_cfg_scale": 4.0, "negative_prompt": "blurred"}
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "given", "message"),
+    ("pipeline", "options", "message"),
     [
         (
             "FluxPipeline",
@@ -138,14 +138,14 @@ SCALED = {"true_cfg_scale": 4.0, "negative_prompt": "blurred"}
         ("AllegroPipeline", {"true_cfg_scale": 4.0}, "AllegroPipeline takes no true_cfg_scale"),
     ],
 )
-def test_guidance_that_a_pipeline_would_ignore(tmp_path, pipeline, given, message) -> None:
+def test_guidance_that_a_pipeline_ignores_is_refused(tmp_path, pipeline, options, message) -> None:
     with pytest.raises(InvalidSettings) as error:
-        validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+        validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **options))
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "given"),
+    ("pipeline", "options"),
     [
         ("FluxPipeline", SCALED),
         ("FluxKontextPipeline", {**SCALED, "guidance_scale": 2.5}),
@@ -154,13 +154,13 @@ def test_guidance_that_a_pipeline_would_ignore(tmp_path, pipeline, given, messag
         ("QwenImagePipeline", {"true_cfg_scale": 1.0}),
     ],
 )
-def test_guidance_that_has_an_effect(tmp_path, pipeline, given) -> None:
-    settings, _ = validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
-    assert {name: call_arguments(settings)[name] for name in given} == given
+def test_guidance_with_an_effect_is_passed_on(tmp_path, pipeline, options) -> None:
+    settings, _ = validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **options))
+    assert {name: call_arguments(settings)[name] for name in options} == options
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "given", "message"),
+    ("pipeline", "options", "message"),
     [
         ("DiTPipeline", {}, "DiTPipeline takes no prompt: call it in Python"),
         ("LattePipeline", {"frames": 16}, "LattePipeline takes no num_frames: leave it out"),
@@ -176,14 +176,16 @@ def test_guidance_that_has_an_effect(tmp_path, pipeline, given) -> None:
         ("Kandinsky5T2IPipeline", {"frames": 5}, "Kandinsky5T2IPipeline makes images: leave"),
     ],
 )
-def test_what_a_pipeline_cannot_be_asked_for(tmp_path, pipeline, given, message) -> None:
+def test_arguments_that_a_pipeline_does_not_take_are_refused(
+    tmp_path, pipeline, options, message
+) -> None:
     with pytest.raises(InvalidSettings) as error:
-        validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+        validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **options))
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "given", "message"),
+    ("pipeline", "options", "message"),
     [
         ("WanAnimatePipeline", IMAGE, "WanAnimatePipeline needs pose_video, face_video: call it"),
         ("LucyEditPipeline", {}, "LucyEditPipeline needs video: call it in Python"),
@@ -206,29 +208,33 @@ def test_what_a_pipeline_cannot_be_asked_for(tmp_path, pipeline, given, message)
         ("WanImageToVideoPipeline", {}, "WanImageToVideoPipeline starts from an image: give"),
     ],
 )
-def test_what_a_pipeline_needs(tmp_path, pipeline, given, message) -> None:
+def test_pipelines_that_need_more_than_a_request_holds_are_refused(
+    tmp_path, pipeline, options, message
+) -> None:
     with pytest.raises(InvalidSettings) as error:
-        validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+        validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **options))
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "given"),
+    ("pipeline", "options"),
     [
         ("QwenImageEditPipeline", IMAGE),
         ("FluxImg2ImgPipeline", IMAGE),
         ("WanImageToVideoPipeline", IMAGE),
         ("HunyuanSkyreelsImageToVideoPipeline", {**IMAGE, "negative_prompt": "blurred"}),
-        ("FluxKontextPipeline", {}),  # makes a picture of its own, too
+        # It also makes an image without one.
+        ("FluxKontextPipeline", {}),
         ("HeliosPyramidPipeline", {}),
-        ("HiDreamImagePipeline", {"steps": 4}),  # its call has further keywords
+        # Its call takes any keywords.
+        ("HiDreamImagePipeline", {"steps": 4}),
     ],
 )
-def test_a_pipeline_that_has_what_it_needs(tmp_path, pipeline, given) -> None:
-    validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+def test_complete_requests_are_valid(tmp_path, pipeline, options) -> None:
+    validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **options))
 
 
-def test_a_search_of_heads_needs_a_model_that_can_be_guided(tmp_path: Path) -> None:
+def test_a_head_search_needs_a_family_that_can_be_guided(tmp_path: Path) -> None:
     settings = SearchSettings((PROMPT,), reward="sharpness")
     base = RenderSettings("", model=model(tmp_path / "model", "HunyuanDiTPipeline"), steps=1)
     with pytest.raises(InvalidSettings, match="does not know how hunyuan-dit calls its"):
@@ -236,7 +242,7 @@ def test_a_search_of_heads_needs_a_model_that_can_be_guided(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_frames_that_are_left_out_are_the_pipelines(tmp_path: Path) -> None:
+def test_frames_that_are_left_out_stay_with_the_pipeline(tmp_path: Path) -> None:
     settings, _ = validate(RenderSettings(PROMPT, model=model(tmp_path, "AllegroPipeline")))
     assert settings.frames is None
 
@@ -244,12 +250,12 @@ def test_frames_that_are_left_out_are_the_pipelines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pipeline", "ending"), [("Kandinsky5T2IPipeline", ".png"), ("Kandinsky5T2VPipeline", ".mp4")]
 )
-def test_some_pipelines_of_a_video_family_make_pictures(tmp_path, pipeline, ending) -> None:
+def test_some_pipelines_of_a_video_family_make_images(tmp_path, pipeline, ending) -> None:
     checked = validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline)))
     assert output_paths([checked], None) == [Path(f"a-red-circle{ending}")]
 
 
-def test_folders_with_dots_and_folders_to_come(tmp_path: Path) -> None:
+def test_folders_may_have_dots_and_be_missing(tmp_path: Path) -> None:
     one = validate(RenderSettings(PROMPT))
     assert output_paths([one], tmp_path / "out") == [tmp_path / "out" / "a-red-circle.mp4"]
     several = output_paths([one, one], tmp_path / "v1.0")
@@ -259,7 +265,7 @@ def test_folders_with_dots_and_folders_to_come(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", [math.inf, math.nan, -1.0])
-def test_the_scale_of_guidance_is_a_finite_number(scale: float) -> None:
+def test_the_scale_of_guidance_must_be_finite(scale: float) -> None:
     with pytest.raises(InvalidSettings, match=f"scale must be 0 or more, and finite, got {scale}"):
         validate(RenderSettings(PROMPT, pag_scale=scale))
 
@@ -267,25 +273,25 @@ def test_the_scale_of_guidance_is_a_finite_number(scale: float) -> None:
 @pytest.mark.parametrize(
     ("heads", "message"), [("", "heads are written like"), ({}, "not a head set")], ids=repr
 )
-def test_no_heads_are_not_all(heads: Any, message: str, wan: Any) -> None:
+def test_empty_heads_are_refused(heads: Any, message: str, wan: Any) -> None:
     with pytest.raises(InvalidSettings, match=message):
         validate(RenderSettings(PROMPT, heads=heads))
     with pytest.raises(InvalidSettings, match=message):
         render(wan, RenderSettings(PROMPT, heads=heads, height=32, width=32, frames=5, steps=1))
 
 
-@pytest.mark.parametrize("given", [{"guard": "on"}, {"pag_scale": 1.0}], ids=str)
-def test_what_devices_that_share_a_clip_cannot_do(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"guard": "on"}, {"pag_scale": 1.0}], ids=str)
+def test_splitting_a_clip_excludes_guidance_and_reruns(options: dict[str, Any]) -> None:
     with (
         mock.patch("torch.accelerator.device_count", return_value=2),
         mock.patch("torch.cuda.is_available", return_value=False),
         pytest.raises(InvalidSettings, match="under context parallelism"),
     ):
-        validate(RenderSettings(PROMPT, ulysses=2, **given))
+        validate(RenderSettings(PROMPT, ulysses=2, **options))
 
 
 @pytest.mark.parametrize("pipeline", ["LTXPipeline", "LTX2Pipeline"])
-def test_pipelines_whose_masks_are_of_all_heads_share_no_clip(tmp_path, pipeline) -> None:
+def test_pipelines_whose_masks_cover_all_heads_cannot_split_a_clip(tmp_path, pipeline) -> None:
     settings = RenderSettings(PROMPT, model=model(tmp_path, pipeline), ulysses=2)
     with (
         mock.patch("torch.accelerator.device_count", return_value=2),
@@ -298,7 +304,7 @@ def test_pipelines_whose_masks_are_of_all_heads_share_no_clip(tmp_path, pipeline
         validate(settings)
 
 
-def test_devices_that_are_not_there() -> None:
+def test_missing_devices_are_refused() -> None:
     with pytest.raises(InvalidSettings, match="unknown device 'meta'"):
         check_device("meta")
     with (
@@ -310,7 +316,7 @@ def test_devices_that_are_not_there() -> None:
             check_device("cuda:2")
 
 
-def test_the_latest_record_wins_whichever_process_made_it(tmp_path: Path) -> None:
+def test_records_are_read_in_the_order_of_their_journals(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     for rank, seconds in ((1, 9.0), (0, 3.0)):
         journal = tmp_path / f"report.{rank}.jsonl"
