@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from dit_accel.core.schedule import CallContext, Rule
+from dit_accel.core.attention_call import CallContext
+from dit_accel.core.schedule import Rule
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.hooks import config_of
@@ -247,8 +248,8 @@ def all_heads(layers: str | None, model: ModelShape) -> HeadSet:
         rule = Rule(layers=layers)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
-    places = (CallContext(0, None, i, len(order), "", "") for i in range(len(order)))
-    chosen = {order[place.layer]: every for place in places if rule.fits(place)}
+    places = (CallContext(layer=i, num_layers=len(order)) for i in range(len(order)))
+    chosen = {order[place.layer]: every for place in places if rule.matches(place)}
     if not chosen:
         raise InvalidSettings(f"layers {layers!r} names none of the {len(order)} layers")
     return HeadSet(model, chosen)

@@ -70,15 +70,15 @@ class Method(abc.ABC):
         """The plan that is still good, or a new one, over all tokens: text stays dense."""
         if self.static:
             key = (self, call.layout, call.query.shape, call.query.device)
-            ops.planned(reused=ops.knows(key))
+            ops.count_plan(reused=ops.has_shared(key))
             return ops.shared(key, lambda: self._whole(call, state, ops))
-        fresh = state.by is self and call.step - state.step < self.plan_steps()
-        ops.planned(reused=state.made is not None and fresh)
+        fresh = state.by is self and call.context.step - state.step < self.plan_steps()
+        ops.count_plan(reused=state.made is not None and fresh)
         if state.made is not None and fresh:
             return state.made
         plan = self._whole(call, state, ops)
         kept = self.plan_steps() > 1  # plans of all layers can be gigabytes
-        state.made, state.step, state.by = (plan if kept else None), call.step, self
+        state.made, state.step, state.by = (plan if kept else None), call.context.step, self
         return plan
 
     def _whole(self, call: AttentionCall, state: Any, ops: Ops) -> Plan | None:

@@ -125,9 +125,9 @@ class ReTtention(Method):
         raise NotImplementedError("re-ttention attends by itself")
 
     def attend(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended | None:
-        fresh = state.by is self and call.step - state.step < self.refresh
+        fresh = state.by is self and call.context.step - state.step < self.refresh
         if fresh:
-            ops.planned(reused=True)
+            ops.count_plan(reused=True)
         if self.repeats_all:
             return self.repeat(call, state, ops) if fresh else self.dense_step(call, state, ops)
         return self.sparse_step(call, state, ops) if fresh else self.full_step(call, state, ops)
@@ -135,7 +135,7 @@ class ReTtention(Method):
     def dense_step(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended:
         """Dense attention, kept whole."""
         out = ops.dense(call)
-        state.step, state.by, state.uses = call.step, self, 0
+        state.step, state.by, state.uses = call.context.step, self, 0
         state.repeated = out.transpose(1, 2)
         return Attended(out.clone(), torch.ones((), device=out.device))
 
@@ -155,12 +155,12 @@ class ReTtention(Method):
         if plan is None:
             return None
         mask = plan.block_map
-        out, lse = ops.part(mask, call)
-        rest, rest_lse = ops.part(mask.complement(), call)
+        out, lse = ops.partial(mask, call)
+        rest, rest_lse = ops.partial(mask.complement(), call)
         assert lse is not None
         assert rest_lse is not None
         whole, _ = ops.merge(out, lse, rest, rest_lse)
-        state.step, state.by, state.uses = call.step, self, 0
+        state.step, state.by, state.uses = call.context.step, self, 0
         state.block_map, state.density = mask, plan.density
         state.heads = heads = self.policy(lse, rest_lse, ops)
         state.repeated = None
@@ -190,7 +190,7 @@ class ReTtention(Method):
         assert state.density is not None
         heads, density = state.heads, state.density
         if heads is None:
-            out, lse = ops.part(state.block_map, call)
+            out, lse = ops.partial(state.block_map, call)
             whole = self.combine(out, lse, state, ops)
         else:
             active = heads.active()
@@ -201,7 +201,7 @@ class ReTtention(Method):
             if active.numel():
                 block_map = state.block_map.of_heads(active)
                 density = ops.density(block_map) * (active.numel() / whole.shape[1])
-                out, lse = ops.part(block_map, of_heads(call, active))
+                out, lse = ops.partial(block_map, of_heads(call, active))
                 assert lse is not None
                 local = heads.local.numel()
                 whole[:, heads.local] = out[:, :local]
