@@ -61,7 +61,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def sentences(text: str) -> list[list[str]]:
-    """Return the words of every sentence of a Markdown text, without code blocks, tables, headings and pictures.
+    """Return the words of every sentence of a Markdown text, without code blocks, tables, headings and images.
 
     Inline code counts as one word, and a link as the words that are shown.
     """
@@ -84,7 +84,7 @@ def sentences(text: str) -> list[list[str]]:
 
 
 def links(page: Path) -> list[str]:
-    """Return the targets of the links and pictures of a page that point into the repository."""
+    """Return the targets of the links and images of a page that point into the repository."""
     targets = LINK.findall(FENCE.sub("", page.read_text()))
     return [t for t in targets if not t.startswith(("http:", "https:"))]
 
