@@ -210,6 +210,12 @@ def test_families_of_the_readme_exist() -> None:
     assert f"{len(known)} families" in README.read_text()
 
 
+def test_architecture_names_every_room() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = [path.parent.name for path in (ROOT / "dit_accel").glob("*/__init__.py")]
+    assert [room for room in rooms if f"{room}/" not in text] == []
+
+
 def test_families_page_lists_every_family() -> None:
     (table,) = tables(ROOT / "docs/families.md")
     listed = {row[0].strip("`"): row[4] == "yes" for row in table[1:]}
