@@ -259,21 +259,6 @@ def attention_report(target: Any) -> AttentionReport:
     return session.report()
 
 
-def add_verbs(pipeline_class: type[Any]) -> None:
-    """Add the verbs to a pipeline class, and so to all classes that derive from it."""
-    verbs = (
-        enable_sparse_attention,
-        disable_sparse_attention,
-        enable_quantized_attention,
-        disable_quantized_attention,
-        enable_perturbed_guidance,
-        disable_perturbed_guidance,
-        attention_report,
-    )
-    for verb in verbs:
-        setattr(pipeline_class, verb.__name__, verb)
-
-
 def _profile(profile: Profile | str | Path | Mapping[str, Any] | None) -> Profile:
     if profile is None:
         return Profile()

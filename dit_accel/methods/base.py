@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
 from dit_accel_kernels import with_dense_tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Attended(NamedTuple):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops, heads_first
 from dit_accel.methods.base import MethodState, Refreshed, check_count
 from dit_accel_kernels import BlockMap
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
 from dit_accel.methods.base import Method, check_count
 from dit_accel.methods.blocks import frame_runs, static_map
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

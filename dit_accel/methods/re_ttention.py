@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from dit_accel.core.attention_call import AttentionCall
 from dit_accel.core.ops import Ops
 from dit_accel.methods.base import Attended, Method, MethodState, check_count, check_share
 from dit_accel_kernels import BlockMap
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Mode = Literal["merge", "paper"]
 

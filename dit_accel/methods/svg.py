@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops, heads_first
 from dit_accel.methods.base import Refreshed, check_count, check_share
 from dit_accel.methods.blocks import Groups, nearest, run_offsets, static_map
 from dit_accel_kernels import BlockMap, sampled_attention, spread_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

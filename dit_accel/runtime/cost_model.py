@@ -8,18 +8,20 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import platformdirs
 import torch
-from torch import Tensor
 
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
 from dit_accel.methods import SVG2, Method, SVGEar
 from dit_accel.methods.clustered import Clustered
 from dit_accel_assets import shipped_rates
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GIGA = 1e9
 

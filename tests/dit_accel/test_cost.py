@@ -130,7 +130,7 @@ def test_rates_come_back_from_their_file(tmp_path: Path) -> None:
     rates.save(tmp_path / "r.json")
     assert Rates.load(tmp_path / "r.json") == rates
     (tmp_path / "r.json").write_text('{"device": "cpu"}')
-    with pytest.raises(InvalidSettings, match="holds no rates"):
+    with pytest.raises(InvalidSettings, match="has no valid rates"):
         Rates.load(tmp_path / "r.json")
 
 
@@ -192,7 +192,7 @@ def test_damaged_rates_do_not_stop_a_run(folders) -> None:
     path = measured_rates_path("cpu", "float32")
     path.write_text(path.read_text().replace('"dense": [', '"dense": [0.0, '))
     advisor = SlowdownAdvisor()
-    with pytest.warns(UserWarning, match="holds no rates"):
+    with pytest.warns(UserWarning, match="has no valid rates"):
         advisor.check(SVG2(), torch.empty(1, 300, 4, 64), runs=True)
 
 

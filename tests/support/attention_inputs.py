@@ -1,5 +1,7 @@
 """Maps and calls that the tests of ops, kernels and methods share."""
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,11 @@ def attention_call(layout: TokenLayout, batch: int = 1, seed: int = 0) -> Attent
     return AttentionCall(
         query=query, key=key, value=value, scale=0.25, context=context, layout=layout
     )
+
+
+def at_step(call: AttentionCall, step: int) -> AttentionCall:
+    """Return the same call in another denoising step."""
+    return dataclasses.replace(call, context=dataclasses.replace(call.context, step=step))
 
 
 def exact_attention(call: AttentionCall) -> Tensor:

@@ -94,7 +94,7 @@ def test_full_selection_is_what_would_have_been(kind: str) -> None:
         ({"keys": 7}, "cross attention"),
         ({"tokens": 40}, "fewer tokens than the picture has"),
         ({"step": 3}, "outside its part of the steps"),
-        ({"tokens": 79, "method": Neighborhood()}, "neighborhood needs a grid of tokens"),
+        ({"tokens": 79, "method": Neighborhood()}, "neighborhood needs tokens that lie in a grid"),
         ({"least": 100}, "fewer than 100 tokens"),
         ({"method": Dense()}, "dense by schedule"),
     ],
