@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from dit_accel.runtime.run import Run
     from dit_accel_pipelines import Family
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 @dataclass(frozen=True, repr=False)
 class AttentionReport:

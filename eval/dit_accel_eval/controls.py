@@ -126,7 +126,7 @@ class RoundedSums(SVG2):
         sizes = clusters.key_offsets.diff(dim=-1)
         tables = (clusters.query_centroids, clusters.key_centroids, sizes)
         mass = centroid_mass(*tables, call.scale).bfloat16()
-        return Plan(clusters.map_of(select_top_p(mass, self.top_p, self.min_key_share)))
+        return Plan(clusters.block_map(select_top_p(mass, self.top_p, self.min_key_share)))
 
 
 @dataclass(frozen=True, kw_only=True)
