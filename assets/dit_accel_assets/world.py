@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+from dit_accel_assets.sizes import SIZES as SIZES
+
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 50, 47),
     "green": (60, 180, 75),
@@ -55,13 +57,6 @@ ORBIT = 0.25
 
 HELD_OUT_SHARE = 0.1
 """Share of captions that are left out of training."""
-
-SIZES: dict[str, tuple[int, int, int]] = {
-    "smoke": (128, 128, 17),
-    "study": (192, 192, 33),
-    "show": (256, 256, 49),
-}
-"""Height, width and number of frames of each clip size."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dit_accel.errors import InvalidSettings, first_line
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
-from dit_accel.io.tables import table
+from dit_accel.io.tables import format_table
 from dit_accel_eval.frames import PICTURES, VIDEOS, difference, read_clip, write_webm
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def compare(
     if out:
         write_json(out, records)
         write_page(out, pairs, records, rows, fps)
-    return "\n".join([table(rows), *notes(records)])
+    return "\n".join([format_table(rows), *notes(records)])
 
 
 def measure_pairs(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import support.planted_reward as planted_reward
 import torch
-from support.launching import SIZE, launched
+from support.launching import SIZE, launch
 
 from dit_accel.cli import main
 from dit_accel.errors import InvalidSettings
@@ -120,7 +120,7 @@ def test_processes_of_one_launch_finish_all_rounds(folder, tmp_path) -> None:
         *("heads", "search", f"--prompts={prompts}", "--reward=sharpness", "--rounds=2"),
         *("--top-k=1", "--batch=1", f"--model={folder}", f"--out={out}", "--quiet", *SIZE),
     ]
-    assert launched(2, ["-m", "dit_accel"], arguments) == 0
+    assert launch(2, ["-m", "dit_accel"], arguments) == 0
     search = Search.load(out)
     assert len(search.chosen() or ()) == 2
     assert found_heads(search)
@@ -233,7 +233,7 @@ def test_the_command_line(base, folder, tmp_path, capsys) -> None:
     capsys.readouterr()
     for option, message in (
         ([f"--heads={heads}x"], "heads are written like"),
-        (["--softness=0.5"], "give a pag scale or heads"),
+        (["--softness=0.5"], "softness applies only to perturbed guidance"),
         (["--pag-scale=-1"], "scale must be 0 or more"),
         (["--heads=blocks.9"], "no block blocks.9"),
     ):

@@ -13,9 +13,9 @@ from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import load_pipeline
-from dit_accel.generation.placement import DTYPES
+from dit_accel.generation.placement import torch_dtype
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel_pipelines import TokenLayout
 
@@ -96,13 +96,13 @@ def capture(
     """
     from dit_accel.generation.render import render_with
 
-    settings, card = check(settings.as_dense())
+    settings, card = validate(settings.as_dense())
     check_writable(out)
     if not layers or not steps:
         raise InvalidSettings("nothing to capture: give at least one layer and one step")
     check_indices("layer", layers, card.family.attention_shape(card.transformer).layers)
     check_indices("step", steps, settings.steps)
-    recorder = Recorder(tuple(layers), tuple(steps), branch, DTYPES[dtype])
+    recorder = Recorder(tuple(layers), tuple(steps), branch, torch_dtype(dtype))
     pipe = load_pipeline(card, settings.load_options)
     render_with(pipe, settings, Profile(recorder, Schedule(dense_steps=0, min_tokens=0)))
     check_captured(recorder)

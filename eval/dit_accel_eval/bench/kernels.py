@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What a sparse call is compared with.
+    """The reference of a sparse call.
 
     Attributes:
         density: Share of the (query, key) pairs that the call computes.

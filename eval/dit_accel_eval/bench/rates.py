@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dit_accel import SVG2, AttentionCall, SVGEar
 from dit_accel.core.ops import Ops
 from dit_accel.core.timer import Timer
-from dit_accel.generation.placement import DTYPES
+from dit_accel.generation.placement import torch_dtype
 from dit_accel.methods.clustered import Clustered
 from dit_accel.runtime.cost_model import Rates, SparseRates, Work
 from dit_accel_eval.bench.baselines import full_precision_baselines
@@ -127,7 +127,7 @@ def measure_shapes(
     with tqdm(total=rounds * len(timings), desc="rates") as bar:
         for _ in range(rounds):
             for timing in timings:
-                add_round(timing, make_inputs(timing.shape, DTYPES[dtype], device), device)
+                add_round(timing, make_inputs(timing.shape, torch_dtype(dtype), device), device)
                 bar.update()
     return timings
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import torch
 
 from dit_accel.errors import InvalidSettings
-from dit_accel.generation.placement import DTYPES, check_device, use_device
+from dit_accel.generation.placement import check_device, torch_dtype, use_device
 from dit_accel.io.atomic import check_writable
 from dit_accel.io.jsonl import append_record, read_records
 from dit_accel_eval.bench.cases import SHAPES
@@ -23,10 +23,10 @@ Benchmark = Literal["kernels", "layer", "model"]
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What to measure, and where.
+    """Settings of a benchmark.
 
     Attributes:
-        benchmark: What is timed: kernels alone, a layer with its planning, or a model's forward.
+        benchmark: The timed part: kernels alone, a layer with its planning, or a model's forward.
         shapes: Names in `SHAPES`, or in `MODELS` for the benchmark ``model``.
         precisions: Precisions of sparse calls.
         dtype: dtype of queries, keys and values.
@@ -75,7 +75,7 @@ class BenchSettings:
                 raise InvalidSettings(str(error)) from None
 
     def key(self, shape: str) -> dict[str, Any]:
-        """Return what identifies the rows of a shape in the file."""
+        """Return the key of the rows of a shape in the file."""
         return {
             "bench": self.benchmark,
             "shape": shape,
@@ -137,7 +137,7 @@ def measure_rows(settings: BenchSettings, shape: str) -> Iterator[dict[str, Any]
     from dit_accel_eval.bench.layer import bench_layer
     from dit_accel_eval.bench.model import bench_model
 
-    dtype, device, density = DTYPES[settings.dtype], settings.device, settings.density
+    dtype, device, density = torch_dtype(settings.dtype), settings.device, settings.density
     precisions = cast(Sequence[Precision], settings.precisions)
     if settings.benchmark == "kernels":
         return bench_kernels(SHAPES[shape], dtype, device, precisions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ import click
 
 from dit_accel.cli.options import model_options
 from dit_accel.errors import InvalidSettings
-from dit_accel.io.parsing import whole_numbers
+from dit_accel.io.parsing import parse_integers
 from dit_accel_eval.cli.extra import require_extra
 
 if TYPE_CHECKING:
+    from dit_accel.generation.settings import RenderSettings
     from dit_accel_eval.bench.run import BenchSettings
 
 HIDDEN = ("key", "missing")
@@ -200,19 +202,18 @@ def capture(
     keep: str,
     seed: int,
     out: Path,
-    request: dict[str, Any],
+    base: RenderSettings,
 ) -> None:
     """Capture attention calls of a render.
 
     PROMPT is rendered with dense attention. Queries, keys and values of some layers and steps are written.
     """
-    layer_indices = whole_numbers("--layers", layers)
-    step_indices = whole_numbers("--steps-kept", steps_kept)
-    from dit_accel.generation.settings import RenderSettings
+    layer_indices = parse_integers("--layers", layers)
+    step_indices = parse_integers("--steps-kept", steps_kept)
     from dit_accel_eval.bench.capture import capture as write_capture
 
     calls = write_capture(
-        RenderSettings(prompt, seed=seed, **request),
+        replace(base, prompt=prompt, seed=seed),
         layer_indices,
         step_indices,
         branch=None if branch == "all" else branch,
@@ -237,7 +238,7 @@ def recall(file: Path, out: Path) -> None:
 
     FILE is a file of `bench capture`, or tiny-world for the bundled one.
     """
-    from dit_accel.io.tables import table
+    from dit_accel.io.tables import format_table
     from dit_accel_assets import captures
 
     path = captures().get(str(file), file)
@@ -250,7 +251,7 @@ def recall(file: Path, out: Path) -> None:
     from dit_accel_eval.bench.recall import recall as measure
 
     click.echo("relative error at density, by rising density")
-    click.echo(table(tabulate_recall(measure(path, out))))
+    click.echo(format_table(tabulate_recall(measure(path, out))))
     click.echo(f"written: {out / 'recall.json'}, {out / 'recall.png'}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dit_accel.cli.options import backbone_option
-from dit_accel_eval.cli.extra import require_extra
+from dit_accel_eval.cli.extra import PAGE, require_extra
 
 
 @click.command("compare")
@@ -33,9 +33,7 @@ def command(
 
     Both are videos, folders of images, or folders of clips with the same names.
     """
-    require_extra(
-        "`dit-accel compare`", "jinja2", "lpips", "matplotlib", "scipy", "sklearn", "torchmetrics"
-    )
+    require_extra("`dit-accel compare`", *PAGE)
     from dit_accel_eval.compare import compare
 
     click.echo(compare(reference, other, out, fps, lpips_backbone))

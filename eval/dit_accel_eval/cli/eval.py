@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from dit_accel.cli.options import backbone_option, guidance_options, model_options, prompts_option
-from dit_accel.io.parsing import whole_numbers
+from dit_accel.io.parsing import parse_integers
 from dit_accel.io.prompts import read_prompts
-from dit_accel_eval.cli.extra import require_extra
+from dit_accel_eval.cli.extra import PAGE, require_extra
+
+if TYPE_CHECKING:
+    from dit_accel.generation.settings import RenderSettings
 
 
 @click.command("eval")
@@ -56,21 +60,19 @@ def command(
     fps: int,
     out: Path,
     lpips_backbone: Path | None,
-    request: dict[str, Any],
+    base: RenderSettings,
 ) -> None:
     """Render every prompt and seed with dense attention and with each setting, and compare the frames."""
-    prompts, seed_numbers = read_prompts(prompt_source), whole_numbers("--seeds", seeds)
-    from dit_accel.generation.settings import RenderSettings, build_profile
+    prompts, seed_numbers = read_prompts(prompt_source), parse_integers("--seeds", seeds)
+    from dit_accel.generation.settings import build_profile
     from dit_accel_eval.settings import Setting, floors
 
-    base = RenderSettings("", fps=fps, **request)
+    base = replace(base, fps=fps)
     settings = [Setting.parse(text) for text in methods.split(",")]
     for setting in settings:
         build_profile(setting.of(base))
-    settings = [*floors(floor, request["dtype"]), *settings]
-    require_extra(
-        "`dit-accel eval`", "jinja2", "lpips", "matplotlib", "scipy", "sklearn", "torchmetrics"
-    )
+    settings = [*floors(floor, base.dtype), *settings]
+    require_extra("`dit-accel eval`", *PAGE)
     from dit_accel_eval.report import evaluate
     from dit_accel_eval.runs import Evaluation
 

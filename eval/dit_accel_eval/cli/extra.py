@@ -7,7 +7,12 @@ import importlib.util
 from dit_accel.errors import RunFailed
 
 # Packages whose name on the package index differs from the name of their module.
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"imageio_ffmpeg": "imageio-ffmpeg", "sklearn": "scikit-learn"}
+# Metrics, and the page with its plot and its videos.
+PAGE = (
+    *("imageio", "imageio_ffmpeg", "jinja2", "lpips", "matplotlib"),
+    *("scipy", "sklearn", "torchmetrics"),
+)
 
 
 def require_extra(user: str, *modules: str) -> None:

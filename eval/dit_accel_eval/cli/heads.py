@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dit_accel.cli.options import model_options, prompts_option
 from dit_accel.errors import InvalidSettings
-from dit_accel.io.parsing import whole_numbers
+from dit_accel.io.parsing import parse_integers
 from dit_accel.io.prompts import read_prompts
 from dit_accel_eval.cli.extra import require_extra
+
+if TYPE_CHECKING:
+    from dit_accel.generation.settings import RenderSettings
+
+# Packages that rewards need.
+REWARD_MODULES = {"caption": "scipy", "caption-words": "scipy", "clip": "torchmetrics"}
 
 
 @click.group("heads")
@@ -79,18 +85,17 @@ def search(
     out: Path,
     dry_run: bool,
     quiet: bool,
-    request: dict[str, Any],
+    base: RenderSettings,
 ) -> None:
     """Search for the best heads.
 
     The first round scores every head alone. A later round scores every head together with the chosen ones.
     """
-    from dit_accel.generation.settings import RenderSettings
     from dit_accel_eval.heads.settings import SearchSettings
 
     settings = SearchSettings(
         prompts=tuple(read_prompts(prompt_source)),
-        seeds=tuple(whole_numbers("--seeds", seeds)),
+        seeds=tuple(parse_integers("--seeds", seeds)),
         reward=reward,
         rounds=rounds,
         top_k=top_k,
@@ -99,11 +104,11 @@ def search(
         batch=batch,
     )
     part = read_shard(shard)
-    if reward == "clip":
-        require_extra("reward clip", "torchmetrics")
+    if reward in REWARD_MODULES:
+        require_extra(f"reward {reward}", REWARD_MODULES[reward])
     from dit_accel_eval.heads.search import Search
 
-    opened = Search.open(settings, RenderSettings("", **request), out, part, write=not dry_run)
+    opened = Search.open(settings, base, out, part, write=not dry_run)
     if dry_run:
         cost = describe_cost(opened.clips(), opened.scores.seconds())
         click.echo(f"{cost}, for all shards together")
@@ -146,7 +151,7 @@ def validate(folder: Path, prompt_source: str, seeds: str, quiet: bool) -> None:
 
     The controls are no guidance, no guidance at the same cost, the best layer, all heads and random heads.
     """
-    pairs = list(product(read_prompts(prompt_source), whole_numbers("--seeds", seeds)))
+    pairs = list(product(read_prompts(prompt_source), parse_integers("--seeds", seeds)))
     require_extra("`dit-accel heads validate`", "scipy")
     from dit_accel_eval.heads.validate import validate as validate_heads
 
@@ -210,7 +215,7 @@ def describe_cost(clips: int, seconds: Sequence[float]) -> str:
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of a report or a validation."""
-    from dit_accel.io.tables import table
+    from dit_accel.io.tables import format_table
 
     columns = {
         row["label"]: {
@@ -220,4 +225,4 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         }
         for row in rows
     }
-    click.echo(table(columns))
+    click.echo(format_table(columns))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from dit_accel.cli.options import backbone_option, model_options, prompts_option
 from dit_accel.io.prompts import read_prompts
-from dit_accel_eval.cli.extra import require_extra
+from dit_accel_eval.cli.extra import PAGE, require_extra
+
+if TYPE_CHECKING:
+    from dit_accel.generation.settings import RenderSettings
 
 
 @click.command("tune")
@@ -67,23 +70,20 @@ def command(
     out: Path,
     dry_run: bool,
     lpips_backbone: Path | None,
-    request: dict[str, Any],
+    base: RenderSettings,
 ) -> None:
     """Search for the fastest profile that holds a quality on prompts that the search does not use."""
     prompts = read_prompts(prompt_source)
-    from dit_accel.generation.settings import RenderSettings
     from dit_accel_eval.tune.targets import Target
 
     goals = tuple(Target.parse(text) for text in targets)
-    require_extra(
-        "`dit-accel tune`", "optuna", "lpips", "matplotlib", "scipy", "sklearn", "torchmetrics"
-    )
+    require_extra("`dit-accel tune`", "filelock", "optuna", *PAGE)
     from dit_accel_eval.tune import run
     from dit_accel_eval.tune.search import Goal
 
     tuning = run.Tuning(
         Goal(goals, speedup),
-        RenderSettings("", **request),
+        base,
         prompts,
         clips=clips,
         validation=validate,

@@ -20,7 +20,7 @@ import torch
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import ModelCard, load_pipeline
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.guidance import HeadSet
 from dit_accel.io.jsonl import append_record, read_records
 from dit_accel_eval.heads.rewards import Reward
@@ -224,7 +224,7 @@ def check_base(base: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     """
     if (base.pag_scale, base.heads, base.softness) != (None, None, None):
         raise InvalidSettings("a head search sets the heads itself: give --scale, not --pag-scale")
-    base, card = check(base.as_dense())
+    base, card = validate(base.as_dense())
     if base.steps is None:
         base = replace(base, steps=default_steps(card.pipeline))
     return base, card

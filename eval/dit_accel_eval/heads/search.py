@@ -14,11 +14,11 @@ from typing import Any
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, check_family
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
-from dit_accel.io.parsing import parsed
+from dit_accel.io.parsing import parse_dataclass
 from dit_accel_eval.heads.rewards import check_reward
 from dit_accel_eval.heads.sampling import Candidate, Scores, check_base, mean_score
 from dit_accel_eval.heads.settings import Pair, SearchSettings
@@ -36,7 +36,7 @@ class Search:
     """A head search in a folder.
 
     Attributes:
-        settings: What decides the outcome.
+        settings: Settings that decide the outcome.
         base: Settings that all clips share.
         card: Model of the search.
         model: Block lists and heads of the model.
@@ -64,7 +64,7 @@ class Search:
         """Check all settings and start or resume the search of a folder.
 
         Args:
-            settings: what decides the outcome.
+            settings: settings that decide the outcome.
             base: settings that all clips share.
             out: folder of the search.
             shard: index of this shard, and the number of shards.
@@ -78,7 +78,7 @@ class Search:
                 f"shard must be i/n with i from 0 to n - 1, got {shard[0]}/{shard[1]}"
             )
         strength = {"scale": settings.scale, "softness": settings.softness}
-        parsed(PerturbedGuidance, strength, "guidance")
+        parse_dataclass(PerturbedGuidance, strength, "guidance")
         check_reward(settings.reward, settings.prompts)
         base, card = check_base(base)
         check_family(card.family)
@@ -106,8 +106,8 @@ class Search:
         try:
             request = json.loads((out / "search.json").read_text())
             names = [f.name for f in fields(SearchSettings)]
-            settings = parsed(SearchSettings, {n: request[n] for n in names}, "search")
-            base, card = check(RenderSettings("", **request["render"]))
+            settings = parse_dataclass(SearchSettings, {n: request[n] for n in names}, "search")
+            base, card = validate(RenderSettings("", **request["render"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidSettings(f"{out} holds no head search: {error}") from None
         scores = Scores.for_request(out, request)
@@ -143,7 +143,7 @@ class Search:
         return with_head
 
     def controls(self) -> dict[str, Candidate]:
-        """Return what single heads are compared with, by label.
+        """Return the controls of the single heads, by label.
 
         The controls are no guidance, each whole layer, all heads, and random sets of the size that the search chooses.
         """

@@ -69,7 +69,7 @@ def check_fresh(search: Search, folder: Path, pairs: Sequence[Pair]) -> None:
 
 
 def label_candidates(search: Search) -> dict[str, Candidate]:
-    """Return what is validated, by label.
+    """Return the candidates to validate, by label.
 
     Raises:
         InvalidSettings: for a search without a number of steps, because its cost is unknown.
