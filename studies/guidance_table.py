@@ -26,7 +26,7 @@ from dit_accel.generation.validation import validate
 from dit_accel.guidance import HeadSet, ModelShape
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import append_record, log_path, read_logs, to_json
-from dit_accel_assets.world import SIZES, parse_caption, place, render
+from dit_accel_assets.world import SIZES, parse_caption, place_objects, render
 from dit_accel_eval.heads.rewards import caption, caption_words, sharpness
 from dit_accel_eval.heads.sampling import Candidate, Pair, chunks, same_cost_steps, sample
 from dit_accel_eval.heads.search import all_heads, head_set
@@ -174,7 +174,7 @@ def sharpness_of_data(pairs: Sequence[Pair], height: int, width: int, frames: in
     for prompt, seed in pairs:
         scene = parse_caption(prompt)
         assert scene is not None
-        placed = place(scene, np.random.default_rng(seed))
+        placed = place_objects(scene, np.random.default_rng(seed))
         values.append(sharpness(render(placed, height, width, frames)))
     return float(np.mean(values))
 

@@ -48,7 +48,7 @@ def describe(family: Family) -> dict[str, Any]:
         "joint": family.joint,
         "cfg": family.cfg,
         "perturbed_guidance": family.guidance,
-        "status": family.tested,
+        "status": family.status,
         "remark": family.remark,
     }
 

@@ -188,9 +188,9 @@ def request(
     Raises:
         InvalidSettings: with one line, for a size that does not work.
     """
-    complaint = size_rule_of(pipeline.pipe).complaint(height, width, frames)
-    if complaint:
-        raise InvalidSettings(complaint)
+    error = size_rule_of(pipeline.pipe).find_error(height, width, frames)
+    if error:
+        raise InvalidSettings(error)
     return RenderSettings(
         prompt=prompt,
         negative_prompt=negative_prompt or None,

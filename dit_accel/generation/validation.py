@@ -83,9 +83,9 @@ def check_sharing(settings: RenderSettings, card: ModelCard) -> None:
         hooks.check_shared(settings.ulysses, settings.is_guided, settings.guard)
     except RuntimeError as error:
         raise InvalidSettings(str(error)) from None
-    if card.family.unshared:
+    if card.family.context_parallel_error:
         raise InvalidSettings(
-            f"{card.pipeline} cannot split a clip among devices ({card.family.unshared}): "
+            f"{card.pipeline} cannot split a clip among devices ({card.family.context_parallel_error}): "
             "leave --context-parallel out"
         )
 
@@ -101,13 +101,13 @@ def check_size(settings: RenderSettings, card: ModelCard) -> None:
             f"{card.pipeline} makes images: leave --frames out, got {settings.frames}"
         )
     rule = card.sizes
-    complaint = rule.complaint(
+    error = rule.find_error(
         settings.height or rule.multiple,
         settings.width or rule.multiple,
         settings.frames or rule.first_frames or rule.frame_step,
     )
-    if complaint:
-        raise InvalidSettings(complaint)
+    if error:
+        raise InvalidSettings(error)
 
 
 def resolve_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:

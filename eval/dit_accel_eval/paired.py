@@ -18,7 +18,7 @@ from dit_accel.generation.render import render_with, versions
 from dit_accel.generation.settings import RenderSettings, resolve_size
 from dit_accel.generation.validation import validate
 from dit_accel.io.jsonl import append_record, log_path, read_logs, to_json
-from dit_accel_assets.world import caption, scenes
+from dit_accel_assets.world import caption, sample_scenes
 from dit_accel_eval.comparison import quality_metrics
 from dit_accel_eval.statistics import estimate
 
@@ -37,7 +37,7 @@ class Entry:
 def held_out_prompts(count: int, seed: int) -> list[str]:
     """Captions kept from training, one object and two in turn."""
     objects = [1 + index % 2 for index in range(count)]
-    return [caption(s) for s in scenes(np.random.default_rng(seed), objects, kept=True)]
+    return [caption(s) for s in sample_scenes(np.random.default_rng(seed), objects, held_out=True)]
 
 
 def clips_of(

@@ -47,8 +47,7 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             [PROMPT, "--dense-precision", "int4-fp8"],
-            "unknown dense_precision 'int4-fp8': choose one of full, int8, int8-fp8, auto "
-            "(int4-fp8 exists as a reference only)",
+            "unknown dense_precision 'int4-fp8': choose one of full, int8, int8-fp8, auto",
         ),
         ([PROMPT, "--frames", "16"], "frames 16 is not 4k+1: use 13 or 17"),
         ([PROMPT, "--height", "100"], "height 100 is not divisible by 16: use 96 or 112"),

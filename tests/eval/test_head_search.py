@@ -246,9 +246,9 @@ def test_rewards_of_the_tiny_world() -> None:
     import numpy as np
 
     from dit_accel_assets.world import caption as caption_of
-    from dit_accel_assets.world import render, scenes
+    from dit_accel_assets.world import render, sample_scenes
 
-    found = list(scenes(np.random.default_rng(0), [1, 2], kept=True))
+    found = list(sample_scenes(np.random.default_rng(0), [1, 2], held_out=True))
     clips = [render(scene, 64, 64, 17) for scene in found]
     for scene, clip in zip(found, clips, strict=True):
         assert caption(clip, caption_of(scene)) == caption_words(clip, caption_of(scene)) == 1.0
