@@ -14,13 +14,13 @@ from dit_accel.core.schedule import Guard, GuardMode, Schedule
 from dit_accel.guidance import (
     HeadSet,
     ModelShape,
-    PerturbedBranch,
     PerturbedGuidance,
     check_family,
-    find_heads,
+    resolve_heads,
 )
 from dit_accel.guidance.config import Perturbation, TextMode
 from dit_accel.guidance.noise import noise_levels
+from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import transformers_of
 from dit_accel.hooks.families import Family, find_family
 from dit_accel.methods import Dense, Method, find_method
@@ -215,8 +215,8 @@ def enable_perturbed_guidance(
     """
     family = _checked_family(target)
     check_family(family)
-    shape = ModelShape.of(next(iter(transformers_of(target).values())), family)
-    found = find_heads(heads, layers, shape)
+    shape = ModelShape.from_transformer(next(iter(transformers_of(target).values())), family)
+    found = resolve_heads(heads, layers, shape)
     given = {
         "scale": scale,
         "softness": softness,

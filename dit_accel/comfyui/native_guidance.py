@@ -48,7 +48,7 @@ def layers_of(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
 def _order_of(model: ModelShape) -> list[tuple[str, int]]:
     """All blocks in the order of execution, which the family tells: a file may be sorted otherwise."""
     if len(model.blocks) == 1:
-        return model.in_order()
+        return model.ordered_blocks()
     try:
         stacks = find_family(model.transformer).blocks
     except UnknownFamily as error:
@@ -61,7 +61,7 @@ def _order_of(model: ModelShape) -> list[tuple[str, int]]:
             f"{model.transformer} has the block lists {theirs}, not {', '.join(model.blocks)}"
         )
     blocks = {stack: model.blocks[stack] for stack in stacks}
-    return replace(model, blocks=blocks).in_order()
+    return replace(model, blocks=blocks).ordered_blocks()
 
 
 @dataclass
@@ -106,7 +106,9 @@ class Perturbation:
         """
         if self.model is not None:
             heads, head_dim = asked.tokens()[0].shape[2:]
-            difference = self.model.difference(replace(self.model, heads=heads, head_dim=head_dim))
+            difference = self.model.describe_difference(
+                replace(self.model, heads=heads, head_dim=head_dim)
+            )
             if difference is not None:
                 raise InvalidSettings(f"this head set belongs to another model: here {difference}")
 
@@ -118,10 +120,10 @@ class Perturbation:
             InvalidSettings: naming their numbers.
         """
         found = call.layer + 1
-        if self.model is not None and found not in (0, len(self.model.in_order())):
+        if self.model is not None and found not in (0, len(self.model.ordered_blocks())):
             raise InvalidSettings(
                 f"this head set belongs to another model: here {found} self-attentions over the picture "
-                f"instead of {len(self.model.in_order())}"
+                f"instead of {len(self.model.ordered_blocks())}"
             )
 
     def perturbed(self, out: Tensor, asked: OverrideCall, call: ModelCall) -> Tensor:

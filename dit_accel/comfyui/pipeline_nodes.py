@@ -25,7 +25,7 @@ from dit_accel.generation.loading import load_pipeline, read_card
 from dit_accel.generation.placement import DTYPES, OFFLOADS, LoadOptions
 from dit_accel.generation.render import Clip, render_with
 from dit_accel.generation.settings import RenderSettings, build_profile, knobs_of
-from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, find_heads
+from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, resolve_heads
 from dit_accel.hooks import config_of
 from dit_accel.hooks.active_pipeline import transformers_of
 from dit_accel.io.parsing import parsed
@@ -92,7 +92,7 @@ class Guidance:
         Raises:
             InvalidSettings: if they are not of such a model.
         """
-        return find_heads(self.heads, None, model).with_settings(self.settings)
+        return resolve_heads(self.heads, None, model).with_settings(self.settings)
 
 
 def guidance(
@@ -210,7 +210,7 @@ def made(
     pipe = pipeline.pipe
     if guided is not None:
         transformer = next(iter(transformers_of(pipe).values()))
-        shape = ModelShape.of(transformer, find_family(transformer))
+        shape = ModelShape.from_transformer(transformer, find_family(transformer))
         settings = dataclasses.replace(settings, heads=guided.heads_of(shape).to_dict())
     assert settings.steps is not None
     with watched(pipe, settings.steps):

@@ -9,7 +9,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.call_checks import check_call
 from dit_accel.generation.loading import TINY_WORLD, ModelCard, read_card
 from dit_accel.generation.settings import TINY_WORLD_DEFAULTS, RenderSettings, build_profile
-from dit_accel.guidance import ModelShape, PerturbedGuidance, check_family, find_heads
+from dit_accel.guidance import ModelShape, PerturbedGuidance, check_family, resolve_heads
 from dit_accel.io.parsing import parsed
 from dit_accel_assets.world import SIZES
 
@@ -71,7 +71,7 @@ def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:
         return settings
     check_family(card.family)
     shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-    found = find_heads("all" if settings.heads is None else settings.heads, None, shape)
+    found = resolve_heads("all" if settings.heads is None else settings.heads, None, shape)
     given = {"scale": settings.pag_scale, "softness": settings.softness}
     chosen = {name: value for name, value in given.items() if value is not None}
     parsed(PerturbedGuidance, {**found.settings, **chosen}, "guidance")

@@ -1,16 +1,23 @@
-"""Perturbed-attention guidance: PAG, SoftPAG and HeadHunter's head sets on ordinary pipelines."""
+"""Perturbed-attention guidance (PAG, SoftPAG and HeadHunter's head sets) on ordinary pipelines.
+
+This package imports neither torch nor diffusers: import `PerturbedBranch` from its own module.
+"""
 
 from dit_accel.guidance.config import PerturbedGuidance, check_family
-from dit_accel.guidance.heads import HeadSet, ModelShape, all_heads, find_heads, parse_heads
-from dit_accel.guidance.perturbed_branch import PerturbedBranch
+from dit_accel.guidance.heads import (
+    HeadSet,
+    ModelShape,
+    parse_heads,
+    resolve_heads,
+    select_all_heads,
+)
 
 __all__ = [
     "HeadSet",
     "ModelShape",
-    "PerturbedBranch",
     "PerturbedGuidance",
-    "all_heads",
     "check_family",
-    "find_heads",
     "parse_heads",
+    "resolve_heads",
+    "select_all_heads",
 ]

@@ -20,7 +20,7 @@ from dit_accel.core.attention_call import AttentionCall
 from dit_accel.core.ops import Ops
 from dit_accel.core.precision import PrecisionResolver
 from dit_accel.core.schedule import CallContext, crossover_tokens
-from dit_accel.guidance import PerturbedBranch
+from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import (
     ordinary,
     pipeline_ref,

@@ -25,7 +25,7 @@ from dit_accel.comfyui.replay import settings_of
 from dit_accel.comfyui.workflows import RENDER, as_prompt
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.placement import LoadOptions
-from dit_accel.guidance import ModelShape, find_heads
+from dit_accel.guidance import ModelShape, resolve_heads
 from dit_accel.runtime.enabled import session_of
 from dit_accel.runtime.profile import Profile
 from dit_accel_pipelines import find_family
@@ -182,7 +182,7 @@ def test_wrong_input_is_one_line(loaded, tmp_path: Path) -> None:
         load("nowhere", "float32", "cpu", "none")
     with pytest.raises(InvalidSettings, match="offload 'model' needs a CUDA device"):
         load("tiny-world", "float32", "cpu", "model")
-    with pytest.raises(InvalidSettings, match="interval must be two rising shares"):
+    with pytest.raises(InvalidSettings, match="interval must be two rising fractions"):
         guidance(1.0, "all", 1.0, 0.5, 0.5, 0.0)
     with pytest.raises(InvalidSettings, match="cannot read head set"):
         head_set(str(tmp_path / "none.json"))
@@ -193,7 +193,9 @@ def test_a_profile_and_a_head_set_come_from_files(loaded, tmp_path: Path) -> Non
     (profile,) = sparse("svg-ear", "", 0.2, "full", "full", "off", str(tmp_path / "p.yaml"))
     assert (profile.method.name, profile.precision) == ("svg2", "int8")
     transformer = loaded.pipe.transformer
-    found = find_heads("blocks.0", None, ModelShape.of(transformer, find_family(transformer)))
+    found = resolve_heads(
+        "blocks.0", None, ModelShape.from_transformer(transformer, find_family(transformer))
+    )
     found.save(tmp_path / "h.json")
     (heads,) = head_set(str(tmp_path / "h.json"))
     (guided,) = guidance(1.0, "blocks.1", 1.0, 0.0, 1.0, 0.0, heads)
