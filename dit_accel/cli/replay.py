@@ -21,10 +21,10 @@ def settings_in(file: Path) -> dict[str, Any]:
         workflow = read_tags(file).get("prompt")
         if workflow is None:
             raise
-    from dit_accel.comfyui.replay import settings_of
+    from dit_accel.comfyui.replay import read_settings
 
     try:
-        return settings_of(json.loads(workflow))
+        return read_settings(json.loads(workflow))
     except ValueError as error:
         raise InvalidSettings(f"{file}: {error}") from None
 

@@ -1,22 +1,16 @@
-"""Attention inside ComfyUI's own models, without ComfyUI: an override of one attention call.
-
-ComfyUI calls ``override(func, q, k, v, heads, mask=..., transformer_options=..., ...)`` for self- and cross-attention
-of a model, where ``func`` is the attention that would run. `ModelCall` is made anew for every call of the
-model, so nothing about where we are outlives it; `SparseOverride` keeps what a run learns.
-"""
+"""Sparse attention inside ComfyUI's own models, by an override of each attention call. It runs without ComfyUI."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any
 
 from torch import Tensor
 
-from dit_accel.comfyui.override import Attention, OverrideCall, override
+from dit_accel.comfyui.model_call import ModelCall
+from dit_accel.comfyui.override import Attention, OverrideCall, build_override
 from dit_accel.core.attention_call import AttentionCall
 from dit_accel.core.ops import Ops
 from dit_accel.core.precision import ResolvedPrecision, choose
@@ -26,127 +20,11 @@ from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import RunStats
 from dit_accel_pipelines import TokenLayout
 
-KEY = "optimized_attention_override"
-UNKNOWN = (
-    1 << 20
-)  # layers of a model, before its first call is over: a layer counted from the last is none yet
-CLOSE = 1e-5  # sigmas are float32 in ComfyUI, and computed again from shares of the steps
-BRANCHES = ("cond", "uncond")
-PICTURE_FIRST = (
-    "HunyuanVideo",
-    "HiDreamImageTransformer2DModel",
-    "AsymmDiTJoint",  # Mochi
-)  # models of ComfyUI that put the text behind the picture; the others put it before
+UNKNOWN_LAYERS = 1 << 20
+"""Number of layers before the first model call ends. No layer counted from the last is below it."""
 
-
-@dataclass(frozen=True)
-class ModelStep:
-    """What a model call says of itself.
-
-    Attributes:
-        sigma: of this step.
-        step, num_steps: by the sigmas of the whole run; None: unknown.
-        branch: ``"cond"``, ``"uncond"``, or both with ``+``.
-        stream: what its state belongs to: its conditions, its context window, and how many calls of the same
-            came before at this sigma.
-        cells: frames, height and width of the latent.
-        text_tokens: of its conditions, whether or not the picture attends to them in the same call.
-        text_first: where they are, if it does.
-    """
-
-    sigma: float
-    step: int
-    num_steps: int | None
-    branch: str
-    stream: tuple[Any, ...]
-    cells: tuple[int, int, int]
-    text_tokens: int = 0
-    text_first: bool = True
-
-    @property
-    def least_tokens(self) -> int:
-        """Fewer are not the picture's: no model merges more than 2 x 2 cells."""
-        frames, height, width = self.cells
-        return frames * (height // 2) * (width // 2)
-
-    def layout(self, options: Mapping[str, Any], tokens: int) -> TokenLayout | None:
-        """Where the visual tokens are: the grid that makes their number, alone or with the text; None if none
-        does.
-        """
-        part = options.get("img_slice")
-        texts = (0, self.text_tokens) if part is None else (int(part[0]),)
-        frames, height, width = self.cells
-        told = options.get("grid_sizes")
-        grids = [tuple(int(n) for n in told)] if told is not None and len(told) == 3 else []
-        grids += [(frames, -(-height // side), -(-width // side)) for side in (1, 2)]
-        for text, grid in product(texts, grids):
-            if math.prod(grid) == tokens - text:
-                first = part is not None or self.text_first
-                return TokenLayout(grid[0], grid[1], grid[2], text, text_first=first)
-        return None
-
-
-def where(
-    x: Tensor,
-    sigma: Tensor,
-    options: Mapping[str, Any],
-    seen: Counter[Any],
-    context: Tensor | None = None,
-    model: str = "",
-) -> ModelStep:
-    """A model call from its latent ``[B, C, (T,) H, W]``, ComfyUI's ``transformer_options``, its conditions
-    ``[B, T, C]`` and the class name of its transformer; ``seen`` counts calls at one sigma.
-    """
-    now = float(sigma.max())  # the one wait for the device
-    window = options.get("context_window")
-    frames = tuple(getattr(window, "index_list", ()) or ())
-    same = (*map(str, options.get("uuids") or options.get("cond_or_uncond") or ()), frames)
-    for old in [key for key in seen if key[0] != now]:
-        del seen[old]
-    seen[now, same] += 1
-    every = options.get("sample_sigmas")
-    step, steps = 0, None
-    if every is not None and len(every) > 1:
-        step = int((every[:-1].cpu().float() - now).abs().argmin())
-        steps = len(every) - 1
-    parts = [BRANCHES[i] for i in options.get("cond_or_uncond") or () if i in (0, 1)]
-    frames_rows_columns = (1, *x.shape[2:])[-3:]
-    cells = (frames_rows_columns[0], frames_rows_columns[1], frames_rows_columns[2])
-    return ModelStep(
-        now,
-        step,
-        steps,
-        "+".join(parts) or "cond",
-        (same, seen[now, same]),
-        cells,
-        context.shape[1] if context is not None and context.dim() == 3 else 0,
-        model not in PICTURE_FIRST,
-    )
-
-
-@dataclass
-class ModelCall:
-    """One call of a model: counts its self-attentions over the picture.
-
-    Attributes:
-        previous: the override that was there before; it gets every call that is not taken.
-    """
-
-    where: ModelStep
-    previous: Attention | None
-    layer: int = -1
-
-    def entered(self, asked: OverrideCall) -> str | None:
-        """Why an attention is none of the picture's self-attentions; else None, and it is counted."""
-        queries, keys = asked.counts()
-        if keys != queries:
-            return "cross attention"
-        if not asked.query.shape == asked.key.shape == asked.value.shape:
-            return "queries, keys and values of different shapes"
-        if queries < self.where.least_tokens:
-            return "fewer tokens than the picture has"
-        self.layer += 1
-        return None
+SIGMA_TOLERANCE = 1e-5
+"""Relative tolerance of sigmas, because ComfyUI computes those of a run in float32 and those of a window in float64."""
 
 
 @dataclass
@@ -154,141 +32,115 @@ class SparseOverride:
     """A profile applied to the self-attention of a model, for one run at a time.
 
     Attributes:
-        window: sigmas between which it is sparse: ``window[1] < sigma <= window[0]``.
-        tally: counts of the run, for the report.
-        states: memory of the method, by stream, layer and shape.
-        seen: calls of the model at one sigma.
-        variants: the method by the rules that hold.
-        chosen: what the asked precision means, by device.
-        layers: of the model, known after its first call.
+        profile: How attention runs.
+        window: Sigmas at which attention is sparse: ``window[1] < sigma <= window[0]``.
+        stats: Counts of the run, for the report.
+        states: State of the method, by stream, layer and shape.
+        seen_calls: Number of model calls by sigma and stream.
+        variants: The method with the knobs of the rules that apply, by rules.
+        precisions: Precision that runs, by device.
+        num_layers: Number of self-attentions of the model, known after its first call.
     """
 
     profile: Profile
     window: tuple[float, float] = (math.inf, -math.inf)
-    tally: RunStats = field(default_factory=RunStats)
+    stats: RunStats = field(default_factory=RunStats)
     states: dict[Any, Any] = field(default_factory=dict)
-    seen: Counter[Any] = field(default_factory=Counter)
+    seen_calls: Counter[Any] = field(default_factory=Counter)
     variants: dict[tuple[int, ...], Method] = field(default_factory=dict)
-    chosen: dict[Any, ResolvedPrecision] = field(default_factory=dict)
-    layers: int = UNKNOWN
+    precisions: dict[Any, ResolvedPrecision] = field(default_factory=dict)
+    num_layers: int = UNKNOWN_LAYERS
 
     def __post_init__(self) -> None:
-        self.ops = Ops(self.tally.timer, self.tally.plans)
+        self.ops = Ops(self.stats.timer, self.stats.plans)
 
-    def reset(self) -> None:
-        """A run is over: drop its memory, keep the counts for the report."""
+    def begin_run(self) -> None:
+        """Start a run with new counts."""
+        self.free_state()
+        self.stats.reset()
+
+    def free_state(self) -> None:
+        """Free the state of a run. The counts stay for the report."""
         self.states.clear()
-        self.seen.clear()
+        self.seen_calls.clear()
         self.ops.forget()
-        self.layers = UNKNOWN
+        self.num_layers = UNKNOWN_LAYERS
 
-    def begin(self) -> None:
-        """A run begins: count anew."""
-        self.reset()
-        self.tally.reset()
+    def finish_call(self, call: ModelCall) -> None:
+        """Keep the number of layers that a model call had."""
+        if self.num_layers == UNKNOWN_LAYERS:
+            self.num_layers = call.layer + 1
 
-    def attention(self, call: ModelCall) -> Attention:
-        """The override for one model call."""
+    def build_attention(self, model_call: ModelCall) -> Attention:
+        """Return the attention override of one model call."""
 
-        def answer(asked: OverrideCall) -> Tensor:
-            reason = call.entered(asked)
-            if reason is None and asked.mask is not None:
+        def answer(call: OverrideCall) -> Tensor:
+            reason = model_call.count_layer(call)
+            if reason is None and call.mask is not None:
                 reason = "attention mask"
             if reason is None:
-                out = self.sparse(asked, call)
-                if isinstance(out, Tensor):
-                    return asked.joined(out)
-                reason = out
-            self.tally.fallback(reason)
-            return asked.onward(call.previous)
+                attended = self.sparse(call, model_call)
+                if isinstance(attended, Tensor):
+                    return call.join_output(attended)
+                reason = attended
+            self.stats.fallback(reason)
+            return call.pass_on(model_call.previous)
 
-        return override(answer)
+        return build_override(answer)
 
-    def sparse(self, asked: OverrideCall, call: ModelCall) -> Tensor | str:
-        """Sparse attention ``[B, S, H, D]``, or why the call stays dense."""
-        at, tensors = call.where, asked.tokens()
+    def sparse(self, call: OverrideCall, model_call: ModelCall) -> Tensor | str:
+        """Return sparse attention ``[B, S, H, D]``, or the reason why the call stays dense."""
+        step, tensors = model_call.step, call.split_inputs()
         query = tensors[0]
         tokens = query.shape[1]
-        first, last = (sigma * (1 + CLOSE) for sigma in self.window)
-        if not last < at.sigma <= first:
-            return "outside its part of the steps"
-        place = CallContext(at.step, at.num_steps, call.layer, self.layers, "model", at.branch)
-        rules = self.profile.schedule.rules_at(place)
+        first, last = (sigma * (1 + SIGMA_TOLERANCE) for sigma in self.window)
+        if not last < step.sigma <= first:
+            return "outside the chosen part of the steps"
+        context = CallContext(
+            step.step, step.num_steps, model_call.layer, self.num_layers, "model", step.branch
+        )
+        rules = self.profile.schedule.rules_at(context)
         if rules not in self.variants:
             self.variants[rules] = self.profile.at(rules)
         method = self.variants[rules]
-        if isinstance(method, Dense) or self.profile.schedule.is_dense(place, rules):
+        if isinstance(method, Dense) or self.profile.schedule.is_dense(context, rules):
             return "dense by schedule"
         if tokens < (self.profile.schedule.min_tokens or 0):
             return f"fewer than {self.profile.schedule.min_tokens} tokens"
-        layout = at.layout(asked.options, tokens)
+        layout = step.find_layout(call.transformer_options, tokens)
         if layout is None and method.needs_grid:
-            return f"{method.name} needs a grid of tokens: text is among them, and the model does not say where"
+            return f"{method.name} needs a token grid, and none has {tokens} tokens with or without the text"
         attention = AttentionCall(
             *tensors,
-            asked.scale,
-            call.layer,
-            self.layers,
-            at.step,
-            at.num_steps,
-            at.branch,
+            call.scale,
+            model_call.layer,
+            self.num_layers,
+            step.step,
+            step.num_steps,
+            step.branch,
             layout or TokenLayout(1, 1, tokens),
-            self._precision(query).precision,
+            self._resolve_precision(query).precision,
         )
-        owner = (at.stream, call.layer, tuple(query.shape))
+        owner = (step.stream, model_call.layer, tuple(query.shape))
         if owner not in self.states:
             self.states[owner] = method.new_state()
         attended = method.attend(attention, self.states[owner], self.ops)
         if attended is None:
             return f"{method.name} found nothing better than dense"
-        self.tally.sparse(f"layer {call.layer}", attended.density)
+        self.stats.sparse(f"layer {model_call.layer}", attended.density)
         return attended.out
 
-    def _precision(self, query: Tensor) -> ResolvedPrecision:
-        """What the asked precision means on a device, decided once."""
-        if query.device not in self.chosen:
-            self.chosen[query.device] = choose(self.profile.precision, query.device)
-        return self.chosen[query.device]
+    def _resolve_precision(self, query: Tensor) -> ResolvedPrecision:
+        """Return the precision that runs on the query's device. It is decided once."""
+        if query.device not in self.precisions:
+            self.precisions[query.device] = choose(self.profile.precision, query.device)
+        return self.precisions[query.device]
 
     def report(self) -> str:
-        """One line for the log."""
-        name, remarks = (
-            self.profile.method.name,
-            [c.remark for c in self.chosen.values() if c.remark],
-        )
-        reasons = ", ".join(f"{reason} x{n}" for reason, n in self.tally.fallbacks.items())
-        density, sparse = self.tally.density()["sparse_calls"], self.tally.calls["sparse"]
-        told = f"{sparse} sparse calls of density {density:.2f}" if sparse else "no call was sparse"
-        return "; ".join([f"dit_accel: {name}: {told}", f"dense: {reasons or 'none'}", *remarks])
-
-
-def with_override(
-    options: Mapping[str, Any], make: Callable[[Attention | None], Attention]
-) -> dict[str, Any]:
-    """``transformer_options`` for one model call, its attention led by what ``make`` makes of the one before."""
-    return {**options, KEY: make(options.get(KEY))}
-
-
-def called_at(
-    executor: Any, arguments: Sequence[Any], named: Mapping[str, Any], seen: Counter[Any]
-) -> ModelStep:
-    """`where`, from a call of a wrapper of ``apply_model``."""
-    context = arguments[3] if len(arguments) > 3 else named.get("c_crossattn")
-    model = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
-    options = called_with(arguments, named)
-    return where(arguments[0], arguments[1], options, seen, context, type(model).__name__)
-
-
-def called_with(arguments: Sequence[Any], named: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The ``transformer_options`` of ``apply_model``: its sixth argument, or by name."""
-    found: Any = named.get("transformer_options", arguments[5] if len(arguments) > 5 else None)
-    return found or {}
-
-
-def replaced(
-    arguments: Sequence[Any], named: Mapping[str, Any], options: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of ``apply_model`` with other ``transformer_options``."""
-    if len(arguments) > 5:
-        return (*arguments[:5], options, *arguments[6:]), dict(named)
-    return tuple(arguments), {**named, "transformer_options": options}
+        """Return one line about the run, for the log."""
+        remarks = [precision.remark for precision in self.precisions.values() if precision.remark]
+        reasons = ", ".join(f"{reason} x{n}" for reason, n in self.stats.fallbacks.items())
+        density, calls = self.stats.density()["sparse_calls"], self.stats.calls["sparse"]
+        sparse = f"{calls} sparse calls of density {density:.2f}" if calls else "no call was sparse"
+        parts = [f"dit_accel: {self.profile.method.name}: {sparse}", f"dense: {reasons or 'none'}"]
+        return "; ".join([*parts, *remarks])
