@@ -19,7 +19,7 @@ from dit_accel.generation.loading import fingerprint, load_pipeline
 from dit_accel.generation.placement import LoadOptions
 from dit_accel.generation.render import LoopTimer, call_arguments, versions
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import to_json
 from dit_accel.methods import Dense
@@ -107,7 +107,7 @@ def main(
 ) -> None:
     """Time every variant REPEATS times in turn on the bundled model."""
     height, width, frames = SIZES[size]
-    settings, card = check(
+    settings, card = validate(
         RenderSettings(
             "a red circle moving up on a navy background",
             height=height,

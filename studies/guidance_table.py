@@ -22,11 +22,11 @@ from dit_accel.generation.distributed import this_process
 from dit_accel.generation.loading import fingerprint, load_pipeline
 from dit_accel.generation.render import versions
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.guidance import HeadSet, ModelShape
 from dit_accel.io.atomic import atomic_write
-from dit_accel.io.jsonl import append_record, log_of, read_logs, to_json
-from dit_accel_assets.world import SIZES, parse_caption, place, render
+from dit_accel.io.jsonl import append_record, log_path, read_logs, to_json
+from dit_accel_assets.world import SIZES, parse_caption, place_objects, render
 from dit_accel_eval.heads.rewards import caption, caption_words, sharpness
 from dit_accel_eval.heads.sampling import Candidate, Pair, chunks, same_cost_steps, sample
 from dit_accel_eval.heads.search import all_heads, head_set
@@ -86,12 +86,12 @@ def run(
     log beside the first one's); returns the records of these rows.
     """
     process = this_process()
-    base, card = check(replace(base, prompt=pairs[0][0]).as_dense())
+    base, card = validate(replace(base, prompt=pairs[0][0]).as_dense())
     told = {k: v for k, v in asdict(base).items() if k not in ("prompt", "seed", "guidance_scale")}
     common = {**told, "weights": fingerprint(card.source), "versions": versions(), "batch": batch}
     common = json.loads(to_json({k: v for k, v in common.items() if k != "knobs"}))
     log.parent.mkdir(parents=True, exist_ok=True)
-    own = log_of(log, process.rank)
+    own = log_path(log, process.rank)
     pipe = load_pipeline(card, process.load_options(base.load_options))
     pipe.set_progress_bar_config(disable=True)
     there = recorded(log, common)
@@ -174,7 +174,7 @@ def sharpness_of_data(pairs: Sequence[Pair], height: int, width: int, frames: in
     for prompt, seed in pairs:
         scene = parse_caption(prompt)
         assert scene is not None
-        placed = place(scene, np.random.default_rng(seed))
+        placed = place_objects(scene, np.random.default_rng(seed))
         values.append(sharpness(render(placed, height, width, frames)))
     return float(np.mean(values))
 
@@ -200,7 +200,7 @@ def main(
     base = RenderSettings("", steps=steps, height=height, width=width, frames=frames, dtype=dtype)
     prompts = held_out_prompts(pairs, seed=7)
     clips = [(prompt, FIRST_SEED + number) for number, prompt in enumerate(prompts)]
-    _, card = check(replace(base, prompt=prompts[0]))
+    _, card = validate(replace(base, prompt=prompts[0]))
     model = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
     table = list(rows(HeadSet.load(heads).fit_to(model), layer, steps, card.family))
     records = run(table, base, clips, batch, out / "guidance.jsonl")

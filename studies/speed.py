@@ -21,8 +21,8 @@ from dit_accel.cli.options import prompts_option
 from dit_accel.generation.loading import fingerprint, load_pipeline
 from dit_accel.generation.placement import LoadOptions
 from dit_accel.generation.render import render, versions
-from dit_accel.generation.settings import RenderSettings, size_of
-from dit_accel.generation.validation import check
+from dit_accel.generation.settings import RenderSettings, resolve_size
+from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import append_record, read_records, to_json
 from dit_accel.io.prompts import read_prompts
@@ -100,7 +100,7 @@ def main(
 ) -> None:
     """Append to OUT/speed.jsonl what is missing there, then write OUT/speed.json."""
     prompts = read_prompts(prompt_source) if prompt_source else held_out_prompts(clips, seed=0)
-    pixels = size_of(size, None, None, None)
+    pixels = resolve_size(size, None, None, None)
     base = RenderSettings(
         prompts[0],
         height=pixels.height,
@@ -110,8 +110,8 @@ def main(
         dtype=dtype,
     )
     wanted = {text: Setting.parse(text) for text in methods.split(",")}
-    checked = {label: check(setting.of(base))[0] for label, setting in wanted.items()}
-    first, card = check(base)
+    checked = {label: validate(setting.of(base))[0] for label, setting in wanted.items()}
+    first, card = validate(base)
     key = {
         "guidance_scale": first.guidance_scale,
         "size": size,

@@ -176,8 +176,6 @@ def build_wrapper(
         seen_calls: Number of calls by sigma and stream.
         finish: Function that is called after each call.
     """
-    # PyTorch declares no types for this function.
-    disable_compile: Callable[[Attention], Attention] = torch.compiler.disable
 
     def apply_model(
         executor: Any,
@@ -193,8 +191,7 @@ def build_wrapper(
         model = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
         step = read_step(x, t, options, seen_calls, c_crossattn, type(model).__name__)
         call = ModelCall(step, options.get(OVERRIDE_KEY))
-        attention = disable_compile(build_attention(call))
-        options = {**options, OVERRIDE_KEY: attention}
+        options = {**options, OVERRIDE_KEY: torch.compiler.disable(build_attention(call))}
         output = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         finish(call)
         return output

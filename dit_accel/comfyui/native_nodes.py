@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from dit_accel.comfyui.model_call import build_wrapper
-from dit_accel.comfyui.native_attention import SIGMA_TOLERANCE, SparseOverride
 from dit_accel.comfyui.native_guidance import PerturbedOverride, add_guidance, resolve_layers
 from dit_accel.comfyui.node import (
     Node,
@@ -22,10 +21,11 @@ from dit_accel.comfyui.node import (
     text_input,
 )
 from dit_accel.comfyui.pipeline_nodes import CATEGORY, HEADS, make_attention
+from dit_accel.comfyui.sparse_override import SIGMA_TOLERANCE, SparseOverride
 from dit_accel.core.precision import PRECISIONS
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import HeadSet, PerturbedGuidance
-from dit_accel.io.parsing import parsed
+from dit_accel.io.parsing import parse_dataclass
 from dit_accel.methods import METHODS
 from dit_accel.runtime.profile import Profile
 
@@ -94,7 +94,7 @@ def patch_guidance(
     check_window(start, end)
     defaults = dict(head_set.settings) if head_set else {}
     values = {"scale": scale, "softness": softness, "rescale": rescale, "interval": (0.0, 1.0)}
-    settings = parsed(PerturbedGuidance, {**defaults, **values}, "guidance")
+    settings = parse_dataclass(PerturbedGuidance, {**defaults, **values}, "guidance")
     heads = resolve_layers(head_set or layers)
     shape = head_set.model if head_set else None
 

@@ -50,12 +50,11 @@ def build_extension(nodes: list[Node]) -> ComfyExtension:
     """Return the extension object that ComfyUI asks a node pack for."""
     classes = [build_class(node) for node in nodes]
 
-    async def get_node_list(self: Any) -> list[type[io.ComfyNode]]:
-        return classes
+    class DitAccel(ComfyExtension):
+        async def get_node_list(self) -> list[type[io.ComfyNode]]:
+            return classes
 
-    # A class statement would need ComfyUI's types, which mypy does not see.
-    extension: Any = type("DitAccel", (ComfyExtension,), {"get_node_list": get_node_list})
-    return extension()
+    return DitAccel()
 
 
 def _build_input(declared: Input) -> Any:

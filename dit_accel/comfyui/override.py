@@ -83,9 +83,7 @@ class OverrideCall:
         return bool(self.keywords.get("skip_reshape"))
 
     def _to_bshd(self, tensor: Tensor, is_split: bool) -> Tensor:
-        if is_split:
-            return tensor.transpose(1, 2)
-        return tensor.view(*tensor.shape[:-1], self.heads, -1)
+        return tensor.transpose(1, 2) if is_split else tensor.unflatten(-1, (self.heads, -1))
 
 
 def build_override(answer: Callable[[OverrideCall], Tensor]) -> Attention:

@@ -24,11 +24,11 @@ from dit_accel.extensions import load_extension
 from dit_accel.generation.loading import load_pipeline, read_card
 from dit_accel.generation.placement import DTYPES, OFFLOADS, LoadOptions
 from dit_accel.generation.render import Clip, render_with
-from dit_accel.generation.settings import RenderSettings, build_profile, knobs_of
-from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, resolve_heads
+from dit_accel.generation.settings import RenderSettings, build_profile, parse_assignments
+from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, make_head_set
 from dit_accel.hooks import config_of
 from dit_accel.hooks.active_pipeline import transformers_of
-from dit_accel.io.parsing import parsed
+from dit_accel.io.parsing import parse_dataclass
 from dit_accel.methods import METHODS
 from dit_accel.runtime.profile import Profile
 from dit_accel_pipelines import SizeRule, find_family
@@ -77,7 +77,7 @@ def make_attention(
     settings = RenderSettings(
         "",
         method=method,
-        knobs={"schedule.dense_steps": dense_steps, **knobs_of(lines)},
+        knobs={"schedule.dense_steps": dense_steps, **parse_assignments(lines)},
         precision=precision,
         dense_precision=dense_precision,
         guard=guard,
@@ -91,19 +91,19 @@ class Guidance:
 
     Attributes:
         settings: Settings of guidance.
-        heads: A head set, or a text that `resolve_heads` takes.
+        heads: A head set, or a text that `make_head_set` takes.
     """
 
     settings: PerturbedGuidance
     heads: str | HeadSet
 
-    def resolve_heads(self, model: ModelShape) -> HeadSet:
+    def bind(self, model: ModelShape) -> HeadSet:
         """Return the head set of a model, with the settings.
 
         Raises:
             InvalidSettings: If the heads do not fit the model.
         """
-        return resolve_heads(self.heads, None, model).with_settings(self.settings)
+        return make_head_set(self.heads, None, model).with_settings(self.settings)
 
 
 def make_guidance(
@@ -118,7 +118,7 @@ def make_guidance(
     """Return perturbed guidance. A head set replaces ``heads`` and adds the settings that have no input here."""
     values = {"scale": scale, "softness": softness, "interval": (start, end), "rescale": rescale}
     defaults = dict(head_set.settings) if head_set else {}
-    settings = parsed(PerturbedGuidance, {**defaults, **values}, "guidance")
+    settings = parse_dataclass(PerturbedGuidance, {**defaults, **values}, "guidance")
     return (Guidance(settings, head_set or heads.strip() or "all"),)
 
 
@@ -202,9 +202,9 @@ def make_settings(
     Raises:
         InvalidSettings: If the pipeline does not support the size. The message names the nearest sizes.
     """
-    complaint = find_size_rule(pipeline.pipe).complaint(height, width, frames)
-    if complaint:
-        raise InvalidSettings(complaint)
+    error = find_size_rule(pipeline.pipe).find_error(height, width, frames)
+    if error:
+        raise InvalidSettings(error)
     return RenderSettings(
         prompt=prompt,
         negative_prompt=negative_prompt or None,
@@ -227,7 +227,7 @@ def render_clip(
     if guidance is not None:
         transformer = next(iter(transformers_of(pipe).values()))
         shape = ModelShape.from_transformer(transformer, find_family(transformer))
-        settings = dataclasses.replace(settings, heads=guidance.resolve_heads(shape).to_dict())
+        settings = dataclasses.replace(settings, heads=guidance.bind(shape).to_dict())
     assert settings.steps is not None
     with report_progress(pipe, settings.steps):
         return render_with(pipe, settings, profile)

@@ -23,7 +23,7 @@ SETTINGS_NODES: dict[str, Callable[..., tuple[Any]]] = {
 }
 
 
-def read_settings(nodes: Nodes) -> dict[str, Any]:
+def read_workflow_settings(nodes: Nodes) -> dict[str, Any]:
     """Return the settings of a workflow's only render, in the form that `RenderSettings.from_dict` takes.
 
     Raises:
@@ -48,7 +48,7 @@ def read_settings(nodes: Nodes) -> dict[str, Any]:
     if guidance is not None:
         card = read_card(loaded["model"])
         shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-        settings["heads"] = guidance.resolve_heads(shape).to_dict()
+        settings["heads"] = guidance.bind(shape).to_dict()
     return dataclasses.asdict(RenderSettings.from_dict(settings))
 
 

@@ -7,8 +7,8 @@ from dit_accel.guidance.config import PerturbedGuidance, check_family
 from dit_accel.guidance.heads import (
     HeadSet,
     ModelShape,
+    make_head_set,
     parse_heads,
-    resolve_heads,
     select_all_heads,
 )
 
@@ -17,7 +17,7 @@ __all__ = [
     "ModelShape",
     "PerturbedGuidance",
     "check_family",
+    "make_head_set",
     "parse_heads",
-    "resolve_heads",
     "select_all_heads",
 ]

@@ -16,7 +16,7 @@ from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.guidance.noise import noise_levels
 from dit_accel.guidance.pipeline_checks import describe_deviations
 from dit_accel.hooks import BlockReuse
-from dit_accel.hooks.active_pipeline import guidance_told_by
+from dit_accel.hooks.active_pipeline import reported_guidance
 from dit_accel.hooks.step_tracker import StepInfo
 from dit_accel_pipelines import Family
 
@@ -61,7 +61,7 @@ class GuidedRun:
         """Return True if a batch ``[B, ...]`` is [uncond, cond]. This is found out once for each batch size."""
         batch = hidden_states.shape[0]
         if batch not in self._doubled_batches:
-            doubled = guidance_told_by(pipe)
+            doubled = reported_guidance(pipe)
             if doubled is None:
                 # In a loop of the user's own, both halves of a doubled batch hold the same latents.
                 doubled = batch % 2 == 0 and torch.equal(*hidden_states.chunk(2))

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.core.schedule import CallContext, Rule
+from dit_accel.core.attention_call import CallContext
+from dit_accel.core.schedule import Rule
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.io.atomic import atomic_write
-from dit_accel.io.parsing import parsed
+from dit_accel.io.parsing import parse_dataclass
 from dit_accel_assets import head_sets
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class HeadSet:
             raise InvalidSettings(
                 f"unknown setting {min(unknown)!r}: choose from {', '.join(SETTINGS)}"
             )
-        guidance = parsed(PerturbedGuidance, dict(self.settings), "head set")
+        guidance = parse_dataclass(PerturbedGuidance, dict(self.settings), "head set")
         settings = {name: getattr(guidance, name) for name in self.settings}
         object.__setattr__(self, "heads", heads)
         object.__setattr__(self, "settings", settings)
@@ -180,7 +181,7 @@ class HeadSet:
         unknown = set(values) - {"format", "model", "heads", "settings", "provenance"}
         if unknown:
             raise InvalidSettings(f"unknown key {min(unknown)!r} in a head set")
-        model = parsed(ModelShape, _get_mapping(values, "model"), "head set model")
+        model = parse_dataclass(ModelShape, _get_mapping(values, "model"), "head set model")
         settings, provenance = (_get_mapping(values, key) for key in ("settings", "provenance"))
         return cls(model, _read_heads(values.get("heads"), model), settings, dict(provenance))
 
@@ -245,22 +246,17 @@ def select_all_heads(layers: str | None, model: ModelShape) -> HeadSet:
         rule = Rule(layers=layers)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
-    contexts = (
-        CallContext(
-            step=0, num_steps=None, layer=layer, num_layers=len(order), expert="", branch=""
-        )
-        for layer in range(len(order))
-    )
-    selected = {order[c.layer]: all_heads for c in contexts if rule.fits(c)}
+    contexts = (CallContext(layer=i, num_layers=len(order)) for i in range(len(order)))
+    selected = {order[c.layer]: all_heads for c in contexts if rule.matches(c)}
     if not selected:
         raise InvalidSettings(f"layers {layers!r} selects none of the {len(order)} layers")
     return HeadSet(model, selected)
 
 
-def resolve_heads(
+def make_head_set(
     heads: str | Path | HeadSet | Mapping[str, Any], layers: str | None, model: ModelShape
 ) -> HeadSet:
-    """Return the head set that a caller described.
+    """Make a head set from a caller's description.
 
     Args:
         heads: ``"all"`` for all heads of ``layers``, the name of a bundled head set, a JSON file or its content, or

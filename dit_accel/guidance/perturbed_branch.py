@@ -186,7 +186,7 @@ class PerturbedBranch:
             return replace_sample(output, clean + run.difference)
         cond = clean[forward.rows]
         with run.timer("perturbed", clean.device):
-            selected = forward.select_arguments(arguments, self.family.batched)
+            selected = forward.select_arguments(arguments, self.family.batch_arguments)
             perturbed = get_sample(forward.run_perturbed(rerun, selected))
         # A cache can skip all attention calls of a forward.
         if not forward.perturbed_calls and not any(foreign_states(transformer)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from dit_accel.hooks.active_pipeline import local_of, running_guider
+from dit_accel.hooks.active_pipeline import local_variable, running_guider
 from dit_accel_pipelines import Family, Postprocess
 
 
@@ -29,17 +29,17 @@ def describe_deviations(pipe: Any, family: Family) -> Iterator[str]:
         yield "guidance_rescale of the pipeline also rescales what perturbed guidance adds"
     for process in family.postprocess:
         if _is_switched_on(pipe, process):
-            yield f"the pipeline {process.words}, which also changes what perturbed guidance adds"
+            yield f"the pipeline {process.description}, which also changes what perturbed guidance adds"
 
 
 def _find_guider(pipe: Any) -> Any:
-    return local_of(pipe, "guider") or getattr(pipe, "guider", None)
+    return local_variable(pipe, "guider") or getattr(pipe, "guider", None)
 
 
 def _is_switched_on(pipe: Any, process: Postprocess) -> bool:
     if not process.switch:
         return True
-    switch = local_of(pipe, process.switch)
+    switch = local_variable(pipe, process.switch)
     if switch is None:
         switch = pipe.config.get(process.switch, process.default)
     return bool(switch)

@@ -9,7 +9,7 @@ import numpy as np
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from dit_accel.generation.render import Clip
-from dit_accel.io.tables import table
+from dit_accel.io.tables import format_table
 from dit_accel_assets import oracle
 from dit_accel_assets.world import parse_caption
 from dit_accel_eval.metrics.caption import caption_correct
@@ -86,7 +86,7 @@ def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> s
     }
     backend = _AttentionBackendRegistry.get_active_backend()[0].value
     gained = f"speed-up of the denoising loop: {speedup(dense, other):.2f}"
-    lines = [table(rows), f"{gained}, over diffusers' dense attention ({backend})"]
+    lines = [format_table(rows), f"{gained}, over diffusers' dense attention ({backend})"]
     lines += [
         f"{name} spent {where_time_went(clip)}"
         for name, clip in (("dense", dense), (method, other))

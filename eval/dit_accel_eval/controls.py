@@ -41,8 +41,8 @@ class Control(Method):
         return self.base.new_state()
 
     def generator(self, call: AttentionCall) -> torch.Generator:
-        place = (self.seed * 1000 + call.step) * 1000 + call.layer
-        return torch.Generator().manual_seed(2 * place + (call.branch == "uncond"))
+        place = (self.seed * 1000 + call.context.step) * 1000 + call.context.layer
+        return torch.Generator().manual_seed(2 * place + (call.context.branch == "uncond"))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class RoundedSums(SVG2):
         sizes = clusters.key_offsets.diff(dim=-1)
         tables = (clusters.query_centroids, clusters.key_centroids, sizes)
         mass = centroid_mass(*tables, call.scale).bfloat16()
-        return Plan(clusters.map_of(select_top_p(mass, self.top_p, self.min_key_share)))
+        return Plan(clusters.block_map(select_top_p(mass, self.top_p, self.min_key_share)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ class CachedDifference(ReTtention):
         attended = super().full_step(call, state, ops)
         assert attended is not None
         assert state.block_map is not None
-        out, _ = ops.part(state.block_map, call)
+        out, _ = ops.partial(state.block_map, call)
         state.rest = attended.out.transpose(1, 2) - out
         return attended
 

@@ -15,10 +15,10 @@ from dit_accel import Dense, Profile
 from dit_accel.generation.distributed import this_process
 from dit_accel.generation.loading import fingerprint, load_pipeline
 from dit_accel.generation.render import render_with, versions
-from dit_accel.generation.settings import RenderSettings, size_of
-from dit_accel.generation.validation import check
-from dit_accel.io.jsonl import append_record, log_of, read_logs, to_json
-from dit_accel_assets.world import caption, scenes
+from dit_accel.generation.settings import RenderSettings, resolve_size
+from dit_accel.generation.validation import validate
+from dit_accel.io.jsonl import append_record, log_path, read_logs, to_json
+from dit_accel_assets.world import caption, sample_scenes
 from dit_accel_eval.comparison import quality_metrics
 from dit_accel_eval.statistics import estimate
 
@@ -37,14 +37,14 @@ class Entry:
 def held_out_prompts(count: int, seed: int) -> list[str]:
     """Captions kept from training, one object and two in turn."""
     objects = [1 + index % 2 for index in range(count)]
-    return [caption(s) for s in scenes(np.random.default_rng(seed), objects, kept=True)]
+    return [caption(s) for s in sample_scenes(np.random.default_rng(seed), objects, held_out=True)]
 
 
 def clips_of(
     size: str, count: int, steps: int, guidance_scale: float | None = None
 ) -> list[RenderSettings]:
     """Dense requests for held-out captions, clip i with seed i."""
-    pixels = size_of(size, None, None, None)
+    pixels = resolve_size(size, None, None, None)
     return [
         RenderSettings(
             prompt,
@@ -73,7 +73,7 @@ def run_paired(
     """
     process = this_process()
     clips = clips_of(size, max(entry.clips for entry in entries), steps, guidance_scale)
-    first, card = check(clips[0])
+    first, card = validate(clips[0])
     common = {
         "size": size,
         "steps": steps,
@@ -82,13 +82,13 @@ def run_paired(
         "versions": versions(),
     }
     log.parent.mkdir(parents=True, exist_ok=True)
-    own = log_of(log, process.rank)
+    own = log_path(log, process.rank)
     pipe = load_pipeline(card)
     pipe.set_progress_bar_config(disable=True)
     there = recorded(log, common)
     for case in tqdm(process.share(clips), desc="clips"):
         wanted = [e for e in entries if case.seed < e.clips and key_of(e, case.seed) not in there]
-        for record in one_clip(pipe, check(case)[0], wanted):
+        for record in one_clip(pipe, validate(case)[0], wanted):
             append_record(own, {"common": common, **record})
     process.wait()
     there = recorded(log, common)

@@ -11,7 +11,7 @@ from dit_accel.generation.placement import LoadOptions
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import to_json
-from dit_accel.io.tables import table
+from dit_accel.io.tables import format_table
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.page import INK, HeatMap, Page, Panel, Player, TableRow
 from dit_accel_eval.pareto import pareto
@@ -61,7 +61,9 @@ def evaluate(evaluation: Evaluation, out: Path) -> str:
         temporary.write_text(page(results, rows, out).html())
     columns = titles(present(rows), results.records)
     lines = {str(r["setting"]): {t: shown(r[c], c) for c, t in columns.items()} for r in rows}
-    return "\n".join([table(lines), *(f"{n} not measured: {why}" for n, why in reasons.items())])
+    return "\n".join(
+        [format_table(lines), *(f"{n} not measured: {why}" for n, why in reasons.items())]
+    )
 
 
 def facts(results: Results) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from dit_accel.generation.loading import ModelCard, ingredients, load_pipeline
 from dit_accel.generation.placement import LoadOptions
 from dit_accel.generation.render import render
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import atomic_write, check_writable
-from dit_accel.io.jsonl import append_record, log_of, read_logs, to_json
+from dit_accel.io.jsonl import append_record, log_path, read_logs, to_json
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.comparison import quality_metrics
 from dit_accel_eval.dense import NATIVE, DenseBackend, fastest_dense, finite
@@ -90,10 +90,10 @@ class Runner:
         """The dense clip of a case: the pipeline's own frames, from the disk if they are there; the seconds are
         always of this process, so that a speed-up is a ratio within one.
         """
-        settings, _ = check(case)
+        settings, _ = validate(case)
         name = digest({**asdict(settings), **self.told})
         path = self.out / "dense" / f"{name}.safetensors"
-        self._warm_up("dense", lambda c: self.fastest.render(self.pipe, check(c)[0]), case)
+        self._warm_up("dense", lambda c: self.fastest.render(self.pipe, validate(c)[0]), case)
         clip = self.fastest.render(self.pipe, settings)
         frames = load_frames(path)
         if frames is None:
@@ -169,9 +169,9 @@ def run_eval(evaluation: Evaluation, out: Path) -> Results | None:
         InvalidSettings: for a setting, size or backbone that does not work, before anything is rendered.
     """
     process = this_process()
-    results = log_of(out / "results.jsonl", process.rank)
+    results = log_path(out / "results.jsonl", process.rank)
     cases = evaluation.cases()
-    checks = [check(case) for case in cases]
+    checks = [validate(case) for case in cases]
     for setting in evaluation.settings:
         setting.identity(cases[0])
     checked, card = checks[0]

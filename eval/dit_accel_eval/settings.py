@@ -11,7 +11,7 @@ from dit_accel import Method, Profile, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.render import Clip, render, render_with
 from dit_accel.generation.settings import RenderSettings, attention_settings, build_profile
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.controls import OtherBackend, RoundedAttention
 
@@ -54,7 +54,7 @@ class Setting:
 
     def identity(self, case: RenderSettings) -> dict[str, Any]:
         """All that decides what `run` makes, but for weights and versions; files by what they hold."""
-        settings = check(self.of(case))[0]
+        settings = validate(self.of(case))[0]
         told = asdict(settings)
         for name in ("method", "knobs", "precision", "dense_precision", "guard"):
             del told[name]  # as values, whatever they were written like
@@ -62,7 +62,7 @@ class Setting:
 
     def run(self, pipe: Any, case: RenderSettings) -> Clip:
         """Render a case in this way."""
-        return render(pipe, check(self.of(case))[0])
+        return render(pipe, validate(self.of(case))[0])
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Floor(Setting):
     method: Method = field(kw_only=True)
 
     def identity(self, case: RenderSettings) -> dict[str, Any]:
-        return {**asdict(check(case.as_dense())[0]), "floor": self.label}
+        return {**asdict(validate(case.as_dense())[0]), "floor": self.label}
 
     def run(self, pipe: Any, case: RenderSettings) -> Clip:
-        settings, _ = check(case.as_dense())
+        settings, _ = validate(case.as_dense())
         everywhere = Schedule(dense_steps=0.0, min_tokens=0)
         return render_with(pipe, settings, Profile(self.method, everywhere))
 

@@ -47,7 +47,7 @@ class ClusterWatch(Method):
         return None
 
     def attend(self, call: AttentionCall, state: WatchState, ops: Ops) -> None:
-        if call.layer not in {0, call.num_layers // 2, call.num_layers - 1}:
+        if call.context.layer not in {0, call.context.num_layers // 2, call.context.num_layers - 1}:
             return
         block_map = self.base.new_plan(call.visual(), state, ops).block_map
         queries = labels_of(block_map.query_order, block_map.query_offsets)
@@ -55,9 +55,9 @@ class ClusterWatch(Method):
         before, state.labels = state.labels, (queries, keys)
         self.rows.append(
             {
-                "layer": call.layer,
-                "step": call.step,
-                "branch": call.branch,
+                "layer": call.context.layer,
+                "step": call.context.step,
+                "branch": call.context.branch,
                 "queries": agreement(queries, before[0]) if before else None,
                 "keys": agreement(keys, before[1]) if before else None,
                 "queries_and_keys": agreement(queries, keys),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dit_accel import SVG2, AttentionCall
+from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.core.timer import Timer
 from dit_accel_eval.controls import (
@@ -26,7 +27,14 @@ def clustered_call(tokens: int = 240, seed: int = 0) -> AttentionCall:
     member = torch.randint(0, 12, (tokens,), generator=generator)
     noise = [0.4 * torch.randn(1, tokens, 2, 16, generator=generator) for _ in range(3)]
     query, key, value = (centres[member][None, :, None] + n for n in noise)
-    return AttentionCall(query, key, value, 0.25, 0, 1, 0, 1, "cond", TokenLayout(1, 1, tokens))
+    return AttentionCall(
+        query=query,
+        key=key,
+        value=value,
+        scale=0.25,
+        context=CallContext(num_steps=1),
+        layout=TokenLayout(1, 1, tokens),
+    )
 
 
 def attend(method, call: AttentionCall):

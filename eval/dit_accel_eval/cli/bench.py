@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dit_accel.cli.options import model_options
-from dit_accel.io.parsing import whole_numbers
+from dit_accel.io.parsing import parse_integers
+
+if TYPE_CHECKING:
+    from dit_accel.generation.settings import RenderSettings
 
 
 @click.group("bench")
@@ -95,12 +99,12 @@ def rates(dtype: str | None, device: str, out: Path | None) -> None:
     """Measure what the cost model needs: attention calls of many sizes (minutes)."""
     from dit_accel.generation.placement import check_device, use_device
     from dit_accel.io.atomic import check_writable
-    from dit_accel.runtime.cost_model import own_rates
+    from dit_accel.runtime.cost_model import measured_rates_path
 
     check_device(device)
     use_device(device)
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    path = out or own_rates(device.split(":")[0], dtype)
+    path = out or measured_rates_path(device.split(":")[0], dtype)
     check_writable(path)
     from dit_accel_eval.bench.rates import bench_rates
 
@@ -140,13 +144,11 @@ def capture(
     keep: str,
     seed: int,
     out: Path,
-    request: dict[str, Any],
+    base: RenderSettings,
 ) -> None:
     """Render PROMPT dense and write queries, keys and values of chosen layers and steps."""
-    from dit_accel.generation.settings import RenderSettings
-
-    settings = RenderSettings(prompt, seed=seed, **request)
-    wanted = (whole_numbers("--layers", layers), whole_numbers("--steps-kept", steps_kept))
+    settings = replace(base, prompt=prompt, seed=seed)
+    wanted = (parse_integers("--layers", layers), parse_integers("--steps-kept", steps_kept))
     from dit_accel_eval.bench.capture import capture as capture_calls
 
     calls = capture_calls(settings, *wanted, None if branch == "all" else branch, keep, out)

@@ -19,7 +19,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.distributed import this_process
 from dit_accel.generation.loading import ModelCard, ingredients, load_pipeline
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.bench.run import machine
@@ -179,7 +179,7 @@ def searched(tuning: Tuning, bench: Bench, allowed: Space, journal: Path, name: 
     if process.rank == 0:
         search.begin()
         if "dense" not in study.user_attrs:
-            fastest = fastest_dense(bench.pipe, check(cases[0])[0])
+            fastest = fastest_dense(bench.pipe, validate(cases[0])[0])
             study.set_user_attr("dense", asdict(fastest))
         process.wait()
     bench.fastest = DenseBackend(**study.user_attrs["dense"])
@@ -222,7 +222,7 @@ def prepared(tuning: Tuning, out: Path) -> tuple[ModelCard, Path]:
     tuning.check()
     if out.suffix not in SUFFIXES:
         raise InvalidSettings(f"profile {out} must end in {', '.join(SUFFIXES)}")
-    _, card = check(tuning.cases()[0][0])
+    _, card = validate(tuning.cases()[0][0])
     journal = out.with_suffix(".trials.jsonl")
     for path in (out, journal):
         check_writable(path)

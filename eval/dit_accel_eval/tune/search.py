@@ -26,7 +26,7 @@ from dit_accel import Profile
 from dit_accel.errors import first_line
 from dit_accel.generation.render import Clip, render_with
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.methods import Dense
 from dit_accel.runtime.cost_model import SlowdownWarning
 from dit_accel_eval.dense import NATIVE, DenseBackend, finite
@@ -126,7 +126,7 @@ class Bench:
         frames = load_frames(path)
         seconds, when = self._dense.get(key, (0.0, -math.inf))
         if frames is None or time.monotonic() - when > RETIMED:
-            timed = self.fastest.render(self.pipe, check(case)[0])
+            timed = self.fastest.render(self.pipe, validate(case)[0])
             seconds = timed.seconds["denoise"]
             if frames is None:
                 own = self.fastest.name == NATIVE
@@ -137,7 +137,7 @@ class Bench:
         return frames, seconds
 
     def _render(self, profile: Profile, case: RenderSettings) -> Clip:
-        settings, _ = check(case)
+        settings, _ = validate(case)
         kind = (profile.method.name, profile.precision, profile.dense_precision)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SlowdownWarning)  # that is what is being found out

@@ -13,7 +13,7 @@ import torch
 
 from dit_accel.comfyui import native_nodes
 from dit_accel.comfyui.model_call import OVERRIDE_KEY
-from dit_accel.comfyui.native_attention import SparseOverride
+from dit_accel.comfyui.sparse_override import SparseOverride
 from dit_accel.errors import InvalidSettings
 from dit_accel.methods import METHODS
 
@@ -150,7 +150,7 @@ def test_full_selection_equals_the_unpatched_model(model) -> None:
     assert torch.isfinite(plain).all()
     full = patch_attention(model.patcher)
     assert torch.allclose(sample(model, full), plain, atol=1e-5)
-    assert only_override(full).stats.calls["sparse"] > 0
+    assert only_override(full).run.stats.calls["sparse"] > 0
     half = sample(model, patch_attention(model.patcher, "svg-ear", "density=0.3"))
     assert not torch.allclose(half, plain, atol=1e-4)
     assert torch.equal(sample(model, model.patcher), plain), "the patch changed the original model"
@@ -171,7 +171,10 @@ def test_text_tokens_are_where_the_layout_says(model, monkeypatch) -> None:
 
     monkeypatch.setattr(METHODS["neighborhood"], "attend", attend)
     sample(model, patched)
-    assert set(override.stats.fallbacks) <= {"cross attention", "fewer tokens than the image has"}
+    assert set(override.run.stats.fallbacks) <= {
+        "cross attention",
+        "fewer tokens than the image has",
+    }
     for layout, key in layouts:
         assert layout.visual_tokens + layout.text_tokens == key.shape[1]
         if layout.text_tokens:
@@ -191,13 +194,13 @@ def test_conditions_in_separate_calls_share_no_state(model) -> None:
     free_state = override.free_state
 
     def watch_state() -> None:
-        streams.append({owner[0] for owner in override.states})
+        streams.append({owner[0] for owner in override.run.states})
         free_state()
 
     override.free_state = watch_state
     latent = sample(model, patched)
     assert max(map(len, streams)) == 2
-    assert not override.states
+    assert not override.run.states
     assert torch.allclose(latent, sample(model, model.patcher), atol=1e-5)
 
 
@@ -222,7 +225,7 @@ def test_works_with_another_override_in_both_orders(model, first: str) -> None:
     patched = theirs(clean) if first == "ours" else ours(theirs(model.patcher))
     latents = [sample(model, patched) for _ in range(2)]
     assert torch.equal(*latents)
-    counts = only_override(patched).stats.calls
+    counts = only_override(patched).run.stats.calls
     # The other override gets exactly the calls that stay dense.
     assert len(calls) == 2 * counts["fallback"] > 0
     assert counts["sparse"] > 0
@@ -238,10 +241,10 @@ def test_second_of_two_nodes_passes_dense_calls_to_the_first(model) -> None:
     sample(model, second)
     wrappers = second.wrappers["apply_model"]["dit_accel"]
     inner, outer = map(find_override, reversed(wrappers))
-    assert inner.stats.calls["sparse"] > 0
+    assert inner.run.stats.calls["sparse"] > 0
     # Only layer 0 reaches the first node's override.
-    assert outer.stats.calls["sparse"] > 0
-    assert set(outer.stats.layer_densities()) == {"layer 0"}
+    assert outer.run.stats.calls["sparse"] > 0
+    assert set(outer.run.stats.layer_densities()) == {"layer 0"}
 
 
 def test_guidance_with_and_without_cfg(model) -> None:
@@ -284,6 +287,6 @@ def test_error_in_a_run_frees_the_state(model) -> None:
     sparse, override.sparse = override.sparse, broken
     with pytest.raises(RuntimeError, match="planted"):
         sample(model, patched)
-    assert not override.states
+    assert not override.run.states
     override.sparse = sparse
     assert torch.allclose(sample(model, patched), sample(model, model.patcher), atol=1e-5)

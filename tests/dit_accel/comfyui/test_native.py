@@ -16,8 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from dit_accel import SVG2, Dense, Neighborhood, Profile, Rule, Schedule, SVGEar
 from dit_accel.comfyui import native_nodes
 from dit_accel.comfyui.model_call import OVERRIDE_KEY, ModelCall, read_step
-from dit_accel.comfyui.native_attention import SparseOverride
 from dit_accel.comfyui.native_guidance import PerturbedOverride, add_guidance, resolve_layers
+from dit_accel.comfyui.sparse_override import SparseOverride
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
 
@@ -84,7 +84,7 @@ def test_full_selection_equals_dense_attention(kind: str) -> None:
     full, half = SparseOverride(FULL), SparseOverride(HALF)
     attended = full.build_attention(make_call())(dense_attention, q, k, v, heads=2, **keywords)
     assert torch.allclose(attended, dense_attention(q, k, v, 2, **shapes), atol=1e-5)
-    assert full.stats.calls["sparse"] == 1
+    assert full.run.stats.calls["sparse"] == 1
     other = half.build_attention(make_call())(dense_attention, q, k, v, heads=2, **keywords)
     assert other.shape == attended.shape
     assert not torch.allclose(other, attended, atol=1e-3)
@@ -97,7 +97,7 @@ def test_full_selection_equals_dense_attention(kind: str) -> None:
         ({"keys": 7}, "cross attention"),
         ({"tokens": 40}, "fewer tokens than the image has"),
         ({"step": 3}, "outside the chosen part of the steps"),
-        ({"tokens": 79, "method": Neighborhood()}, "neighborhood needs a token grid"),
+        ({"tokens": 79, "method": Neighborhood()}, "neighborhood needs tokens that lie in a grid"),
         ({"min_tokens": 100}, "fewer than 100 tokens"),
         ({"method": Dense()}, "dense by schedule"),
     ],
@@ -122,7 +122,7 @@ def test_dense_calls_are_passed_on_with_all_arguments(change: dict, reason: str)
     attention = override.build_attention(call)
     attended = attention(dense_attention, q, k, v, 2, transformer_options=options, **keywords)
     assert torch.equal(attended, dense_attention(q, k, v, 2))
-    (fallback,) = override.stats.fallbacks
+    (fallback,) = override.run.stats.fallbacks
     assert reason in fallback
     assert received["_inside_attn_wrapper"]
     assert received["transformer_options"] is options
@@ -136,7 +136,7 @@ def test_window_tolerates_float32_rounding() -> None:
     override = SparseOverride(FULL, (sigma, -math.inf))
     attention = override.build_attention(make_call(1))
     attention(dense_attention, *make_tensors(), 2, transformer_options=make_options())
-    assert override.stats.calls["sparse"] == 1
+    assert override.run.stats.calls["sparse"] == 1
 
 
 def run_model(override: SparseOverride, step: int, options: dict, layers: int = 3) -> None:
@@ -157,14 +157,14 @@ def test_streams_share_no_state_and_a_new_run_starts_empty() -> None:
                 run_model(override, step, make_options((condition,), context_window=window))
         # Another node's pass at the same sigma.
         run_model(override, step, make_options((ids[0],)), layers=2)
-    assert len(override.states) == 2 * 3 * 3 + 2
-    assert override.stats.plans["reused"] == override.stats.plans["made"] == 20
+    assert len(override.run.states) == 2 * 3 * 3 + 2
+    assert override.run.stats.plans["reused"] == override.run.stats.plans["made"] == 20
     # The sampler heunpp2 goes back to an earlier sigma. No state is lost.
     run_model(override, 0, make_options((ids[0],)), layers=1)
-    assert len(override.states) == 20
+    assert len(override.run.states) == 20
     override.begin_run()
-    assert not override.states
-    assert not override.stats.calls
+    assert not override.run.states
+    assert not override.run.stats.calls
 
 
 def test_steps_layers_and_branches_follow_the_profile() -> None:
@@ -176,8 +176,8 @@ def test_steps_layers_and_branches_follow_the_profile() -> None:
         run_model(override, step, make_options())
         run_model(override, step, make_options(cond_or_uncond=[1]))
     # Only the middle layer of the last two steps is sparse.
-    assert override.stats.calls["sparse"] == 2
-    assert override.stats.fallbacks["dense by schedule"] == 22
+    assert override.run.stats.calls["sparse"] == 2
+    assert override.run.stats.fallbacks["dense by schedule"] == 22
 
 
 def test_refiner_before_the_blocks_is_not_a_layer() -> None:
@@ -186,7 +186,7 @@ def test_refiner_before_the_blocks_is_not_a_layer() -> None:
     for tokens in (7, TOKENS):
         tensors = make_tensors(tokens=tokens)
         attention(dense_attention, *tensors, 2, transformer_options=make_options())
-    assert list(override.stats.layer_densities()) == ["layer 0"]
+    assert list(override.run.stats.layer_densities()) == ["layer 0"]
 
 
 def test_grids_and_text() -> None:
@@ -213,7 +213,7 @@ def test_grids_and_text() -> None:
     override = SparseOverride(Profile(Neighborhood(density=0.5), EVERYWHERE))
     attention = override.build_attention(make_call())
     attention(dense_attention, *make_tensors(), 2, transformer_options=make_options())
-    assert override.stats.calls["sparse"] == 1
+    assert override.run.stats.calls["sparse"] == 1
 
 
 def test_report_gives_reasons_for_dense_calls() -> None:

@@ -26,11 +26,11 @@ from dit_accel.comfyui.pipeline_nodes import (
     render,
 )
 from dit_accel.comfyui.registry import NODES
-from dit_accel.comfyui.replay import read_settings
+from dit_accel.comfyui.replay import read_workflow_settings
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.placement import LoadOptions
-from dit_accel.guidance import ModelShape, resolve_heads
-from dit_accel.runtime.enabled import session_of
+from dit_accel.guidance import ModelShape, make_head_set
+from dit_accel.runtime.active_sessions import session_of
 from dit_accel.runtime.profile import Profile
 from dit_accel_pipelines import find_family
 
@@ -206,22 +206,22 @@ def test_progress_follows_the_steps_and_interrupt_restores_the_pipeline(
 
 def test_settings_are_read_from_a_workflow(tmp_path: Path) -> None:
     nodes = to_prompt(load_workflow("tiny_world_render"))
-    settings = read_settings(nodes)
+    settings = read_workflow_settings(nodes)
     assert (settings["model"], settings["seed"]) == ("tiny-world", 0)
     assert settings["guidance_scale"] == 1.0
     assert (settings["method"], settings["knobs"]["schedule.min_tokens"]) == ("svg-ear", 0)
     guidance = {"scale": 2.0, "heads": "blocks.3:1", "softness": 0.5, "start": 0.0, "end": 0.4}
     nodes["9"] = {"class_type": "DitAccelGuidance", "inputs": {**guidance, "rescale": 0.0}}
     nodes["2"]["inputs"]["guidance"] = ["9", 0]
-    heads = read_settings(nodes)["heads"]
+    heads = read_workflow_settings(nodes)["heads"]
     assert heads["heads"] == [["blocks", 3, [1]]]
     assert heads["settings"]["interval"] == (0.0, 0.4)
     nodes["8"] = {"class_type": "SomeText", "inputs": {}}
     nodes["2"]["inputs"]["prompt"] = ["8", 0]
     with pytest.raises(InvalidSettings, match="prompt of DitAccelRender comes from SomeText"):
-        read_settings(nodes)
+        read_workflow_settings(nodes)
     with pytest.raises(InvalidSettings, match="has 0 renders of ours"):
-        read_settings({"8": nodes["8"]})
+        read_workflow_settings({"8": nodes["8"]})
 
 
 def test_compare_returns_both_clips_and_their_difference(loaded) -> None:
@@ -256,7 +256,7 @@ def test_profile_and_head_set_from_files(loaded, tmp_path: Path) -> None:
     assert (profile.method.name, profile.precision) == ("svg2", "int8")
     transformer = loaded.pipe.transformer
     shape = ModelShape.from_transformer(transformer, find_family(transformer))
-    resolve_heads("blocks.0", None, shape).save(tmp_path / "h.json")
+    make_head_set("blocks.0", None, shape).save(tmp_path / "h.json")
     (heads,) = load_head_set(str(tmp_path / "h.json"))
     (guidance,) = make_guidance(1.0, "blocks.1", 1.0, 0.0, 1.0, 0.0, heads)
     assert guidance.heads == heads
@@ -289,4 +289,4 @@ def test_install_and_uninstall(tmp_path: Path, capsys) -> None:
     assert cli.main(["comfyui", "uninstall", str(tmp_path)]) == 0
     assert not pack.exists()
     assert cli.main(["comfyui", "uninstall", str(tmp_path)]) == 0
-    assert "nothing of ours" in capsys.readouterr().out
+    assert "nothing of dit-accel in" in capsys.readouterr().out

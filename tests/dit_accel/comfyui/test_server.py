@@ -15,7 +15,7 @@ import pytest
 from support.comfyui_workflows import WORKFLOWS, load_workflow, read_widgets, to_prompt
 
 from dit_accel import cli
-from dit_accel.cli.replay import settings_in
+from dit_accel.cli.replay import read_settings
 from dit_accel.comfyui.registry import NODES
 from dit_accel.io.media import read_tags
 
@@ -120,7 +120,7 @@ def test_example_renders_a_video_and_then_uses_the_cache(server: Server, tmp_pat
     outcome = server.outcome(server.queue(to_prompt(RENDER)))
     assert outcome["status"]["status_str"] == "success", outcome["status"]
     (video,) = (server.base / "output").glob("dit_accel_*.webm")
-    settings = settings_in(video)
+    settings = read_settings(video)
     assert (settings["method"], settings["steps"]) == ("svg-ear", 12)
     assert cli.main(["replay", str(video), "-o", str(tmp_path / "again.mp4")]) == 0
     assert "svg-ear on wan" in capsys.readouterr().out
@@ -148,7 +148,7 @@ def test_images_and_mp4_contain_the_workflow_of_a_cached_render(server: Server) 
     (video,) = (server.base / "output").glob("clip_*.mp4")
     for file in (images[0], video):
         assert {"prompt", "workflow"} <= set(read_tags(file))
-        settings = settings_in(file)
+        settings = read_settings(file)
         assert (settings["method"], settings["steps"]) == ("svg-ear", 12)
         assert settings["knobs"]["density"] == 0.3
 

@@ -7,7 +7,7 @@ from support.comfyui_workflows import WORKFLOWS, load_workflow, read_widgets, to
 
 from dit_accel.comfyui.node import Input
 from dit_accel.comfyui.registry import NODES
-from dit_accel.comfyui.replay import read_settings
+from dit_accel.comfyui.replay import read_workflow_settings
 
 DECLARED = {node.id: node for node in NODES}
 EVERY_WORKFLOW = pytest.mark.parametrize("name", WORKFLOWS)
@@ -60,6 +60,6 @@ def test_links_join_outputs_and_inputs_of_one_type(name) -> None:
     ("name", "method"), [("tiny_world_render", "svg-ear"), ("tiny_world_compare", "re-ttention")]
 )
 def test_workflows_of_pipelines_can_be_replayed(name, method) -> None:
-    settings = read_settings(to_prompt(load_workflow(name)))
+    settings = read_workflow_settings(to_prompt(load_workflow(name)))
     assert (settings["model"], settings["method"]) == ("tiny-world", method)
     assert settings["knobs"]["schedule.min_tokens"] == 0

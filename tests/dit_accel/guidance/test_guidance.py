@@ -5,14 +5,14 @@ import gc
 
 import pytest
 import torch
-from support.explicit_maps import ExplicitMaps, explicit
+from support.explicit_maps import ExplicitMaps, explicit_attention
 from support.tiny_pipelines import TINY
 
 import dit_accel
 from dit_accel import SVG2, HeadSet, Rule, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import ModelShape, PerturbedGuidance
-from dit_accel.runtime.enabled import session_of
+from dit_accel.runtime.active_sessions import session_of
 from dit_accel_pipelines import find_family
 
 EVERY_PIPELINE = pytest.mark.parametrize("name", TINY)
@@ -45,14 +45,16 @@ def run_formula(tiny, pipe, cfg, heads, *, scale, softness, kind, mode):
         first = find_name(tiny) in ("cogvideox", "flux")
         index = torch.arange(size)
         visual = index >= text if first else index < size - text
-        return explicit(query, key, value, mask, visual, heads_of[module], softness, kind, mode)
+        return explicit_attention(
+            query, key, value, mask, visual, heads_of[module], softness, kind, mode
+        )
 
     maps = ExplicitMaps(perturb)
     forward = transformer.forward
     pending = {}
 
     def predict_perturbed(arguments):
-        with maps.on(list(heads_of)):
+        with maps.patch(list(heads_of)):
             return forward(**arguments)[0]
 
     @functools.wraps(forward)
@@ -209,7 +211,7 @@ def test_two_transformers_with_their_own_guidance_scales(build_wan, run_wan) -> 
         transformer = getattr(pipe, name)
         attention = transformer.blocks[1].attn1
         maps = ExplicitMaps(
-            lambda _, q, k, v, mask: explicit(
+            lambda _, q, k, v, mask: explicit_attention(
                 *(q, k, v, mask), torch.ones(q.shape[2]) > 0, [0, 1], 1.0, "identity", "visual"
             )
         )
@@ -228,7 +230,7 @@ def test_two_transformers_with_their_own_guidance_scales(build_wan, run_wan) -> 
             calls.append(1)
             if len(calls) % 2 == 0:
                 return (out,)
-            with maps.on([attention]):
+            with maps.patch([attention]):
                 perturbed = forward(**arguments)[0]
             return (out + 2.0 / scale * (out - perturbed),)
 

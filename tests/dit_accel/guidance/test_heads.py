@@ -10,7 +10,7 @@ from support.tiny_pipelines import TINY
 
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import fingerprint, read_card
-from dit_accel.guidance import HeadSet, ModelShape, parse_heads, resolve_heads, select_all_heads
+from dit_accel.guidance import HeadSet, ModelShape, make_head_set, parse_heads, select_all_heads
 from dit_accel_pipelines import find_family
 
 MODEL = ModelShape("Toy", {"dual": 3, "single.blocks": 12}, 4, 16)
@@ -85,7 +85,7 @@ def test_invalid_layers() -> None:
     with pytest.raises(InvalidSettings, match="selects none of the 15 layers"):
         select_all_heads("15-20", MODEL)
     with pytest.raises(InvalidSettings, match="layers goes with heads='all'"):
-        resolve_heads("dual.1", "0", MODEL)
+        make_head_set("dual.1", "0", MODEL)
 
 
 def test_file_keeps_every_value(tmp_path) -> None:
@@ -95,7 +95,7 @@ def test_file_keeps_every_value(tmp_path) -> None:
     )
     path = tmp_path / "heads.json"
     head_set.save(path)
-    assert HeadSet.load(path) == head_set == resolve_heads(str(path), None, MODEL)
+    assert HeadSet.load(path) == head_set == make_head_set(str(path), None, MODEL)
     assert json.loads(path.read_text())["heads"] == [["dual", 2, [1, 3]]]
 
 
@@ -133,7 +133,7 @@ def test_file_with_sorted_keys_gives_the_order_of_execution(tmp_path) -> None:
 def test_head_set_of_another_model_is_invalid(change, message) -> None:
     other = ModelShape(**{**vars(MODEL), **change})
     with pytest.raises(InvalidSettings, match=f"belongs to another model: here {message}"):
-        resolve_heads(parse_heads("dual.1", MODEL), None, other)
+        make_head_set(parse_heads("dual.1", MODEL), None, other)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +187,9 @@ def test_specs_and_files_round_trip(heads) -> None:
 def test_bundled_head_set_fits_the_bundled_model() -> None:
     card = read_card("tiny-world")
     shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-    head_set = resolve_heads("tiny-world", None, shape)
+    head_set = make_head_set("tiny-world", None, shape)
     assert len(head_set) >= 1
     assert head_set.provenance["weights"] == fingerprint(card.source)
     assert head_set.provenance["score"] > head_set.provenance["score_without_guidance"]
     with pytest.raises(InvalidSettings, match="belongs to another model"):
-        resolve_heads("tiny-world", None, MODEL)
+        make_head_set("tiny-world", None, MODEL)
