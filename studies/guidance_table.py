@@ -58,7 +58,7 @@ class Row:
 
 def rows(found: HeadSet, layer: str, steps: int, family: Family) -> Iterator[Row]:
     """What is compared, without and, in fewer rows, with classifier-free guidance."""
-    heads = found.spec()
+    heads = found.to_spec()
     for guidance_scale in (1.0, 2.0):
         yield Row("no guidance", guidance_scale, (Candidate(None),))
         longer = same_cost_steps(steps, guidance_scale, family, found)
@@ -76,7 +76,7 @@ def random_sets(found: HeadSet) -> list[str]:
     """Sets of as many heads, drawn by chance: a mean over them is one over the choice of heads, too."""
     heads, generator = all_heads(found.model), np.random.default_rng(1)
     draws = [generator.choice(len(heads), len(found), replace=False) for _ in range(RANDOM_SETS)]
-    return [head_set([heads[i] for i in sorted(draw)], found.model).spec() for draw in draws]
+    return [head_set([heads[i] for i in sorted(draw)], found.model).to_spec() for draw in draws]
 
 
 def run(
@@ -202,7 +202,7 @@ def main(
     clips = [(prompt, FIRST_SEED + number) for number, prompt in enumerate(prompts)]
     _, card = validate(replace(base, prompt=prompts[0]))
     model = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-    table = list(rows(HeadSet.load(heads).fitting(model), layer, steps, card.family))
+    table = list(rows(HeadSet.load(heads).fit_to(model), layer, steps, card.family))
     records = run(table, base, clips, batch, out / "guidance.jsonl")
     data = sharpness_of_data(clips, height, width, frames)
     lines = summary(records, data)

@@ -124,7 +124,7 @@ def export(folder: Path, out: Path) -> None:
 
     found = found_heads(Search.load(folder))
     found.save(out)
-    click.echo(f"{found.spec()} at softness {found.settings['softness']:g}\nwritten: {out}")
+    click.echo(f"{found.to_spec()} at softness {found.settings['softness']:g}\nwritten: {out}")
     without = found.provenance["score_without_guidance"]
     if found.provenance["score"] <= without:
         click.echo(f"warning: no guidance scored {without:.3g}, at least as much", err=True)

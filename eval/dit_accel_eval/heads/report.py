@@ -100,7 +100,7 @@ def heat(
     figure: Figure, axes: Axes, search: Search, rates: Mapping[Head, float], without: float
 ) -> None:
     """Gain of each single head over no guidance: layers down, heads across; chosen ones are framed."""
-    order = search.model.in_order()
+    order = search.model.ordered_blocks()
     heads = range(search.model.heads)
     gains = np.array([[rates[(*place, h)] - without for h in heads] for place in order])
     largest = float(np.abs(gains).max()) or 1.0

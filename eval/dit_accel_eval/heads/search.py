@@ -170,7 +170,7 @@ class Search:
     def candidate(self, heads: Sequence[Head], softness: float | None = None) -> Candidate:
         """A set of heads at the search's scale."""
         softness = self.settings.softness if softness is None else softness
-        return Candidate(head_set(heads, self.model).spec(), self.settings.scale, softness)
+        return Candidate(head_set(heads, self.model).to_spec(), self.settings.scale, softness)
 
     def stages(self) -> Iterator[list[Candidate]]:
         """Candidates that can be sampled one after the other: controls, then round by round, then the score
@@ -242,7 +242,7 @@ def controls(search: Search) -> dict[str, Candidate]:
     """
     order = all_heads(search.model)
     rows = {"no guidance": Candidate(None)}
-    for stack, block in search.model.in_order():
+    for stack, block in search.model.ordered_blocks():
         own = [head for head in order if head[:2] == (stack, block)]
         rows[f"layer {stack}.{block}"] = search.candidate(own)
     rows["all heads"] = search.candidate(order)
@@ -319,7 +319,7 @@ def head_set(heads: Sequence[Head], model: ModelShape) -> HeadSet:
 
 def all_heads(model: ModelShape) -> list[Head]:
     """Every head, in the order of execution."""
-    return [(s, b, h) for s, b in model.in_order() for h in range(model.heads)]
+    return [(s, b, h) for s, b in model.ordered_blocks() for h in range(model.heads)]
 
 
 def ranked(rates: Mapping[Head, float]) -> list[Head]:
