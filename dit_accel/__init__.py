@@ -14,21 +14,15 @@ Example:
     >>> print(pipe.attention_report())
 """
 
-from types import ModuleType
-
 import lazy_loader
 import wrapt
+
+from dit_accel.verbs import add_verbs
 
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
-def _add_verbs(pipeline_utils: ModuleType) -> None:
-    from dit_accel.api import add_verbs
-
-    add_verbs(pipeline_utils.DiffusionPipeline)
-
-
 # Pipelines get the verbs as soon as diffusers defines their base class, before or after this import.
-wrapt.register_post_import_hook(_add_verbs, "diffusers.pipelines.pipeline_utils")
+wrapt.register_post_import_hook(add_verbs, "diffusers.pipelines.pipeline_utils")

@@ -1,4 +1,3 @@
-from .api import GuidanceHandle as GuidanceHandle
 from .api import attention_report as attention_report
 from .api import disable_perturbed_guidance as disable_perturbed_guidance
 from .api import disable_quantized_attention as disable_quantized_attention
@@ -7,6 +6,7 @@ from .api import enable_perturbed_guidance as enable_perturbed_guidance
 from .api import enable_quantized_attention as enable_quantized_attention
 from .api import enable_sparse_attention as enable_sparse_attention
 from .core.attention_call import AttentionCall as AttentionCall
+from .core.attention_call import CallContext as CallContext
 from .core.attention_call import Plan as Plan
 from .core.ops import Ops as Ops
 from .core.schedule import Guard as Guard
@@ -33,6 +33,8 @@ from .methods import Radial as Radial
 from .methods import ReTtention as ReTtention
 from .methods import SVGEar as SVGEar
 from .methods import XAttention as XAttention
+from .runtime.handles import GuidanceHandle as GuidanceHandle
+from .runtime.handles import QuantizationHandle as QuantizationHandle
 from .runtime.profile import Profile as Profile
 from .runtime.report import AttentionReport as AttentionReport
 from .runtime.session import Session as Session

@@ -1,171 +1,153 @@
-"""The verbs: what ``import dit_accel`` gives every diffusers pipeline, and functions for anything else."""
+"""The verbs. Importing dit_accel adds them to every diffusers pipeline; as functions they take transformers, too."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from dit_accel import hooks
-from dit_accel.core.precision import Precision
+from dit_accel.core.precision import Precision, check_precision_name
 from dit_accel.core.schedule import Guard, GuardMode, Schedule
-from dit_accel.guidance import (
-    HeadSet,
-    ModelShape,
-    PerturbedBranch,
-    PerturbedGuidance,
-    check_family,
-    find_heads,
-)
-from dit_accel.guidance.config import Perturbation, TextMode
+from dit_accel.errors import InvalidSettings
+from dit_accel.guidance.config import Perturbation, PerturbedGuidance, TextMode, check_family
+from dit_accel.guidance.heads import HeadSet, ModelShape, find_heads
 from dit_accel.guidance.noise import noise_levels
+from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import transformers_of
 from dit_accel.hooks.families import Family, find_family
-from dit_accel.methods import Dense, Method, find_method
-from dit_accel.runtime.enabled import session_of, sessions_of
+from dit_accel.io.parsing import parsed
+from dit_accel.methods import Method, find_method
+from dit_accel.runtime.active_sessions import session_of, sessions_of
+from dit_accel.runtime.handles import GuidanceHandle, QuantizationHandle
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import AttentionReport
-from dit_accel.runtime.session import Session
+from dit_accel.runtime.session import Quantization, Session
+
+T = TypeVar("T")
 
 
 def enable_sparse_attention(
     target: Any,
-    method: str | Method | None = None,
+    method: str | Method | type[Method] | None = None,
     *,
-    schedule: Schedule | None = None,
+    schedule: Schedule | Mapping[str, Any] | None = None,
     precision: Precision | None = None,
     dense_precision: Precision | None = None,
-    guard: Guard | GuardMode | None = None,
-    profile: Profile | str | Path | None = None,
+    guard: Guard | GuardMode | Mapping[str, Any] | None = None,
+    profile: Profile | str | Path | Mapping[str, Any] | None = None,
 ) -> Session:
-    """Make the self-attention of a diffusers pipeline (or bare transformer) sparse; replaces what
-    was enabled before.
+    """Make the self-attention of a diffusers pipeline or a bare transformer sparse.
+
+    Sparse attention that was enabled before is replaced. Quantized attention and guidance stay.
 
     Args:
-        target: a pipeline, ordinary or modular, or a transformer module.
-        method: a name (its default knobs, or the profile's if it is its method) or a method such as
-            ``SVGEar(density=0.2)``; ``"svg-ear"`` by default.
-        schedule: which steps and layers stay dense, and where knobs differ.
-        precision: of the sparse calls: ``"full"`` (the default), ``"int8"`` (queries and keys),
-            ``"int8-fp8"`` (also weights and values, from compute capability 8.9), or ``"auto"``. On a
-            CPU the quantized ones are simulated, which is slow, and the report says so.
-        dense_precision: likewise, of the calls that the schedule leaves dense.
-        guard: ``"off"`` (the default), ``"warn"`` or ``"on"``, or a `Guard` with its limit: what to do
-            about output that is not finite or far from exact attention.
-        profile: all of these, or a YAML or JSON file of them; what is given besides wins.
+        target: A pipeline, standard or modular, or a transformer module.
+        method: A method such as ``SVGEar(density=0.2)``, its class, or its name. A class or a name has the default
+            knobs, or those of the profile if the profile has the same method. The default is ``"svg-ear"``.
+        schedule: Which steps and layers stay dense, and where knobs differ.
+        precision: Precision of the sparse calls. ``"full"`` is the default. ``"int8"`` quantizes queries and keys.
+            ``"int8-fp8"`` also quantizes weights and values, from compute capability 8.9 on. ``"auto"`` takes the
+            fastest that the device has. A CPU only simulates the quantized ones, which is slow; the report says so.
+        dense_precision: Precision of the calls that the schedule leaves dense.
+        guard: What to do if sparse output is not finite or far from exact attention: ``"off"`` (the default),
+            ``"warn"``, ``"on"``, or a `Guard` with its limit.
+        profile: All of these settings, or a YAML or JSON file with them. The other arguments win over it.
 
     Returns:
-        The session; ``disable_sparse_attention`` or ``session.close()`` undoes everything.
+        The session. Its ``close`` and ``disable_sparse_attention`` undo everything.
 
     Raises:
-        ValueError: for an unknown method or precision, or a profile that does not fit.
-        UnknownFamily: for a transformer that no family declares.
-        UnsupportedProcessor: for a processor that we cannot lead; the pipeline is unchanged then.
+        InvalidSettings: If the method, a precision or the profile is invalid.
+        UnknownFamily: If no family declares the transformer.
+        UnsupportedProcessor: If the code of a processor cannot be redirected. The pipeline is unchanged then.
+
+    Example:
+        >>> pipe.enable_sparse_attention(SVGEar(density=0.2), schedule=Schedule(dense_steps=0.1))
+        >>> video = pipe("a red fox in the snow").frames[0]
+        >>> pipe.disable_sparse_attention()
     """
-    if not isinstance(profile, Profile):
-        profile = Profile() if profile is None else Profile.load(profile)
-    if isinstance(method, str):
-        kind = find_method(method)
-        method = profile.method if type(profile.method) is kind else kind()
-    if method is not None:
-        profile = profile.with_method(method)
-    if guard is not None and not isinstance(guard, Guard | str):
-        raise ValueError(f"guard must be off, warn, on or a Guard, got {guard!r}")
-    given: dict[str, Any] = {
-        "schedule": schedule,
+    chosen = _profile(profile)
+    chosen = _with_method(chosen, method)
+    requested: dict[str, Any] = {
+        "schedule": None if schedule is None else _as(Schedule, schedule, "schedule"),
         "precision": precision,
         "dense_precision": dense_precision,
-        "guard": Guard(guard) if isinstance(guard, str) else guard,
+        "guard": _guard(guard),
     }
-    changed = {name: value for name, value in given.items() if value is not None}
-    profile = dataclasses.replace(profile, **changed)
-    family = _checked_family(target)
+    changes = {name: value for name, value in requested.items() if value is not None}
+    chosen = dataclasses.replace(chosen, **changes)
+    family = _check_target(target)
     before = session_of(target)
-    guidance = before.guidance if before else None
-    for session in sessions_of(target):
-        session.uninstall()
-    return Session(target, family, profile, guidance)
-
-
-def _checked_family(target: Any) -> Family:
-    """The family of a target whose processors can all be led."""
-    transformers = transformers_of(target)
-    if not transformers:
-        raise ValueError(f"{type(target).__name__} has no transformer whose attention we can lead")
-    for name, transformer in transformers.items():
-        if hasattr(transformer, "_orig_mod"):
-            raise ValueError(
-                f"{name} is a torch.compile'd module: enable this first, "
-                "or compile with transformer.compile_repeated_blocks()"
-            )
-    found = [find_family(transformer) for transformer in transformers.values()]
-    for transformer, family in zip(transformers.values(), found, strict=True):
-        hooks.check_processors(transformer, family)
-    return found[0]
-
-
-def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Session:
-    """Run all self-attention of a pipeline (or bare transformer) dense, in a quantized precision;
-    replaces what was enabled before. For both, give precisions to ``enable_sparse_attention``.
-
-    Args:
-        target: a pipeline, ordinary or modular, or a transformer module.
-        precision: ``"int8"``, ``"int8-fp8"`` or ``"auto"``, as in ``enable_sparse_attention``.
-
-    Returns:
-        The session; ``disable_quantized_attention`` or ``session.close()`` undoes everything.
-
-    Raises:
-        ValueError, UnknownFamily, UnsupportedProcessor: as ``enable_sparse_attention``.
-    """
-    return enable_sparse_attention(target, Dense(), dense_precision=precision)
+    quantization = before.quantization if before else None
+    if quantization is not None:  # a precision that is given here wins over the one enabled before
+        quantization = Quantization(
+            quantization.sparse if precision is None else None,
+            quantization.dense if dense_precision is None else None,
+        )
+    return _replace_sessions(
+        target, family, chosen, before.guidance if before else None, quantization
+    )
 
 
 def disable_sparse_attention(target: Any) -> None:
-    """Restore a pipeline or transformer exactly; without an enabled session this does nothing."""
+    """End sparse attention. Quantized attention and guidance stay. Without sparse attention nothing happens.
+
+    When nothing is enabled any more, the pipeline is exactly what it was.
+
+    Example:
+        >>> pipe.disable_sparse_attention()
+    """
     for session in sessions_of(target):
         session.close()
 
 
-def disable_quantized_attention(target: Any) -> None:
-    """The inverse of ``enable_quantized_attention``: the same as ``disable_sparse_attention``."""
-    disable_sparse_attention(target)
+def enable_quantized_attention(target: Any, precision: Precision = "auto") -> QuantizationHandle:
+    """Run the self-attention of a pipeline or a bare transformer in a quantized precision.
 
+    The precision applies to dense calls and, if sparse attention is enabled, to sparse calls. Sparse attention and
+    guidance stay as they are, and the verbs can be called in any order.
 
-class GuidanceHandle:
-    """What ``enable_perturbed_guidance`` returns: the head set and settings; ends guidance at the end of a
-    ``with`` block, or by ``close``.
+    Args:
+        target: A pipeline, standard or modular, or a transformer module.
+        precision: ``"int8"``, ``"int8-fp8"`` or ``"auto"``, as in `enable_sparse_attention`.
+
+    Returns:
+        A handle. Its ``close`` and ``disable_quantized_attention`` undo everything.
+
+    Raises:
+        InvalidSettings: If the precision is unknown.
+        UnknownFamily: If no family declares the transformer.
+        UnsupportedProcessor: If the code of a processor cannot be redirected. The pipeline is unchanged then.
+
+    Example:
+        >>> pipe.enable_sparse_attention("svg2")
+        >>> pipe.enable_quantized_attention("int8-fp8")  # sparse and dense calls in 8 bits
+        >>> pipe.disable_quantized_attention()  # sparse attention stays
     """
+    check_precision_name("precision", precision)
+    quantization = Quantization(precision, precision)
+    session = session_of(target)
+    if session is not None and session.serves(target):
+        session.set_quantization(quantization)
+    else:
+        family = _check_target(target)
+        sparse = session.sparse if session else None
+        _replace_sessions(
+            target, family, sparse, session.guidance if session else None, quantization
+        )
+    return QuantizationHandle(lambda: sessions_of(target), quantization)
 
-    def __init__(self, target: Any, branch: PerturbedBranch) -> None:
-        self._target, self._branch = target, branch
 
-    @property
-    def heads(self) -> HeadSet:
-        return self._branch.heads
+def disable_quantized_attention(target: Any) -> None:
+    """End quantized attention. Sparse attention and guidance stay. Without it nothing happens.
 
-    @property
-    def settings(self) -> PerturbedGuidance:
-        return self._branch.settings
-
-    def close(self) -> None:
-        """End this guidance; closing twice is safe, and other guidance enabled since stays."""
-        for session in sessions_of(self._target):
-            if session.guidance is self._branch:
-                session.end_guidance()
-
-    def __enter__(self) -> GuidanceHandle:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    Example:
+        >>> pipe.disable_quantized_attention()
+    """
+    for session in sessions_of(target):
+        session.set_quantization(None)
 
 
 def enable_perturbed_guidance(
@@ -182,42 +164,50 @@ def enable_perturbed_guidance(
     adaptive: float | None = None,
     share_prefix: bool = True,
 ) -> GuidanceHandle:
-    """Guide a pipeline (or bare transformer) away from its own prediction with perturbed attention: PAG,
-    SoftPAG, and HeadHunter's single heads. Replaces guidance that was enabled before; sparse attention
-    stays as it is, and both may be enabled in any order.
+    """Guide a pipeline or a bare transformer away from its own prediction with perturbed attention.
 
-    Each guided step runs the transformer once more (`PerturbedGuidance` has the formula), in the branch
-    ``"perturbed"``, which is as sparse as the others, unless a rule of the schedule says otherwise.
-    With classifier-free guidance in one batch, in two calls, embedded, or without any, the result is
-    exactly ``uncond + g (cond - uncond) + scale (cond - perturbed)``; where the pipeline also rescales or
-    clips that, or combines predictions otherwise, the report says so. In a loop of your own, name the two calls
-    of a step with ``transformer.cache_context("cond")`` and ``("uncond")``, the conditional one first: without,
-    each gets a perturbed forward of its own, which is another formula, and the report says so.
+    This is PAG (arXiv 2403.17377), SoftPAG and the single heads of HeadHunter (arXiv 2506.10978). Guidance that was
+    enabled before is replaced. Sparse and quantized attention stay, and the verbs can be called in any order.
+
+    Each guided step runs the transformer once more, in the branch ``"perturbed"``. That forward is as sparse as the
+    others, unless a rule of the schedule changes it. With classifier-free guidance in one batch, in two calls,
+    embedded, or without any, the result is exactly ``uncond + g (cond - uncond) + scale (cond - perturbed)``. If the
+    pipeline also rescales or clips that, or combines predictions in another way, the report says so.
+
+    In a loop of your own, name the two calls of a step with ``transformer.cache_context("cond")`` and ``("uncond")``,
+    the conditional one first. Without names each call gets its own perturbed forward, which is another formula, and the
+    report says so.
 
     Args:
-        target: a pipeline, ordinary or modular, or a transformer module.
-        scale: weight of the difference; by default that of the head set, else 3. 0 is no guidance.
-        heads: ``"all"`` heads of ``layers``, a text such as ``"blocks.7:0,4; blocks.9:*"``, a head set, or
-            its JSON file or what is in it.
-        layers: ``"0,47-49"`` in the order of execution, with ``heads="all"``; the middle one by default.
-        softness, interval, perturbation, text_mode, rescale, adaptive: see `PerturbedGuidance`; by default
-            those of the head set, else those given there.
-        share_prefix: take the blocks before the first perturbed one from the clean forward (the same bits,
-            less work).
+        target: A pipeline, standard or modular, or a transformer module.
+        scale: Weight of the difference. The default is that of the head set, or 3. A scale of 0 disables guidance.
+        heads: ``"all"`` heads of ``layers``, a text such as ``"blocks.7:0,4; blocks.9:*"``, a head set, its JSON file,
+            or the content of that file.
+        layers: Layers in the order of execution, such as ``"0,47-49"``, with ``heads="all"``. The default is the
+            middle layer.
+        softness, interval, perturbation, text_mode, rescale, adaptive: See `PerturbedGuidance`. The defaults are those
+            of the head set, or those of `PerturbedGuidance`.
+        share_prefix: True reuses the blocks before the first perturbed one from the clean forward. The result is bit
+            for bit the same, with less work.
 
     Returns:
-        A handle with the head set; ``disable_perturbed_guidance`` or ``close`` undoes everything.
+        A handle. Its ``close`` and ``disable_perturbed_guidance`` undo everything.
 
     Raises:
-        ValueError: for a setting out of range, heads that the model lacks, or ``adaptive`` with a scheduler whose
+        InvalidSettings: If a setting is out of range, the model lacks a head, or ``adaptive`` meets a scheduler whose
             timesteps are not 0 to 1000.
-        UnknownFamily, UnsupportedProcessor: as ``enable_sparse_attention``.
+        UnknownFamily: If no family declares the transformer.
+        UnsupportedProcessor: If the code of a processor cannot be redirected. The pipeline is unchanged then.
+
+    Example:
+        >>> with pipe.enable_perturbed_guidance(scale=2.0, heads="blocks.7:0,4", softness=0.5):
+        ...     video = pipe("a red fox in the snow").frames[0]
     """
-    family = _checked_family(target)
+    family = _check_target(target)
     check_family(family)
     shape = ModelShape.of(next(iter(transformers_of(target).values())), family)
-    found = find_heads(heads, layers, shape)
-    given = {
+    head_set = find_heads(heads, layers, shape)
+    requested = {
         "scale": scale,
         "softness": softness,
         "interval": tuple(interval) if interval is not None else None,
@@ -226,34 +216,40 @@ def enable_perturbed_guidance(
         "rescale": rescale,
         "adaptive": adaptive,
     }
-    chosen = {name: value for name, value in given.items() if value is not None}
-    settings = PerturbedGuidance(**{**found.settings, **chosen}, share_prefix=share_prefix)
+    changes = {name: value for name, value in requested.items() if value is not None}
+    settings = PerturbedGuidance(**{**head_set.settings, **changes}, share_prefix=share_prefix)
     scheduler = getattr(target, "scheduler", None)
     if settings.adaptive and getattr(scheduler, "timesteps", None) is not None:
         noise_levels(scheduler)
-    branch = PerturbedBranch(settings, found.with_settings(settings), family)
+    branch = PerturbedBranch(settings, head_set.with_settings(settings), family)
     session = session_of(target)
     if session is not None and session.serves(target):
         session.guidance = branch
     else:
-        profile = session.profile if session and session.sparse else None
-        for other in sessions_of(target):
-            other.uninstall()
-        Session(target, family, profile, branch)
-    return GuidanceHandle(target, branch)
+        sparse = session.sparse if session else None
+        quantization = session.quantization if session else None
+        _replace_sessions(target, family, sparse, branch, quantization)
+    return GuidanceHandle(lambda: sessions_of(target), branch)
 
 
 def disable_perturbed_guidance(target: Any) -> None:
-    """End guidance; sparse attention stays. Without guidance this does nothing."""
+    """End perturbed guidance. Sparse and quantized attention stay. Without guidance nothing happens.
+
+    Example:
+        >>> pipe.disable_perturbed_guidance()
+    """
     for session in sessions_of(target):
         session.end_guidance()
 
 
 def attention_report(target: Any) -> AttentionReport:
-    """What the latest run on a pipeline did.
+    """Return the report of the latest run on a pipeline.
 
     Raises:
-        RuntimeError: if nothing is enabled on it.
+        RuntimeError: If nothing is enabled on the pipeline.
+
+    Example:
+        >>> print(pipe.attention_report())
     """
     session = session_of(target)
     if session is None:
@@ -263,16 +259,81 @@ def attention_report(target: Any) -> AttentionReport:
     return session.report()
 
 
-def add_verbs(pipeline_class: type[Any]) -> None:
-    """Give a pipeline class, and all that derive from it, the verbs of this module as methods."""
-    verbs = (
-        enable_sparse_attention,
-        disable_sparse_attention,
-        enable_quantized_attention,
-        disable_quantized_attention,
-        enable_perturbed_guidance,
-        disable_perturbed_guidance,
-        attention_report,
+def _profile(profile: Profile | str | Path | Mapping[str, Any] | None) -> Profile:
+    if profile is None:
+        return Profile()
+    if isinstance(profile, str | Path):
+        return Profile.load(profile)
+    if isinstance(profile, Mapping):
+        return Profile.from_dict(profile)
+    if isinstance(profile, Profile):
+        return profile
+    raise InvalidSettings(
+        f"profile must be a Profile, a file or a dictionary, got {_type_name(profile)}"
     )
-    for verb in verbs:
-        setattr(pipeline_class, verb.__name__, verb)
+
+
+def _with_method(profile: Profile, method: str | Method | type[Method] | None) -> Profile:
+    if method is None:
+        return profile
+    if isinstance(method, str):
+        method = find_method(method)
+    if isinstance(method, type) and issubclass(method, Method):
+        method = profile.method if type(profile.method) is method else method()
+    if not isinstance(method, Method):
+        raise InvalidSettings(f"method must be a name or a Method, got {_type_name(method)}")
+    return profile.with_method(method)
+
+
+def _guard(guard: Guard | str | Mapping[str, Any] | None) -> Guard | None:
+    if guard is None:
+        return None
+    return _as(Guard, {"mode": guard} if isinstance(guard, str) else guard, "guard")
+
+
+def _as(kind: type[T], value: T | Mapping[str, Any], name: str) -> T:
+    """Return a dataclass, which may be given as a dictionary."""
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, Mapping):
+        made: T = parsed(kind, value, name)
+        return made
+    raise InvalidSettings(
+        f"{name} must be a {kind.__name__} or a dictionary, got {_type_name(value)}"
+    )
+
+
+def _type_name(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _check_target(target: Any) -> Family:
+    """Return the family of a target after checking that all its processors can be redirected."""
+    transformers = transformers_of(target)
+    if not transformers:
+        raise InvalidSettings(
+            f"{type(target).__name__} has no transformer: give a diffusers pipeline or a transformer"
+        )
+    for name, transformer in transformers.items():
+        if hasattr(transformer, "_orig_mod"):
+            raise InvalidSettings(
+                f"{name} is a torch.compile'd module: enable dit_accel first, "
+                "or compile with transformer.compile_repeated_blocks()"
+            )
+    families = [find_family(transformer) for transformer in transformers.values()]
+    for transformer, family in zip(transformers.values(), families, strict=True):
+        hooks.check_processors(transformer, family)
+    return families[0]
+
+
+def _replace_sessions(
+    target: Any,
+    family: Family,
+    sparse: Profile | None,
+    guidance: PerturbedBranch | None,
+    quantization: Quantization | None,
+) -> Session:
+    """Install a new session on a target in place of those that were there."""
+    for session in sessions_of(target):
+        session.uninstall()
+    return Session(target, family, sparse, guidance, quantization)

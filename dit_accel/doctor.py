@@ -18,7 +18,7 @@ from torch import Tensor
 from dit_accel.core.schedule import crossover_tokens
 from dit_accel.errors import InvalidSettings
 from dit_accel.methods import SVG2
-from dit_accel.runtime.cost_model import Rates, Work, find_rates, own_rates
+from dit_accel.runtime.cost_model import Rates, Work, find_rates, measured_rates_path
 from dit_accel_assets import tiny_world_path
 from dit_accel_kernels import (
     BlockMap,
@@ -90,7 +90,9 @@ def rates() -> dict[str, str]:
                 found[f"{device} {dtype}"] = "not measured: run `dit-accel bench rates`"
                 continue
             where = (
-                "this machine" if own_rates(device, dtype).is_file() else "those that come along"
+                "this machine"
+                if measured_rates_path(device, dtype).is_file()
+                else "those that come along"
             )
             sizes = ", ".join(f"{n}: {_speedup(known, n):.2f}" for n in (1024, 4096, 16384))
             found[f"{device} {dtype}"] = (

@@ -55,8 +55,9 @@ class Control(Method):
 
     def generator(self, call: AttentionCall) -> torch.Generator:
         """Return the generator of a call's random choices."""
-        number = (self.seed * 1000 + call.step) * 1000 + call.layer
-        return torch.Generator().manual_seed(2 * number + (call.branch == "uncond"))
+        context = call.context
+        number = (self.seed * 1000 + context.step) * 1000 + context.layer
+        return torch.Generator().manual_seed(2 * number + (context.branch == "uncond"))
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class RoundedSums(SVG2):
         sizes = clusters.key_offsets.diff(dim=-1)
         centroids = (clusters.query_centroids, clusters.key_centroids)
         mass = centroid_mass(*centroids, sizes, call.scale).bfloat16()
-        return Plan(clusters.map_of(select_top_p(mass, self.top_p, self.min_key_share)))
+        return Plan(clusters.block_map(select_top_p(mass, self.top_p, self.min_key_share)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ class CachedDifference(ReTtention):
         attended = super().full_step(call, state, ops)
         assert attended is not None
         assert state.block_map is not None
-        out, _ = ops.part(state.block_map, call)
+        out, _ = ops.partial(state.block_map, call)
         state.rest = attended.out.transpose(1, 2) - out
         return attended
 

@@ -10,20 +10,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from torch import Tensor
 
-from dit_accel.comfyui.override import Attention, OverrideCall, override
-from dit_accel.core.attention_call import AttentionCall
-from dit_accel.core.ops import Ops
-from dit_accel.core.precision import ResolvedPrecision, choose
-from dit_accel.core.schedule import CallContext
-from dit_accel.methods import Dense, Method
-from dit_accel.runtime.profile import Profile
-from dit_accel.runtime.report import RunStats
+from dit_accel.comfyui.override import Attention, OverrideCall
 from dit_accel_pipelines import TokenLayout
 
 KEY = "optimized_attention_override"
@@ -147,119 +140,6 @@ class ModelCall:
             return "fewer tokens than the picture has"
         self.layer += 1
         return None
-
-
-@dataclass
-class SparseOverride:
-    """A profile applied to the self-attention of a model, for one run at a time.
-
-    Attributes:
-        window: sigmas between which it is sparse: ``window[1] < sigma <= window[0]``.
-        tally: counts of the run, for the report.
-        states: memory of the method, by stream, layer and shape.
-        seen: calls of the model at one sigma.
-        variants: the method by the rules that hold.
-        chosen: what the asked precision means, by device.
-        layers: of the model, known after its first call.
-    """
-
-    profile: Profile
-    window: tuple[float, float] = (math.inf, -math.inf)
-    tally: RunStats = field(default_factory=RunStats)
-    states: dict[Any, Any] = field(default_factory=dict)
-    seen: Counter[Any] = field(default_factory=Counter)
-    variants: dict[tuple[int, ...], Method] = field(default_factory=dict)
-    chosen: dict[Any, ResolvedPrecision] = field(default_factory=dict)
-    layers: int = UNKNOWN
-
-    def __post_init__(self) -> None:
-        self.ops = Ops(self.tally.timer, self.tally.plans)
-
-    def reset(self) -> None:
-        """A run is over: drop its memory, keep the counts for the report."""
-        self.states.clear()
-        self.seen.clear()
-        self.ops.forget()
-        self.layers = UNKNOWN
-
-    def begin(self) -> None:
-        """A run begins: count anew."""
-        self.reset()
-        self.tally.reset()
-
-    def attention(self, call: ModelCall) -> Attention:
-        """The override for one model call."""
-
-        def answer(asked: OverrideCall) -> Tensor:
-            reason = call.entered(asked)
-            if reason is None and asked.mask is not None:
-                reason = "attention mask"
-            if reason is None:
-                out = self.sparse(asked, call)
-                if isinstance(out, Tensor):
-                    return asked.joined(out)
-                reason = out
-            self.tally.fallback(reason)
-            return asked.onward(call.previous)
-
-        return override(answer)
-
-    def sparse(self, asked: OverrideCall, call: ModelCall) -> Tensor | str:
-        """Sparse attention ``[B, S, H, D]``, or why the call stays dense."""
-        at, tensors = call.where, asked.tokens()
-        query = tensors[0]
-        tokens = query.shape[1]
-        first, last = (sigma * (1 + CLOSE) for sigma in self.window)
-        if not last < at.sigma <= first:
-            return "outside its part of the steps"
-        place = CallContext(at.step, at.num_steps, call.layer, self.layers, "model", at.branch)
-        rules = self.profile.schedule.rules_at(place)
-        if rules not in self.variants:
-            self.variants[rules] = self.profile.at(rules)
-        method = self.variants[rules]
-        if isinstance(method, Dense) or self.profile.schedule.is_dense(place, rules):
-            return "dense by schedule"
-        if tokens < (self.profile.schedule.min_tokens or 0):
-            return f"fewer than {self.profile.schedule.min_tokens} tokens"
-        layout = at.layout(asked.options, tokens)
-        if layout is None and method.needs_grid:
-            return f"{method.name} needs a grid of tokens: text is among them, and the model does not say where"
-        attention = AttentionCall(
-            *tensors,
-            asked.scale,
-            call.layer,
-            self.layers,
-            at.step,
-            at.num_steps,
-            at.branch,
-            layout or TokenLayout(1, 1, tokens),
-            self._precision(query).precision,
-        )
-        owner = (at.stream, call.layer, tuple(query.shape))
-        if owner not in self.states:
-            self.states[owner] = method.new_state()
-        attended = method.attend(attention, self.states[owner], self.ops)
-        if attended is None:
-            return f"{method.name} found nothing better than dense"
-        self.tally.sparse(f"layer {call.layer}", attended.density)
-        return attended.out
-
-    def _precision(self, query: Tensor) -> ResolvedPrecision:
-        """What the asked precision means on a device, decided once."""
-        if query.device not in self.chosen:
-            self.chosen[query.device] = choose(self.profile.precision, query.device)
-        return self.chosen[query.device]
-
-    def report(self) -> str:
-        """One line for the log."""
-        name, remarks = (
-            self.profile.method.name,
-            [c.remark for c in self.chosen.values() if c.remark],
-        )
-        reasons = ", ".join(f"{reason} x{n}" for reason, n in self.tally.fallbacks.items())
-        density, sparse = self.tally.density()["sparse_calls"], self.tally.calls["sparse"]
-        told = f"{sparse} sparse calls of density {density:.2f}" if sparse else "no call was sparse"
-        return "; ".join([f"dit_accel: {name}: {told}", f"dense: {reasons or 'none'}", *remarks])
 
 
 def with_override(

@@ -14,7 +14,6 @@ from dit_accel.comfyui.native_attention import (
     CLOSE,
     UNKNOWN,
     ModelCall,
-    SparseOverride,
     called_at,
     called_with,
     replaced,
@@ -31,6 +30,7 @@ from dit_accel.comfyui.node import (
     whole,
 )
 from dit_accel.comfyui.pipeline_nodes import CATEGORY, HEADS, sparse
+from dit_accel.comfyui.sparse_override import SparseOverride
 from dit_accel.core.precision import PRECISIONS
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import HeadSet, PerturbedGuidance

@@ -1,73 +1,92 @@
-"""What passes between the seam, the session and a method: one attention call, and the plan for it."""
+"""One attention call of a transformer, where it happens, and a method's plan for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from dit_accel_kernels import BlockMap, Precision
-from dit_accel_pipelines import TokenLayout
+    from dit_accel_kernels import BlockMap, Precision
+    from dit_accel_pipelines import TokenLayout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class CallContext:
+    """Where in a run an attention call happens.
+
+    Attributes:
+        step: Denoising step, counted from 0.
+        num_steps: Number of denoising steps; None if nothing reports it.
+        layer: Index of the attention among those of its transformer.
+        num_layers: Number of attentions of the transformer.
+        component: Name of the transformer in its pipeline, one of `dit_accel_pipelines.COMPONENTS`.
+        branch: Name of the forward within the step: ``"cond"``, ``"uncond"``, or ``"call0"``, ``"call1"``, ... if
+            the pipeline does not name its forwards.
+    """
+
+    step: int = 0
+    num_steps: int | None = None
+    layer: int = 0
+    num_layers: int = 1
+    component: str = "transformer"
+    branch: str = "cond"
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionCall:
     """One self-attention call of a transformer.
 
     Attributes:
-        query, key, value: ``[B, S, H, D]``, after norm and RoPE.
-        scale: softmax scale.
-        layer, num_layers: index of this attention among those of its transformer.
-        step, num_steps: denoising step counted from 0; num_steps is None where nothing tells it.
-        branch: which forward of the step this is (``"cond"``, ``"uncond"``, or ``"call0"``,
-        ``"call1"``, ...).
-        layout: where the visual tokens are.
-        precision: what sparse products run in.
+        query, key, value: Tensors ``[B, S, H, D]``, after normalization and RoPE.
+        scale: Softmax scale.
+        context: Where in the run the call happens.
+        layout: Where the visual tokens are.
+        precision: Precision of the sparse products.
     """
 
     query: Tensor
     key: Tensor
     value: Tensor
     scale: float
-    layer: int
-    num_layers: int
-    step: int
-    num_steps: int | None
-    branch: str
+    context: CallContext
     layout: TokenLayout
     precision: Precision = "full"
 
     @property
     def tokens(self) -> int:
+        """Return the number of tokens."""
         return self.query.shape[1]
 
     def samples(self) -> list[AttentionCall]:
-        """Calls whose tokens all count and lie as their layouts say: this one, or one for each part of it."""
-        layout = self.layout
-        if not layout.parts:
-            return [self]
-        tensors = (self.query, self.key, self.value)
-        found = []
-        for part in layout.parts:
-            query, key, value = (part.of(t) for t in tensors)
-            own = replace(layout, text_tokens=query.shape[1] - layout.visual_tokens, parts=())
-            found.append(replace(self, query=query, key=key, value=value, layout=own))
-        return found
+        """Split the call into calls without padding, whose tokens lie in the order of their layouts.
 
-    def joined(self, outs: Sequence[Tensor]) -> Tensor:
-        """The attention of all tokens out of that of the `samples`; zero for padding."""
+        Returns:
+            The call itself, or one call for each subset of its layout.
+        """
         if not self.layout.parts:
-            return outs[0]
-        found = torch.zeros_like(self.query)
-        for part, out in zip(self.layout.parts, outs, strict=True):
-            part.put(found, out)
-        return found
+            return [self]
+        calls = []
+        for part in self.layout.parts:
+            query, key, value = (part.of(t) for t in (self.query, self.key, self.value))
+            text_tokens = query.shape[1] - self.layout.visual_tokens
+            layout = replace(self.layout, text_tokens=text_tokens, parts=())
+            calls.append(replace(self, query=query, key=key, value=value, layout=layout))
+        return calls
+
+    def join(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Put the attention of the `samples` together, ``[B, S, H, D]``; padding gets zeros."""
+        if not self.layout.parts:
+            return outputs[0]
+        joined = self.query.new_zeros(self.query.shape)
+        for part, output in zip(self.layout.parts, outputs, strict=True):
+            part.put(joined, output)
+        return joined
 
     def visual(self) -> AttentionCall:
-        """The same call without its text tokens."""
+        """Return the same call without its text tokens."""
         layout = self.layout
         if not layout.text_tokens:
             return self
@@ -79,13 +98,14 @@ class AttentionCall:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method decided for a call. Plain tensors, so it can be kept, reused and drawn.
+    """What a method decided for a call. It holds plain tensors, so it can be stored, reused and drawn.
 
     Attributes:
-        block_map: the blocks to compute.
-        skipped: what becomes of the key groups that a query group does not select: nothing, or each
-            stands as its centroid, with its variance in the logit (``"second-order"``) or without.
-        density: share of (query, key) pairs that are computed, float32 scalar on the device.
+        block_map: The blocks to compute.
+        skipped: What replaces the key groups that a query group does not select. ``"drop"`` leaves them out.
+            ``"centroid"`` attends to the mean key and value of each group. ``"second-order"`` also adds the
+            variance of the group's keys to its logit.
+        density: Share of the (query, key) pairs that are computed, a float32 scalar on the device.
     """
 
     block_map: BlockMap

@@ -1,20 +1,14 @@
-"""The ops a method may use, timed."""
+"""The ops that methods call, timed and counted for the report."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from dit_accel.core.attention_call import AttentionCall, Plan
-from dit_accel.core.timer import Timer
 from dit_accel_kernels import (
-    BlockMap,
-    Precision,
     centroid_error,
     centroid_logits,
     centroid_mass,
@@ -30,50 +24,73 @@ from dit_accel_kernels import (
     strided_centroids,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_accel.core.attention_call import AttentionCall, Plan
+    from dit_accel.core.timer import Timer
+    from dit_accel_kernels import BlockMap, Precision
+
 T = TypeVar("T")
 
 
 class Ops:
-    """Kernels as methods call them, each measured under the name that the report shows."""
+    """Kernels as methods call them. The report shows the time of each under its name.
+
+    Args:
+        timer: Where the seconds are added.
+        plans: Counter of the plans that were ``"made"`` and ``"reused"``.
+    """
 
     def __init__(self, timer: Timer, plans: Counter[str] | None = None) -> None:
         self.timer = timer
         self.plans = Counter() if plans is None else plans
         self._shared: dict[Hashable, Any] = {}
 
-    def planned(self, *, reused: bool) -> None:
-        """Count a plan, ``made`` or ``reused``."""
+    def count_plan(self, *, reused: bool) -> None:
+        """Count a plan as made or reused."""
         self.plans["reused" if reused else "made"] += 1
 
-    def knows(self, key: Hashable) -> bool:
-        """Whether something shared was made."""
+    def has_shared(self, key: Hashable) -> bool:
+        """Return True if a shared value exists."""
         return key in self._shared
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What all layers, branches and steps share (a static plan), made when it is first asked for."""
+        """Return a value that all layers, branches and steps share, such as a static plan.
+
+        The first call with a key makes the value.
+        """
         if key not in self._shared:
             self._shared[key] = make()
-        found: T = self._shared[key]
-        return found
+        value: T = self._shared[key]
+        return value
 
-    def kept(self) -> list[Any]:
-        """All that is shared."""
+    def shared_values(self) -> list[Any]:
+        """Return all shared values."""
         return list(self._shared.values())
 
     def read(self, values: Tensor) -> list[float]:
-        """A few values as Python numbers; waits for the device."""
-        found: list[float] = values.tolist()
-        return found
+        """Return a few values as Python numbers. This waits for the device."""
+        numbers: list[float] = values.tolist()
+        return numbers
 
-    def forget(self) -> None:
-        """Drop the shared plans: the run is over."""
+    def clear(self) -> None:
+        """Drop the shared values, because the run is over."""
         self._shared.clear()
 
     def kmeans(
         self, tokens: Tensor, count: int, centroids: Tensor | None, iterations: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Cluster ``[B, H, S, D]`` tokens: ``iterations[0]`` rounds from strided tokens, or
-        ``iterations[1]`` from ``centroids``; returns labels and centroids.
+        """Cluster tokens ``[B, H, S, D]`` by k-means.
+
+        Args:
+            tokens: Queries or keys.
+            count: Number of clusters.
+            centroids: Centroids ``[B, H, K, D]`` to start from; None starts from strided tokens.
+            iterations: Rounds from strided tokens, and rounds from given centroids.
+
+        Returns:
+            Labels ``[B, H, S]`` and centroids ``[B, H, K, D]``.
         """
         with self.timer("kmeans", tokens.device):
             if centroids is None:
@@ -81,7 +98,7 @@ class Ops:
             return kmeans(tokens, centroids, iterations[1])
 
     def group(self, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Order and offsets of labelled tokens."""
+        """Return the order ``[B, H, S]`` and the offsets ``[B, H, G + 1]`` of labelled tokens."""
         with self.timer("selection", labels.device):
             return group_by_label(labels, count)
 
@@ -94,7 +111,7 @@ class Ops:
         top_p: float,
         min_share: float,
     ) -> Tensor:
-        """Key groups per query group, bool ``[B, H, Gq, Gk]``, by estimated attention mass."""
+        """Select key groups by estimated attention mass, bool ``[B, H, Gq, Gk]``."""
         with self.timer("selection", key_sizes.device):
             mass = centroid_mass(query_centroids, key_centroids, key_sizes, scale)
             return select_top_p(mass, top_p, min_share)
@@ -106,7 +123,7 @@ class Ops:
         scale: float,
         key_variance: Tensor | None,
     ) -> Tensor:
-        """Estimated logit of a key of each group, float32 ``[B, H, Gq, Gk]``."""
+        """Estimate the logit of one key of each group, float32 ``[B, H, Gq, Gk]``."""
         with self.timer("selection", query_centroids.device):
             return centroid_logits(query_centroids, key_centroids, scale, key_variance)
 
@@ -119,46 +136,50 @@ class Ops:
         key_offsets: Tensor,
         scale: float,
     ) -> Tensor:
-        """Error per key of a centroid in place of its group, float32 ``[B, H, Gq, Gk]``."""
+        """Estimate the error per key if a centroid replaces its group, float32 ``[B, H, Gq, Gk]``."""
         with self.timer("selection", key.device):
             return centroid_error(query_centroids, key, value, key_order, key_offsets, scale)
 
     def group_variance(
         self, tokens: Tensor, order: Tensor, offsets: Tensor, means: Tensor
     ) -> Tensor:
-        """Variance of each group per channel around its mean, float32 ``[B, H, G, D]``."""
+        """Return the variance of each group per channel around its mean, float32 ``[B, H, G, D]``."""
         with self.timer("selection", tokens.device):
             return group_variance(tokens, order, offsets, means)
 
     def select_budget(self, score: Tensor, key_sizes: Tensor, keys: float | list[float]) -> Tensor:
-        """Key groups by falling score, about ``keys`` keys for every query group, in all heads or head
-        by head.
+        """Select key groups by falling score, bool ``[B, H, Gq, Gk]``.
+
+        Args:
+            score: Score of each group, ``[B, H, Gq, Gk]``.
+            key_sizes: Number of keys in each group.
+            keys: Number of keys that every query group gets; a list holds one number for each head.
         """
         with self.timer("selection", score.device):
-            each = keys if isinstance(keys, list) else [keys]  # filled on the device: no copy to it
-            budget = torch.cat([torch.full((1, 1), k, device=score.device) for k in each])
-            budget = budget.expand(score.shape[:3])
-            return select_budget(score, key_sizes, budget)
+            budgets = keys if isinstance(keys, list) else [keys]
+            # Filled on the device, because a copy from the host would wait for it.
+            budget = torch.cat([torch.full((1, 1), k, device=score.device) for k in budgets])
+            return select_budget(score, key_sizes, budget.expand(score.shape[:3]))
 
     def run(self, plan: Plan, call: AttentionCall) -> Tensor:
-        """Attention of a call by a plan, ``[B, S, H, D]``."""
+        """Return the attention of a call by a plan, ``[B, S, H, D]``."""
         drop = plan.skipped == "drop"
-        out, lse = self.part(plan.block_map, call, return_lse=not drop)
+        out, lse = self.partial(plan.block_map, call, return_lse=not drop)
         if lse is not None:
             with self.timer("centroids", call.query.device):
-                rest = skipped_attention(
+                skipped = skipped_attention(
                     *heads_first(call),
                     plan.block_map,
                     call.scale,
                     second_order=plan.skipped == "second-order",
                 )
-                out, _ = merge_attention(out, lse, *rest)
+                out, _ = merge_attention(out, lse, *skipped)
         return out.transpose(1, 2).contiguous()
 
-    def part(
+    def partial(
         self, block_map: BlockMap, call: AttentionCall, *, return_lse: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention over the keys that a map selects, ``[B, H, S, D]``, and its log-sum-exp."""
+        """Return the attention over the keys that a map selects, ``[B, H, S, D]``, and its log-sum-exp."""
         with self.timer("attention", call.query.device):
             return sparse_attention(
                 *heads_first(call),
@@ -171,32 +192,34 @@ class Ops:
     def merge(
         self, first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Attention over two disjoint sets of keys from that over each, ``[B, H, S, D]``."""
+        """Merge the attention over two disjoint sets of keys, ``[B, H, S, D]``, by their log-sum-exps."""
         with self.timer("merge", first.device):
             return merge_attention(first, first_lse, second, second_lse)
 
     def dense(self, call: AttentionCall) -> Tensor:
-        """Dense attention of a call in its precision, ``[B, S, H, D]``."""
+        """Return the dense attention of a call in its precision, ``[B, S, H, D]``."""
         if call.precision != "full":
             return self.quantized(call.query, call.key, call.value, call.scale, call.precision)
         with self.timer("attention", call.query.device):
-            out = functional.scaled_dot_product_attention(*heads_first(call), scale=call.scale)
+            attention = torch.nn.functional.scaled_dot_product_attention
+            out = attention(*heads_first(call), scale=call.scale)
             return out.transpose(1, 2).contiguous()
 
     def quantized(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, precision: Precision
     ) -> Tensor:
-        """Dense attention of ``[B, S, H, D]`` tensors in a quantized precision."""
+        """Return the dense attention of ``[B, S, H, D]`` tensors in a quantized precision."""
         with self.timer("dense", query.device):
             query, key, value = (t.transpose(1, 2) for t in (query, key, value))
             out, _ = quantized_attention(query, key, value, scale=scale, precision=precision)
             return out.transpose(1, 2).contiguous()
 
     def density(self, block_map: BlockMap) -> Tensor:
+        """Return the density of a map, a float32 scalar on the device."""
         with self.timer("selection", block_map.selected.device):
             return block_map.density()
 
 
 def heads_first(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value as ``[B, H, S, D]`` views."""
+    """Return query, key and value as ``[B, H, S, D]`` views."""
     return call.query.transpose(1, 2), call.key.transpose(1, 2), call.value.transpose(1, 2)

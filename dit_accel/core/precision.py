@@ -1,57 +1,68 @@
-"""Which precision attention runs in: what was asked for, checked and, for ``auto``, decided once."""
+"""Precisions of attention: their names, and the one that a device runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from dit_accel_kernels import Precision as KernelPrecision
-from dit_accel_kernels import check_precision, quantized_attention
+from dit_accel.errors import InvalidSettings, first_line
+from dit_accel_kernels import ContractError, check_precision, quantized_attention
+
+if TYPE_CHECKING:
+    from dit_accel_kernels import Precision as KernelPrecision
 
 Precision = Literal["full", "int8", "int8-fp8", "auto"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 AUTO: tuple[KernelPrecision, ...] = ("int8-fp8", "int8")  # fastest first
-LARGEST_ERROR = {"int8": 0.02, "int8-fp8": 0.045}  # relative L1 on the check's inputs
+LARGEST_ERROR = {"int8": 0.02, "int8-fp8": 0.045}  # relative L1 error on the inputs of the check
 
 
-def checked_precision(name: str, value: str) -> Precision:
-    """The precision that a text names.
+def check_precision_name(argument: str, value: str) -> Precision:
+    """Return a precision if its name is known.
 
     Raises:
-        ValueError: saying what is accepted.
+        InvalidSettings: With the names that are accepted.
     """
     for precision in PRECISIONS:
         if value == precision:
             return precision
     more = " (int4-fp8 exists as a reference only)" if value == "int4-fp8" else ""
-    raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(PRECISIONS)}{more}")
+    raise InvalidSettings(
+        f"unknown {argument} {value!r}: choose one of {', '.join(PRECISIONS)}{more}"
+    )
 
 
 @dataclass(frozen=True)
 class ResolvedPrecision:
-    """The precision that runs, and a remark where it is not simply what was asked for."""
+    """The precision that runs, and a remark if it differs from what was requested."""
 
     precision: KernelPrecision
     remark: str = ""
 
 
-def choose(asked: Precision, device: torch.device) -> ResolvedPrecision:
-    """What runs on a device.
+def resolve_precision(requested: Precision, device: torch.device) -> ResolvedPrecision:
+    """Return the precision that a device runs.
 
-    ``auto`` takes the fastest precision whose kernel the device has and whose error on a small
-    random case stays within bounds; without one, full precision.
+    ``"auto"`` becomes the fastest precision that has a kernel on the device and whose error on a small random case
+    stays within `LARGEST_ERROR`. Without one it becomes full precision.
 
     Raises:
-        ContractError: if the device cannot run a precision that was asked for by name.
+        InvalidSettings: If the device cannot run a precision that was requested by name.
     """
-    if asked != "auto":
-        check_precision(asked, device)
-        simulated = asked != "full" and device.type == "cpu"
-        return ResolvedPrecision(
-            asked, f"{asked} is simulated on the CPU: slower, not faster" * simulated
-        )
+    if requested == "auto":
+        return _resolve_auto(device)
+    try:
+        check_precision(requested, device)
+    except ContractError as error:
+        raise InvalidSettings(str(error)) from None
+    simulated = requested != "full" and device.type == "cpu"
+    remark = f"{requested} is simulated on the CPU: slower, not faster" if simulated else ""
+    return ResolvedPrecision(requested, remark)
+
+
+def _resolve_auto(device: torch.device) -> ResolvedPrecision:
     if device.type != "cuda":
         return ResolvedPrecision(
             "full", f"auto: full precision, {device.type} has no quantized kernel"
@@ -59,54 +70,48 @@ def choose(asked: Precision, device: torch.device) -> ResolvedPrecision:
     remarks = []
     for precision in AUTO:
         try:
-            error = measured_error(precision, device)
-        except Exception as failure:  # a compiler that is not there, an architecture refused
-            remarks.append(f"{precision}: {type(failure).__name__}: {failure}".splitlines()[0])
+            error = measure_error(precision, device)
+        except Exception as failure:  # a missing compiler, or an architecture without the kernel
+            remarks.append(f"{precision}: {type(failure).__name__}: {first_line(failure)}")
             continue
         if error <= LARGEST_ERROR[precision]:
-            return ResolvedPrecision(
-                precision, f"auto: {precision}, relative error {error:.3f} on this device"
-            )
-        remarks.append(
-            f"{precision}: relative error {error:.3f} is above {LARGEST_ERROR[precision]}"
-        )
+            remark = f"auto: {precision}, relative error {error:.3f} on this device"
+            return ResolvedPrecision(precision, remark)
+        limit = LARGEST_ERROR[precision]
+        remarks.append(f"{precision}: relative error {error:.3f} is above {limit}")
     return ResolvedPrecision("full", "auto: full precision; " + "; ".join(remarks))
 
 
 @dataclass
 class PrecisionResolver:
-    """What asked precisions mean on the device that a session runs on, each decided once."""
+    """Precisions that run on the device of a session. Each request is resolved once."""
 
-    _chosen: dict[Precision, ResolvedPrecision] = field(default_factory=dict)
+    _resolved: dict[Precision, ResolvedPrecision] = field(default_factory=dict)
 
-    def of(self, asked: Precision, device: torch.device) -> KernelPrecision:
-        """The precision that runs."""
-        if asked not in self._chosen:
-            self._chosen[asked] = choose(asked, device)
-        return self._chosen[asked].precision
+    def resolve(self, requested: Precision, device: torch.device) -> KernelPrecision:
+        """Return the precision that runs."""
+        if requested not in self._resolved:
+            self._resolved[requested] = resolve_precision(requested, device)
+        return self._resolved[requested].precision
 
-    def ran(self, asked: Precision) -> str:
-        """The precision that ran; where none did yet, what was asked for."""
-        return self._chosen[asked].precision if asked in self._chosen else asked
+    def used(self, requested: Precision) -> str:
+        """Return the precision that ran, or the requested one if nothing ran yet."""
+        resolved = self._resolved.get(requested)
+        return requested if resolved is None else resolved.precision
 
     def remarks(self) -> list[str]:
-        """On those that are not simply what was asked for."""
-        return [chosen.remark for chosen in self._chosen.values() if chosen.remark]
-
-    def clear(self) -> None:
-        """Decide anew."""
-        self._chosen.clear()
+        """Return the remarks on precisions that differ from their requests."""
+        return [resolved.remark for resolved in self._resolved.values() if resolved.remark]
 
 
-def measured_error(precision: KernelPrecision, device: torch.device) -> float:
-    """Relative L1 error of quantized attention on a random case with biased keys."""
+def measure_error(precision: KernelPrecision, device: torch.device) -> float:
+    """Return the relative L1 error of quantized attention on a random case with biased keys."""
     generator = torch.Generator("cpu").manual_seed(0)
     query, key, value = (
         torch.randn(1, 2, 300, 64, generator=generator, device="cpu") for _ in range(3)
     )
-    inputs = [
-        x.to(device) for x in (query, key + 4 * (torch.arange(64, device="cpu") % 16 == 0), value)
-    ]
+    key = key + 4 * (torch.arange(64, device="cpu") % 16 == 0)
+    inputs = [tensor.to(device) for tensor in (query, key, value)]
     out, _ = quantized_attention(*inputs, precision=precision)
-    exact, _ = quantized_attention(*(x.cpu() for x in inputs), precision="full")
+    exact, _ = quantized_attention(*(tensor.cpu() for tensor in inputs), precision="full")
     return float((out.cpu() - exact).abs().sum() / exact.abs().sum())

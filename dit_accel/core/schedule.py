@@ -1,4 +1,4 @@
-"""Settings that are not a method's own: when to be sparse, and what to watch."""
+"""Schedules, their rules, and the settings of the guard."""
 
 from __future__ import annotations
 
@@ -7,40 +7,30 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-
-@dataclass(frozen=True)
-class CallContext:
-    """Where in a run an attention call is.
-
-    Attributes:
-        step, num_steps: denoising step counted from 0; num_steps is None where nothing tells it.
-        layer, num_layers: index of the attention among those of its transformer.
-        expert: component name of the transformer (one of `COMPONENTS`).
-        branch: which forward of the step (``"cond"``, ``"uncond"``, ...).
-    """
-
-    step: int
-    num_steps: int | None
-    layer: int
-    num_layers: int
-    expert: str
-    branch: str
+if TYPE_CHECKING:
+    from dit_accel.core.attention_call import CallContext
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Other knobs, or no sparsity, for some of the calls: those that fit all that is given.
+    """Override knobs, or force dense, for the calls that match every given condition.
 
     Attributes:
-        steps: ``"20%-90%"`` (a share of the steps, the end excluded), ``"5-9"`` (steps counted from
-            0, the end included), ``"5-"``, ``"3"``, or several separated by commas.
-        layers: ``"0,47-49"``; negative ones count from the last.
-        expert: component name of the transformer.
-        branch: ``"cond"``, ``"uncond"``, ...
-        dense: such calls run dense.
-        knobs: knobs of the method that differ for such calls; of two rules the later one wins.
+        steps: Steps that match, such as ``"20%-90%"`` (a share of the steps, end excluded), ``"5-9"`` (counted
+            from 0, end included), ``"5-"`` or ``"3"``. Commas separate several.
+        layers: Layers that match, such as ``"0,47-49"``. Negative numbers count from the last layer.
+        expert: Component name of the transformer, such as ``"transformer_2"``.
+        branch: Name of the forward within a step, such as ``"cond"`` or ``"uncond"``.
+        dense: True runs the matching calls dense.
+        knobs: Knobs of the method for the matching calls. If two rules match, the later one wins.
+
+    Raises:
+        ValueError: If ``steps`` or ``layers`` cannot be read.
+
+    Example:
+        >>> Rule(steps="0%-30%", knobs={"density": 0.3})
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # a misspelt key is an error
@@ -61,31 +51,40 @@ class Rule:
 
     @property
     def counts_steps(self) -> bool:
-        """Whether the rule says something of steps that only their number makes clear."""
+        """Return True if the rule can only be applied when the number of steps is known."""
         spans = _spans(self.steps or "", percent=True)
         return any(percent or first < 0 or (last or 0) < 0 for first, last, percent in spans)
 
-    def fits(self, place: CallContext) -> bool:
-        """Whether the rule holds at a place; a share of an unknown number of steps never does."""
+    def matches(self, context: CallContext) -> bool:
+        """Return True if the rule applies to a call.
+
+        A share of the steps never matches while the number of steps is unknown.
+        """
         return (
-            (self.expert is None or self.expert == place.expert)
-            and (self.branch is None or self.branch == place.branch)
-            and (self.layers is None or _contains(self.layers, place.layer, place.num_layers))
-            and (self.steps is None or _contains(self.steps, place.step, place.num_steps))
+            (self.expert is None or self.expert == context.component)
+            and (self.branch is None or self.branch == context.branch)
+            and (self.layers is None or _contains(self.layers, context.layer, context.num_layers))
+            and (self.steps is None or _contains(self.steps, context.step, context.num_steps))
         )
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which attention calls stay dense, whatever the method, and where its knobs differ.
+    """Settings for which attention calls stay dense and which use other knobs, for every method.
 
     Attributes:
-        dense_steps: share of the denoising steps, counted from the first and rounded up, that run
-            dense (SVG2 runs 20 to 30 % of them so: the layout of the video is decided there).
-        dense_layers: indices of layers that always run dense; negative ones count from the last.
-        min_tokens: below this many tokens a call runs dense, because sparse attention cannot pay
-            there; None takes the crossover measured for the device.
-        rules: what differs by step, layer, expert or branch.
+        dense_steps: Share of the denoising steps that run dense. It counts from the first step and is rounded up.
+            SVG2 uses 0.2 to 0.3, because the first steps decide the layout of the video.
+        dense_layers: Indices of layers that always run dense. Negative numbers count from the last layer.
+        min_tokens: Calls with fewer tokens run dense, because sparse attention is slower there. None uses the
+            crossover that was measured for the device.
+        rules: Overrides by step, layer, expert or branch.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Example:
+        >>> Schedule(dense_steps=0.1, dense_layers=(0, -1), rules=(Rule(branch="uncond", dense=True),))
     """
 
     dense_steps: float = 0.2
@@ -100,43 +99,41 @@ class Schedule:
             raise ValueError(f"min_tokens must be 0 or more, got {self.min_tokens}")
 
     def step_is_dense(self, step: int, num_steps: int | None) -> bool:
-        """Whether a step (counted from 0) is among the dense ones; with an unknown number of steps
-        none is.
-        """
+        """Return True if a step, counted from 0, runs dense. No step does while their number is unknown."""
         if num_steps is None:
             return False
         return step < math.ceil(self.dense_steps * num_steps - 1e-9)
 
     def layer_is_dense(self, layer: int, num_layers: int) -> bool:
-        """Whether a layer, counted from the first or from the last, is one of those that stay dense."""
+        """Return True if a layer always runs dense."""
         return layer in self.dense_layers or layer - num_layers in self.dense_layers
 
-    def is_dense(self, place: CallContext, rules: tuple[int, ...]) -> bool:
-        """Whether a call runs dense, at a place where some rules hold."""
+    def is_dense(self, context: CallContext, rules: tuple[int, ...]) -> bool:
+        """Return True if a call runs dense, given the indices of the rules that match it."""
         return (
-            self.step_is_dense(place.step, place.num_steps)
-            or self.layer_is_dense(place.layer, place.num_layers)
+            self.step_is_dense(context.step, context.num_steps)
+            or self.layer_is_dense(context.layer, context.num_layers)
             or any(self.rules[index].dense for index in rules)
         )
 
     def without_effect(self, num_steps: int | None) -> list[str]:
-        """A remark on what an unknown number of steps leaves without effect."""
+        """Return a remark on the settings that have no effect because the number of steps is unknown."""
         names = [f"dense_steps {self.dense_steps:g}"] if self.dense_steps else []
         names += [f"rule {i} ({r.steps})" for i, r in enumerate(self.rules) if r.counts_steps]
         if num_steps is not None or not names:
             return []
         return [
-            f"nothing tells the number of steps, so that this had no effect: {', '.join(names)}. Enable it on "
-            "the pipeline, or run forwards in transformer.cache_context(name, step_index=i, num_inference_steps=n)"
+            f"the number of steps is unknown, so these settings had no effect: {', '.join(names)}. Enable attention "
+            "on the pipeline, or run forwards in transformer.cache_context(name, step_index=i, num_inference_steps=n)"
         ]
 
     def without_knobs(self) -> Schedule:
-        """The same for another method: rules keep what is dense, and lose the knobs."""
+        """Return the schedule for another method: the rules lose their knobs."""
         return replace(self, rules=tuple(replace(rule, knobs={}) for rule in self.rules))
 
-    def rules_at(self, place: CallContext) -> tuple[int, ...]:
-        """Indices of the rules that hold at a place."""
-        return tuple(i for i, rule in enumerate(self.rules) if rule.fits(place))
+    def matching_rules(self, context: CallContext) -> tuple[int, ...]:
+        """Return the indices of the rules that match a call."""
+        return tuple(i for i, rule in enumerate(self.rules) if rule.matches(context))
 
 
 GuardMode = Literal["off", "warn", "on"]
@@ -144,15 +141,17 @@ GuardMode = Literal["off", "warn", "on"]
 
 @dataclass(frozen=True)
 class Guard:
-    """What to do about sparse output that is NaN or infinite, or far from exact attention.
+    """Settings for sparse output that is not finite, or far from exact attention.
 
     Attributes:
-        mode: ``"off"``: nothing is looked at. ``"warn"``: faults are counted and told. ``"on"``: a
-            forward with output that is not finite runs again, dense; that layer, and one whose error
-            was above the limit, runs dense from the next forward on, until the run ends.
-        limit: largest relative error of the sampled queries' output, in the L2 norm over all of them.
-        samples: queries per call that are computed exactly, spread over the sequence, in every other
-            head.
+        mode: ``"off"`` checks nothing. ``"warn"`` counts faults and warns. ``"on"`` runs a forward again, dense, if
+            its output is not finite. It also runs faulty layers dense until the run ends.
+        limit: Largest relative error that is accepted, in the L2 norm over the sampled queries.
+        samples: Number of queries per call that are computed exactly. They are spread over the sequence, in every
+            other head.
+
+    Raises:
+        ValueError: If a value is out of range.
     """
 
     mode: GuardMode = "off"
@@ -173,7 +172,7 @@ _SPAN = re.compile(r"(-?\d+)(%?)(?:(-)(?:(-?\d+)(%?))?)?")
 
 @functools.cache
 def _spans(text: str, percent: bool) -> tuple[tuple[int, int | None, bool], ...]:
-    """First, last (None: open) and whether in percent, of each part; empty for a text that is wrong."""
+    """Parse a text into (first, last or None if open, is a percentage); empty if the text is invalid."""
     spans = []
     for part in text.replace(" ", "").split(","):
         match = _SPAN.fullmatch(part)
@@ -194,7 +193,7 @@ def _spans(text: str, percent: bool) -> tuple[tuple[int, int | None, bool], ...]
 
 
 def _contains(text: str, index: int, count: int | None) -> bool:
-    """Whether an index of ``count`` is in the spans of a text."""
+    """Return True if an index, of ``count`` in all, lies in the spans of a text."""
     for first, last, percent in _spans(text, percent=True):
         if percent:
             if count is None:
@@ -215,9 +214,9 @@ def _from_end(index: int | None, count: int | None) -> int | None:
     return index + count if count is not None else None
 
 
-CROSSOVER_TOKENS = {"cpu": 2048}  # measured; a device without an entry has no crossover
+CROSSOVER_TOKENS = {"cpu": 2048}  # measured; other devices have no crossover
 
 
 def crossover_tokens(device_type: str) -> int:
-    """Number of tokens below which sparse attention does not pay on a kind of device."""
+    """Return the number of tokens below which sparse attention is slower than dense on a type of device."""
     return CROSSOVER_TOKENS.get(device_type, 0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dit_accel.core.attention_call import AttentionCall, Plan
+from dit_accel.core.attention_call import AttentionCall, CallContext, Plan
 from dit_accel.core.ops import Ops
 from dit_accel.core.timer import Timer
 from dit_accel.generation.loading import ModelCard
@@ -25,7 +25,7 @@ from dit_accel_pipelines import AttentionShape, TokenLayout
 class ShapeOps(Ops):
     """Ops that give tensors of the right shape, with nothing computed."""
 
-    def part(
+    def partial(
         self, block_map: BlockMap, call: AttentionCall, *, return_lse: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         out = call.query.transpose(1, 2)
@@ -83,12 +83,13 @@ def state_bytes(
     with FakeTensorMode():
         query = torch.empty(batch, tokens, shape.heads, shape.head_dim, dtype=dtype)
         for step in range(2):
+            context = CallContext(step=step, num_layers=shape.layers)
             call = AttentionCall(
-                *(query, query, query, 1.0, 0, shape.layers, step, None, "cond", layout)
+                query=query, key=query, value=query, scale=1.0, context=context, layout=layout
             )
             method.attend(call, state, ops)
-        shared = size_of(ops.kept())
-        each = size_of([state, ops.kept()]) - shared
+        shared = size_of(ops.shared_values())
+        each = size_of([state, ops.shared_values()]) - shared
         return StateBytes(each, shared, shape.layers * branches)
 
 

@@ -24,7 +24,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import ModelCard, output_of
 from dit_accel.generation.settings import RenderSettings, build_profile
 from dit_accel.hooks.active_pipeline import transformers_of
-from dit_accel.runtime.enabled import preserved
+from dit_accel.runtime.active_sessions import preserved_session
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import AttentionReport
 
@@ -47,7 +47,7 @@ def render(pipe: DiffusionPipeline, settings: RenderSettings) -> Clip:
 
 def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Profile) -> Clip:
     """`render` with a profile whose method needs no name."""
-    with preserved(pipe):
+    with preserved_session(pipe):
         disable_perturbed_guidance(pipe)
         session = enable_sparse_attention(pipe, profile=profile)
         if settings.pag_scale is not None or settings.heads is not None:

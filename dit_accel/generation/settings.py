@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dit_accel.core.precision import checked_precision
+from dit_accel.core.precision import check_precision_name
 from dit_accel.core.schedule import Guard, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import TINY_WORLD
@@ -110,8 +110,8 @@ def build_profile(settings: RenderSettings) -> Profile:
         return Profile(
             method=method_of(settings.method, knobs[""]),
             schedule=parsed_knobs(Schedule, knobs["schedule"], "schedule knob"),
-            precision=checked_precision("precision", settings.precision),
-            dense_precision=checked_precision("dense_precision", settings.dense_precision),
+            precision=check_precision_name("precision", settings.precision),
+            dense_precision=check_precision_name("dense_precision", settings.dense_precision),
             guard=parsed_knobs(Guard, {"mode": settings.guard, **knobs["guard"]}, "guard knob"),
         )
     except InvalidSettings:

@@ -2,12 +2,10 @@
 
 from dit_accel.guidance.config import PerturbedGuidance, check_family
 from dit_accel.guidance.heads import HeadSet, ModelShape, all_heads, find_heads, parse_heads
-from dit_accel.guidance.perturbed_branch import PerturbedBranch
 
 __all__ = [
     "HeadSet",
     "ModelShape",
-    "PerturbedBranch",
     "PerturbedGuidance",
     "all_heads",
     "check_family",

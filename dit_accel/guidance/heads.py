@@ -7,18 +7,19 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from dit_accel.core.schedule import CallContext, Rule
+from dit_accel.core.attention_call import CallContext
+from dit_accel.core.schedule import Rule
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.config import PerturbedGuidance
-from dit_accel.hooks import config_of
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.parsing import parsed
 from dit_accel_assets import head_sets
 from dit_accel_pipelines import Family
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FORMAT = 1
 SETTINGS = tuple(f.name for f in fields(PerturbedGuidance) if f.name != "share_prefix")
@@ -44,6 +45,8 @@ class ModelShape:
     @classmethod
     def of(cls, transformer: nn.Module, family: Family) -> ModelShape:
         """The shape of a transformer."""
+        from dit_accel.hooks import config_of
+
         return cls.from_config(type(transformer).__name__, config_of(transformer), family)
 
     @classmethod
@@ -247,8 +250,8 @@ def all_heads(layers: str | None, model: ModelShape) -> HeadSet:
         rule = Rule(layers=layers)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
-    places = (CallContext(0, None, i, len(order), "", "") for i in range(len(order)))
-    chosen = {order[place.layer]: every for place in places if rule.fits(place)}
+    places = (CallContext(layer=i, num_layers=len(order)) for i in range(len(order)))
+    chosen = {order[place.layer]: every for place in places if rule.matches(place)}
     if not chosen:
         raise InvalidSettings(f"layers {layers!r} names none of the {len(order)} layers")
     return HeadSet(model, chosen)

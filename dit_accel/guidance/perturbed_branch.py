@@ -18,7 +18,7 @@ from dit_accel.guidance.noise import noise_levels
 from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation
 from dit_accel.guidance.pipeline_checks import deviations
 from dit_accel.hooks import BlockReuse, DenseCall, Layer, RerunForward, foreign_states
-from dit_accel.hooks.active_pipeline import guidance_told_by, running_guider
+from dit_accel.hooks.active_pipeline import reported_guidance, running_guider
 from dit_accel.hooks.step_tracker import StepInfo
 from dit_accel_pipelines import Family, TokenLayout
 
@@ -141,7 +141,7 @@ class PerturbedBranch:
         """Whether a batch is [uncond, cond], found out once in a run."""
         batch = hidden_states.shape[0]
         if batch not in self._doubled:
-            told = guidance_told_by(pipe)
+            told = reported_guidance(pipe)
             if told is None:  # a loop of the user's own: both halves then have the same latents
                 told = batch % 2 == 0 and torch.equal(*hidden_states.chunk(2))
             self._doubled[batch] = told

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers.guiders import ClassifierFreeGuidance
 
-from dit_accel.hooks.active_pipeline import local_of, running_guider
+from dit_accel.hooks.active_pipeline import local_variable, running_guider
 from dit_accel_pipelines import Family, Postprocess
 
 
@@ -31,13 +31,13 @@ def deviations(pipe: Any, family: Family) -> Iterator[str]:
 
 
 def _guider_of(pipe: Any) -> Any:
-    return local_of(pipe, "guider") or getattr(pipe, "guider", None)
+    return local_variable(pipe, "guider") or getattr(pipe, "guider", None)
 
 
 def _holds(pipe: Any, process: Postprocess) -> bool:
     if not process.switch:
         return True
-    told = local_of(pipe, process.switch)
+    told = local_variable(pipe, process.switch)
     if told is None:
         told = pipe.config.get(process.switch, process.default)
     return bool(told)

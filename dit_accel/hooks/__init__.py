@@ -1,11 +1,10 @@
-"""The only place that touches diffusers' processors and hooks.
+"""The only room that touches diffusers' processors, hooks and call stack.
 
-``install`` gives each self-attention module a processor of a subclass of its own processor class.
-The subclass runs the very code of the original ``__call__`` (projections, norms, RoPE, LoRA), with
-``dispatch_attention_fn`` (or PyTorch's ``scaled_dot_product_attention``) rebound to ours; ours leads to
-``Layer.attend`` through one custom op, so that compiled blocks see one opaque call and one class for all
-layers. A root hook tells the session where each forward begins and ends, and may run it again.
-Nothing is patched globally; ``uninstall`` puts back the very same processor objects.
+`install` gives each self-attention module a processor of a subclass of its own class. The subclass runs the original
+``__call__`` (projections, norms, RoPE, LoRA), but ``dispatch_attention_fn`` and PyTorch's
+``scaled_dot_product_attention`` lead to `Layer.attend` through one custom op. So compiled blocks see one opaque call
+and one class for all layers. A root hook hands every forward to the session, which may run it again. Nothing global is
+patched. `Installation.uninstall` puts the original processor objects back.
 """
 
 from dit_accel.errors import UnsupportedProcessor
@@ -18,21 +17,23 @@ from dit_accel.hooks.install import (
     is_patchable,
     processor_of,
 )
-from dit_accel.hooks.layers import DenseCall, Layer, RerunForward
+from dit_accel.hooks.layers import DenseCall, ForwardHandler, Layer
 from dit_accel.hooks.root_hook import (
     HOOK,
-    PERTURBED,
+    ForwardCall,
+    RerunForward,
     cache_without_contexts,
     config_of,
     foreign_states,
-    owner_of,
+    handler_of,
 )
 
 __all__ = [
     "HOOK",
-    "PERTURBED",
     "BlockReuse",
     "DenseCall",
+    "ForwardCall",
+    "ForwardHandler",
     "Installation",
     "Layer",
     "RerunForward",
@@ -42,10 +43,10 @@ __all__ = [
     "check_shared",
     "config_of",
     "foreign_states",
+    "handler_of",
     "install",
     "interleaved",
     "is_patchable",
-    "owner_of",
     "processor_of",
     "splits_text",
 ]

@@ -1,4 +1,7 @@
-"""What runs a transformer, as far up the Python stack as needed: `from_pipe` makes several pipelines of one."""
+"""Find the pipeline that is calling a transformer by walking up the call stack.
+
+Several pipelines can share one transformer, because diffusers' `from_pipe` reuses components.
+"""
 
 from __future__ import annotations
 
@@ -17,55 +20,55 @@ PIPELINES = (DiffusionPipeline, ModularPipeline)
 
 
 def transformers_of(target: Any) -> dict[str, nn.Module]:
-    """The transformers of a pipeline by component name, or a bare transformer itself."""
+    """Return the transformers of a pipeline by component name, or a bare transformer itself."""
     if isinstance(target, nn.Module):
         return {"transformer": target}
-    found = {name: getattr(target, name, None) for name in COMPONENTS}
-    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+    components = {name: getattr(target, name, None) for name in COMPONENTS}
+    return {name: module for name, module in components.items() if isinstance(module, nn.Module)}
 
 
 def pipeline_ref(target: Any) -> weakref.ref[Any] | None:
-    """A pipeline, or another object with a scheduler, which tells the steps; None of a bare transformer, and of an
-    object that Python cannot refer to weakly.
+    """Return a weak reference to a pipeline, or to another object whose scheduler knows the steps.
+
+    Returns:
+        None for a bare transformer, and for an object that Python cannot refer to weakly.
     """
-    tells = isinstance(target, PIPELINES) or getattr(target, "scheduler", None) is not None
-    if isinstance(target, nn.Module) or not tells or not type(target).__weakrefoffset__:
+    has_steps = isinstance(target, PIPELINES) or getattr(target, "scheduler", None) is not None
+    if isinstance(target, nn.Module) or not has_steps or not type(target).__weakrefoffset__:
         return None
     return weakref.ref(target)
 
 
-def ordinary(pipe: Any) -> Any:
-    """A pipeline whose call is its denoising loop; None of a modular one, whose blocks and guider know it."""
+def as_standard_pipeline(pipe: Any) -> Any:
+    """Return a pipeline whose call is its denoising loop; None for a modular one."""
     return pipe if isinstance(pipe, DiffusionPipeline) else None
 
 
-@torch.compiler.disable  # of a frame nothing can be traced
+@torch.compiler.disable  # frames cannot be traced
 def running_pipeline(transformers: Collection[nn.Module]) -> Any:
-    """The nearest pipeline, ordinary or modular, whose method runs, and that has one of these transformers; None:
-    there is none.
-    """
+    """Return the nearest pipeline on the call stack that has one of these transformers, or None."""
     for values in _locals_of_methods():
-        found = values["self"]
-        if isinstance(found, PIPELINES) and _has_any(found, transformers):
-            return found
+        pipe = values["self"]
+        if isinstance(pipe, PIPELINES) and _has_any(pipe, transformers):
+            return pipe
     return None
 
 
 @torch.compiler.disable
-def guidance_told_by(pipe: Any) -> bool | None:
-    """Whether a running pipeline does classifier-free guidance, by its own word; None if it has none.
+def reported_guidance(pipe: Any) -> bool | None:
+    """Return True if a running pipeline says that it does classifier-free guidance; None if it does not say.
 
-    Some keep it to themselves: then it is a local variable of the pipeline's call.
+    Some pipelines have a property for it, and others a local variable of their call.
     """
     name = "do_classifier_free_guidance"
-    told = getattr(pipe, name, None)
-    told = local_of(pipe, name) if told is None else told
-    return told if isinstance(told, bool) else None
+    reported = getattr(pipe, name, None)
+    reported = local_variable(pipe, name) if reported is None else reported
+    return reported if isinstance(reported, bool) else None
 
 
 @torch.compiler.disable
 def running_guider() -> tuple[Any, str | None]:
-    """The guider of a modular pipeline that runs, and the prediction it asks for, such as ``"pred_cond"``."""
+    """Return the guider of a running modular pipeline and the prediction it requests, such as ``"pred_cond"``."""
     for values in _locals_of_methods():
         batch = values.get("guider_state_batch")
         guider = getattr(values.get("components"), "guider", None)
@@ -75,8 +78,8 @@ def running_guider() -> tuple[Any, str | None]:
 
 
 @torch.compiler.disable
-def local_of(pipe: Any, name: str) -> Any:
-    """A local variable of a method of a pipeline that runs; None if there is none of this name."""
+def local_variable(pipe: Any, name: str) -> Any:
+    """Return a local variable of a running method of a pipeline, or None."""
     for values in _locals_of_methods():
         if values["self"] is pipe and name in values:
             return values[name]
@@ -84,13 +87,13 @@ def local_of(pipe: Any, name: str) -> Any:
 
 
 def _has_any(pipe: Any, transformers: Collection[nn.Module]) -> bool:
-    found = transformers_of(pipe).values()
-    plain = [getattr(module, "_orig_mod", module) for module in found]  # torch.compile's wrapper
+    modules = transformers_of(pipe).values()
+    plain = [getattr(module, "_orig_mod", module) for module in modules]  # torch.compile's wrapper
     return any(module is ours for module in plain for ours in transformers)
 
 
 def _locals_of_methods() -> Iterator[Mapping[str, Any]]:
-    """Local variables of the methods that run, the nearest first."""
+    """Yield the local variables of the methods on the call stack, the nearest first."""
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code.co_varnames[:1] == ("self",):

@@ -1,4 +1,4 @@
-"""The blocks before the first perturbed one: computed once in the clean forward, replayed in the perturbed."""
+"""Reuse the output of the blocks before the first perturbed one, so that they run once in a step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 class BlockReuse:
     """Outputs of a transformer's leading blocks.
 
-    Each block list hands the output of one block to the next, so that the last output is all that is
-    needed: every replayed block returns it. Blocks are exchanged only while a forward runs.
+    Each block list hands the output of one block to the next. So only the last output is stored, and every replayed
+    block returns it. Blocks are exchanged only while a forward runs.
 
     Args:
-        transformer: the model.
-        leading: name of each block list, in the order of execution, to the number of leading blocks.
+        transformer: The transformer.
+        leading: Number of leading blocks by block list, in the order of execution.
     """
 
     def __init__(self, transformer: nn.Module, leading: Mapping[str, int]) -> None:
@@ -26,11 +26,11 @@ class BlockReuse:
 
     @property
     def blocks(self) -> int:
-        """Number of blocks that the perturbed forward need not run."""
+        """Return the number of blocks that the perturbed forward skips."""
         return sum(self._lists.values())
 
     def refusal(self) -> str | None:
-        """Why the blocks cannot be exchanged, if they cannot: hooks on them count or move them."""
+        """Return why the blocks cannot be exchanged, or None. Hooks on them count or move them."""
         for blocks in self._lists:
             for module in (blocks, *blocks.children()):
                 registry = getattr(module, "_diffusers_hook", None)
@@ -40,7 +40,7 @@ class BlockReuse:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep the outputs of the forward that runs inside."""
+        """Store the outputs of the forward that runs inside."""
 
         def keep(blocks: nn.Module) -> Callable[[Any], None]:
             return lambda output: self._outputs.__setitem__(blocks, output)
@@ -54,7 +54,7 @@ class BlockReuse:
 
     @contextmanager
     def replaying(self, rows: slice) -> Iterator[None]:
-        """Leading blocks return what was kept, for some rows of the batch, instead of running."""
+        """Make the leading blocks return the stored outputs, for some rows of the batch."""
         exchanged = {
             (blocks, str(i)): _Replay(
                 blocks.get_submodule(str(i)), _rows(self._outputs[blocks], rows)
@@ -66,22 +66,22 @@ class BlockReuse:
             yield
 
     def forget(self) -> None:
-        """Free what was kept."""
+        """Free the stored outputs."""
         self._outputs.clear()
 
 
-class _StandIn(nn.Module):
-    """In the place of a block, with its attributes."""
+class _BlockProxy(nn.Module):
+    """Proxy that replaces a block and forwards its attributes."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.__dict__["block"] = block  # not a submodule: nothing walks into it
+        self.__dict__["block"] = block  # not as a submodule, so that nothing walks into it
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["block"], name)
 
 
-class _Recorder(_StandIn):
+class _Recorder(_BlockProxy):
     def __init__(self, block: nn.Module, keep: Callable[[Any], None]) -> None:
         super().__init__(block)
         self.__dict__["keep"] = keep
@@ -92,7 +92,7 @@ class _Recorder(_StandIn):
         return output
 
 
-class _Replay(_StandIn):
+class _Replay(_BlockProxy):
     def __init__(self, block: nn.Module, output: Any) -> None:
         super().__init__(block)
         self.__dict__["output"] = output

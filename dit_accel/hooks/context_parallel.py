@@ -1,5 +1,7 @@
-"""Diffusers' context parallelism: each device has all heads of some tokens; Ulysses exchanges them for all tokens
-of some heads around an attention, which is then ours.
+"""Attention under diffusers' context parallelism.
+
+Each device holds all heads of some tokens. Ulysses exchanges them for all tokens of some heads before an attention, and
+back after it. Our attention runs between the two exchanges.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ RING = (
 )
 
 
-def gathered(
+def ulysses_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -29,16 +31,17 @@ def gathered(
     layer: Tensor,
     parallel_config: Any,
 ) -> Tensor:
-    """Attention of this device's tokens ``[B, S / N, H, D]`` to all tokens: ours runs on ``[B, S, H / N, D]``, with
-    a mask as diffusers hands it on. Diffusers refuses a causal one.
+    """Return the attention of this device's tokens ``[B, S / N, H, D]`` to all tokens.
+
+    Our attention runs on ``[B, S, H / N, D]``. Diffusers refuses causal masks.
 
     Raises:
-        NotImplementedError: for ring attention.
+        NotImplementedError: For ring attention.
     """
     if parallel_config.context_parallel_config.ring_degree > 1:
         raise NotImplementedError(RING)
 
-    def attend(  # as diffusers calls it
+    def attend(  # diffusers fixes the order of the arguments
         _context: Any,
         query: Tensor,
         key: Tensor,
@@ -65,14 +68,14 @@ def gathered(
 
 
 def ulysses_degree(processor: Any) -> int:
-    """Devices that share a sequence; 1 without context parallelism."""
+    """Return the number of devices that share a sequence; 1 without context parallelism."""
     config = getattr(processor, "_parallel_config", None)
     config = getattr(config, "context_parallel_config", None)
     return 1 if config is None else int(config.ulysses_degree)
 
 
 def splits_text(transformer: nn.Module) -> bool:
-    """Whether diffusers' plan splits text and picture apart, not one sequence of both."""
+    """Return True if diffusers splits text and image separately, not as one sequence."""
     plan = getattr(transformer, "_cp_plan", None) or {}
     return any(
         "encoder_hidden_states" in inputs
@@ -82,8 +85,9 @@ def splits_text(transformer: nn.Module) -> bool:
 
 
 def interleaved(layout: TokenLayout, degree: int, device: torch.device) -> TokenLayout:
-    """The layout of a joint model's tokens after the exchange: each device's share of the text and of the
-    picture follow one another. Shares are those of ``torch.tensor_split``.
+    """Return the layout of a joint model's tokens after the exchange.
+
+    The text and the image tokens of each device follow one another. The shares are those of ``torch.tensor_split``.
     """
     tokens = torch.arange(layout.visual_tokens + layout.text_tokens, device=device)
     first = layout.text_tokens if layout.text_first else layout.visual_tokens
@@ -97,10 +101,10 @@ def interleaved(layout: TokenLayout, degree: int, device: torch.device) -> Token
 
 
 def check_shared(degree: int, guided: bool, guard: str) -> None:
-    """Refuse what does not work on several devices that share a sequence.
+    """Refuse settings that do not work on several devices that share a sequence.
 
     Raises:
-        RuntimeError: saying what.
+        RuntimeError: With the setting and the way out.
     """
     if degree > 1 and guided:
         raise RuntimeError("perturbed guidance does not work under context parallelism yet")
@@ -111,7 +115,7 @@ def check_shared(degree: int, guided: bool, guard: str) -> None:
 
 
 def splits_inputs_before(transformer: nn.Module, name: str) -> bool:
-    """Whether diffusers splits the arguments of a transformer's forward before the hook of a name sees them."""
+    """Return True if diffusers splits the arguments of a forward before the named hook sees them."""
     registry = getattr(transformer, "_diffusers_hook", None)
     names = list(registry.hooks) if registry is not None else []
     outer = names[names.index(name) + 1 :] if name in names else []

@@ -1,4 +1,4 @@
-"""What is changed on a transformer, and the exact way back."""
+"""Install our processors and the root hook on a transformer, and take them off again."""
 
 from __future__ import annotations
 
@@ -17,13 +17,20 @@ from dit_accel_pipelines import Family
 
 
 def processor_of(attention: nn.Module) -> Any:
-    """The processor of an attention module."""
+    """Return the processor of an attention module."""
     return attention.processor
 
 
 @dataclass(frozen=True)
 class Installation:
-    """What was changed on one transformer, and the way back."""
+    """The changes on one transformer, and the way back.
+
+    Attributes:
+        transformer: The transformer.
+        layers: Its self-attention modules, in the order of execution.
+        originals: Each of these modules with its original processor.
+        forward_before, forward_hooked: ``transformer.forward`` as an instance attribute, before and after.
+    """
 
     transformer: nn.Module
     layers: tuple[Layer, ...]
@@ -31,19 +38,20 @@ class Installation:
     forward_before: Any
     forward_hooked: Any
 
-    def replaced(self, stack: str) -> list[str]:
-        """Names of the layers of a transformer whose processor someone replaced meanwhile."""
+    def replaced_layers(self, component: str) -> list[str]:
+        """Return the names of the layers of a component whose processor someone else replaced."""
         return [
             layer.name
             for (module, _), layer in zip(self.originals, self.layers, strict=True)
-            if layer.stack == stack and module.processor is not layer.processor
+            if layer.component == component and module.processor is not layer.processor
         ]
 
     def ulysses_degree(self) -> int:
-        """Devices that share a sequence.
+        """Return the number of devices that share a sequence.
 
         Raises:
-            RuntimeError: if context parallelism was enabled after us: forwards then begin with a part of the tokens.
+            RuntimeError: If context parallelism was enabled after us, because forwards then begin with a part of the
+                tokens.
         """
         degree = max((ulysses_degree(layer.processor) for layer in self.layers), default=1)
         if degree > 1 and splits_inputs_before(self.transformer, HOOK):
@@ -53,8 +61,10 @@ class Installation:
         return degree
 
     def uninstall(self) -> None:
-        """Put back the original processors (unless someone replaced ours meanwhile), with the backend
-        and parallel settings that were made on ours, and remove the hook.
+        """Put the original processors back and remove the hook.
+
+        A processor that someone else replaced stays. Backend and parallel settings that were made on our processors
+        move to the originals.
         """
         for (module, original), layer in zip(self.originals, self.layers, strict=True):
             if module.processor is layer.processor:
@@ -71,7 +81,7 @@ class Installation:
         hook = registry.get_hook(HOOK)
         if hook is None:
             return
-        hook.owner = None
+        hook.handler = None
         forward = vars(self.transformer).get("forward")
         if next(reversed(registry.hooks)) == HOOK and forward is not self.forward_hooked:
             return  # someone wrapped our forward: the hook stays below theirs, and does nothing
@@ -82,43 +92,42 @@ class Installation:
 
 
 def install(
-    transformer: nn.Module, stack: str, family: Family, owner: ForwardHandler
+    transformer: nn.Module, component: str, family: Family, handler: ForwardHandler
 ) -> Installation:
-    """Lead the self-attention of a transformer to ``owner.attend``.
+    """Redirect the forwards and the self-attention of a transformer to a handler.
 
     Raises:
-        UnsupportedProcessor: if a processor's code cannot be led; nothing is changed then.
+        UnsupportedProcessor: If the code of a processor cannot be redirected. Nothing is changed then.
     """
-    modules = [(name, module) for name, module in family.attention_modules(transformer)]
-    for _, module in modules:
-        sparse_processor_class(processor_of(module).__class__)
+    modules = list(family.attention_modules(transformer))
+    check_processors(transformer, family)
     layers, originals = [], []
     for index, (name, module) in enumerate(modules):
-        layer = Layer(owner, stack, name, index, len(modules))
+        layer = Layer(handler, component, name, index, len(modules))
         original = processor_of(module)
         originals.append((module, original))
         module.processor = sparse_processor(original, layer)
         layers.append(layer)
     before = vars(transformer).get("forward")
-    root_hook(transformer, stack).owner = owner
+    root_hook(transformer, component).handler = handler
     hooked = vars(transformer)["forward"]
     return Installation(transformer, tuple(layers), tuple(originals), before, hooked)
 
 
 def is_patchable(attention: nn.Module) -> bool:
-    """Whether a module has a processor whose attention we can replace."""
+    """Return True if a module has a processor whose attention we can replace."""
     processor = getattr(attention, "processor", None)
     if processor is None:
         return False
     try:
         sparse_processor_class(getattr(processor, "original", processor).__class__)
-    except (UnsupportedProcessor, OSError):  # OSError: code without a source
+    except (UnsupportedProcessor, OSError):  # OSError: the source of the code is missing
         return False
     return True
 
 
 def check_processors(transformer: nn.Module, family: Family) -> None:
-    """Raise UnsupportedProcessor unless every self-attention of a transformer can be led."""
+    """Raise UnsupportedProcessor unless every self-attention of a transformer can be redirected."""
     for _, module in family.attention_modules(transformer):
         processor = processor_of(module)
         if not hasattr(processor, "original"):

@@ -1,31 +1,35 @@
-"""One attention module as we know it, and the custom op that leads to it."""
+"""Attention modules of a transformer, and the custom op through which their processors call us."""
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from diffusers.hooks.hooks import CacheContext
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
+if TYPE_CHECKING:
+    from dit_accel.hooks.root_hook import ForwardCall
+
+# The only global state: it maps ids, which compiled code holds as tensors, to live layers.
 _LAYERS: weakref.WeakValueDictionary[int, Layer] = weakref.WeakValueDictionary()
 _NEXT_ID = itertools.count()
-
-RerunForward = Callable[[Mapping[str, Any]], Any]
-"""Runs the transformer's forward once more, with some of its arguments replaced."""
 
 
 @dataclass(frozen=True)
 class DenseCall:
-    """A call as diffusers would have made it; tensors are ``[B, S, H, D]``. ``direct`` calls go to
-    PyTorch's scaled_dot_product_attention, as the processor does, all others to the user's own backend.
+    """An attention call as diffusers would have made it; calling it computes dense attention.
+
+    Attributes:
+        query, key, value: Tensors ``[B, S, H, D]``.
+        mask: Attention mask of diffusers; None without one.
+        causal: True for causal attention.
+        scale: Softmax scale; None is ``D ** -0.5``.
+        backend: Backend that the user chose for the processor; None is diffusers' default.
+        direct: True if the processor calls PyTorch's ``scaled_dot_product_attention`` itself.
     """
 
     query: Tensor
@@ -37,10 +41,21 @@ class DenseCall:
     backend: Any
     direct: bool = False
 
+    @property
+    def softmax_scale(self) -> float:
+        """Return the softmax scale as a number."""
+        return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+    @property
+    def has_foreign_mask(self) -> bool:
+        """Return True if the mask is not a tensor, such as FlexAttention's BlockMask."""
+        return self.mask is not None and not isinstance(self.mask, Tensor)
+
     def __call__(self) -> Tensor:
+        """Return dense attention ``[B, S, H, D]`` on the user's own backend."""
         if self.direct:
             query, key, value = (t.transpose(1, 2) for t in (self.query, self.key, self.value))
-            return functional.scaled_dot_product_attention(
+            return torch.nn.functional.scaled_dot_product_attention(
                 *(query, key, value),
                 attn_mask=self.mask,
                 is_causal=self.causal,
@@ -57,62 +72,45 @@ class DenseCall:
 
 
 class ForwardHandler(Protocol):
-    """What the seam asks of a session."""
+    """The interface through which the hooks call a session."""
 
-    def attend(self, layer: Layer, dense: DenseCall) -> Tensor: ...
+    def forward(self, call: ForwardCall) -> Any:
+        """Run a forward of a transformer."""
 
-    def fall_back(self, reason: str, dense: DenseCall) -> Tensor: ...
+    def attend(self, layer: Layer, dense: DenseCall) -> Tensor:
+        """Return the attention of a call, ``[B, S, H, D]``."""
 
-    def begin_forward(
-        self,
-        stack: str,
-        arguments: Mapping[str, Any],
-        config: Mapping[str, Any],
-        context: CacheContext | None,
-    ) -> None: ...
-
-    def may_run_again(self) -> bool: ...
-
-    def wants_dense_rerun(self) -> bool: ...
-
-    def guide(
-        self, module: nn.Module, arguments: Mapping[str, Any], output: Any, again: RerunForward
-    ) -> Any: ...
-
-    def recording(self, module: nn.Module) -> AbstractContextManager[None]: ...
-
-    def end_forward(self) -> None: ...
-
-    def end_run(self) -> None: ...
+    def reset(self) -> None:
+        """Free the state of the run, because the pipeline's call is over."""
 
 
 class Layer:
-    """One attention module: its place, its processor, and the memory the session keeps for it."""
+    """An attention module of a transformer.
+
+    Args:
+        handler: The session that answers its calls.
+        component: Name of the transformer in its pipeline.
+        name: Name of the module in the transformer.
+        index: Index among the attention modules of the transformer.
+        count: Number of these modules.
+    """
 
     def __init__(
-        self, owner: ForwardHandler, stack: str, name: str, index: int, count: int
+        self, handler: ForwardHandler, component: str, name: str, index: int, count: int
     ) -> None:
-        self.owner = owner
-        self.stack, self.name, self.index, self.count = stack, name, index, count
-        self.states: dict[Any, Any] = {}
+        self.handler = handler
+        self.component, self.name, self.index, self.count = component, name, index, count
         self.processor: Any = None
         self.direct = False
         self.id = next(_NEXT_ID)
         _LAYERS[self.id] = self
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        causal: bool,
-        scale: float | None,
-    ) -> Tensor:
-        """Attention of ``[B, S, H, D]`` tensors, the session's way."""
-        return self.owner.attend(self, self.dense(query, key, value, mask, causal, scale))
+    @property
+    def full_name(self) -> str:
+        """Return the name with its component, such as ``"transformer.blocks.3.attn1"``."""
+        return f"{self.component}.{self.name}"
 
-    def dense(
+    def attend(
         self,
         query: Tensor,
         key: Tensor,
@@ -120,37 +118,28 @@ class Layer:
         mask: Any,
         causal: bool,
         scale: float | None,
-    ) -> DenseCall:
-        """A call as diffusers would have made it."""
-        backend = getattr(self.processor, "_attention_backend", None) if not self.direct else None
-        return DenseCall(query, key, value, mask, causal, scale, backend, self.direct)
+    ) -> Tensor:
+        """Return the session's attention of ``[B, S, H, D]`` tensors."""
+        backend = None if self.direct else getattr(self.processor, "_attention_backend", None)
+        dense = DenseCall(query, key, value, mask, causal, scale, backend, self.direct)
+        return self.handler.attend(self, dense)
 
 
-def _layer(number: Tensor) -> Layer:
-    found = _LAYERS.get(int(number))
-    if found is None:
+def find_layer(layer_id: Tensor) -> Layer:
+    """Return the layer of an id.
+
+    Raises:
+        RuntimeError: If the layer was uninstalled.
+    """
+    layer = _LAYERS.get(int(layer_id))
+    if layer is None:
         raise RuntimeError(
             "this attention layer was uninstalled: compiled code outlived its pipeline's session"
         )
-    return found
+    return layer
 
 
-def attend_dense(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    causal: bool,
-    scale: float | None,
-    layer: Tensor,
-) -> Tensor:
-    """A call that no custom op can take, because its mask is no tensor: FlexAttention's BlockMask, for instance."""
-    found = _layer(layer)
-    dense = found.dense(query, key, value, mask, causal, scale)
-    return found.owner.fall_back("attention mask", dense)
-
-
-# It decides, keeps state and measures: a CUDA graph must not freeze it.
+# A CUDA graph must not capture this op, because it decides, keeps state and measures time.
 @torch.library.custom_op("dit_accel::attend", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _attend(
     query: Tensor,
@@ -161,9 +150,9 @@ def _attend(
     scale: float | None,
     layer: Tensor,
 ) -> Tensor:
-    found = _layer(layer)
-    with torch.autocast(query.device.type, enabled=False):  # plans are made of float32 products
-        return found.attend(query, key, value, mask, causal, scale).contiguous()
+    attention_layer = find_layer(layer)
+    with torch.autocast(query.device.type, enabled=False):  # plans need float32 products
+        return attention_layer.attend(query, key, value, mask, causal, scale).contiguous()
 
 
 @_attend.register_fake
@@ -172,6 +161,6 @@ def _(query, key, value, mask, causal, scale, layer):  # type: ignore[no-untyped
 
 
 def forget_layer(layer: Layer) -> None:
-    """Make the id of a layer stale: code that still calls it gets an error."""
+    """Make the id of a layer stale, so that code which still calls it gets an error."""
     if _LAYERS.get(layer.id) is layer:
         del _LAYERS[layer.id]

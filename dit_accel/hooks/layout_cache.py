@@ -1,4 +1,4 @@
-"""Token layouts of a run's forwards."""
+"""Cache the token layouts of a run."""
 
 from __future__ import annotations
 
@@ -7,36 +7,40 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_accel import hooks
-from dit_accel.hooks.step_tracker import StepInfo
+from dit_accel.hooks.context_parallel import interleaved
 from dit_accel_pipelines import Family, TokenLayout
 
 
 class LayoutCache:
-    """Made once in a run for tensors of the same shapes: some are read from the device."""
+    """Token layouts of one run. Tensors of the same shapes share a layout, because some are read from the device."""
 
     def __init__(self, family: Family) -> None:
         self._family = family
-        self._made: dict[Hashable, TokenLayout | None] = {}
+        self._layouts: dict[Hashable, TokenLayout | None] = {}
 
-    def of(
-        self, moment: StepInfo, arguments: Mapping[str, Any], config: Mapping[str, Any], degree: int
+    def get(
+        self, branch: str, arguments: Mapping[str, Any], config: Mapping[str, Any], degree: int
     ) -> TokenLayout | None:
-        """The layout of a forward; ``degree`` devices share its text and its picture, each apart."""
-        if moment.new_run:
-            self._made.clear()
+        """Return the layout of a forward.
+
+        Args:
+            branch: Name of the forward within its step.
+            arguments: Arguments of the forward by name.
+            config: Configuration of the transformer.
+            degree: Number of devices that share text and image separately; 1 without.
+        """
         tensors = list(_tensors(arguments.values()))
-        key = (moment.branch, *(tensor.shape for tensor in tensors))
-        if key not in self._made:
+        key = (branch, *(tensor.shape for tensor in tensors))
+        if key not in self._layouts:
             layout = self._family.layout(arguments, config)
             if self._family.joint and layout is not None and degree > 1:
-                layout = hooks.interleaved(layout, degree, tensors[0].device)
-            self._made[key] = layout
-        return self._made[key]
+                layout = interleaved(layout, degree, tensors[0].device)
+            self._layouts[key] = layout
+        return self._layouts[key]
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Also in lists."""
+    """Yield the tensors among some values, and in lists of them."""
     for value in values:
         if isinstance(value, Tensor):
             yield value

@@ -1,11 +1,13 @@
-"""The hook on a whole transformer: tells the session where each forward begins and ends."""
+"""The hook on a whole transformer. It hands every forward to the session."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
@@ -15,7 +17,61 @@ from torch import nn
 from dit_accel.hooks.layers import ForwardHandler
 
 HOOK = "dit_accel"
-PERTURBED = "perturbed"
+
+RerunForward = Callable[[Mapping[str, Any]], Any]
+"""Runs the transformer's forward once more, with other values for some of its arguments."""
+
+
+@dataclass(frozen=True)
+class ForwardCall:
+    """One forward of a transformer, which can be run more than once.
+
+    Attributes:
+        module: The transformer.
+        component: Its name in the pipeline.
+        context: Cache context of diffusers; None outside of one.
+        args, kwargs: Arguments as the caller gave them.
+    """
+
+    module: nn.Module
+    component: str
+    context: CacheContext | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    _signature: inspect.Signature
+    _original: Callable[..., Any]
+
+    @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """Return the arguments by name."""
+        return self._signature.bind(self.module, *self.args, **self.kwargs).arguments
+
+    def run(self) -> Any:
+        """Return the transformer's own output."""
+        return self._original(*self.args, **self.kwargs)
+
+    def replace(self, replaced: Mapping[str, Any]) -> ForwardCall:
+        """Return the same call with other values for some arguments.
+
+        Arguments keep their style, because decorators of diffusers read keywords only.
+        """
+        names = list(self._signature.parameters)[1 : len(self.args) + 1]
+        args = tuple(
+            replaced.get(name, value) for name, value in zip(names, self.args, strict=True)
+        )
+        kwargs = {**self.kwargs, **{k: v for k, v in replaced.items() if k not in names}}
+        return dataclasses.replace(self, args=args, kwargs=kwargs)
+
+    @contextmanager
+    def in_context(self, name: str) -> Iterator[None]:
+        """Enter another cache context, in which diffusers' caches keep a separate state."""
+        outer = self.context
+        inner = CacheContext(name) if outer is None else dataclasses.replace(outer, name=name)
+        _set_cache_context(self.module, inner)
+        try:
+            yield
+        finally:
+            _set_cache_context(self.module, outer)
 
 
 class _NoState(BaseState):
@@ -23,81 +79,46 @@ class _NoState(BaseState):
 
 
 class RootHook(ModelHook):
-    """Brackets every forward of a transformer; carries the session, so that it is found again from
-    the pipeline.
+    """Hook that replaces every forward of a transformer by the session's.
+
+    It also carries the session, so that the session can be found from the pipeline.
     """
 
     _is_stateful = True
 
-    def __init__(self, stack: str, signature: inspect.Signature) -> None:
+    def __init__(self, component: str, signature: inspect.Signature) -> None:
         super().__init__()
-        self.owner: ForwardHandler | None = None
-        self.stack, self.signature = stack, signature
+        self.handler: ForwardHandler | None = None
+        self.component, self.signature = component, signature
         self.contexts = StateManager(_NoState)
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        owner = self.owner
-        if owner is None:
-            return self.fn_ref.original_forward(*args, **kwargs)
-        bound = self.signature.bind(module, *args, **kwargs)
-        if owner.may_run_again() and any(foreign_states(module)):
-            raise RuntimeError(
-                "guard 'on' cannot run a forward again under a diffusers cache, which would count it "
-                "twice: use guard 'warn', or disable the cache"
-            )
+        """Run the forward through the session, or unchanged if there is none."""
+        original = self.fn_ref.original_forward
+        if self.handler is None:
+            return original(*args, **kwargs)
         context = self.contexts._context
-        owner.begin_forward(self.stack, bound.arguments, config_of(module), context)
-        try:
-            with owner.recording(module):
-                output = self._watched(owner, args, kwargs)
-
-            def again(replaced: Mapping[str, Any]) -> Any:
-                changed = inspect.BoundArguments(self.signature, {**bound.arguments, **replaced})
-                with in_context(module, context, PERTURBED):
-                    return self._watched(owner, changed.args[1:], changed.kwargs)
-
-            return owner.guide(module, bound.arguments, output, again)
-        except BaseException:
-            owner.end_run()
-            raise
-        finally:
-            owner.end_forward()
-
-    def _watched(self, owner: ForwardHandler, args: Any, kwargs: Any) -> Any:
-        """A forward; dense once more where the guard asks for it."""
-        output = self.fn_ref.original_forward(*args, **kwargs)
-        if owner.wants_dense_rerun():
-            output = self.fn_ref.original_forward(*args, **kwargs)
-        return output
+        call = ForwardCall(module, self.component, context, args, kwargs, self.signature, original)
+        return self.handler.forward(call)
 
     def reset_state(self, module: nn.Module) -> None:
-        if self.owner is not None:
-            self.owner.end_run()
+        """Tell the session that the pipeline's call is over."""
+        if self.handler is not None:
+            self.handler.reset()
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("cannot copy a transformer with dit_accel enabled: disable it first")
 
 
-@contextmanager
-def in_context(module: nn.Module, outer: CacheContext | None, name: str) -> Iterator[None]:
-    """A cache context of its own: diffusers' caches keep a state of their own for it."""
-    inner = CacheContext(name) if outer is None else dataclasses.replace(outer, name=name)
-    _set_cache_context(module, inner)
-    try:
-        yield
-    finally:
-        _set_cache_context(module, outer)
-
-
 def foreign_states(transformer: nn.Module) -> Iterator[ModelHook]:
-    """Hooks other than ours that keep state between forwards: diffusers' caches."""
+    """Yield the hooks of others that keep state between forwards, such as diffusers' caches."""
     registries = (getattr(module, "_diffusers_hook", None) for module in transformer.modules())
     hooks = (hook for r in registries if r is not None for hook in r.hooks.values())
     return (hook for hook in hooks if hook._is_stateful and not isinstance(hook, RootHook))
 
 
 def cache_without_contexts(transformer: nn.Module) -> str | None:
-    """The name of a cache that keeps one state for all branches of a step, if there is one."""
+    """Return the name of a cache that shares one state between the branches of a step, if any."""
     for hook in foreign_states(transformer):
         if not any(isinstance(value, StateManager) for value in vars(hook).values()):
             return type(hook).__name__
@@ -105,24 +126,24 @@ def cache_without_contexts(transformer: nn.Module) -> str | None:
 
 
 def config_of(transformer: nn.Module) -> Mapping[str, Any]:
-    """A diffusers model's configuration."""
+    """Return the configuration of a diffusers model."""
     config: Any = transformer.config
     return config
 
 
-def root_hook(transformer: nn.Module, stack: str) -> RootHook:
-    """Our hook on a transformer, registered if it is not there."""
+def root_hook(transformer: nn.Module, component: str) -> RootHook:
+    """Return our hook on a transformer; register it if it is missing."""
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     hook = registry.get_hook(HOOK)
     if hook is None:
-        hook = RootHook(stack, inspect.signature(type(transformer).forward))
+        hook = RootHook(component, inspect.signature(type(transformer).forward))
         registry.register_hook(hook, HOOK)
         registry.invalidate_child_registries_cache()
     return hook
 
 
-def owner_of(transformer: nn.Module) -> ForwardHandler | None:
-    """The session installed on a transformer, if any."""
+def handler_of(transformer: nn.Module) -> ForwardHandler | None:
+    """Return the session that is installed on a transformer, if any."""
     registry = getattr(transformer, "_diffusers_hook", None)
     hook = registry.get_hook(HOOK) if registry is not None else None
-    return hook.owner if hook is not None else None
+    return hook.handler if hook is not None else None

@@ -1,4 +1,4 @@
-"""Where the denoising loop is: run, step and branch of a transformer's forward call."""
+"""Track the denoising loop: the run, the step and the branch of each forward."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One forward call: step counted from 0, number of steps where known, and which forward of the
-    step it is.
+    """Position of one forward in the denoising loop.
+
+    Attributes:
+        step: Denoising step, counted from 0.
+        num_steps: Number of steps; None if unknown.
+        branch: Name of the forward within the step.
+        new_run: True if the forward begins a new run.
     """
 
     step: int
@@ -24,22 +29,28 @@ class StepInfo:
 
 
 class StepTracker:
-    """Tells steps, branches and runs apart, never by counting calls alone: caches skip them.
+    """Tells steps, branches and runs apart. It never only counts calls, because caches skip calls.
 
-    The cache context comes first (it has a name, and step numbers where the pipeline gives them),
-    then the scheduler (its step; where it has none, the place of the timestep among its own), then a change of
-    the timestep argument (some pipelines step copies of their scheduler). A run is new when the
-    scheduler holds another ``timesteps`` object than before, when the step goes backwards, or when a numbered
-    step comes to the same branch twice; of a bare transformer, when the timestep turns back; where copies of a
-    scheduler are stepped, when the last token's timestep is back at the run's first.
+    The sources of a step, in this order:
+
+    1. The cache context: its name, and its step number if the pipeline gives one.
+    2. The scheduler: its step index, or the position of the timestep among its timesteps.
+    3. A change of the timestep argument, because some pipelines step copies of their scheduler.
+
+    A run is new in any of these cases:
+
+    - The scheduler holds another ``timesteps`` object than before.
+    - The step goes backwards, or a numbered step comes to the same branch twice.
+    - The timestep of a bare transformer turns back.
+    - Copies of a scheduler are stepped, and the last token's timestep is back at the first of the run.
     """
 
     def __init__(self, pipe: Any | None) -> None:
         self._pipe: weakref.ref[Any] | None = None
         self._timesteps: weakref.ref[Tensor] | None = None
         self._last_timestep: Any = None
-        self._first: Any = None  # the last token's timestep, where the run began
-        self._rises: bool | None = None  # where the timestep goes, of a bare transformer
+        self._first: Any = None  # timestep of the last token when the run began
+        self._rises: bool | None = None  # direction of a bare transformer's timestep
         self._step = -1
         self._calls_in_step = 0
         self._branches: set[str] = set()
@@ -47,13 +58,13 @@ class StepTracker:
         self.follow(pipe)
 
     def follow(self, pipe: Any | None) -> None:
-        """The pipeline that runs now, or none; another one than before begins a new run."""
+        """Set the pipeline that runs now, or None. Another pipeline begins a new run."""
         if pipe is not (self._pipe() if self._pipe else None):
             self._pipe = weakref.ref(pipe) if pipe is not None else None
-            self.stop()
+            self.reset()
 
-    def tick(self, context: CacheContext | None, timestep: Any) -> StepInfo:
-        """Read the moment of a forward call that begins now."""
+    def update(self, context: CacheContext | None, timestep: Any) -> StepInfo:
+        """Return the position of the forward that begins now."""
         scheduler = getattr(self._pipe() if self._pipe else None, "scheduler", None)
         new_run = self._other_timesteps(getattr(scheduler, "timesteps", None))
         step = self._step_of(context, scheduler, timestep, new_run)
@@ -65,12 +76,12 @@ class StepTracker:
         self.num_steps = self._num_steps(context, scheduler)
         return StepInfo(step, self.num_steps, branch, new_run)
 
-    def stop(self) -> None:
-        """Forget the run: whatever comes next is a new one."""
+    def reset(self) -> None:
+        """Forget the run, so that the next forward begins a new one."""
         self._timesteps, self._last_timestep, self._rises, self._step = None, None, None, -1
 
     def _is_repeated(self, context: CacheContext | None, step: int) -> bool:
-        """Whether a numbered step comes to the same branch again: it was interrupted and begins anew."""
+        """Return True if a numbered step reaches the same branch again, after an interruption."""
         if context is None or context.step_index is None or step != self._step:
             return False
         return context.name in self._branches
@@ -110,14 +121,15 @@ class StepTracker:
         return 0 if self._pipe is None and self._turns_back(last, value) else self._step + 1
 
     def _is_back(self, last: Any, value: Any) -> bool:
-        """Whether a pipeline begins anew, such as the next stretch of a long video. Tokens before the last may
-        be clean by then.
+        """Return True if a pipeline begins anew, such as with the next chunk of a long video.
+
+        Tokens before the last may be clean by then.
         """
         left = bool(_of_last_token(last) != self._first)
         return left and bool(_of_last_token(value) == self._first)
 
     def _turns_back(self, last: Any, value: Any) -> bool:
-        """Whether the timestep goes the other way than before, where no scheduler tells of a new run."""
+        """Return True if the timestep changed its direction."""
         rises = bool(_mean(value) > _mean(last))
         before, self._rises = self._rises, rises
         if before in (None, rises):
@@ -128,25 +140,25 @@ class StepTracker:
     def _num_steps(self, context: CacheContext | None, scheduler: Any) -> int | None:
         if context is not None and context.num_inference_steps is not None:
             return context.num_inference_steps
-        told = getattr(self._pipe() if self._pipe else None, "num_timesteps", None)
-        if _is_not_stepped(scheduler) and isinstance(told, int):
-            return told  # of copies, which tokens may step one after the other
+        reported = getattr(self._pipe() if self._pipe else None, "num_timesteps", None)
+        if _is_not_stepped(scheduler) and isinstance(reported, int):
+            return reported  # copies of the scheduler may step one token after the other
         timesteps = getattr(scheduler, "timesteps", None)
         return len(timesteps) if timesteps is not None else None
 
 
 def _position(timestep: Any, timesteps: Tensor | None) -> int | None:
-    """Where a timestep is among a scheduler's; None: nowhere, at several places, or tokens have different ones."""
+    """Return the index of a timestep among a scheduler's; None if it is not unique or tokens differ."""
     if timestep is None or timesteps is None:
         return None
     values = torch.as_tensor(timestep, device=timesteps.device).detach().flatten()
     same = (timesteps.to(values.dtype) == values[0]) & (values == values[0]).all()
-    found = same.nonzero()
-    return int(found) if len(found) == 1 else None
+    positions = same.nonzero()
+    return int(positions) if len(positions) == 1 else None
 
 
 def _is_not_stepped(scheduler: Any) -> bool:
-    """Whether a scheduler that counts steps has none: it will be stepped for the first time, or its copies are."""
+    """Return True if the scheduler counts steps but has not been stepped yet, or only copies of it have."""
     if not hasattr(scheduler, "step_index"):
         return False
     return scheduler.step_index is None and getattr(scheduler, "begin_index", None) is None
@@ -161,8 +173,9 @@ def _mean(timestep: Any) -> Any:
 
 
 def is_same(last: Any, value: Any) -> bool:
-    """Whether two timesteps are equal: of all tokens, where a pipeline gives each its own; else of the first
-    sample, as forwards of one step may differ in their batch.
+    """Return True if two timesteps are equal for all tokens.
+
+    Only the first sample counts if the shapes differ, because forwards of one step may differ in their batch.
     """
     if isinstance(last, Tensor) and isinstance(value, Tensor) and last.shape != value.shape:
         return bool(last.flatten()[0] == value.flatten()[0])

@@ -1,5 +1,6 @@
-"""The sparse attention methods by name. To add one: a file beside these, and a line in _ALL."""
+"""The sparse attention methods by name. To add one, add a file to this folder and a line to _ALL."""
 
+from dit_accel.errors import InvalidSettings
 from dit_accel.methods.band import Band
 from dit_accel.methods.base import Attended, Method
 from dit_accel.methods.dense import Dense
@@ -28,13 +29,13 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 
 
 def find_method(name: str) -> type[Method]:
-    """The class of a method.
+    """Return the class of a method.
 
     Raises:
-        ValueError: for a name that is not in the table.
+        InvalidSettings: If the name is unknown.
     """
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+        raise InvalidSettings(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
     return METHODS[name]
 
 

@@ -1,4 +1,4 @@
-"""The static masks of Re-ttention (arXiv 2505.22918): neighbours on the raster, in every frame."""
+"""Static masks in the style of Re-ttention (arXiv 2505.22918): neighbors in raster order, in every frame."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dit_accel.methods.blocks import frame_runs, nearest, static_map
 
 @dataclass(frozen=True, kw_only=True)
 class Band(Method):
-    """Each query attends to the keys near its own raster index within the frame, in all frames.
+    """Attention of each query to the keys near its own raster index, in all frames.
 
     Attributes:
-        density: share of the keys, in [0, 1].
-        block: tokens of a group of queries; a group of keys has a quarter of that.
+        density: Share of the keys, in [0, 1].
+        block: Tokens in a group of queries. A group of keys has a quarter of that.
     """
 
     name: ClassVar[str] = "band"

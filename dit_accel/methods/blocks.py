@@ -1,55 +1,62 @@
-"""Groups of tokens that depend on positions alone: runs of neighbours and tiles of the token grid."""
+"""Groups of tokens that depend on positions alone: runs of neighbors, and tiles of the token grid."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from dit_accel.core.attention_call import AttentionCall
 from dit_accel_kernels import BlockMap
 from dit_accel_pipelines import TokenLayout
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Groups:
-    """A partition of the visual tokens, the same for all heads: order int64 ``[S]``, offsets int64
-    ``[G + 1]``, and the place of each group, float32 ``[G, 3]`` (frame, row, column of its middle) or
-    ``[G, 2]`` (frame, index within the frame).
+    """A partition of the visual tokens that all heads share.
+
+    Attributes:
+        order: Token indices group by group, int64 ``[S]``.
+        offsets: Start of each group in ``order``, int64 ``[G + 1]``.
+        place: Center of each group, float32: ``[G, 3]`` (frame, row, column) or ``[G, 2]`` (frame, index in the frame).
     """
 
     order: Tensor
     offsets: Tensor
     place: Tensor
 
-    def of(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
-        """Order ``[B, H, S]`` and offsets ``[B, H, G + 1]`` for a call."""
+    def for_call(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
+        """Return order ``[B, H, S]`` and offsets ``[B, H, G + 1]`` for a call."""
         return for_heads(self.order, call), for_heads(self.offsets, call)
 
     @property
     def sizes(self) -> Tensor:
+        """Return the number of tokens in each group, ``[G]``."""
         return self.offsets.diff()
 
 
 def for_heads(table: Tensor, call: AttentionCall) -> Tensor:
-    """A table repeated for every batch entry and head of a call, ``[B, H, ...]``."""
+    """Repeat a table for every sample and head of a call, ``[B, H, ...]``."""
     return table.expand(call.query.shape[0], call.query.shape[2], *table.shape).contiguous()
 
 
 def static_map(call: AttentionCall, queries: Groups, keys: Groups, selected: Tensor) -> BlockMap:
-    """The map of one selection ``[Gq, Gk]`` for all heads."""
-    return BlockMap(for_heads(selected, call), *queries.of(call), *keys.of(call))
+    """Return the map of one selection ``[Gq, Gk]`` for all heads."""
+    return BlockMap(for_heads(selected, call), *queries.for_call(call), *keys.for_call(call))
 
 
 def run_offsets(tokens: int, size: int, device: torch.device) -> Tensor:
-    """Offsets of ``ceil(tokens / size)`` runs of almost equal length, int64 ``[G + 1]``."""
+    """Return the offsets of ``ceil(tokens / size)`` runs of nearly equal length, int64 ``[G + 1]``."""
     count = -(-tokens // size)
     return torch.arange(count + 1, device=device) * tokens // count
 
 
 def frame_runs(layout: TokenLayout, size: int, device: torch.device) -> Groups:
-    """Runs of at most ``size`` neighbouring tokens that end with their frame."""
+    """Return runs of at most ``size`` neighboring tokens. A run never crosses a frame."""
     per_frame = layout.height * layout.width
     inside = run_offsets(per_frame, size, device)
     starts = torch.arange(layout.frames, device=device)[:, None] * per_frame + inside[:-1]
@@ -61,10 +68,10 @@ def frame_runs(layout: TokenLayout, size: int, device: torch.device) -> Groups:
 
 
 def tiles(layout: TokenLayout, tile: tuple[int, int, int], device: torch.device) -> Groups:
-    """Boxes of at most ``tile`` (frames, rows, columns) tokens, as equal as the grid allows."""
+    """Return boxes of at most ``tile`` (frames, rows, columns) tokens, as equal as the grid allows."""
     grid = (layout.frames, layout.height, layout.width)
     edges = [run_offsets(n, size, device) for n, size in zip(grid, tile, strict=True)]
-    index = [  # tile of each place, along each axis
+    index = [  # tile of each token along each axis
         torch.searchsorted(edge[1:], torch.arange(n, device=device), right=True)
         for n, edge in zip(grid, edges, strict=True)
     ]
@@ -79,8 +86,15 @@ def tiles(layout: TokenLayout, tile: tuple[int, int, int], device: torch.device)
 
 
 def nearest(distance: Tensor, sizes: Tensor, keys: float) -> Tensor:
-    """The nearest key groups of every query group, about ``keys`` keys, at least one group; bool
-    ``[Gq, Gk]`` from distances ``[Gq, Gk]``. At the border the window is shifted, not cut.
+    """Select the nearest key groups of every query group.
+
+    Args:
+        distance: Distances between groups, ``[Gq, Gk]``.
+        sizes: Number of keys in each group, ``[Gk]``.
+        keys: Number of keys to select. At least one group is selected.
+
+    Returns:
+        The selection, bool ``[Gq, Gk]``. At a border the same number of keys is selected from the other side.
     """
     order = distance.argsort(dim=-1, stable=True)
     taken = sizes.expand_as(distance).gather(-1, order).float()
@@ -90,8 +104,10 @@ def nearest(distance: Tensor, sizes: Tensor, keys: float) -> Tensor:
 
 
 def uniform_blocks(call: AttentionCall, size: int) -> tuple[Tensor, Tensor]:
-    """Blocks of exactly ``size`` neighbouring tokens, the last one shorter: order ``[B, H, S]`` and
-    offsets ``[B, H, G + 1]``.
+    """Return blocks of exactly ``size`` neighboring tokens. The last block may be shorter.
+
+    Returns:
+        Order ``[B, H, S]`` and offsets ``[B, H, G + 1]``.
     """
     device, tokens = call.query.device, call.tokens
     edges = torch.arange(-(-tokens // size) + 1, device=device) * size

@@ -1,21 +1,23 @@
-"""What the methods that attend from clusters of queries to clusters of keys have in common."""
+"""The base of methods that attend from clusters of queries to clusters of keys."""
 
 from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops, heads_first
 from dit_accel.methods.base import MethodState, Refreshed, check_count
 from dit_accel_kernels import BlockMap
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass
 class ClusterState(MethodState):
-    """Also the centroids of the last plan, ``[B, H, K, D]``, from which the next k-means starts."""
+    """State with the centroids of the last plan, ``[B, H, K, D]``. The next k-means starts from them."""
 
     query_centroids: Tensor | None = None
     key_centroids: Tensor | None = None
@@ -23,8 +25,12 @@ class ClusterState(MethodState):
 
 @dataclass(frozen=True)
 class Clusters:
-    """Queries and keys of a call by cluster: centroids float32 ``[B, H, K, D]``, orders ``[B, H, S]`` and
-    offsets ``[B, H, K + 1]`` as in `BlockMap`.
+    """Queries and keys of a call by cluster.
+
+    Attributes:
+        query_centroids, key_centroids: Centroids, float32 ``[B, H, K, D]``.
+        query_order, key_order: Token indices cluster by cluster, ``[B, H, S]``.
+        query_offsets, key_offsets: Start of each cluster in its order, ``[B, H, K + 1]``.
     """
 
     query_centroids: Tensor
@@ -34,7 +40,8 @@ class Clusters:
     key_order: Tensor
     key_offsets: Tensor
 
-    def map_of(self, selected: Tensor) -> BlockMap:
+    def block_map(self, selected: Tensor) -> BlockMap:
+        """Return the map of a selection of clusters, bool ``[B, H, Kq, Kk]``."""
         return BlockMap(
             selected, self.query_order, self.query_offsets, self.key_order, self.key_offsets
         )
@@ -42,14 +49,13 @@ class Clusters:
 
 @dataclass(frozen=True, kw_only=True)
 class Clustered(Refreshed):
-    """Cluster queries and keys by k-means, once a step or less often; subclasses choose the blocks.
+    """A method that clusters queries and keys by k-means. Subclasses choose the blocks.
 
     Attributes:
-        query_clusters: clusters of queries per head; None: one per 64 tokens, at most 300.
-        key_clusters: clusters of keys per head; None: one per 16 tokens, at most 1000.
-        kmeans_iterations: rounds of k-means (at the first sparse step, at later steps, which start
-            warm).
-        refresh: as in `Refreshed`; labels and centroids are then made anew, too.
+        query_clusters: Clusters of queries per head. None makes one for 64 tokens, at most 300.
+        key_clusters: Clusters of keys per head. None makes one for 16 tokens, at most 1000.
+        kmeans_iterations: Rounds of k-means at the first sparse step, and at later steps, which start from the last
+            centroids.
     """
 
     query_clusters: int | None = None
@@ -71,7 +77,7 @@ class Clustered(Refreshed):
         return ClusterState()
 
     def clusters(self, tokens: int) -> tuple[int, int]:
-        """Number of query and key clusters for a number of tokens."""
+        """Return the number of query and key clusters for a number of tokens."""
         queries = self.query_clusters or min(300, max(1, tokens // 64))
         keys = self.key_clusters or min(1000, max(1, tokens // 16))
         return min(queries, tokens), min(keys, tokens)
@@ -96,9 +102,9 @@ class Clustered(Refreshed):
 
     @abc.abstractmethod
     def choose(self, call: AttentionCall, clusters: Clusters, ops: Ops) -> Plan:
-        """Which blocks to compute, and what becomes of the others."""
+        """Choose the blocks to compute, and what replaces the others."""
 
 
 def warm(centroids: Tensor | None, count: int) -> Tensor | None:
-    """Centroids of the last plan, unless their number was changed since."""
+    """Return the centroids of the last plan, or None if their number has changed."""
     return centroids if centroids is not None and centroids.shape[2] == count else None

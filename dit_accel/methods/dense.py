@@ -1,4 +1,4 @@
-"""Nothing sparse: for reports and for comparison."""
+"""Dense attention, for reports and comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dit_accel.methods.base import Method
 
 @dataclass(frozen=True)
 class Dense(Method):
-    """Every call runs dense, on the pipeline's own attention backend."""
+    """Dense attention for every call, on the pipeline's own attention backend."""
 
     name: ClassVar[str] = "dense"
     source: ClassVar[str] = "-"

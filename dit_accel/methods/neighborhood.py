@@ -15,13 +15,12 @@ from dit_accel.methods.blocks import nearest, static_map, tiles
 
 @dataclass(frozen=True, kw_only=True)
 class Neighborhood(Method):
-    """Tiles of the token grid attend to the tiles around them, as in sliding tile attention; at the
-    border the window is shifted inward, as in neighborhood attention.
+    """Attention of each tile of the token grid to the tiles around it, as in sliding tile attention.
 
     Attributes:
-        density: share of the keys, in [0, 1]; the window has the proportions of the grid.
-        window: proportions of the window instead (frames, rows, columns), any positive numbers.
-        tile: tokens of a tile along (frames, rows, columns), at most.
+        density: Share of the keys, in [0, 1].
+        window: Proportions of the window along (frames, rows, columns). None uses the proportions of the grid.
+        tile: Largest number of tokens of a tile along (frames, rows, columns).
     """
 
     name: ClassVar[str] = "neighborhood"
@@ -41,7 +40,7 @@ class Neighborhood(Method):
                 continue
             if len(sizes) != 3 or min(sizes) <= 0:
                 raise ValueError(f"{name} must be three positive numbers, got {sizes}")
-            object.__setattr__(self, name, tuple(sizes))  # a list would not be hashable
+            object.__setattr__(self, name, tuple(sizes))  # a list has no hash
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         layout, device = call.layout, call.query.device

@@ -1,4 +1,4 @@
-"""Permuted block-sparse attention (PBS-Attn, arXiv 2510.21270): keys by importance, then blocks."""
+"""Permuted block-sparse attention (PBS-Attn, arXiv 2510.21270): sort keys by importance, then choose blocks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from dit_accel_kernels import (
 
 @dataclass(frozen=True, kw_only=True)
 class PermutedBlocks(Refreshed):
-    """Keys are sorted by the attention that sampled queries give them, so that what matters shares
-    blocks; each block of queries keeps the key blocks that hold ``top_p`` of its estimated mass, and
-    always the first block of keys. The paper sorts within segments for a causal mask, and always keeps a
-    query's own segment and the block with token 0; here one segment is all.
+    """Attention to blocks of keys that were sorted by importance, so that important keys share blocks.
 
-    Attributes, besides `Refreshed`'s:
-        top_p: share of the estimated mass, in (0, 1].
-        samples: queries that tell the importance, spread over the whole sequence.
-        block: tokens of a block.
+    Sampled queries estimate the importance. Each block of queries keeps the key blocks that hold ``top_p`` of its
+    estimated mass, and always the first block of keys. The paper sorts within segments, for a causal mask, and always
+    keeps a query's own segment and the block with token 0. Here the whole sequence is one segment.
+
+    Attributes:
+        top_p: Share of the estimated mass, in (0, 1].
+        samples: Number of queries that estimate the importance, spread over the whole sequence.
+        block: Tokens in a block.
     """
 
     name: ClassVar[str] = "permuted-blocks"

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
 from dit_accel.methods.base import Method, check_count
 from dit_accel.methods.blocks import frame_runs, static_map
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True, kw_only=True)
 class Radial(Method):
-    """Frames next to each other attend fully; farther ones in a band about the same place, half as wide
-    for every doubling of their distance; where it would be narrower than a block, only in every n-th
-    pair of frames. All attend to the first frame. A block is kept by the distance of the
-    middles of its groups, where the published code counts the tokens of its mask.
+    """Attention in a band whose width halves with every doubling of the distance in time.
+
+    Adjacent frames attend fully. If the band would be narrower than a block, only every n-th pair of frames attends.
+    All frames attend to the first. A block is kept by the distance between the centers of its groups. The published
+    code counts the tokens of its mask instead.
 
     Attributes:
-        decay: factor on the width of the band, above 0 (the paper's models: 0.2 to 0.95).
-        block: tokens of a group, at most; groups end with their frame.
+        decay: Factor on the width of the band, above 0. The paper's models use 0.2 to 0.95.
+        block: Largest number of tokens in a group. A group never crosses a frame.
     """
 
     name: ClassVar[str] = "radial"
@@ -49,8 +51,8 @@ class Radial(Method):
             return Plan(static_map(call, groups, groups, keep | (frame == 0)))
 
     def selected(self, apart: Tensor, offset: Tensor, per_frame: int) -> Tensor:
-        """Which pairs of groups attend, from their distance in frames and within the frame, ``[G, G]``."""
+        """Return the pairs of groups that attend, ``[G, G]``, from their distances between and within frames."""
         width = 2.0 ** per_frame.bit_length() / 2.0 ** apart.frexp().exponent  # 2 ** bit_length
-        every = (self.block / width).clamp(min=1).floor()  # of such pairs of frames only each n-th
+        stride = (self.block / width).clamp(min=1).floor()  # only every n-th pair of frames attends
         near = offset <= (width * self.decay).clamp(min=self.block)
-        return (apart <= 1) | (near & (apart % every == 0))
+        return (apart <= 1) | (near & (apart % stride == 0))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops, heads_first
@@ -15,19 +14,23 @@ from dit_accel.methods.base import Refreshed, check_count, check_share
 from dit_accel.methods.blocks import Groups, nearest, run_offsets, static_map
 from dit_accel_kernels import BlockMap, sampled_attention, spread_rows
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True, kw_only=True)
 class SVG(Refreshed):
-    """A band about the diagonal, with tokens in the order of frames (spatial heads) or with all frames
-    of a place side by side (temporal heads); sampled queries tell which errs less, head by head.
+    """Attention in a band around the diagonal, in one of two token orders.
 
-    Attributes, besides `Refreshed`'s:
-        density: share of the keys, in [0, 1], the first frame included; the nearest block of keys is kept
-            even where the first frame alone is more.
-        samples: queries that decide, spread over the whole sequence (the paper's code draws them from
-            the first 10,000 tokens).
-        block: tokens of a group of queries; a group of keys has a quarter of that.
-        first_frame: every query attends to the first frame.
+    Spatial heads order tokens frame by frame. Temporal heads put all frames of a position side by side. For each head,
+    sampled queries decide which order has the smaller error.
+
+    Attributes:
+        density: Share of the keys, in [0, 1], including the first frame. The nearest block of keys is always kept.
+        samples: Number of queries that decide, spread over the whole sequence. The paper's code draws them from the
+            first 10,000 tokens.
+        block: Tokens in a group of queries. A group of keys has a quarter of that.
+        first_frame: True lets every query attend to the first frame.
     """
 
     name: ClassVar[str] = "svg"
@@ -52,10 +55,10 @@ class SVG(Refreshed):
                 key, lambda: [self.band(call, temporal) for temporal in (False, True)]
             )
             errors = self.errors(call, [spatial, temporal])
-            return Plan(where(errors[1] < errors[0], temporal, spatial))
+            return Plan(select_maps(errors[1] < errors[0], temporal, spatial))
 
     def band(self, call: AttentionCall, temporal: bool) -> BlockMap:
-        """The band in one of the two orders, for all heads."""
+        """Return the band in one of the two orders, for all heads."""
         layout, device = call.layout, call.query.device
         per_frame, tokens = layout.height * layout.width, layout.visual_tokens
         order = torch.arange(tokens, device=device)
@@ -75,17 +78,17 @@ class SVG(Refreshed):
         return static_map(call, queries, keys, keep | in_sink)
 
     def errors(self, call: AttentionCall, maps: Sequence[BlockMap]) -> list[Tensor]:
-        """Squared errors of maps on sampled queries, float32 ``[B, H]`` each."""
+        """Return the squared error of each map on sampled queries, float32 ``[B, H]``."""
         rows = spread_rows(call.tokens, self.samples, call.query.device)
-        exact, *found = (
+        exact, *outputs = (
             sampled_attention(*heads_first(call), rows, call.scale, block_map)
             for block_map in (None, *maps)
         )
-        return [(out - exact).square().mean((-1, -2)) for out in found]
+        return [(out - exact).square().mean((-1, -2)) for out in outputs]
 
 
 def _runs(order: Tensor, sink: int, size: int) -> Groups:
-    """Runs of at most ``size`` tokens of an order, of which none crosses place ``sink``."""
+    """Return runs of at most ``size`` tokens of an order. No run crosses index ``sink``."""
     tokens, device = order.numel(), order.device
     head = run_offsets(sink, size, device)[:-1] if sink else order.new_empty(0)
     tail = (
@@ -97,13 +100,13 @@ def _runs(order: Tensor, sink: int, size: int) -> Groups:
 
 
 def _middles(place: Tensor, groups: Groups) -> Tensor:
-    """Mean place of each group's tokens, ``[G]``."""
+    """Return the mean place of each group's tokens, ``[G]``."""
     sums = torch.nn.functional.pad(place[groups.order].double().cumsum(0), (1, 0))
     return (sums[groups.offsets].diff() / groups.sizes).float()
 
 
-def where(choice: Tensor, first: BlockMap, second: BlockMap) -> BlockMap:
-    """The first map in the heads that ``choice`` ``[B, H]`` marks, else the second; equal shapes."""
+def select_maps(choice: Tensor, first: BlockMap, second: BlockMap) -> BlockMap:
+    """Return the first map for the heads that ``choice`` ``[B, H]`` marks, and the second for the others."""
     picked = []
     for field in fields(BlockMap):
         one, other = getattr(first, field.name), getattr(second, field.name)

@@ -13,12 +13,11 @@ from dit_accel.methods.clustered import Clustered, Clusters
 
 @dataclass(frozen=True, kw_only=True)
 class SVG2(Clustered):
-    """Cluster queries and keys by k-means; each query cluster attends to the key clusters that hold
-    its mass.
+    """Attention of each cluster of queries to the clusters of keys that hold most of its mass.
 
-    Attributes, besides those of `Clustered`:
-        top_p: share of the estimated attention mass that the kept key clusters reach, in (0, 1].
-        min_key_share: share of the key clusters that every query cluster keeps at least, in [0, 1].
+    Attributes:
+        top_p: Share of the estimated attention mass that the selected key clusters reach, in (0, 1].
+        min_key_share: Smallest share of the key clusters that every query cluster selects, in [0, 1].
     """
 
     name: ClassVar[str] = "svg2"
@@ -41,4 +40,4 @@ class SVG2(Clustered):
             self.top_p,
             self.min_key_share,
         )
-        return Plan(clusters.map_of(selected))
+        return Plan(clusters.block_map(selected))

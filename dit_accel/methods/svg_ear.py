@@ -1,4 +1,4 @@
-"""SVG-EAR: exact attention where centroids err most, centroids elsewhere (arXiv 2603.08982)."""
+"""SVG-EAR (arXiv 2603.08982): exact attention for the most important clusters, centroids for the others."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ Selection = Literal["density", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class SVGEar(Clustered):
-    """svg2's clusters; a share of the keys is attended exactly, every other key cluster as one key, its
-    centroid, merged by log-sum-exp. Nothing is dropped, so the softmax keeps its whole mass.
+    """Exact attention to a share of the keys, and attention to centroids for all other clusters.
 
-    Attributes, besides those of `Clustered`:
-        density: share of the keys that each query cluster attends to exactly, in [0, 1]; a sequence
-            gives one for each head.
-        selection: which: by estimated attention mass per token, with the variance of a cluster's keys
-            in the estimate (``"density"``), or by the error that their centroid would make per token
-            (``"error"``, the paper's, which reads all keys for every query cluster).
-        second_order: add the variance of a cluster's keys to the logit of a centroid that stands for
-            skipped keys, too: the next term of ``ln sum exp``. It helps where logits are small and
-            overshoots where they are large (above 20 or so).
+    The clusters are those of `SVG2`. The two parts are merged by log-sum-exp. No key is dropped, so the softmax keeps
+    its whole mass.
+
+    Attributes:
+        density: Share of the keys that each query cluster attends to exactly, in [0, 1]. A sequence has one share for
+            each head.
+        selection: How clusters are selected. ``"density"`` uses the estimated attention mass per token, including the
+            variance of a cluster's keys. ``"error"`` is the paper's rule: the error per token that the centroid would
+            make. It reads all keys for every query cluster.
+        second_order: True adds the variance of a cluster's keys to the logit of its centroid, the next term of
+            ``ln sum exp``. It helps if logits are small, and overshoots if they are large (above about 20).
     """
 
     name: ClassVar[str] = "svg-ear"
@@ -41,7 +42,7 @@ class SVGEar(Clustered):
         if isinstance(self.density, list):
             object.__setattr__(self, "density", tuple(self.density))
         if not self.densities:
-            raise ValueError("density must be a share, or one for each head, got none")
+            raise ValueError("density must be a share, or one for each head, got an empty sequence")
         for share in self.densities:
             check_share("density", share)
         if self.selection not in ("density", "error"):
@@ -49,7 +50,7 @@ class SVGEar(Clustered):
 
     @property
     def densities(self) -> tuple[float, ...]:
-        """One for all heads, or one for each."""
+        """Return one density for all heads, or one for each head."""
         return self.density if isinstance(self.density, tuple) else (self.density,)
 
     def choose(self, call: AttentionCall, clusters: Clusters, ops: Ops) -> Plan:
@@ -69,5 +70,6 @@ class SVGEar(Clustered):
         keys = [share * call.tokens for share in self.densities]
         selected = ops.select_budget(score, offsets.diff(dim=-1), keys)
         return Plan(
-            clusters.map_of(selected), skipped="second-order" if self.second_order else "centroid"
+            clusters.block_map(selected),
+            skipped="second-order" if self.second_order else "centroid",
         )

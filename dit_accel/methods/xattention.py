@@ -1,4 +1,4 @@
-"""XAttention (arXiv 2503.16428): blocks chosen by the sums of their antidiagonals."""
+"""XAttention (arXiv 2503.16428): choose blocks by the sums of their antidiagonals."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from dit_accel_kernels import BlockMap, antidiagonal_mass, select_top_p
 
 @dataclass(frozen=True, kw_only=True)
 class XAttention(Refreshed):
-    """Uniform blocks of neighbouring tokens; of every ``stride`` x ``stride`` square of scores the
-    antidiagonal is summed, and each query block keeps the key blocks that hold ``threshold`` of the mass.
+    """Attention to uniform blocks of neighboring tokens, chosen by antidiagonal sums.
 
-    Attributes, besides `Refreshed`'s:
-        threshold: share of the estimated mass, in (0, 1].
-        stride: side of the squares; the estimate costs 1 / stride of the full scores.
-        block: tokens of a block, a multiple of the stride.
+    The antidiagonal of every ``stride`` x ``stride`` square of scores is summed. Each query block selects the key blocks
+    that hold ``threshold`` of the mass.
+
+    Attributes:
+        threshold: Share of the estimated mass, in (0, 1].
+        stride: Side of the squares. The estimate costs 1 / stride of the full scores.
+        block: Tokens in a block, a multiple of the stride.
     """
 
     name: ClassVar[str] = "xattention"

@@ -1,4 +1,4 @@
-"""When sparse attention pays: seconds of a call, dense and sparse, from its size and the machine's rates."""
+"""Predict the seconds of an attention call, dense and sparse, from its size and the machine's rates."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import platformdirs
 import torch
-from torch import Tensor
 
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
 from dit_accel.methods import SVG2, Method, SVGEar
 from dit_accel.methods.clustered import Clustered
 from dit_accel_assets import shipped_rates
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GIGA = 1e9
 
@@ -29,10 +31,10 @@ class Work:
     """The size of one attention call.
 
     Attributes:
-        heads: of all samples of the batch together.
-        tokens, head_dim: of a head.
-        density: share of the (query, key) pairs that are computed.
-        query_clusters, key_clusters: of a head.
+        heads: Number of heads of all samples in the batch.
+        tokens, head_dim: Size of a head.
+        density: Share of the (query, key) pairs that are computed.
+        query_clusters, key_clusters: Number of clusters per head.
     """
 
     heads: int
@@ -44,15 +46,16 @@ class Work:
 
     @property
     def pairs(self) -> float:
+        """Return the number of (query, key) pairs, in units of 1e9."""
         return self.heads * self.tokens**2 / GIGA
 
     def dense_terms(self) -> np.ndarray:
-        """What dense attention does: calls, tokens, exponentials, products."""
+        """Return the work of dense attention: calls, tokens, exponentials, products."""
         tokens = self.heads * self.tokens / GIGA
         return np.array([1.0, tokens * self.head_dim, self.pairs, self.pairs * self.head_dim])
 
     def plan_terms(self) -> np.ndarray:
-        """What a new plan does: calls, reading tokens, distances, groups, (query group, key group) scores."""
+        """Return the work of a new plan: calls, token reads, distances, groups, scores of group pairs."""
         clusters = self.query_clusters + self.key_clusters
         read = self.heads * self.tokens * self.head_dim / GIGA
         groups = self.heads * clusters / GIGA
@@ -60,8 +63,9 @@ class Work:
         return np.array([1.0, read, read * clusters, groups, scores])
 
     def run_terms(self) -> np.ndarray:
-        """What attention by a plan does: calls, gathering tokens, centroids, query groups, key lists,
-        exponentials, products.
+        """Return the work of attention by a plan.
+
+        The terms are calls, gathered tokens, centroids, query groups, key lists, exponentials and products.
         """
         read = self.heads * self.tokens * self.head_dim / GIGA
         groups = self.heads * self.query_clusters / GIGA
@@ -81,27 +85,33 @@ class Work:
 
 @dataclass(frozen=True)
 class SparseRates:
-    """Seconds per term of one method: ``plan`` of `Work.plan_terms`, ``run`` of `Work.run_terms`."""
+    """Rates of one method, in seconds per term.
+
+    Attributes:
+        plan: Rates of `Work.plan_terms`.
+        run: Rates of `Work.run_terms`.
+    """
 
     plan: tuple[float, ...]
     run: tuple[float, ...]
 
     def seconds(self, work: Work, plan_steps: int = 1) -> float:
-        """Of a call whose planning serves ``plan_steps`` steps."""
+        """Predict the seconds of a call whose plan serves ``plan_steps`` steps."""
         planning = np.dot(self.plan, work.plan_terms()) / plan_steps
         return float(planning + np.dot(self.run, work.run_terms()))
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per term on one machine, by regression on measured calls.
+    """Rates of one machine, in seconds per term, from a regression on measured calls.
 
     Attributes:
-        device, dtype, backend: what was measured, and which dense attention was the fastest.
-        dense: of `Work.dense_terms`.
-        sparse: of planning and attention, by method.
-        error: mean relative error of the fit, by what was fitted.
-        about: machine and versions.
+        device, dtype: Device and dtype of the measurement.
+        backend: The fastest dense attention of the machine.
+        dense: Rates of `Work.dense_terms`.
+        sparse: Rates of each method.
+        error: Mean relative error of each fit.
+        about: Machine, versions and number of threads.
     """
 
     device: str
@@ -113,20 +123,20 @@ class Rates:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def speedup(self, method: str, work: Work, plan_steps: int = 1) -> float:
-        """Predicted seconds of dense over those of sparse attention, whose planning serves ``plan_steps``."""
+        """Predict the seconds of dense attention divided by those of sparse attention."""
         dense = float(np.dot(self.dense, work.dense_terms()))
         return dense / self.sparse[method].seconds(work, plan_steps)
 
     @property
     def caveat(self) -> str:
-        """What keeps these rates from being those of this process: more threads speed up dense attention more."""
+        """Warn if the rates were measured with another thread count, because threads speed up dense attention more."""
         threads, here = self.about.get("threads"), torch.get_num_threads()
         if self.device != "cpu" or threads in (None, here):
             return ""
         return f", measured with {threads} threads, not {here}: `dit-accel bench rates` measures this machine"
 
     def check(self) -> None:
-        """ValueError unless there is a rate for every term."""
+        """Raise ValueError unless there is a rate for every term."""
         size = Work(1, 1, 1)
         pairs = [(self.dense, size.dense_terms())]
         for rates in self.sparse.values():
@@ -135,15 +145,16 @@ class Rates:
             raise ValueError("not a rate for every term")
 
     def save(self, path: Path) -> None:
+        """Write the rates to a JSON file."""
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Rates:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            InvalidSettings: for a file that holds no rates.
+            InvalidSettings: If the file has no valid rates.
         """
         try:
             values = json.loads(path.read_text())
@@ -152,50 +163,57 @@ class Rates:
                 name: SparseRates(tuple(rates["plan"]), tuple(rates["run"]))
                 for name, rates in values["sparse"].items()
             }
-            found = cls(**values)
-            found.check()
-            return found
+            rates = cls(**values)
+            rates.check()
+            return rates
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise InvalidSettings(
-                f"{path} holds no rates: {error}; run `dit-accel bench rates`"
+                f"{path} has no valid rates: {error}; run `dit-accel bench rates`"
             ) from None
 
 
-def own_rates(device: str, dtype: str) -> Path:
-    """Where `dit-accel bench rates` keeps what it measured on this machine."""
+def measured_rates_path(device: str, dtype: str) -> Path:
+    """Return the file in which `dit-accel bench rates` stores this machine's rates."""
     folder = Path(platformdirs.user_cache_dir("dit_accel"))
     return folder / f"rates-{device}-{dtype}.json"
 
 
 def find_rates(device: str, dtype: str) -> Rates | None:
-    """Of this machine if they were measured, else those that come along for its kind of device, else None.
+    """Return this machine's rates if measured, else the bundled ones, else None.
 
     Raises:
-        InvalidSettings: for a file that holds none.
+        InvalidSettings: If a file has no valid rates.
     """
-    for path in (own_rates(device, dtype), shipped_rates() / f"{device}-{dtype}.json"):
+    for path in (measured_rates_path(device, dtype), shipped_rates() / f"{device}-{dtype}.json"):
         if path.is_file():
             return Rates.load(path)
     return None
 
 
-def least_density(method: Method) -> float | None:
-    """The least share of the keys that a method computes, where its knobs say one that `Rates` know."""
+def min_density(method: Method) -> float | None:
+    """Return the smallest share of the keys that a method computes; None if its knobs do not set one."""
     if isinstance(method, SVGEar):
         return min(method.densities)
     return method.min_key_share if isinstance(method, SVG2) else None
 
 
 def rates_for(query: Tensor) -> Rates | None:
-    """The rates of a query's device and dtype, if there are any."""
+    """Return the rates of a query's device and dtype, or None."""
     return find_rates(query.device.type, str(query.dtype).removeprefix("torch."))
 
 
-def predicted_speedup(method: Method, query: Tensor, rates: Rates) -> float | None:
-    """How many times faster than dense a call with a query ``[B, S, H, D]`` is predicted to become at the least
-    density that the method's knobs allow; None where the rates do not tell.
+def predict_speedup(method: Method, query: Tensor, rates: Rates) -> float | None:
+    """Predict the speed-up over dense attention at the smallest density that the method's knobs allow.
+
+    Args:
+        method: The method.
+        query: Query ``[B, S, H, D]``.
+        rates: Rates of the machine.
+
+    Returns:
+        The ratio of the seconds, or None if the rates do not cover the method.
     """
-    density = least_density(method)
+    density = min_density(method)
     if density is None or method.name not in rates.sparse:
         return None
     assert isinstance(method, Clustered)
@@ -209,34 +227,42 @@ class SlowdownWarning(UserWarning):
 
 
 class SlowdownAdvisor:
-    """Says once, for each method and size, where sparse attention cannot pay; keeps what it said."""
+    """Warns once for each method and size at which sparse attention is predicted to be slower than dense."""
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
-        self._asked: list[tuple[Method, int]] = []  # by identity: some methods have no hash
+        self._checked: list[
+            tuple[Method, int]
+        ] = []  # compared by identity: some methods have no hash
 
-    def look(self, method: Method, query: Tensor, runs: bool) -> None:
-        """Warn if a call of this size is predicted to be slower than dense; ``runs``: whether it will be sparse."""
+    def check(self, method: Method, query: Tensor, *, runs: bool) -> None:
+        """Warn if a call of this size is predicted to be slower than dense.
+
+        Args:
+            method: The method.
+            query: Query ``[B, S, H, D]``.
+            runs: True if the call will be sparse.
+        """
         tokens = query.shape[1]
-        if any(known is method and size == tokens for known, size in self._asked):
+        if any(known is method and size == tokens for known, size in self._checked):
             return
-        self._asked.append((method, tokens))
+        self._checked.append((method, tokens))
         try:
             rates = rates_for(query)
         except InvalidSettings as error:
-            self._say(str(error))
+            self._warn(str(error))
             return
         if rates is None:
             return
-        found = predicted_speedup(method, query, rates)
-        if found is not None and found < 1.0:
+        speedup = predict_speedup(method, query, rates)
+        if speedup is not None and speedup < 1.0:
             then = "" if runs else "; such calls run dense"
-            self._say(
-                f"{method.name} cannot pay at {tokens} tokens: a call is predicted to take {1 / found:.1f} times "
+            self._warn(
+                f"{method.name} cannot pay at {tokens} tokens: a call is predicted to take {1 / speedup:.1f} times "
                 f"as long as dense, by the rates of `dit-accel doctor`{rates.caveat}{then}",
                 SlowdownWarning,
             )
 
-    def _say(self, remark: str, kind: type[Warning] = UserWarning) -> None:
+    def _warn(self, remark: str, kind: type[Warning] = UserWarning) -> None:
         self.remarks.append(remark)
         warnings.warn(remark, kind, stacklevel=3)

@@ -1,5 +1,6 @@
-"""A profile: everything that decides how attention runs, in one file for the library, the command
-line, the evaluation and the nodes.
+"""Profiles: everything that decides how attention runs.
+
+The library, the command line, the evaluation and the nodes read the same YAML or JSON file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from dit_accel.core.precision import Precision, checked_precision
+from dit_accel.core.precision import Precision, check_precision_name
 from dit_accel.core.schedule import Guard, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
@@ -25,14 +26,22 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 @dataclass(frozen=True)
 class Profile:
-    """How the attention of a pipeline runs.
+    """Settings for the attention of a pipeline.
 
     Attributes:
-        method: with its knobs.
-        schedule: what stays dense, and where knobs differ.
-        precision, dense_precision: of the sparse and of the dense calls.
-        guard: what to do about faulty output.
-        provenance: where this comes from, free of form: model, size, steps, measured figures, versions.
+        method: The method with its knobs.
+        schedule: Which calls stay dense, and which use other knobs.
+        precision: Precision of the sparse calls.
+        dense_precision: Precision of the dense calls.
+        guard: What to do if sparse output is faulty.
+        provenance: Free-form metadata on how the profile was made.
+
+    Raises:
+        InvalidSettings: If a rule has a knob that the method lacks, or a precision is unknown.
+
+    Example:
+        >>> Profile(SVGEar(density=0.2), Schedule(dense_steps=0.1)).save("wan.yaml")
+        >>> pipe.enable_sparse_attention(profile="wan.yaml")
     """
 
     method: Method = field(default_factory=SVGEar)
@@ -46,29 +55,29 @@ class Profile:
         rules = tuple(
             dataclasses.replace(rule, knobs=json.loads(json.dumps(plain(rule.knobs))))
             for rule in self.schedule.rules
-        )  # as a file holds them
+        )  # plain values, like those that a file holds
         object.__setattr__(self, "schedule", dataclasses.replace(self.schedule, rules=rules))
         for rule in self.schedule.rules:
-            with_knobs(self.method, rule.knobs)  # a wrong knob is found now, not in step 12 ...
-        self.at(tuple(range(len(self.schedule.rules))))  # ... and two that do not go together
+            with_knobs(self.method, rule.knobs)  # find a wrong knob now, not in step 12
+        self.at(tuple(range(len(self.schedule.rules))))  # find two knobs that do not go together
         for name in ("precision", "dense_precision"):
-            checked_precision(name, getattr(self, name))
+            check_precision_name(name, getattr(self, name))
 
     def at(self, rules: tuple[int, ...]) -> Method:
-        """The method with the knobs of some of the schedule's rules."""
+        """Return the method with the knobs of some rules, given by their indices."""
         knobs: dict[str, Any] = {}
         for index in rules:
             knobs.update(self.schedule.rules[index].knobs)
         return with_knobs(self.method, knobs)
 
     def with_method(self, method: Method) -> Profile:
-        """The same profile for another method; knobs in rules go if it is another kind."""
+        """Return the profile with another method. Rules lose their knobs if the class of the method differs."""
         same = type(method) is type(self.method)
         schedule = self.schedule if same else self.schedule.without_knobs()
         return dataclasses.replace(self, method=method, schedule=schedule)
 
     def to_dict(self) -> dict[str, Any]:
-        """As `from_dict` reads it."""
+        """Return the profile as plain values, which `from_dict` reads."""
         return {
             "method": self.method.name,
             "knobs": knobs_of(self.method),
@@ -80,8 +89,9 @@ class Profile:
         }
 
     def as_settings(self) -> dict[str, Any]:
-        """The same as fields of `RenderSettings`: knobs by name, the schedule's and the guard's with
-        ``schedule.`` and ``guard.`` before them.
+        """Return the profile as fields of `RenderSettings`.
+
+        Knobs of the schedule and of the guard have the prefixes ``schedule.`` and ``guard.``.
         """
         plain = self.to_dict()
         knobs = dict(plain["knobs"])
@@ -97,10 +107,10 @@ class Profile:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Profile:
-        """A profile from plain values; what is left out has its default.
+        """Return a profile from plain values; a missing key has its default.
 
         Raises:
-            InvalidSettings: naming the key that is unknown or does not fit.
+            InvalidSettings: With the key that is unknown or whose value does not fit.
         """
         known = [
             "method",
@@ -137,7 +147,7 @@ class Profile:
         """Read a YAML or JSON file.
 
         Raises:
-            InvalidSettings: for a file that cannot be read or is no profile, naming the key.
+            InvalidSettings: If the file cannot be read, or a key in it is wrong.
         """
         path = Path(path)
         if path.suffix not in SUFFIXES:
@@ -157,10 +167,10 @@ class Profile:
             raise InvalidSettings(f"profile {path}: {error}") from None
 
     def save(self, path: str | Path) -> None:
-        """Write a YAML or JSON file, by its ending.
+        """Write a YAML or JSON file; the file name's ending decides.
 
         Raises:
-            InvalidSettings: for another ending.
+            InvalidSettings: If the ending is unknown.
         """
         path = Path(path)
         if path.suffix not in SUFFIXES:
@@ -177,12 +187,12 @@ class Profile:
 
 
 def knobs_of(method: Method) -> dict[str, Any]:
-    """The knobs of a method as plain values; a method among them is ``{"method": name, ...}``."""
+    """Return the knobs of a method as plain values; a nested method is ``{"method": name, ...}``."""
     return plain({knob.name: getattr(method, knob.name) for knob in dataclasses.fields(method)})
 
 
 def plain(knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """Knobs with methods among them written as ``{"method": name, ...}``."""
+    """Return knobs with nested methods written as ``{"method": name, ...}``."""
     return {
         name: {"method": value.name, **knobs_of(value)} if isinstance(value, Method) else value
         for name, value in knobs.items()
@@ -190,10 +200,10 @@ def plain(knobs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def method_of(name: Any, knobs: Mapping[str, Any]) -> Method:
-    """The method of a name with knobs, as `knobs_of` gives them.
+    """Return a method from its name and its knobs, which are plain values.
 
     Raises:
-        InvalidSettings: for an unknown method or knob, or a value that does not fit.
+        InvalidSettings: If the method or a knob is unknown, or a value does not fit.
     """
     try:
         kind = find_method(str(name))
@@ -204,21 +214,21 @@ def method_of(name: Any, knobs: Mapping[str, Any]) -> Method:
 
 
 def with_knobs(method: Method, knobs: Mapping[str, Any]) -> Method:
-    """A method with some knobs changed.
+    """Return a method with some knobs changed.
 
     Raises:
-        InvalidSettings: as `method_of`.
+        InvalidSettings: If a knob is unknown, or a value does not fit.
     """
     if not knobs:
         return method
-    own = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-    values = {**own, **_with_methods(knobs, method.name)}
+    current = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    values = {**current, **_with_methods(knobs, method.name)}
     changed: Method = parsed(type(method), values, f"{method.name} knob")
     return changed
 
 
 def _with_methods(knobs: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """The inverse of `plain`."""
+    """Turn nested methods that `plain` wrote back into methods."""
     values = dict(knobs)
     for knob, value in knobs.items():
         if isinstance(value, Mapping):
@@ -232,7 +242,7 @@ def _with_methods(knobs: Mapping[str, Any], owner: str) -> dict[str, Any]:
 
 
 def _as_texts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What YAML reads as something else: ``on`` and ``off`` of a mode, whole numbers of steps and layers."""
+    """Undo YAML's reading of ``on`` and ``off`` as booleans, and of steps and layers as whole numbers."""
     texts = dict(values)
     if isinstance(texts.get("mode"), bool):
         texts["mode"] = "on" if texts["mode"] else "off"

@@ -1,39 +1,54 @@
-"""What a run did, counted: calls by kind, reasons for falling back, density, seconds."""
+"""The attention report: calls by kind, reasons for fallbacks, density and seconds of the latest run."""
 
 from __future__ import annotations
 
+import dataclasses
+import html
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dit_accel.core.timer import Timer
+from dit_accel.methods import Dense
+from dit_accel.runtime.profile import knobs_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_accel.core.precision import PrecisionResolver
+    from dit_accel.guidance.perturbed_branch import PerturbedBranch
+    from dit_accel.runtime.run import Run
+    from dit_accel_pipelines import Family
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttentionReport:
     """The attention calls of the latest run.
 
     Attributes:
-        method, config, family: what was asked for, and the family it ran on.
-        precision: what the ``sparse`` and the ``dense`` calls ran in.
-        remarks: why a precision, or guidance, is not simply what was asked for; rules that never held.
-        calls: number of calls ``dense`` (by schedule), ``sparse`` and ``fallback`` (could not be
-        sparse).
-        fallbacks: reason to number of calls.
-        density: computed share of the (query, key) pairs, mean over ``sparse_calls`` and over
-            ``all_calls`` (dense and fallback calls count as 1); None without such calls.
-        plans: number of plans ``made`` and ``reused``; their ratio is the hit rate.
-        faults: what the guard found, to number of forwards. A forward that ran again because of it counts
-            twice in ``calls``, ``plans``, ``density`` and ``seconds``: both were computed.
-        seconds: time in ``attention`` (sparse), ``centroids`` (what stands for skipped keys),
-            ``merge``, ``dense``, ``kmeans``, ``selection`` (whatever a plan takes besides k-means) and
-            ``guard``.
-        layers: mean density of the sparse calls of each layer.
-        guidance: of perturbed guidance: its settings and heads, the number of guided ``forwards``, of ``blocks``
-            and of ``shared_blocks`` that the perturbed forward takes from the clean one, and the ``seconds`` of
-            the ``clean`` and of the ``perturbed`` ones; None without.
+        method: Name of the method.
+        config: Its knobs, with the schedule and the guard.
+        family: Family of the transformers.
+        precision: Precision of the ``sparse`` and of the ``dense`` calls.
+        remarks: Settings that had no effect, precisions that differ from their requests, deviations of guidance.
+        calls: Number of calls: ``dense`` (by the schedule), ``sparse``, and ``fallback`` (could not be sparse).
+        fallbacks: Number of fallback calls by reason.
+        density: Computed share of the (query, key) pairs, as the mean over ``sparse_calls`` and over ``all_calls``.
+            Dense and fallback calls count as 1. None without calls.
+        plans: Number of plans that were ``made`` and ``reused``.
+        faults: Number of forwards by fault that the guard found. A forward that ran again counts twice in ``calls``,
+            ``plans``, ``density`` and ``seconds``, because both were computed.
+        seconds: Seconds in ``attention`` (sparse), ``centroids`` (of skipped keys), ``merge``, ``dense``, ``kmeans``,
+            ``selection`` (the rest of a plan) and ``guard``.
+        layers: Mean density of the sparse calls of each layer.
+        guidance: Perturbed guidance: its settings and heads; the number of guided ``forwards``, of ``blocks`` and of
+            ``shared_blocks`` (taken from the clean forward); the ``seconds`` of the ``clean`` and the ``perturbed``
+            forwards. None without guidance.
+
+    Example:
+        >>> report = pipe.attention_report()
+        >>> report.density["all_calls"], report.calls["fallback"]
+        (0.31, 0)
     """
 
     method: str
@@ -51,6 +66,7 @@ class AttentionReport:
     guidance: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -59,36 +75,62 @@ class AttentionReport:
         lines += [f"  fallback x{n}: {reason}" for reason, n in self.fallbacks.items()]
         lines += [f"  {remark}" for remark in self.remarks]
         lines += [f"  guard x{n}: {fault}" for fault, n in self.faults.items()]
-        shown = {k: "-" if v is None else f"{v:.3f}" for k, v in self.density.items()}
-        lines.append(
-            f"  density {shown['sparse_calls']} over sparse calls, {shown['all_calls']} over all calls"
-        )
-        plans = sum(self.plans.values())
+        lines.append(self._density_line())
+        total = sum(self.plans.values())
         if self.plans["reused"]:
-            share = self.plans["reused"] / plans
-            lines.append(
-                f"  plans {self.plans['made']} made, {share:.0%} of {plans} calls reused one"
-            )
-        lines.append(
-            "  seconds " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(self.seconds.items()))
-        )
+            share = self.plans["reused"] / total
+            made = self.plans["made"]
+            lines.append(f"  plans {made} made, {share:.0%} of {total} calls reused one")
+        seconds = ", ".join(f"{name} {value:.2f}" for name, value in sorted(self.seconds.items()))
+        lines.append(f"  seconds {seconds}")
         if self.guidance and self.guidance["forwards"]:
             lines.append(_guidance_line(self.guidance))
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return f"<AttentionReport\n{self}>"
+
+    def _repr_html_(self) -> str:
+        """Return the report as an HTML table, which notebooks show."""
+        rows = [("method", self.method), ("family", self.family)]
+        rows += [(f"{kind} calls", str(n)) for kind, n in self.calls.items()]
+        rows += [
+            (f"density, {kind.replace('_', ' ')}", _number(v)) for kind, v in self.density.items()
+        ]
+        rows += [(f"fallback x{n}", reason) for reason, n in self.fallbacks.items()]
+        rows += [(f"guard x{n}", fault) for fault, n in self.faults.items()]
+        rows += [("remark", remark) for remark in self.remarks]
+        rows += [
+            (f"seconds, {name}", f"{value:.2f}") for name, value in sorted(self.seconds.items())
+        ]
+        cells = (
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in rows
+        )
+        return f"<table>{''.join(cells)}</table>"
+
+    def _density_line(self) -> str:
+        sparse, total = (_number(self.density[kind]) for kind in ("sparse_calls", "all_calls"))
+        return f"  density {sparse} over sparse calls, {total} over all calls"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
 
 def _guidance_line(guidance: dict[str, Any]) -> str:
-    seconds = guidance["seconds"]
-    each = {name: seconds[name] / guidance["forwards"] for name in ("clean", "perturbed")}
+    seconds, forwards = guidance["seconds"], guidance["forwards"]
+    clean, perturbed = (seconds[name] / forwards for name in ("clean", "perturbed"))
     return (
-        f"  guidance {guidance['scale']:g} in {guidance['forwards']} forwards: {each['perturbed']:.2f} s each "
-        f"beside {each['clean']:.2f} s, {guidance['shared_blocks']} of {guidance['blocks']} blocks shared"
+        f"  guidance {guidance['scale']:g} in {forwards} forwards: {perturbed:.2f} s each beside {clean:.2f} s, "
+        f"{guidance['shared_blocks']} of {guidance['blocks']} blocks shared"
     )
 
 
 @dataclass
 class RunStats:
-    """The counters behind a report; densities stay on the device until they are asked for."""
+    """Counters of one run. Densities stay on the device until they are read."""
 
     timer: Timer = field(default_factory=Timer)
     calls: Counter[str] = field(default_factory=Counter)
@@ -96,32 +138,82 @@ class RunStats:
     densities: dict[str, list[Tensor]] = field(default_factory=dict)
     plans: Counter[str] = field(default_factory=Counter)
 
-    def reset(self) -> None:
-        self.timer.reset()
-        self.calls.clear()
-        self.fallbacks.clear()
-        self.densities.clear()
-        self.plans.clear()
-
-    def dense(self) -> None:
+    def count_dense(self) -> None:
+        """Count a call that the schedule leaves dense."""
         self.calls["dense"] += 1
 
-    def fallback(self, reason: str) -> None:
+    def count_fallback(self, reason: str) -> None:
+        """Count a call that could not be sparse."""
         self.calls["fallback"] += 1
         self.fallbacks[reason] += 1
 
-    def sparse(self, layer: str, density: Tensor) -> None:
+    def count_sparse(self, layer: str, density: Tensor) -> None:
+        """Count a sparse call and its density."""
         self.calls["sparse"] += 1
         self.densities.setdefault(layer, []).append(density)
 
     def layer_densities(self) -> dict[str, float]:
-        return {k: sum(map(float, v)) / len(v) for k, v in self.densities.items()}
+        """Return the mean density of the sparse calls by layer."""
+        return {layer: sum(map(float, v)) / len(v) for layer, v in self.densities.items()}
 
     def density(self) -> dict[str, float | None]:
+        """Return the mean density over the sparse calls and over all calls."""
         computed = sum(float(d) for calls in self.densities.values() for d in calls)
-        sparse, every = self.calls["sparse"], self.calls.total()
-        full = every - sparse
+        sparse, total = self.calls["sparse"], self.calls.total()
+        dense = total - sparse
         return {
             "sparse_calls": computed / sparse if sparse else None,
-            "all_calls": (computed + full) / every if every else None,
+            "all_calls": (computed + dense) / total if total else None,
         }
+
+
+def make_report(
+    run: Run, precisions: PrecisionResolver, family: Family, guidance: PerturbedBranch | None
+) -> AttentionReport:
+    """Return the report of a run.
+
+    Args:
+        run: State of the run.
+        precisions: The precisions that ran.
+        family: Family of the transformers.
+        guidance: The perturbed branch, if perturbed guidance is enabled.
+    """
+    profile, stats = run.profile, run.stats
+    return AttentionReport(
+        method=profile.method.name,
+        config={
+            **knobs_of(profile.method),
+            "schedule": dataclasses.asdict(profile.schedule),
+            "guard": dataclasses.asdict(profile.guard),
+        },
+        precision={
+            "sparse": precisions.used(profile.precision),
+            "dense": precisions.used(profile.dense_precision),
+        },
+        remarks=_remarks(run, precisions, guidance),
+        family=family.name,
+        calls={kind: stats.calls[kind] for kind in ("dense", "sparse", "fallback")},
+        fallbacks=dict(stats.fallbacks),
+        plans={kind: stats.plans[kind] for kind in ("made", "reused")},
+        faults=dict(run.guard.faults),
+        density=stats.density(),
+        seconds=stats.timer.seconds(),
+        layers=stats.layer_densities(),
+        guidance=guidance.report() if guidance else None,
+    )
+
+
+def _remarks(
+    run: Run, precisions: PrecisionResolver, guidance: PerturbedBranch | None
+) -> list[str]:
+    """Collect remarks: changed precisions, deviating guidance, slow sizes, settings without effect."""
+    remarks = precisions.remarks()
+    remarks += sorted(guidance.remarks) if guidance else []
+    remarks += run.advisor.remarks
+    if not run.stats.calls.total():
+        return remarks
+    schedule = run.profile.schedule
+    if not isinstance(run.profile.method, Dense):
+        remarks += schedule.without_effect(run.num_steps)
+    unmatched = (i for i in range(len(schedule.rules)) if i not in run.matched_rules)
+    return remarks + [f"rule {i} of the schedule never matched a call" for i in unmatched]

@@ -1,92 +1,167 @@
-"""The session: all that is enabled on one pipeline. It owns all state, decides dense or sparse,
-perturbed or not, and reports.
-"""
+"""The session of one pipeline: everything that is enabled on it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import TracebackType
 from typing import Any
+from weakref import WeakValueDictionary
 
-import torch
-from diffusers.hooks.hooks import CacheContext
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_accel import hooks
-from dit_accel.core.attention_call import AttentionCall
-from dit_accel.core.ops import Ops
-from dit_accel.core.precision import PrecisionResolver
-from dit_accel.core.schedule import CallContext, crossover_tokens
-from dit_accel.guidance import PerturbedBranch
+from dit_accel.core.precision import Precision
+from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import (
-    ordinary,
+    as_standard_pipeline,
     pipeline_ref,
     running_pipeline,
     transformers_of,
 )
 from dit_accel.hooks.layout_cache import LayoutCache
 from dit_accel.hooks.step_tracker import StepInfo, StepTracker
-from dit_accel.methods import Dense, Method
-from dit_accel.runtime.cost_model import SlowdownAdvisor
-from dit_accel.runtime.guard import GuardMonitor
-from dit_accel.runtime.profile import Profile, knobs_of
-from dit_accel.runtime.report import AttentionReport, RunStats
+from dit_accel.methods import Dense
+from dit_accel.runtime.attention_runner import AttentionRunner
+from dit_accel.runtime.profile import Profile
+from dit_accel.runtime.report import AttentionReport, make_report
+from dit_accel.runtime.run import Forward, Run
 from dit_accel_pipelines import Family, TokenLayout
 
-IDLE = Profile(method=Dense())
+PERTURBED = "perturbed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """Precisions that `enable_quantized_attention` sets; None keeps that of the profile."""
+
+    sparse: Precision | None
+    dense: Precision | None
+
+    def apply(self, profile: Profile) -> Profile:
+        """Return a profile with these precisions."""
+        return dataclasses.replace(
+            profile,
+            precision=self.sparse or profile.precision,
+            dense_precision=self.dense or profile.dense_precision,
+        )
 
 
 class Session:
-    """What is enabled on one pipeline (or bare transformer): sparse attention, guidance, or both.
+    """Everything that is enabled on one pipeline or bare transformer.
 
-    ``enable_sparse_attention`` returns it; use it as a context manager to disable that at the end of a
-    block. State of a method is kept per (transformer, layer, branch, shape) and dropped when a run ends
-    or a new one begins.
+    ``enable_sparse_attention`` returns it. Used as a context manager, it disables sparse attention at the end of the
+    block. The state of a method belongs to a (layer, branch, shape). It is dropped when a run ends or a new one begins.
 
     Args:
-        target: a pipeline or a transformer.
-        family: of its transformers.
-        profile: how attention runs; None: as without us.
-        guidance: the perturbed branch, if any.
+        target: A pipeline or a transformer.
+        family: Family of its transformers.
+        sparse: How attention runs; None if sparse attention is not enabled.
+        guidance: The perturbed branch, if perturbed guidance is enabled.
+        quantization: Precisions, if quantized attention is enabled.
     """
 
     def __init__(
         self,
         target: Any,
         family: Family,
-        profile: Profile | None,
+        sparse: Profile | None,
         guidance: PerturbedBranch | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         self.family, self.guidance = family, guidance
-        self.sparse = profile is not None
-        self.profile = profile or IDLE
+        self._sparse, self._quantization = sparse, quantization
         self._pipe = pipeline_ref(target)
-        self._variants: dict[tuple[int, ...], Method] = {}  # by the rules that hold
-        self._held: set[int] = set()
-        self._watch, self._adviser = GuardMonitor(self.profile.guard), SlowdownAdvisor()
-        self._running_again = False
-        self._calls: Counter[int] = (
-            Counter()
-        )  # of this forward, by layer: one for each sample in Mochi
-        self._choices = PrecisionResolver()
-        self._clock = StepTracker(self._pipe() if self._pipe else None)
-        self._tally = RunStats()
-        self._ops = Ops(self._tally.timer, self._tally.plans)
-        self._moment: StepInfo | None = None
-        self._layout: TokenLayout | None = None
-        self._layouts = LayoutCache(family)
-        self._degree = 1  # devices that share a sequence
-        self._most_tokens = 0  # where no layout tells which calls are the picture's
+        self._tracker = StepTracker(self._pipe() if self._pipe else None)
+        self._forward: Forward | None = None
+        self._degree = 1  # number of devices that share a sequence
         self._installations: list[hooks.Installation] = []
+        # Weak, because a session that outlives its pipeline must not keep the weights.
+        self._transformers = WeakValueDictionary(transformers_of(target))
+        self._configure()
+        self.install()
+
+    # What is enabled.
+
+    @property
+    def sparse(self) -> Profile | None:
+        """Return the profile of sparse attention, or None if it is not enabled."""
+        return self._sparse
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """Return the precisions of quantized attention, or None if it is not enabled."""
+        return self._quantization
+
+    @property
+    def profile(self) -> Profile:
+        """Return how attention runs, with everything that is enabled."""
+        return self._attention.profile
+
+    def set_quantization(self, quantization: Quantization | None) -> None:
+        """Enable or end quantized attention. Sparse attention and guidance stay."""
+        self._quantization = quantization
+        self._configure()
+        self._uninstall_if_idle()
+
+    def close(self) -> None:
+        """End sparse attention. Closing twice is safe.
+
+        If nothing else is enabled, the pipeline is what it was: it has its own processor objects and no hook.
+        """
+        self._sparse = None
+        self._configure()
+        self._uninstall_if_idle()
+
+    def end_guidance(self) -> None:
+        """End perturbed guidance. Sparse and quantized attention stay."""
+        self.guidance = None
+        self._uninstall_if_idle()
+
+    def install(self) -> None:
+        """Install the session on its transformers, for the first time or again after `uninstall`.
+
+        Raises:
+            UnsupportedProcessor: If a processor cannot be redirected. Nothing is changed then.
+        """
         try:
-            for stack, transformer in transformers_of(target).items():
-                self._installations.append(hooks.install(transformer, stack, family, self))
+            for component, transformer in self._transformers.items():
+                installation = hooks.install(transformer, component, self.family, self)
+                self._installations.append(installation)
         except BaseException:
             self.uninstall()
             raise
+
+    def uninstall(self) -> None:
+        """Restore the transformers. The settings stay, so that the session can be installed again."""
+        for installation in self._installations:
+            installation.uninstall()
+        self._installations = []
+        self._run.free()
+
+    def serves(self, target: Any) -> bool:
+        """Return True if the session is installed on all transformers of a target and knows its steps."""
+        installed = {id(installation.transformer) for installation in self._installations}
+        wanted = {id(transformer) for transformer in transformers_of(target).values()}
+        pipe = self._pipe() if self._pipe else None
+        return wanted <= installed and (pipeline_ref(target) is None or pipe is target)
+
+    def report(self) -> AttentionReport:
+        """Return the counts, densities and seconds of the latest run."""
+        return make_report(self._run, self._attention.precisions, self.family, self.guidance)
+
+    def _configure(self) -> None:
+        """Make everything that depends on the settings anew."""
+        profile = self._sparse or Profile(method=Dense())
+        if self._quantization is not None:
+            profile = self._quantization.apply(profile)
+        self._attention = AttentionRunner(self.family, profile)
+        self._run = Run(profile, LayoutCache(self.family))
+
+    def _uninstall_if_idle(self) -> None:
+        if self._sparse is None and self.guidance is None and self._quantization is None:
+            self.uninstall()
 
     def __enter__(self) -> Session:
         return self
@@ -99,299 +174,118 @@ class Session:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End sparse attention; closing twice is safe. Without guidance the pipeline is what it was: the
-        same processor objects, no hook.
-        """
-        self.sparse, self.profile, self._watch = False, IDLE, GuardMonitor(IDLE.guard)
-        self._variants.clear()
-        self._choices.clear()
-        self._held.clear()
-        self._forget()
-        if self.guidance is None:
-            self.uninstall()
-
-    def end_guidance(self) -> None:
-        """End guidance likewise."""
-        self.guidance = None
-        if not self.sparse:
-            self.uninstall()
-
-    def uninstall(self) -> None:
-        """Restore the pipeline, whatever is enabled."""
-        for installation in self._installations:
-            installation.uninstall()
-        self._installations = []
-
-    def report(self) -> AttentionReport:
-        """Counts, densities and seconds of the latest run."""
-        return AttentionReport(
-            method=self.profile.method.name,
-            config={
-                **knobs_of(self.profile.method),
-                "schedule": dataclasses.asdict(self.profile.schedule),
-                "guard": dataclasses.asdict(self.profile.guard),
-            },
-            precision={
-                "sparse": self._choices.ran(self.profile.precision),
-                "dense": self._choices.ran(self.profile.dense_precision),
-            },
-            remarks=self._remarks(),
-            family=self.family.name,
-            calls={kind: self._tally.calls[kind] for kind in ("dense", "sparse", "fallback")},
-            fallbacks=dict(self._tally.fallbacks),
-            plans={kind: self._tally.plans[kind] for kind in ("made", "reused")},
-            faults=dict(self._watch.faults),
-            density=self._tally.density(),
-            seconds=self._tally.timer.seconds(),
-            layers=self._tally.layer_densities(),
-            guidance=self.guidance.report() if self.guidance else None,
-        )
-
-    def serves(self, target: Any) -> bool:
-        """Whether everything of a pipeline or transformer is installed here, and its steps are known."""
-        own = {id(installation.transformer) for installation in self._installations}
-        wanted = {id(transformer) for transformer in transformers_of(target).values()}
-        pipe = self._pipe() if self._pipe else None
-        return wanted <= own and (pipeline_ref(target) is None or pipe is target)
-
-    def _remarks(self) -> list[str]:
-        """Of precisions that are not simply what was asked for, of settings without effect in a run, and of
-        guidance that is not what the formula says.
-        """
-        remarks = self._choices.remarks()
-        rules = self.profile.schedule.rules if self._tally.calls.total() else ()
-        unused = (i for i in range(len(rules)) if i not in self._held)
-        remarks += sorted(self.guidance.remarks) if self.guidance else []
-        remarks += self._adviser.remarks
-        if self._tally.calls.total() and not isinstance(self.profile.method, Dense):
-            remarks += self.profile.schedule.without_effect(self._clock.num_steps)
-        return remarks + [f"rule {i} of the schedule never held" for i in unused]
-
-    # What the seam calls.
-
-    def begin_forward(
-        self,
-        stack: str,
-        arguments: Mapping[str, Any],
-        config: Mapping[str, Any],
-        context: CacheContext | None,
-    ) -> None:
-        """A transformer's forward begins."""
-        degree = max((i.ulysses_degree() for i in self._installations), default=1)
-        self._degree = degree
-        hooks.check_shared(degree, self.guidance is not None, self.profile.guard.mode)
-        pipe = self._running()
-        self._clock.follow(pipe)
-        moment = self._clock.tick(context, arguments.get("timestep", arguments.get("t")))
-        if moment.new_run:
-            self._forget()
-            self._tally.reset()
-            self._watch.faults.clear()
-            self._held.clear()
-            self._adviser = SlowdownAdvisor()
-            self._most_tokens = 0
-        for installation in self._installations:
-            for name in installation.replaced(stack):
-                self._tally.fallback(f"the processor of {name} was replaced: enable again")
-        self._moment = moment
-        self._layout = self._layout_of(moment, arguments, config)
-        self._calls.clear()
+    def __repr__(self) -> str:
+        enabled = []
+        if self._sparse is not None:
+            enabled.append(f"sparse attention {self._sparse.method}")
+        if self._quantization is not None:
+            enabled.append(f"quantized attention {self._quantization.dense}")
         if self.guidance is not None:
-            self.guidance.begin_forward(moment, arguments, ordinary(pipe))
+            enabled.append(f"perturbed guidance of {self.guidance.heads.spec()}")
+        return f"<Session on {self.family.name}: {', '.join(enabled) or 'nothing is enabled'}>"
 
-    def _layout_of(
-        self, moment: StepInfo, arguments: Mapping[str, Any], config: Mapping[str, Any]
-    ) -> TokenLayout | None:
-        degree = self._degree
-        apart = degree > 1 and any(hooks.splits_text(i.transformer) for i in self._installations)
-        return self._layouts.of(moment, arguments, config, degree if apart else 1)
+    # Called by the hooks.
 
-    def _running(self) -> Any:
-        """The pipeline that runs now, which may be another of the same transformer; where none is found, in a
-        loop of one's own, the one this was enabled on.
-        """
-        found = running_pipeline({i.transformer for i in self._installations})
-        return self._pipe() if found is None and self._pipe else found
-
-    def recording(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Around the clean forward."""
-        return self.guidance.recording(module) if self.guidance else nullcontext()
-
-    def guide(
-        self,
-        module: nn.Module,
-        arguments: Mapping[str, Any],
-        output: Any,
-        again: hooks.RerunForward,
-    ) -> Any:
-        """The output of a clean forward, guided. The perturbed forward is a branch of its own."""
-        if self.guidance is None or self._moment is None:
-            return output
-
-        def perturbed(replaced: Mapping[str, Any]) -> Any:
-            assert self._moment is not None
-            moment = dataclasses.replace(self._moment, branch=hooks.PERTURBED, new_run=False)
-            if replaced:
-                config = hooks.config_of(module)
-                self._layout = self._layout_of(moment, {**arguments, **replaced}, config)
-            self._moment = moment
-            self._running_again = False
-            self._calls.clear()
-            return again(replaced)
-
-        return self.guidance.guide(module, arguments, output, perturbed)
-
-    def may_run_again(self) -> bool:
-        """Whether the guard may ask for a second, dense forward."""
-        return self.profile.guard.mode == "on"
-
-    def wants_dense_rerun(self) -> bool:
-        """Whether the forward that just ended has to run again, dense; then the next one does."""
-        self._running_again = self._watch.read()
-        if self._running_again:
-            self._forget_layers()
-            self._calls.clear()
-        return self._running_again
-
-    def end_forward(self) -> None:
-        """A transformer's forward ends."""
-        self._moment = self._layout = None
-        self._running_again = False
-
-    def end_run(self) -> None:
-        """The pipeline call is over: free the state, keep the report."""
-        self._forget()
-        if self.guidance is not None:
-            self.guidance.forget()
-        self._clock.stop()
-
-    def fall_back(self, reason: str, dense: hooks.DenseCall) -> Tensor:
-        """Run a call dense that cannot be sparse, and count why."""
-        self._tally.fallback(reason)
-        return self._timed_dense(dense)
+    def forward(self, call: hooks.ForwardCall) -> Any:
+        """Run a forward of a transformer, guided and watched by the guard if these are enabled."""
+        try:
+            self._begin_forward(call)
+            if self.guidance is None:
+                return self._run_guarded(call)
+            with self.guidance.recording(call.module):
+                output = self._run_guarded(call)
+            rerun = self._perturbed_forward(call)
+            return self.guidance.guide(call.module, call.arguments, output, rerun)
+        except BaseException:
+            self.reset()
+            raise
+        finally:
+            self._forward = None
 
     def attend(self, layer: hooks.Layer, dense: hooks.DenseCall) -> Tensor:
-        """One self-attention call of ``[B, S, H, D]`` tensors."""
-        self._calls[layer.id] += 1
-        if self.guidance is None or not self.guidance.running or self._layout is None:
-            return self._unperturbed(layer, dense)
-        return self.guidance.attend(
-            layer, dense, self._layout, lambda: self._unperturbed(layer, dense)
-        )
+        """Return the attention of a call, ``[B, S, H, D]``."""
+        if self._forward is not None:
+            self._forward.calls[layer.id] += 1
+        attend = partial(self._attention.attend, self._run, self._forward, layer, dense)
+        guidance = self.guidance
+        layout = self._forward.layout if self._forward is not None else None
+        if guidance is None or not guidance.running or layout is None or dense.has_foreign_mask:
+            return attend()
+        return guidance.attend(layer, dense, layout, attend)
 
-    def _unperturbed(self, layer: hooks.Layer, dense: hooks.DenseCall) -> Tensor:
-        """Dense by schedule, sparse by the method's plan, or a fallback."""
-        query, moment, layout = dense.query, self._moment, self._layout
-        if layout is None and self.family.joint and moment is not None:
-            return self.fall_back("which tokens are text is not known for such inputs", dense)
-        if layout is None:
-            self._most_tokens = max(self._most_tokens, query.shape[1])
-            if query.shape[1] < self._most_tokens:
-                return self.fall_back("fewer tokens than the largest attention has", dense)
-            layout = TokenLayout(1, 1, query.shape[1])
-        if dense.mask is not None and not layout.parts:
-            return self.fall_back("attention mask", dense)
-        if dense.causal:
-            return self.fall_back("causal attention", dense)
-        if query.shape[1] != dense.key.shape[1]:
-            return self.fall_back("queries and keys of different length", dense)
-        if moment is None:
-            return self.fall_back("attention called outside the transformer's forward", dense)
-        if self.family.crops_text:
-            rest = query.shape[1] - layout.visual_tokens
-            layout = dataclasses.replace(layout, text_tokens=max(0, rest))
-        if layout.visual_tokens + layout.text_tokens != query.shape[1]:
-            return self.fall_back("tokens do not match the grid of the transformer's input", dense)
-        scale = query.shape[-1] ** -0.5 if dense.scale is None else dense.scale
-        place = CallContext(
-            moment.step,
-            moment.num_steps,
-            layer.index,
-            layer.count,
-            layer.stack,
-            moment.branch,
-        )
-        rules = self.profile.schedule.rules_at(place)
-        self._held.update(rules)
-        method = self._method_by(rules)
-        call = AttentionCall(
-            query,
-            dense.key,
-            dense.value,
-            scale,
-            layer.index,
-            layer.count,
-            moment.step,
-            moment.num_steps,
-            moment.branch,
-            layout,
-        )
-        if isinstance(method, Dense) or self.profile.schedule.is_dense(place, rules):
-            return self._dense(dense, call)
-        if self._running_again:
-            return self.fall_back("guard: this forward ran again", dense)
-        fault = self._watch.reason(f"{layer.stack}.{layer.name}")
-        if fault is not None:
-            return self.fall_back(f"guard: {fault}", dense)
-        if layout.is_line and method.needs_grid:
-            return self.fall_back(f"{method.name} needs tokens that lie in a grid", dense)
-        least = self.profile.schedule.min_tokens
-        least = crossover_tokens(query.device.type) if least is None else least
-        if self.profile.precision == "full":
-            self._adviser.look(method, query, query.shape[1] >= least)
-        if query.shape[1] < least:
-            return self.fall_back(f"fewer than {least} tokens", dense)
-        precision = self._choices.of(self.profile.precision, query.device)
-        return self._sparse(method, dataclasses.replace(call, precision=precision), layer, dense)
+    def reset(self) -> None:
+        """Free the state of the run, because the pipeline's call is over. The report stays."""
+        self._run.free()
+        self._tracker.reset()
+        if self.guidance is not None:
+            self.guidance.forget()
 
-    def _method_by(self, rules: tuple[int, ...]) -> Method:
-        """The method with the knobs of some rules; one object per set of rules."""
-        if rules not in self._variants:
-            self._variants[rules] = self.profile.at(rules)
-        return self._variants[rules]
+    # One forward.
 
-    def _sparse(
-        self, method: Method, call: AttentionCall, layer: hooks.Layer, dense: hooks.DenseCall
-    ) -> Tensor:
-        name, found = f"{layer.stack}.{layer.name}", []
-        for number, sample in enumerate(call.samples()):
-            owner = (call.branch, self._calls[layer.id], number, tuple(sample.query.shape))
-            if owner not in layer.states:
-                layer.states[owner] = method.new_state()
-            attended = method.attend(sample, layer.states[owner], self._ops)
-            if attended is None:
-                return self._dense(dense, call)
-            found.append(attended)
-            if self.profile.guard.mode != "off":
-                with self._tally.timer("guard", call.query.device):
-                    self._watch.look(sample, attended.out, name)
-        densities = [part.density for part in found]
-        self._tally.sparse(name, densities[0] if len(found) == 1 else torch.stack(densities).mean())
-        return call.joined([part.out for part in found])
-
-    def _dense(self, dense: hooks.DenseCall, call: AttentionCall) -> Tensor:
-        self._tally.dense()
-        precision = self._choices.of(self.profile.dense_precision, dense.query.device)
-        if precision == "full":
-            return self._timed_dense(dense)
-        return call.joined(
-            [
-                self._ops.quantized(part.query, part.key, part.value, part.scale, precision)
-                for part in call.samples()
-            ]
-        )
-
-    def _timed_dense(self, dense: hooks.DenseCall) -> Tensor:
-        with self._tally.timer("dense", dense.query.device):
-            return dense()
-
-    def _forget(self) -> None:
-        self._forget_layers()
-        self._ops.forget()
-        self._watch.begin_run()
-
-    def _forget_layers(self) -> None:
+    def _begin_forward(self, call: hooks.ForwardCall) -> None:
+        guard = self.profile.guard.mode
+        if guard == "on" and any(hooks.foreign_states(call.module)):
+            raise RuntimeError(
+                "guard 'on' cannot run a forward again under a diffusers cache, which would count it "
+                "twice: use guard 'warn', or disable the cache"
+            )
+        self._degree = max((i.ulysses_degree() for i in self._installations), default=1)
+        hooks.check_shared(self._degree, self.guidance is not None, guard)
+        pipe = self._running_pipeline()
+        self._tracker.follow(pipe)
+        timestep = call.arguments.get("timestep", call.arguments.get("t"))
+        info = self._tracker.update(call.context, timestep)
+        if info.new_run:
+            self._run.free()
+            self._run = Run(self.profile, LayoutCache(self.family))
+        self._run.num_steps = info.num_steps
         for installation in self._installations:
-            for layer in installation.layers:
-                layer.states.clear()
+            for name in installation.replaced_layers(call.component):
+                reason = f"the processor of {name} was replaced: enable again"
+                self._run.stats.count_fallback(reason)
+        self._forward = Forward(info, self._layout(info, call))
+        if self.guidance is not None:
+            self.guidance.begin_forward(info, call.arguments, as_standard_pipeline(pipe))
+
+    def _running_pipeline(self) -> Any:
+        """Return the pipeline that runs now.
+
+        In a loop of the user's own, that is the pipeline on which attention was enabled. Several pipelines can share a
+        transformer.
+        """
+        pipe = running_pipeline({i.transformer for i in self._installations})
+        return self._pipe() if pipe is None and self._pipe else pipe
+
+    def _layout(self, info: StepInfo, call: hooks.ForwardCall) -> TokenLayout | None:
+        splits = self._degree > 1 and hooks.splits_text(call.module)
+        assert self._run.layouts is not None
+        return self._run.layouts.get(
+            info.branch,
+            call.arguments,
+            hooks.config_of(call.module),
+            self._degree if splits else 1,
+        )
+
+    def _run_guarded(self, call: hooks.ForwardCall) -> Any:
+        """Run a forward. Run it again, dense, if the guard found output that is not finite."""
+        output = call.run()
+        if self._run.guard.check():
+            assert self._forward is not None
+            self._run.states.clear()
+            self._forward = self._forward.again_dense()
+            output = call.run()
+        return output
+
+    def _perturbed_forward(self, call: hooks.ForwardCall) -> hooks.RerunForward:
+        """Return a function that runs the forward of a call in the perturbed branch."""
+
+        def rerun(replaced: Mapping[str, Any]) -> Any:
+            assert self._forward is not None
+            again = call.replace(replaced)
+            info = dataclasses.replace(self._forward.step_info, branch=PERTURBED, new_run=False)
+            layout = self._layout(info, again) if replaced else self._forward.layout
+            self._forward = Forward(info, layout)
+            with call.in_context(PERTURBED):
+                return self._run_guarded(again)
+
+        return rerun

@@ -49,7 +49,8 @@ class ClusterWatch(Method):
         return None
 
     def attend(self, call: AttentionCall, state: WatchState, ops: Ops) -> None:
-        if call.layer not in {0, call.num_layers // 2, call.num_layers - 1}:
+        context = call.context
+        if context.layer not in {0, context.num_layers // 2, context.num_layers - 1}:
             return
         block_map = self.base.new_plan(call.visual(), state, ops).block_map
         queries = group_labels(block_map.query_order, block_map.query_offsets)
@@ -57,9 +58,9 @@ class ClusterWatch(Method):
         last, state.labels = state.labels, (queries, keys)
         self.rows.append(
             {
-                "layer": call.layer,
-                "step": call.step,
-                "branch": call.branch,
+                "layer": context.layer,
+                "step": context.step,
+                "branch": context.branch,
                 "queries": agreement(queries, last[0]) if last else None,
                 "keys": agreement(keys, last[1]) if last else None,
                 "queries_and_keys": agreement(queries, keys),

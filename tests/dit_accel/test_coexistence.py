@@ -13,7 +13,7 @@ import dit_accel
 from dit_accel import SVG2, Schedule, hooks
 from dit_accel.generation.render import render
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.runtime.enabled import session_of
+from dit_accel.runtime.active_sessions import session_of
 
 SPARSE = Schedule(dense_steps=0.25, min_tokens=0)
 ALWAYS = Schedule(dense_steps=0, min_tokens=0)

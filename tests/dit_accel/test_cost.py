@@ -18,8 +18,8 @@ from dit_accel.runtime.cost_model import (
     SparseRates,
     Work,
     find_rates,
-    own_rates,
-    predicted_speedup,
+    measured_rates_path,
+    predict_speedup,
     rates_for,
 )
 from dit_accel_eval.bench.cases import Shape
@@ -130,7 +130,7 @@ def test_rates_come_back_from_their_file(tmp_path: Path) -> None:
     rates.save(tmp_path / "r.json")
     assert Rates.load(tmp_path / "r.json") == rates
     (tmp_path / "r.json").write_text('{"device": "cpu"}')
-    with pytest.raises(InvalidSettings, match="holds no rates"):
+    with pytest.raises(InvalidSettings, match="has no valid rates"):
         Rates.load(tmp_path / "r.json")
 
 
@@ -147,31 +147,31 @@ def test_own_rates_win_over_shipped_ones(folders) -> None:
     shipped.save(folders[1] / "cpu-float32.json")
     assert find_rates("cpu", "float32") == shipped
     own = fit(sizes(noise=0.1), "float32", "cpu")
-    own.save(own_rates("cpu", "float32"))
+    own.save(measured_rates_path("cpu", "float32"))
     assert find_rates("cpu", "float32") == own
     assert find_rates("cuda", "float32") is None
 
 
 def test_advice_is_said_once_with_its_figure(folders) -> None:
-    fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
-    adviser, method = SlowdownAdvisor(), SVG2(min_key_share=0.1)
+    fit(sizes(), "float32", "cpu").save(measured_rates_path("cpu", "float32"))
+    advisor, method = SlowdownAdvisor(), SVG2(min_key_share=0.1)
     small, large = torch.empty(1, 300, 4, 64), torch.empty(1, 20_000, 4, 64)
     rates = rates_for(small)
     assert rates is not None
-    assert predicted_speedup(method, small, rates) < 1 < predicted_speedup(method, large, rates)
+    assert predict_speedup(method, small, rates) < 1 < predict_speedup(method, large, rates)
     told = r"svg2 cannot pay at 300 tokens: .* [\d.]+ times as long as dense, by the rates .*; such calls run dense"
     with pytest.warns(SlowdownWarning, match=told):
-        adviser.look(method, small, False)
+        advisor.check(method, small, runs=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        adviser.look(method, small, True)
-        adviser.look(method, large, True)
-        adviser.look(Radial(), small, True)  # no rates
-        adviser.look(SVGEar(), small, True)  # none of svg-ear were measured here
-        adviser.look(SVG2(min_key_share=0.1), small.half(), True)
-    assert len(adviser.remarks) == 1
+        advisor.check(method, small, runs=True)
+        advisor.check(method, large, runs=True)
+        advisor.check(Radial(), small, runs=True)  # no rates
+        advisor.check(SVGEar(), small, runs=True)  # none of svg-ear were measured here
+        advisor.check(SVG2(min_key_share=0.1), small.half(), runs=True)
+    assert len(advisor.remarks) == 1
     rare = SVG2(min_key_share=0.1, refresh=5)  # planning is shared by five steps
-    assert predicted_speedup(rare, small, rates) > predicted_speedup(method, small, rates)
+    assert predict_speedup(rare, small, rates) > predict_speedup(method, small, rates)
 
 
 def test_rates_of_other_threads_say_so(folders) -> None:
@@ -179,7 +179,7 @@ def test_rates_of_other_threads_say_so(folders) -> None:
     assert rates.caveat == ""
     here = torch.get_num_threads()
     other = replace(rates, about={**rates.about, "threads": here + 3})
-    other.save(own_rates("cpu", "float32"))
+    other.save(measured_rates_path("cpu", "float32"))
     told = f", measured with {here + 3} threads, not {here}: `dit-accel bench rates`"
     with pytest.warns(SlowdownWarning, match=told):
         SlowdownAdvisor().look(SVG2(min_key_share=0.1), torch.empty(1, 300, 4, 64), True)
@@ -188,16 +188,16 @@ def test_rates_of_other_threads_say_so(folders) -> None:
 
 
 def test_damaged_rates_do_not_stop_a_run(folders) -> None:
-    fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
-    path = own_rates("cpu", "float32")
+    fit(sizes(), "float32", "cpu").save(measured_rates_path("cpu", "float32"))
+    path = measured_rates_path("cpu", "float32")
     path.write_text(path.read_text().replace('"dense": [', '"dense": [0.0, '))
-    adviser = SlowdownAdvisor()
-    with pytest.warns(UserWarning, match="holds no rates"):
-        adviser.look(SVG2(), torch.empty(1, 300, 4, 64), True)
+    advisor = SlowdownAdvisor()
+    with pytest.warns(UserWarning, match="has no valid rates"):
+        advisor.check(SVG2(), torch.empty(1, 300, 4, 64), runs=True)
 
 
 def test_a_run_that_cannot_pay_says_so(folders, wan, run_wan) -> None:
-    fit(sizes(), "float32", "cpu").save(own_rates("cpu", "float32"))
+    fit(sizes(), "float32", "cpu").save(measured_rates_path("cpu", "float32"))
     session = wan.enable_sparse_attention("svg2")
     with pytest.warns(SlowdownWarning, match="svg2 cannot pay at"):
         run_wan(wan)

@@ -23,7 +23,7 @@ class Faulty(SVGEar):
 
     def attend(self, call, state, ops):
         found = super().attend(call, state, ops)
-        if call.layer != 1:
+        if call.context.layer != 1:
             return found
         if self.fault == "nan":
             found.out.view(-1)[7] = torch.nan
@@ -35,7 +35,7 @@ class Faulty(SVGEar):
 
     def new_plan(self, call, state, ops):
         plan = super().new_plan(call, state, ops)
-        if self.fault == "map" and call.layer == 1:
+        if self.fault == "map" and call.context.layer == 1:
             far = torch.zeros_like(plan.block_map.selected)
             far[..., :1] = True  # every query attends to one cluster of keys
             return Plan(type(plan.block_map)(far, *list(vars(plan.block_map).values())[1:]))

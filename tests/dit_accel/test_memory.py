@@ -34,9 +34,9 @@ def test_predicted_bytes_are_those_of_a_run(wan, run_wan, method) -> None:
     kept: list[tuple[int, int]] = []
 
     def look(pipe, index, timestep, arguments):
-        layers = [layer for part in session._installations for layer in part.layers]
-        shared = size_of(session._ops.kept())
-        own = size_of([[layer.states for layer in layers], session._ops.kept()]) - shared
+        run = session._run
+        shared = size_of(run.ops.shared_values())
+        own = size_of([run.states, run.ops.shared_values()]) - shared
         kept.append((own, shared))
         return arguments
 

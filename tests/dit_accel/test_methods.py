@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from support.attention_inputs import attention_call, exact_attention
+from support.attention_inputs import at_step, attention_call, exact_attention
 
 from dit_accel import (
     METHODS,
@@ -121,7 +121,7 @@ def test_sparse_output_is_finite_at_odd_sizes(method: Method, grid) -> None:
     call = attention_call(TokenLayout(*grid), batch=2)
     state = method.new_state()
     for step in range(3):
-        out, density = attend(method, dataclasses.replace(call, step=step), state)
+        out, density = attend(method, at_step(call, step), state)
         assert out.isfinite().all()
         assert 0 <= float(density) <= 1
 
@@ -131,7 +131,7 @@ def test_batch_entries_do_not_mix(method: Method) -> None:
     both = attention_call(TokenLayout(6, 4, 4), batch=2)
     state, alone = method.new_state(), method.new_state()
     for step in range(2):
-        call = dataclasses.replace(both, step=step)
+        call = at_step(both, step)
         tensors = {n: getattr(call, n)[1:] for n in ("query", "key", "value")}
         one = attend(method, dataclasses.replace(call, **tensors), alone).out
         torch.testing.assert_close(attend(method, call, state).out[1:], one, rtol=0, atol=1e-5)

@@ -12,7 +12,7 @@ from support.tiny_pipelines import embeds, flow, wan
 
 import dit_accel
 from dit_accel import SVG2, Rule, Schedule
-from dit_accel.runtime.enabled import session_of
+from dit_accel.runtime.active_sessions import session_of
 
 SPARSE = SVG2(query_clusters=4, key_clusters=12, top_p=0.5, min_key_share=0.0)
 HALF = Schedule(dense_steps=0.5, min_tokens=0)

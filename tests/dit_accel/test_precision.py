@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit_accel import SVG2, Schedule
-from dit_accel.core.precision import choose
+from dit_accel.core.precision import resolve_precision
 
 COARSE = SVG2(query_clusters=4, key_clusters=8, top_p=0.7, min_key_share=0.2)
 EVERYWHERE = Schedule(dense_steps=0.0, min_tokens=0)
@@ -55,10 +55,10 @@ def test_auto_on_a_cpu_is_full_precision_and_says_why(wan, run_wan) -> None:
 
 def test_auto_is_decided_by_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = {"int8-fp8": 0.3, "int8": 0.01}
-    monkeypatch.setattr("dit_accel.core.precision.measured_error", lambda p, _: errors[p])
-    chosen = choose("auto", torch.device("cuda"))
+    monkeypatch.setattr("dit_accel.core.precision.measure_error", lambda p, _: errors[p])
+    chosen = resolve_precision("auto", torch.device("cuda"))
     assert chosen.precision == "int8"
     errors["int8"] = 0.4
-    chosen = choose("auto", torch.device("cuda"))
+    chosen = resolve_precision("auto", torch.device("cuda"))
     assert chosen.precision == "full"
     assert "int8-fp8: relative error 0.300 is above 0.045" in chosen.remark

@@ -3,19 +3,21 @@
 import pytest
 
 from dit_accel import SVG2, Guard, Profile, ReTtention, Rule, Schedule, SVGEar
-from dit_accel.core.schedule import CallContext
+from dit_accel.core.attention_call import CallContext
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.settings import RenderSettings, build_profile
 
 
 def places(rule: Rule, steps: int = 10, layers: int = 6, **more: str):
     """(step, layer) pairs at which a rule holds."""
-    rest = {"expert": "transformer", "branch": "cond", **more}
+    rest = {"component": "transformer", "branch": "cond", **more}
     return {
         (step, layer)
         for step in range(steps)
         for layer in range(layers)
-        if rule.fits(CallContext(step, steps, layer, layers, **rest))
+        if rule.matches(
+            CallContext(step=step, num_steps=steps, layer=layer, num_layers=layers, **rest)
+        )
     }
 
 
@@ -46,13 +48,13 @@ def test_layers(text: str, expected) -> None:
 def test_a_rule_holds_where_all_of_it_fits() -> None:
     rule = Rule(steps="0-1", layers="2", expert="transformer_2", branch="uncond")
     assert places(rule) == set()
-    assert places(rule, expert="transformer_2", branch="uncond") == {(0, 2), (1, 2)}
+    assert places(rule, component="transformer_2", branch="uncond") == {(0, 2), (1, 2)}
 
 
 def test_a_share_of_an_unknown_number_of_steps_never_fits() -> None:
-    place = CallContext(3, None, 0, 6, "transformer", "cond")
-    assert not Rule(steps="0%-100%").fits(place)
-    assert Rule(steps="3").fits(place)
+    context = CallContext(step=3, num_layers=6)
+    assert not Rule(steps="0%-100%").matches(context)
+    assert Rule(steps="3").matches(context)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,10 @@ def test_rules_that_never_hold_are_told(wan, run_wan) -> None:
     wan.enable_sparse_attention(SVGEar(density=0.3), schedule=schedule)
     run_wan(wan)
     told = wan.attention_report().remarks
-    assert told == ["rule 0 of the schedule never held", "rule 2 of the schedule never held"]
+    assert told == [
+        "rule 0 of the schedule never matched a call",
+        "rule 2 of the schedule never matched a call",
+    ]
 
 
 def test_a_rule_by_expert(build_wan, run_wan) -> None:

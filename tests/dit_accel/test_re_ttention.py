@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from support.attention_inputs import attention_call, exact_attention
+from support.attention_inputs import at_step, attention_call, exact_attention
 
 from dit_accel import ReTtention, Schedule, SVGEar
 from dit_accel.core.ops import Ops
@@ -107,7 +107,7 @@ def test_heads_that_all_repeat_need_no_mask_and_keep_their_own_memory() -> None:
     assert not method.needs_grid
     ops, state, call = Ops(Timer()), method.new_state(), attention_call(LAYOUT)
     for step in range(3):
-        attended = method.attend(dataclasses.replace(call, step=step), state, ops)
+        attended = method.attend(at_step(call, step), state, ops)
         assert attended is not None
         torch.testing.assert_close(attended.out, exact_attention(call), rtol=0, atol=1e-5)
         attended.out.fill_(torch.nan)  # a model may write there

@@ -7,7 +7,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from dit_accel.generation.render import render
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.runtime.enabled import session_of
+from dit_accel.runtime.active_sessions import session_of
 
 SETTINGS = RenderSettings("a red circle", method="dense", height=32, width=32, frames=5, steps=3)
 

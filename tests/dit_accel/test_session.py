@@ -10,7 +10,7 @@ import torch
 import dit_accel
 from dit_accel import SVG2, Schedule, hooks
 from dit_accel.hooks import layers
-from dit_accel.runtime.enabled import session_of
+from dit_accel.runtime.active_sessions import session_of
 from dit_accel_pipelines import UnknownFamily
 
 SPARSE = Schedule(dense_steps=0.25, min_tokens=0)
@@ -195,14 +195,14 @@ def test_guidance_branches_keep_separate_state(wan, run_wan, monkeypatch) -> Non
 
     def watch(layer, *arguments):
         out = attend(layer, *arguments)
-        seen[layer.index] = {branch for branch, *_ in layer.states}
+        states = session._run.states
+        seen[layer.index] = {branch for layer_id, branch, *_ in states if layer_id == layer.id}
         return out
 
     monkeypatch.setattr(session, "attend", watch)
     run_wan(wan)
     assert seen == {i: {"cond", "uncond"} for i in range(3)}
-    layers = [layer for part in session._installations for layer in part.layers]
-    assert all(not layer.states for layer in layers), "state is freed when the call ends"
+    assert not session._run.states, "state is freed when the call ends"
 
 
 def test_shape_change_starts_new_state(wan, run_wan) -> None:

@@ -12,7 +12,7 @@ from diffusers import (
 from support.tiny_pipelines import embeds, ready, wan
 
 from dit_accel import SVG2, Schedule
-from dit_accel.runtime.enabled import session_of
+from dit_accel.runtime.active_sessions import session_of
 from dit_accel_pipelines import find_family
 from dit_accel_pipelines.family import STRETCHES
 
@@ -42,7 +42,7 @@ def forcing() -> Any:
 def moments(pipe: Any, frames: int, **further: Any) -> list[tuple[int, int | None, bool]]:
     """Step, number of steps and whether a run is new, of the forwards with the prompt."""
     session, seen = session_of(pipe), []
-    tick = session._clock.tick
+    tick = session._tracker.update
 
     def watched(context, timestep):
         moment = tick(context, timestep)
@@ -50,7 +50,7 @@ def moments(pipe: Any, frames: int, **further: Any) -> list[tuple[int, int | Non
             seen.append((moment.step, moment.num_steps, moment.new_run))
         return moment
 
-    session._clock.tick = watched
+    session._tracker.update = watched
     pipe(
         prompt=None,
         prompt_embeds=embeds(1),

@@ -30,7 +30,11 @@ def test_capture_keeps_calls_in_order(captured) -> None:
     for call in calls:
         assert call.query.shape == call.value.shape == (1, 48, call.query.shape[2], 64)
         assert call.layout == TokenLayout(3, 4, 4)
-        assert (call.branch, call.num_steps, call.num_layers) == ("cond", 3, 8)
+        assert (call.context.branch, call.context.num_steps, call.context.num_layers) == (
+            "cond",
+            3,
+            8,
+        )
         assert call.query.isfinite().all()
     assert not torch.equal(calls[0].query, calls[2].query)
 
@@ -77,6 +81,9 @@ def test_a_file_that_is_no_capture_is_one_line(tmp_path, capsys) -> None:
 
 def test_the_capture_that_is_here_has_two_steps_of_a_layer() -> None:
     calls = list(read_capture(captures()["tiny-world"]))
-    assert [(call.layer, call.step, call.num_steps) for call in calls] == [(5, 8, 20), (5, 9, 20)]
+    assert [(call.context.layer, call.context.step, call.context.num_steps) for call in calls] == [
+        (5, 8, 20),
+        (5, 9, 20),
+    ]
     assert calls[0].query.shape == (1, calls[0].layout.visual_tokens, 4, 64)
     assert all(torch.isfinite(call.value).all() for call in calls)

@@ -23,6 +23,7 @@ from dit_accel import (
     SVGEar,
     XAttention,
 )
+from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.runtime.guard import GuardMonitor
 from dit_accel_kernels.gpu import (
@@ -77,13 +78,26 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
     return found
 
 
+def made_call(tensors: list[torch.Tensor], precision: str = "full") -> AttentionCall:
+    query, key, value = tensors
+    return AttentionCall(
+        query=query,
+        key=key,
+        value=value,
+        scale=0.1,
+        context=CallContext(num_steps=1),
+        layout=TokenLayout(8, 25, 25),
+        precision=precision,
+    )
+
+
 def planned(precision: str, method: Method) -> None:
     ops = Ops(lambda *_: contextlib.nullcontext())
     with FakeTensorMode():
         tensors = [
             torch.empty(2, 5000, 4, 128, dtype=torch.bfloat16, device="cuda") for _ in range(3)
         ]
-        call = AttentionCall(*tensors, 0.1, 0, 1, 0, 1, "cond", TokenLayout(8, 25, 25), precision)
+        call = made_call(tensors, precision)
         state = method.new_state()
         for _ in range(2):
             attended = method.attend(call, state, ops)
@@ -121,11 +135,11 @@ def test_the_guard_does_not_wait_before_the_end_of_a_forward(launches) -> None:
         tensors = [
             torch.empty(1, 5000, 4, 128, dtype=torch.bfloat16, device="cuda") for _ in range(3)
         ]
-        call = AttentionCall(*tensors, 0.1, 0, 1, 0, 1, "cond", TokenLayout(8, 25, 25))
+        call = made_call(tensors)
         watch = GuardMonitor(Guard("on"))
-        watch.look(call, tensors[0], "layer")
+        watch.record(call, tensors[0], "layer")
         with pytest.raises(DataDependentOutputException):
-            watch.read()
+            watch.check()
 
 
 @pytest.mark.parametrize("selection", ["density", "error"])

@@ -17,6 +17,7 @@ from dit_accel import (
     SVGEar,
     XAttention,
 )
+from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.core.timer import Timer
 from dit_accel.doctor import check_ops
@@ -133,7 +134,16 @@ def test_planning_and_attention_never_wait_for_the_device(precision, method) -> 
     (query, key, value), _ = call(2000, 64)
     tensors = [x.transpose(1, 2).cuda() for x in (query, key, value)]
     layout = TokenLayout(8, 10, 25)
-    made = AttentionCall(*tensors, 0.125, 0, 1, 0, 1, "cond", layout, precision)
+    query, key, value = tensors
+    made = AttentionCall(
+        query=query,
+        key=key,
+        value=value,
+        scale=0.125,
+        context=CallContext(num_steps=1),
+        layout=layout,
+        precision=precision,
+    )
     ops, state = Ops(Timer()), method.new_state()
     method.attend(made, state, ops)  # compiles
     torch.cuda.set_sync_debug_mode("error")

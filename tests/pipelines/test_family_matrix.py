@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import diffusers
@@ -56,7 +56,7 @@ def first_layer(row: TinyTransformer, transformer: nn.Module, inputs: Any) -> li
     spy = Spy()
     with dit_accel.enable_sparse_attention(transformer, spy, schedule=EVERYWHERE):
         row.run(transformer, inputs)
-    calls = [call for call in spy.calls if call.layer == 0]
+    calls = [call for call in spy.calls if call.context.layer == 0]
     if len(calls) == 1:
         return [sample_of(calls[0], i) for i in range(BATCH)]
     assert len(calls) == BATCH
@@ -65,7 +65,7 @@ def first_layer(row: TinyTransformer, transformer: nn.Module, inputs: Any) -> li
 
 def sample_of(call: AttentionCall, sample: int) -> AttentionCall:
     tensors = {n: getattr(call, n)[sample : sample + 1] for n in ("query", "key", "value")}
-    return AttentionCall(**{**vars(call), **tensors})
+    return replace(call, **tensors)
 
 
 def changed_tokens(before: AttentionCall, after: AttentionCall) -> Tensor:
@@ -158,9 +158,7 @@ def test_neighborhood_knows_the_geometry_and_leaves_text_dense(row, transformer)
     order = torch.arange(tokens)
     frame = slice(start + (layout.frames - 1) * per_frame, start + layout.visual_tokens)
     order[frame] = order[frame].flip(0)
-    moved = AttentionCall(
-        **{**vars(call), "key": call.key[:, order], "value": call.value[:, order]}
-    )
+    moved = replace(call, key=call.key[:, order], value=call.value[:, order])
     change = (method.attend(moved, method.new_state(), ops).out - out).abs().amax((0, 3))  # [S, H]
     seen = plan.block_map.to_mask()[0][:, :, frame]  # [H, S, frame]
     parts = (seen.any(-1) & ~seen.all(-1)).T

@@ -1,8 +1,10 @@
 """Controls compute as much as the method they control, in another way."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from support.attention_inputs import attention_call, exact_attention
+from support.attention_inputs import at_step, attention_call, exact_attention
 
 from dit_accel import SVG2, AttentionCall, ReTtention
 from dit_accel.core.ops import Ops
@@ -46,7 +48,7 @@ def test_cached_difference_follows_its_rule(drift: float) -> None:
     """The output is O_sparse + (O_full - O_sparse) of the last full step."""
     method, ops = CachedDifference(density=0.2), Ops(Timer())
     call, noise = attention_call(TokenLayout(6, 4, 4)), attention_call(TokenLayout(6, 4, 4), seed=1)
-    moved = type(call)(**{**vars(call), "step": 1, "query": call.query + drift * noise.query})
+    moved = replace(at_step(call, 1), query=call.query + drift * noise.query)
     state = method.new_state()
     full, sparse = method.attend(call, state, ops), method.attend(moved, state, ops)
     assert full is not None
@@ -59,7 +61,7 @@ def test_cached_difference_follows_its_rule(drift: float) -> None:
 
 def test_knobs_turn_re_ttention_into_its_controls() -> None:
     call = attention_call(TokenLayout(6, 4, 4))
-    later = type(call)(**{**vars(call), "step": 1, "value": 2 * call.value})
+    later = replace(at_step(call, 1), value=2 * call.value)
 
     def two_steps(**knobs: float):
         method, ops = ReTtention(density=0.2, **knobs), Ops(Timer())

@@ -1,9 +1,12 @@
 """Maps and calls that the tests of ops, kernels and methods share."""
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from dit_accel import AttentionCall
+from dit_accel.core.attention_call import CallContext
 from dit_accel_kernels import BlockMap, group_by_label
 from dit_accel_pipelines import TokenLayout
 
@@ -32,7 +35,15 @@ def attention_call(layout: TokenLayout, batch: int = 1, seed: int = 0) -> Attent
         for _ in range(2)
     )
     value = torch.randn(size, generator=generator)
-    return AttentionCall(query, key, value, 0.25, 0, 1, 0, 10, "cond", layout)
+    context = CallContext(num_steps=10)
+    return AttentionCall(
+        query=query, key=key, value=value, scale=0.25, context=context, layout=layout
+    )
+
+
+def at_step(call: AttentionCall, step: int) -> AttentionCall:
+    """Return the same call in another denoising step."""
+    return dataclasses.replace(call, context=dataclasses.replace(call.context, step=step))
 
 
 def exact_attention(call: AttentionCall) -> Tensor:

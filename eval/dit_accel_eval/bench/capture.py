@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dit_accel import AttentionCall, Method, Profile, Schedule
+from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import load_pipeline
@@ -53,15 +54,16 @@ class Recorder(Method):
         return None
 
     def attend(self, call: AttentionCall, state: Any, ops: Ops) -> None:
-        wanted = call.layer in self.layers and call.step in self.steps
-        if not wanted or self.branch not in (None, call.branch):
+        wanted = call.context.layer in self.layers and call.context.step in self.steps
+        if not wanted or self.branch not in (None, call.context.branch):
             return
         number = len(self.calls)
         for name in TENSORS:
             kept = getattr(call, name).to("cpu", self.dtype)
             self.taken[f"{number}.{name}"] = kept.contiguous().clone()
-        told = ("scale", "layer", "num_layers", "step", "num_steps", "branch")
-        self.calls.append({**{n: getattr(call, n) for n in told}, "layout": asdict(call.layout)})
+        self.calls.append(
+            {**asdict(call.context), "scale": call.scale, "layout": asdict(call.layout)}
+        )
 
 
 def capture(
@@ -125,6 +127,8 @@ def read_capture(path: Path) -> Iterator[AttentionCall]:
             for number, place in enumerate(json.loads(about["calls"])):
                 layout = TokenLayout(**place.pop("layout"))
                 tensors = {n: file.get_tensor(f"{number}.{n}").float() for n in TENSORS}
-                yield AttentionCall(**tensors, **place, layout=layout)
+                scale = place.pop("scale")
+                context = CallContext(**place)
+                yield AttentionCall(**tensors, scale=scale, context=context, layout=layout)
     except (OSError, SafetensorError) as error:
         raise InvalidSettings(f"cannot read capture {path}: {error}") from None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dit_accel import SVG2, AttentionCall, Plan
+from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.core.timer import Timer
 from dit_accel_eval.bench.cases import Shape, clustered
@@ -36,7 +37,14 @@ def bench_layer(
     yield from ({"attention": row.pop("kernel"), **row} for row in map(dict, rows))
     dense = fastest(rows, device)
     layout = TokenLayout(1, 1, shape.tokens)
-    call = AttentionCall(*tensors, shape.head_dim**-0.5, 0, 1, 0, 1, "cond", layout)
+    call = AttentionCall(
+        query=query,
+        key=key,
+        value=value,
+        scale=shape.head_dim**-0.5,
+        context=CallContext(num_steps=1),
+        layout=layout,
+    )
     method = of_density(SVG2(query_clusters=query_clusters, top_p=1e-6), call, density)
     for precision in precisions:
         yield {

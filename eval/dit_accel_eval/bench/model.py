@@ -13,7 +13,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from dit_accel import SVG2, Dense, Method, Schedule, enable_sparse_attention
-from dit_accel.core.precision import checked_precision
+from dit_accel.core.precision import check_precision_name
 from dit_accel_eval.bench.measure import seconds
 from dit_accel_kernels import Precision
 
@@ -105,7 +105,7 @@ def measured(
     cold centroids among them), and its density. Kernels are compiled before.
     """
     schedule = Schedule(dense_steps=0.0, min_tokens=0)
-    checked = checked_precision("precision", precision)
+    checked = check_precision_name("precision", precision)
     with enable_sparse_attention(transformer, method, schedule=schedule, precision=checked):
         forward()
     with enable_sparse_attention(

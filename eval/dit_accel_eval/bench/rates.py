@@ -15,6 +15,7 @@ from sklearn.linear_model import LinearRegression
 from tqdm import tqdm
 
 from dit_accel import SVG2, AttentionCall, SVGEar
+from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.core.timer import Timer
 from dit_accel.generation.placement import DTYPES
@@ -113,7 +114,15 @@ def add_round(size: Size, tensors: Inputs, device: str) -> None:
             took = seconds_now(partial(attend, *heads_first))
             size.dense.setdefault(name, []).append(took)
     layout = TokenLayout(1, 1, size.shape.tokens)
-    call = AttentionCall(*tensors, size.shape.head_dim**-0.5, 0, 1, 0, 1, "cond", layout)
+    query, key, value = tensors
+    call = AttentionCall(
+        query=query,
+        key=key,
+        value=value,
+        scale=size.shape.head_dim**-0.5,
+        context=CallContext(num_steps=1),
+        layout=layout,
+    )
     for share in SHARES:
         for method in methods(share):
             add_sparse(size, method, call)

@@ -106,8 +106,8 @@ def recall(path: Path, out: Path) -> list[dict[str, Any]]:
 def by_place(calls: Sequence[AttentionCall]) -> dict[tuple[int, str], list[AttentionCall]]:
     """Calls of each layer and branch, by rising step."""
     found: dict[tuple[int, str], list[AttentionCall]] = defaultdict(list)
-    for call in sorted(calls, key=lambda c: c.step):
-        found[call.layer, call.branch].append(call)
+    for call in sorted(calls, key=lambda c: c.context.step):
+        found[call.context.layer, call.context.branch].append(call)
     return dict(found)
 
 

@@ -95,12 +95,12 @@ def rates(dtype: str | None, device: str, out: Path | None) -> None:
     """Measure what the cost model needs: attention calls of many sizes (minutes)."""
     from dit_accel.generation.placement import check_device, use_device
     from dit_accel.io.atomic import check_writable
-    from dit_accel.runtime.cost_model import own_rates
+    from dit_accel.runtime.cost_model import measured_rates_path
 
     check_device(device)
     use_device(device)
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    path = out or own_rates(device.split(":")[0], dtype)
+    path = out or measured_rates_path(device.split(":")[0], dtype)
     check_writable(path)
     from dit_accel_eval.bench.rates import bench_rates
 

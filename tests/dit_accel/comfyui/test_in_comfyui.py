@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dit_accel.comfyui import native_nodes
-from dit_accel.comfyui.native_attention import KEY, SparseOverride
+from dit_accel.comfyui.native_attention import KEY
+from dit_accel.comfyui.sparse_override import SparseOverride
 from dit_accel.errors import InvalidSettings
 from dit_accel.methods import METHODS
 
@@ -131,7 +132,7 @@ def test_full_selection_is_the_unpatched_model_and_half_is_not(model) -> None:
     assert torch.isfinite(plain).all()
     full = attention(model.patcher)
     assert torch.allclose(sample(model, full), plain, atol=1e-5)
-    assert state_of(full).tally.calls["sparse"] > 0
+    assert state_of(full).run.stats.calls["sparse"] > 0
     half = sample(model, attention(model.patcher, "svg-ear", "density=0.3"))
     assert not torch.allclose(half, plain, atol=1e-4)
     assert torch.equal(sample(model, model.patcher), plain)  # the model without the node
@@ -153,7 +154,10 @@ def test_text_among_the_tokens_is_found_where_it_is(model, monkeypatch) -> None:
 
     monkeypatch.setattr(METHODS["neighborhood"], "attend", watched)
     sample(model, patched)
-    assert set(inner.tally.fallbacks) <= {"cross attention", "fewer tokens than the picture has"}
+    assert set(inner.run.stats.fallbacks) <= {
+        "cross attention",
+        "fewer tokens than the picture has",
+    }
     for layout, key in layouts:
         assert layout.visual_tokens + layout.text_tokens == key.shape[1]
         if layout.text_tokens:
@@ -172,13 +176,13 @@ def test_conditions_that_run_apart_never_share_state_and_leave_none(model) -> No
     reset = inner.reset
 
     def watched() -> None:
-        seen.append({owner[0] for owner in inner.states})
+        seen.append({owner[0] for owner in inner.run.states})
         reset()
 
     inner.reset = watched
     found = sample(model, patched)
     assert max(map(len, seen)) == 2
-    assert not inner.states
+    assert not inner.run.states
     assert torch.allclose(found, sample(model, model.patcher), atol=1e-5)
 
 
@@ -203,7 +207,7 @@ def test_chains_with_another_override_in_both_orders(model, first: str) -> None:
     patched = theirs(clean) if first == "ours" else ours(theirs(model.patcher))
     found = [sample(model, patched) for _ in range(2)]
     assert torch.equal(*found)
-    tally = state_of(patched).tally.calls
+    tally = state_of(patched).run.stats.calls
     assert len(calls) == 2 * tally["fallback"] > 0  # exactly what stays dense goes to the other
     assert tally["sparse"] > 0
     assert not torch.allclose(found[0], before, atol=1e-4)
@@ -224,9 +228,9 @@ def test_two_of_our_nodes_the_later_one_decides_and_hands_on(model) -> None:
         )
         for around in reversed(second.wrappers["apply_model"]["dit_accel"])
     )
-    assert inner.tally.calls["sparse"] > 0
-    assert outer.tally.calls["sparse"] > 0  # layer 0, counted as its own layer 0
-    assert set(outer.tally.layer_densities()) == {"layer 0"}
+    assert inner.run.stats.calls["sparse"] > 0
+    assert outer.run.stats.calls["sparse"] > 0  # layer 0, counted as its own layer 0
+    assert set(outer.run.stats.layer_densities()) == {"layer 0"}
 
 
 def test_guidance_at_scale_zero_is_none_and_works_without_cfg(model) -> None:
@@ -267,6 +271,6 @@ def test_an_error_inside_leaves_no_memory(model) -> None:
     sparse, inner.sparse = inner.sparse, broken
     with pytest.raises(RuntimeError, match="planted"):
         sample(model, patched)
-    assert not inner.states
+    assert not inner.run.states
     inner.sparse = sparse
     assert torch.allclose(sample(model, patched), sample(model, model.patcher), atol=1e-5)

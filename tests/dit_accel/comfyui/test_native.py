@@ -15,8 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dit_accel import SVG2, Dense, Neighborhood, Profile, Rule, Schedule, SVGEar
 from dit_accel.comfyui import native_nodes
-from dit_accel.comfyui.native_attention import KEY, ModelCall, SparseOverride, where
+from dit_accel.comfyui.native_attention import KEY, ModelCall, where
 from dit_accel.comfyui.native_guidance import Perturbation, guided, layers_of
+from dit_accel.comfyui.sparse_override import SparseOverride
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
 
@@ -80,7 +81,7 @@ def test_full_selection_is_what_would_have_been(kind: str) -> None:
     override = SparseOverride(FULL)
     out = override.attention(call_of())(plain, q, k, v, heads=2, **told, **how)
     assert torch.allclose(out, plain(q, k, v, 2, **how), atol=1e-5)
-    assert override.tally.calls["sparse"] == 1
+    assert override.run.stats.calls["sparse"] == 1
     half = SparseOverride(HALF).attention(call_of())(plain, q, k, v, heads=2, **told, **how)
     assert half.shape == out.shape
     assert not torch.allclose(half, out, atol=1e-3)
@@ -93,7 +94,7 @@ def test_full_selection_is_what_would_have_been(kind: str) -> None:
         ({"keys": 7}, "cross attention"),
         ({"tokens": 40}, "fewer tokens than the picture has"),
         ({"step": 3}, "outside its part of the steps"),
-        ({"tokens": 79, "method": Neighborhood()}, "neighborhood needs a grid of tokens"),
+        ({"tokens": 79, "method": Neighborhood()}, "neighborhood needs tokens that lie in a grid"),
         ({"least": 100}, "fewer than 100 tokens"),
         ({"method": Dense()}, "dense by schedule"),
     ],
@@ -117,7 +118,9 @@ def test_what_stays_dense_goes_on_with_all_it_was_given(change: dict, reason: st
     named = {"attn_precision": torch.float32, "_inside_attn_wrapper": True, **change}
     out = override.attention(call)(plain, q, k, v, 2, transformer_options=told, **named)
     assert torch.equal(out, plain(q, k, v, 2))
-    assert list(override.tally.fallbacks) == [r for r in override.tally.fallbacks if reason in r]
+    assert list(override.run.stats.fallbacks) == [
+        r for r in override.run.stats.fallbacks if reason in r
+    ]
     assert seen["_inside_attn_wrapper"]
     assert seen["transformer_options"] is told
     assert seen["attn_precision"] is torch.float32
@@ -129,7 +132,7 @@ def test_the_window_is_as_wide_as_float32_says() -> None:
     sigma = float(SIGMAS[1]) * (1 - 1e-8)
     override = SparseOverride(FULL, (sigma, -math.inf))
     override.attention(call_of(1))(plain, *tensors(), 2, transformer_options=options())
-    assert override.tally.calls["sparse"] == 1
+    assert override.run.stats.calls["sparse"] == 1
 
 
 def runs(override: SparseOverride, step: int, told: dict, layers: int = 3) -> None:
@@ -149,13 +152,13 @@ def test_nothing_of_two_streams_is_shared_and_a_new_run_has_nothing() -> None:
             for window in windows:
                 runs(override, step, options((condition,), context_window=window))
         runs(override, step, options((ids[0],)), layers=2)  # another node's pass at the same sigma
-    assert len(override.states) == 2 * 3 * 3 + 2
-    assert override.tally.plans["reused"] == override.tally.plans["made"] == 20
+    assert len(override.run.states) == 2 * 3 * 3 + 2
+    assert override.run.stats.plans["reused"] == override.run.stats.plans["made"] == 20
     runs(override, 0, options((ids[0],)), layers=1)  # heunpp2 goes back: nothing is lost
-    assert len(override.states) == 20
+    assert len(override.run.states) == 20
     override.begin()
-    assert not override.states
-    assert not override.tally.calls
+    assert not override.run.states
+    assert not override.run.stats.calls
 
 
 def test_steps_layers_and_branches_follow_the_profile() -> None:
@@ -166,8 +169,8 @@ def test_steps_layers_and_branches_follow_the_profile() -> None:
     for step in range(4):
         runs(override, step, options())
         runs(override, step, options(cond_or_uncond=[1]))
-    assert override.tally.calls["sparse"] == 2  # the middle layer in each of the last two steps
-    assert override.tally.fallbacks["dense by schedule"] == 22
+    assert override.run.stats.calls["sparse"] == 2  # the middle layer in each of the last two steps
+    assert override.run.stats.fallbacks["dense by schedule"] == 22
 
 
 def test_a_refiner_before_the_blocks_is_no_layer() -> None:
@@ -175,7 +178,7 @@ def test_a_refiner_before_the_blocks_is_no_layer() -> None:
     attend = override.attention(call_of())
     attend(plain, *tensors(tokens=7), 2, transformer_options=options())
     attend(plain, *tensors(), 2, transformer_options=options())
-    assert list(override.tally.layer_densities()) == ["layer 0"]
+    assert list(override.run.stats.layer_densities()) == ["layer 0"]
 
 
 def test_grids_and_text() -> None:
@@ -200,7 +203,7 @@ def test_grids_and_text() -> None:
         assert joint.layout({}, 72).text_tokens == 0
     window = SparseOverride(Profile(Neighborhood(density=0.5), EVERYWHERE))
     window.attention(call_of())(plain, *tensors(), 2, transformer_options=options())
-    assert window.tally.calls["sparse"] == 1
+    assert window.run.stats.calls["sparse"] == 1
 
 
 def test_a_report_says_why_calls_stayed_dense() -> None:

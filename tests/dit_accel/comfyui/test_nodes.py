@@ -26,7 +26,7 @@ from dit_accel.comfyui.workflows import RENDER, as_prompt
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.placement import LoadOptions
 from dit_accel.guidance import ModelShape, find_heads
-from dit_accel.runtime.enabled import session_of
+from dit_accel.runtime.active_sessions import session_of
 from dit_accel.runtime.profile import Profile
 from dit_accel_pipelines import find_family
 

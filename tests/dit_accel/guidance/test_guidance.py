@@ -12,7 +12,7 @@ import dit_accel
 from dit_accel import SVG2, HeadSet, Rule, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import ModelShape, PerturbedGuidance
-from dit_accel.runtime.enabled import session_of
+from dit_accel.runtime.active_sessions import session_of
 from dit_accel_pipelines import find_family
 
 EVERY = pytest.mark.parametrize("name", TINY)

@@ -11,7 +11,7 @@ from support.tiny_transformers import ROWS
 
 import dit_accel
 from dit_accel.guidance.perturbed_branch import _half
-from dit_accel.runtime.enabled import session_of
+from dit_accel.runtime.active_sessions import session_of
 from dit_accel_pipelines import find_family
 
 EVERY = pytest.mark.parametrize("name", TINY)

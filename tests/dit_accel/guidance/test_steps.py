@@ -12,7 +12,7 @@ from support.tiny_pipelines import TINY, embeds
 
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.noise import noise_levels
-from dit_accel.runtime.enabled import session_of
+from dit_accel.runtime.active_sessions import session_of
 
 
 @pytest.fixture

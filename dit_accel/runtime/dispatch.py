@@ -1,0 +1,171 @@
+"""Decide for each attention call: sparse, dense by the schedule, or dense as a fallback with a reason.
+
+Diffusers' pipelines and ComfyUI's models share this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dit_accel.core.precision import PrecisionResolver
+from dit_accel.core.schedule import crossover_tokens
+from dit_accel.methods import Dense, Method
+
+if TYPE_CHECKING:
+    from dit_accel.core.attention_call import AttentionCall, CallContext
+    from dit_accel.methods import Attended
+    from dit_accel.runtime.profile import Profile
+    from dit_accel.runtime.run import Run
+    from dit_accel_pipelines import TokenLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallFacts:
+    """The facts that decide whether any method can handle an attention call.
+
+    Attributes:
+        tokens: Number of queries.
+        keys: Number of keys.
+        layout: Where the visual tokens are; None if unknown.
+        masked: True if the call has an attention mask.
+        unreadable_mask: True if the mask is not a tensor, such as FlexAttention's BlockMask.
+        causal: True for causal attention.
+        in_forward: True if the call happens inside a forward of the transformer.
+        joint: True if text tokens take part in the attention.
+        most_tokens: Largest number of tokens of a call so far.
+    """
+
+    tokens: int
+    keys: int
+    layout: TokenLayout | None
+    masked: bool = False
+    unreadable_mask: bool = False
+    causal: bool = False
+    in_forward: bool = True
+    joint: bool = False
+    most_tokens: int = 0
+
+
+def _masked(facts: CallFacts) -> bool:
+    """Return True if a mask matters: the token subsets of a layout leave out masked tokens already."""
+    in_layout = facts.layout is not None and bool(facts.layout.parts)
+    return facts.masked and (facts.unreadable_mask or not in_layout)
+
+
+def _mismatched(facts: CallFacts) -> bool:
+    layout = facts.layout
+    return layout is not None and layout.visual_tokens + layout.text_tokens != facts.tokens
+
+
+UNSUPPORTED: tuple[tuple[str, Callable[[CallFacts], bool]], ...] = (
+    (
+        "which tokens are text is not known for such inputs",
+        lambda f: f.layout is None and f.joint and f.in_forward,
+    ),
+    (
+        "fewer tokens than the largest attention has",
+        lambda f: f.layout is None and f.tokens < f.most_tokens,
+    ),
+    ("attention mask", _masked),
+    ("causal attention", lambda f: f.causal),
+    ("queries and keys of different length", lambda f: f.tokens != f.keys),
+    ("attention called outside the transformer's forward", lambda f: not f.in_forward),
+    ("tokens do not match the grid of the transformer's input", _mismatched),
+)
+"""Reasons why no method can handle a call, in the order in which they are checked."""
+
+
+def unsupported_reason(facts: CallFacts) -> str | None:
+    """Return the first reason why no method can handle a call, or None."""
+    return next((reason for reason, applies in UNSUPPORTED if applies(facts)), None)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way that a call takes.
+
+    Attributes:
+        method: The method that runs, with the knobs of the matching rules; None if the call runs dense.
+        reason: Why the call falls back to dense attention; None if the schedule makes it dense.
+    """
+
+    method: Method | None = None
+    reason: str | None = None
+
+
+class MethodRunner:
+    """Routes attention calls by a profile, and runs its method.
+
+    Args:
+        profile: How attention runs.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.precisions = PrecisionResolver()
+        self._methods: dict[tuple[int, ...], Method] = {}  # by the rules that match
+
+    def route(
+        self,
+        context: CallContext,
+        run: Run,
+        *,
+        tokens: int,
+        has_grid: bool,
+        min_tokens: int,
+        dense_reason: str | None = None,
+    ) -> Route:
+        """Return the way of a call that a method can handle.
+
+        Args:
+            context: Where in the run the call happens.
+            run: State of the run.
+            tokens: Number of tokens of the call.
+            has_grid: True if the visual tokens lie in a known grid.
+            min_tokens: Calls with fewer tokens fall back to dense attention.
+            dense_reason: Reason for dense attention that the caller knows, if any.
+        """
+        schedule = self.profile.schedule
+        rules = schedule.matching_rules(context)
+        run.matched_rules.update(rules)
+        method = self._method_with(rules)
+        if isinstance(method, Dense) or schedule.is_dense(context, rules):
+            return Route()
+        if dense_reason is not None:
+            return Route(reason=dense_reason)
+        if method.needs_grid and not has_grid:
+            return Route(reason=f"{method.name} needs tokens that lie in a grid")
+        if tokens < min_tokens:
+            return Route(method, f"fewer than {min_tokens} tokens")
+        return Route(method)
+
+    def min_tokens(self, device_type: str) -> int:
+        """Return the schedule's ``min_tokens``, or the crossover of a device if it has none."""
+        requested = self.profile.schedule.min_tokens
+        return crossover_tokens(device_type) if requested is None else requested
+
+    def run_method(
+        self, call: AttentionCall, run: Run, method: Method, key: Hashable
+    ) -> Attended | None:
+        """Run a method on a call.
+
+        Args:
+            call: A call without padding.
+            run: State of the run.
+            method: The method of the call's route.
+            key: What the method's state belongs to.
+
+        Returns:
+            The attention and its density, or None if the method prefers dense attention.
+        """
+        precision = self.precisions.resolve(self.profile.precision, call.query.device)
+        call = replace(call, precision=precision)
+        return method.attend(call, run.state_of(key, method), run.ops)
+
+    def _method_with(self, rules: tuple[int, ...]) -> Method:
+        """Return the method with the knobs of some rules; equal rules share one object."""
+        if rules not in self._methods:
+            self._methods[rules] = self.profile.at(rules)
+        return self._methods[rules]

@@ -1,0 +1,89 @@
+"""Handles that the verbs return, with which one enabled feature is ended again."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dit_accel.guidance.config import PerturbedGuidance
+    from dit_accel.guidance.heads import HeadSet
+    from dit_accel.guidance.perturbed_branch import PerturbedBranch
+    from dit_accel.runtime.report import AttentionReport
+    from dit_accel.runtime.session import Quantization, Session
+
+
+class _Handle(abc.ABC):
+    """A feature that ends when the handle is closed, or at the end of a ``with`` block.
+
+    Args:
+        sessions: Returns the sessions that are enabled on the target at the time.
+    """
+
+    def __init__(self, sessions: Callable[[], list[Session]]) -> None:
+        self._sessions = sessions
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End the feature. Closing twice is safe, and what was enabled later stays."""
+
+    def __enter__(self) -> _Handle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class QuantizationHandle(_Handle):
+    """Handle that `enable_quantized_attention` returns."""
+
+    def __init__(self, sessions: Callable[[], list[Session]], quantization: Quantization) -> None:
+        super().__init__(sessions)
+        self._quantization = quantization
+
+    def close(self) -> None:
+        """End quantized attention. Sparse attention and guidance stay."""
+        for session in self._sessions():
+            if session.quantization is self._quantization:
+                session.set_quantization(None)
+
+    def report(self) -> AttentionReport:
+        """Return the report of the latest run.
+
+        Raises:
+            RuntimeError: If nothing is enabled any more.
+        """
+        for session in self._sessions():
+            return session.report()
+        raise RuntimeError("no attention report: quantized attention was disabled")
+
+
+class GuidanceHandle(_Handle):
+    """Handle that `enable_perturbed_guidance` returns."""
+
+    def __init__(self, sessions: Callable[[], list[Session]], branch: PerturbedBranch) -> None:
+        super().__init__(sessions)
+        self._branch = branch
+
+    @property
+    def heads(self) -> HeadSet:
+        """Return the heads that are perturbed."""
+        return self._branch.heads
+
+    @property
+    def settings(self) -> PerturbedGuidance:
+        """Return the settings of guidance."""
+        return self._branch.settings
+
+    def close(self) -> None:
+        """End guidance. Sparse and quantized attention stay."""
+        for session in self._sessions():
+            if session.guidance is self._branch:
+                session.end_guidance()

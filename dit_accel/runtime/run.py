@@ -1,0 +1,82 @@
+"""State of one run and of one forward. Both are thrown away whole, so nothing is reset by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from dit_accel.core.ops import Ops
+from dit_accel.runtime.cost_model import SlowdownAdvisor
+from dit_accel.runtime.guard import GuardMonitor
+from dit_accel.runtime.report import RunStats
+
+if TYPE_CHECKING:
+    from dit_accel.hooks.layout_cache import LayoutCache
+    from dit_accel.hooks.step_tracker import StepInfo
+    from dit_accel.methods import Method
+    from dit_accel.runtime.profile import Profile
+    from dit_accel_pipelines import TokenLayout
+
+
+class Run:
+    """State of one run: one call of a pipeline, or one denoising loop.
+
+    Args:
+        profile: How attention runs.
+        layouts: Cache of the run's token layouts; None if the caller finds layouts itself.
+
+    Attributes:
+        stats: Counters for the report.
+        ops: The ops that methods call.
+        guard: The faults that were found.
+        advisor: The warnings about sizes at which sparse attention is slow.
+        states: State of the method by (layer, branch, shape).
+        matched_rules: Indices of the schedule's rules that matched a call.
+        most_tokens: Largest number of tokens of a call, for families whose layout is unknown.
+        num_steps: Number of denoising steps, as the latest forward reported it.
+    """
+
+    def __init__(self, profile: Profile, layouts: LayoutCache | None = None) -> None:
+        self.profile, self.layouts = profile, layouts
+        self.stats = RunStats()
+        self.ops = Ops(self.stats.timer, self.stats.plans)
+        self.guard = GuardMonitor(profile.guard)
+        self.advisor = SlowdownAdvisor()
+        self.states: dict[Hashable, Any] = {}
+        self.matched_rules: set[int] = set()
+        self.most_tokens = 0
+        self.num_steps: int | None = None
+
+    def state_of(self, key: Hashable, method: Method) -> Any:
+        """Return the state of a method under a key; the first call makes it."""
+        if key not in self.states:
+            self.states[key] = method.new_state()
+        return self.states[key]
+
+    def free(self) -> None:
+        """Free the memory of the run. Its counters stay for the report."""
+        self.states.clear()
+        self.ops.clear()
+
+
+@dataclass(frozen=True)
+class Forward:
+    """State of one forward of a transformer.
+
+    Attributes:
+        step_info: Position in the denoising loop.
+        layout: Where the visual tokens are; None if unknown.
+        dense_reason: Why every call of the forward runs dense; None if it does not.
+        calls: Number of calls so far by layer. Some families call a layer once for each sample.
+    """
+
+    step_info: StepInfo
+    layout: TokenLayout | None
+    dense_reason: str | None = None
+    calls: Counter[int] = field(default_factory=Counter)
+
+    def again_dense(self) -> Forward:
+        """Return the state for running the same forward again, dense."""
+        return replace(self, dense_reason="guard: this forward ran again", calls=Counter())

@@ -1,0 +1,34 @@
+"""Add the verbs of `dit_accel.api` to diffusers' pipelines without importing them."""
+
+from __future__ import annotations
+
+import importlib
+from types import MethodType, ModuleType
+from typing import Any
+
+VERBS = (
+    "enable_sparse_attention",
+    "disable_sparse_attention",
+    "enable_quantized_attention",
+    "disable_quantized_attention",
+    "enable_perturbed_guidance",
+    "disable_perturbed_guidance",
+    "attention_report",
+)
+
+
+class _Verb:
+    """Descriptor that imports a verb when it is read from a pipeline or its class."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, pipe: Any, pipeline_class: type[Any]) -> Any:
+        verb = getattr(importlib.import_module("dit_accel.api"), self._name)
+        return verb if pipe is None else MethodType(verb, pipe)
+
+
+def add_verbs(pipeline_utils: ModuleType) -> None:
+    """Add the verbs to diffusers' base class of pipelines, and so to all pipelines."""
+    for name in VERBS:
+        setattr(pipeline_utils.DiffusionPipeline, name, _Verb(name))
