@@ -1,7 +1,6 @@
-"""``make gpu OUT=dir``: everything a GPU is needed for and that is not done yet, step by step, resumable.
+"""Run everything that needs a GPU, step by step: ``make gpu OUT=dir``.
 
-A step that ended well leaves ``OUT/<step>.done`` and is not run again. The steps are sized for less
-than eight minutes each.
+A step that succeeds leaves ``OUT/<step>.done`` and does not run again. Each step takes less than eight minutes.
 """
 
 from __future__ import annotations
@@ -18,14 +17,21 @@ import click
 
 ROOT = Path(__file__).parent.parent
 SOURCE_ROOTS = (".", "kernels", "pipelines", "eval", "assets")
-FINAL_GATE = {1: 0.9, 2: 0.7}  # caption accuracy at study size, for one object and for two
+# Caption accuracy at `study` size for one object and for two.
+FINAL_GATE = {1: 0.9, 2: 0.7}
 STEP_SECONDS = 480
 GATE = ("--size", "study", "--pairs", "100", "--guidance-scale", "1")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command, and whether it belongs to the training of the tiny world."""
+    """One command.
+
+    Attributes:
+        name: Name of its log file and of the file that marks it as done.
+        command: Arguments for Python.
+        training: The step belongs to the training of the tiny world.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -33,8 +39,9 @@ class Step:
 
 
 def training_steps(out: Path, device: str) -> list[Step]:
-    """Encode clips, teach the text encoder phrases, train in three rounds with falling learning
-    rate, export, measure.
+    """Return the steps of training: encode clips, train the text encoder, train the transformer, export, measure.
+
+    The transformer is trained in three rounds with a falling learning rate.
     """
     train, gate = "assets/train_tiny_world.py", "assets/gate_tiny_world.py"
     common = ("--device", device)
@@ -70,7 +77,8 @@ def training_steps(out: Path, device: str) -> list[Step]:
     return [*steps, Step("gate-after", (*measure, "--out", str(out / "gate.jsonl")), True)]
 
 
-def steps_of(out: Path, device: str) -> list[Step]:
+def all_steps(out: Path, device: str) -> list[Step]:
+    """Return all steps in the order in which they run."""
     gate = ("assets/gate_tiny_world.py", "captions", *GATE)
     return [
         Step("gate-before", (*gate, "--device", device, "--out", str(out / "gate.jsonl"))),
@@ -82,7 +90,10 @@ def steps_of(out: Path, device: str) -> list[Step]:
 
 
 def tune_steps(out: Path, device: str) -> list[Step]:
-    """Launch tables for this GPU, in OUT/launch.json; benchmarks use what is in the repository."""
+    """Return steps that tune launch tables for this GPU, in OUT/launch.json.
+
+    Benchmarks use the tables in the repository.
+    """
     return [
         Step(
             f"tune-{precision}-{width}",
@@ -97,19 +108,19 @@ def tune_steps(out: Path, device: str) -> list[Step]:
 
 
 def bench_steps(out: Path, device: str) -> list[Step]:
-    """Kernels and layers at real shapes, one shape a step."""
+    """Return steps that measure kernels and layers at real shapes, one shape per step, then models and rates."""
     common = ("--device", device, "--precisions", "full,int8,int8-fp8")
     return (
         [
             Step(
-                f"bench-{what}-{shape}",
+                f"bench-{level}-{shape}",
                 (
-                    *("-m", "dit_accel", "bench", what, "--shapes", shape),
-                    *("--out", str(out / f"bench-{what}.jsonl"), *common),
+                    *("-m", "dit_accel", "bench", level, "--shapes", shape),
+                    *("--out", str(out / f"bench-{level}.jsonl"), *common),
                 ),
             )
             for shape in ("flux-1024", "cogvideox", "wan-480p", "wan-720p", "hunyuanvideo-720p")
-            for what in ("kernels", "layer")
+            for level in ("kernels", "layer")
         ]
         + [
             Step(
@@ -141,15 +152,15 @@ def bench_steps(out: Path, device: str) -> list[Step]:
 
 
 def gate_is_met(out: Path) -> bool:
-    """Whether the last measured accuracy of each number of objects reaches the final gate."""
+    """Return True if the last measured accuracy of each number of objects reaches the final gate."""
     log = out / "gate.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     latest = {line["objects"]: line["accuracy"] for line in lines}
-    return all(latest.get(objects, 0.0) >= least for objects, least in FINAL_GATE.items())
+    return all(latest.get(objects, 0.0) >= required for objects, required in FINAL_GATE.items())
 
 
 def run_step(step: Step, out: Path) -> bool:
-    """Run one step with its output in ``OUT/<step>.log``; True if it ended well."""
+    """Run one step with its output in ``OUT/<step>.log``; return True if it succeeds."""
     paths = [str(ROOT / p) for p in SOURCE_ROOTS] + os.environ.get("PYTHONPATH", "").split(
         os.pathsep
     )
@@ -175,13 +186,13 @@ def run_step(step: Step, out: Path) -> bool:
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--device", default="cuda", show_default=True)
-@click.option("--dry-run", is_flag=True, help="Say what would run.")
+@click.option("--dry-run", is_flag=True, help="List the steps that would run.")
 def main(out: Path, device: str, dry_run: bool) -> None:
-    """Run what is missing in OUT."""
+    """Run all steps that are not done yet in OUT."""
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     failed = []
-    for step in steps_of(out, device):
+    for step in all_steps(out, device):
         done = out / f"{step.name}.done"
         if done.exists():
             continue

@@ -1,4 +1,4 @@
-"""``python -m dit_accel`` is ``dit-accel``."""
+"""Run the command line: ``python -m dit_accel`` is ``dit-accel``."""
 
 import sys
 

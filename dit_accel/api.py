@@ -17,7 +17,7 @@ from dit_accel.guidance.noise import noise_levels
 from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import transformers_of
 from dit_accel.hooks.families import Family, find_family
-from dit_accel.io.parsing import parsed
+from dit_accel.io.parsing import parse_dataclass
 from dit_accel.methods import Method, find_method
 from dit_accel.runtime.active_sessions import session_of, sessions_of
 from dit_accel.runtime.handles import GuidanceHandle, QuantizationHandle
@@ -296,7 +296,7 @@ def _as(kind: type[T], value: T | Mapping[str, Any], name: str) -> T:
     if isinstance(value, kind):
         return value
     if isinstance(value, Mapping):
-        made: T = parsed(kind, value, name)
+        made: T = parse_dataclass(kind, value, name)
         return made
     raise InvalidSettings(
         f"{name} must be a {kind.__name__} or a dictionary, got {_type_name(value)}"

@@ -1,6 +1,4 @@
-"""What this machine has, and what dit_accel would use on it. Every claim about an op is checked
-against its reference.
-"""
+"""Examine this machine: versions, devices and what dit_accel would use, with each op checked against its reference."""
 
 from __future__ import annotations
 
@@ -46,26 +44,26 @@ PACKAGES = (
 
 
 def examine() -> dict[str, dict[str, Any]]:
-    """Findings by section: versions, devices, tools, checks, and what will be used."""
+    """Return findings by section: versions, devices, tools, the bundled model, checks, rates, and what will be used."""
     return {
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
+            **{name: _find_version(name) for name in PACKAGES},
         },
-        "devices": devices(),
+        "devices": describe_devices(),
         "tools": {
-            "C compiler (Triton's launcher)": _compiler(),
+            "C compiler (Triton's launcher)": _find_compiler(),
             "C++ compiler (torch.compile on CPU)": shutil.which("g++")
             or shutil.which("clang++")
             or "none found",
         },
-        "bundled model": {"tiny-world": _tiny_world()},
+        "bundled model": {"tiny-world": _check_tiny_world()},
         "checks": {
-            line: verdict
+            name: verdict
             for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
-            for line, verdict in check_ops(device).items()
+            for name, verdict in check_ops(device).items()
         },
-        "rates": rates(),
+        "rates": describe_rates(),
         "will be used": {
             "sparse attention": "Triton kernels"
             if torch.cuda.is_available()
@@ -76,81 +74,88 @@ def examine() -> dict[str, dict[str, Any]]:
     }
 
 
-def rates() -> dict[str, str]:
-    """What the cost model predicts from, and for some sizes."""
-    found = {}
-    for device in ("cpu", "cuda"):
-        for dtype in ("float32", "bfloat16"):
-            try:
-                known = find_rates(device, dtype)
-            except InvalidSettings as error:
-                found[f"{device} {dtype}"] = str(error)
-                continue
-            if known is None:
-                found[f"{device} {dtype}"] = "not measured: run `dit-accel bench rates`"
-                continue
-            where = (
-                "this machine"
-                if measured_rates_path(device, dtype).is_file()
-                else "those that come along"
-            )
-            sizes = ", ".join(f"{n}: {_speedup(known, n):.2f}" for n in (1024, 4096, 16384))
-            found[f"{device} {dtype}"] = (
-                f"{where}{known.caveat}; dense by {known.backend}; svg2 at density 0.15, speed-up by tokens: {sizes}"
-            )
-    return found
+def describe_rates() -> dict[str, str]:
+    """Return the rates that the cost model predicts from, and its predictions for some sizes, by device and dtype."""
+    return {
+        f"{device} {dtype}": _describe_rate(device, dtype)
+        for device in ("cpu", "cuda")
+        for dtype in ("float32", "bfloat16")
+    }
 
 
-def _speedup(known: Rates, tokens: int) -> float:
-    return known.speedup("svg2", Work(4, tokens, 64, 0.15, *SVG2().clusters(tokens)))
+def _describe_rate(device: str, dtype: str) -> str:
+    try:
+        rates = find_rates(device, dtype)
+    except InvalidSettings as error:
+        return str(error)
+    if rates is None:
+        return "not measured: run `dit-accel bench rates`"
+    origin = (
+        "measured on this machine" if measured_rates_path(device, dtype).is_file() else "bundled"
+    )
+    sizes = ", ".join(f"{n}: {_predict_speedup(rates, n):.2f}" for n in (1024, 4096, 16384))
+    return (
+        f"{origin}{rates.caveat}; dense by {rates.backend}; "
+        f"svg2 at density 0.15, speed-up by tokens: {sizes}"
+    )
 
 
-def devices() -> dict[str, str]:
-    """CPU and CUDA devices."""
-    found = {
+def _predict_speedup(rates: Rates, tokens: int) -> float:
+    return rates.speedup("svg2", Work(4, tokens, 64, 0.15, *SVG2().clusters(tokens)))
+
+
+def describe_devices() -> dict[str, str]:
+    """Return a line for the CPU and one for each CUDA device."""
+    described = {
         "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     }
     if not torch.cuda.is_available():
-        return found | {"cuda": "none"}
+        return described | {"cuda": "none"}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        found[f"cuda:{index}"] = (
+        described[f"cuda:{index}"] = (
             f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
         )
-    return found
+    return described
 
 
 def check_ops(device: str) -> dict[str, str]:
-    """Every op on the device against its float32 reference on the CPU, on a small random case."""
+    """Run every op on a device on a small random case, and compare it with its float32 reference on the CPU.
+
+    Returns:
+        name of the op and device, to ``usable`` or ``WRONG`` with the largest difference, or ``not usable`` with the
+        error.
+    """
     return {
-        f"{name} on {device}": _checked(op, tolerance, device)
+        f"{name} on {device}": _check_op(op, tolerance, device)
         for name, (op, tolerance) in OPS.items()
     }
 
 
-def _checked(op: Callable[..., Tensor], tolerance: float, device: str) -> str:
+def _check_op(op: Callable[..., Tensor], tolerance: float, device: str) -> str:
     with torch.device("cpu"):
         generator = torch.Generator().manual_seed(0)
         tensors = [torch.randn(1, 2, 197, 64, generator=generator) for _ in range(3)]
         labels = [torch.randint(0, 5, (1, 2, 197), generator=generator) for _ in range(2)]
         selected = torch.rand(1, 2, 5, 5, generator=generator) > 0.5
     try:
-        found = op(*(x.to(device) for x in (*tensors, *labels, selected)), False)
-    except Exception as failure:  # whatever is wrong with the device is the finding
+        actual = op(*(x.to(device) for x in (*tensors, *labels, selected)), False)
+    # Whatever is wrong with the device is the finding.
+    except Exception as failure:
         return f"not usable: {type(failure).__name__}: {failure}".splitlines()[0]
-    error = float((found.cpu() - op(*tensors, *labels, selected, True)).abs().max())
+    error = float((actual.cpu() - op(*tensors, *labels, selected, True)).abs().max())
     verdict = "usable" if error <= tolerance else "WRONG"
     return f"{verdict}, largest difference from the reference {error:.1e}"
 
 
-def _map(query_labels: Tensor, key_labels: Tensor, selected: Tensor) -> BlockMap:
+def _build_map(query_labels: Tensor, key_labels: Tensor, selected: Tensor) -> BlockMap:
     return BlockMap(selected, *group_by_label(query_labels, 5), *group_by_label(key_labels, 5))
 
 
 def _sparse(precision: Precision) -> Callable[..., Tensor]:
     def op(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, s: Tensor, exact: bool) -> Tensor:
         attend = sparse_attention_reference if exact else sparse_attention
-        return attend(q, k, v, _map(a, b, s), precision=precision)[0]
+        return attend(q, k, v, _build_map(a, b, s), precision=precision)[0]
 
     return op
 
@@ -169,8 +174,8 @@ def _kmeans(q: Tensor, k: Tensor, *_: Any) -> Tensor:
 def _centroids(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, s: Tensor, exact: bool
 ) -> Tensor:
-    """Centroids of skipped groups, merged with the exact part."""
-    block_map = _map(a, b, s)
+    """Attend to the centroids of skipped groups, and merge the result with the exact part."""
+    block_map = _build_map(a, b, s)
     skipped = centroid_attention(q, k[:, :, :5], v[:, :, :5], block_map)
     out, lse = sparse_attention(q, k, v, block_map)
     assert lse is not None
@@ -188,14 +193,14 @@ OPS: dict[str, tuple[Callable[..., Tensor], float]] = {
 }
 
 
-def _version(name: str) -> str:
+def _find_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
 
 
-def _compiler() -> str:
+def _find_compiler() -> str:
     if importlib.util.find_spec("triton") is None:
         return "not needed: no Triton"
     return (
@@ -206,7 +211,7 @@ def _compiler() -> str:
     )
 
 
-def _tiny_world() -> str:
+def _check_tiny_world() -> str:
     folder = tiny_world_path()
-    whole = any((folder / "transformer").glob("*.safetensors"))
-    return str(folder) if whole else f"MISSING: no weights in {folder / 'transformer'}"
+    has_weights = any((folder / "transformer").glob("*.safetensors"))
+    return str(folder) if has_weights else f"MISSING: no weights in {folder / 'transformer'}"

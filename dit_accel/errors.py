@@ -1,4 +1,4 @@
-"""Errors that dit_accel raises on purpose. Each is one line: what was given, what is accepted, what to do."""
+"""Define the errors of dit_accel. Each message is one line: what was given, what is accepted, what to do."""
 
 
 class DitAccelError(Exception):
@@ -10,7 +10,7 @@ class InvalidSettings(DitAccelError, ValueError):
 
 
 class RunFailed(DitAccelError, RuntimeError):
-    """A run that cannot go on, because something that it needs is missing or broken."""
+    """A run that cannot continue because something it needs is missing or broken."""
 
 
 class UnsupportedProcessor(DitAccelError, TypeError):

@@ -16,7 +16,7 @@ from dit_accel.api import enable_perturbed_guidance, enable_sparse_attention
 from dit_accel.generation.loading import fingerprint
 from dit_accel.generation.render import LoopTimer, call_arguments, versions
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.io.jsonl import write_json
 from dit_accel.methods import Dense
 from dit_accel_assets.world import SIZES
@@ -106,7 +106,7 @@ def main(
 ) -> None:
     """Time every variant REPEATS times in turn on the bundled model."""
     height, width, frames = SIZES[size]
-    settings, card = check(
+    settings, card = validate(
         RenderSettings(
             "a red circle moving up on a navy background",
             height=height,

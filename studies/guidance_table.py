@@ -21,10 +21,10 @@ from dit_accel.generation.distributed import this_process
 from dit_accel.generation.loading import fingerprint
 from dit_accel.generation.render import versions
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.guidance import HeadSet, ModelShape
 from dit_accel.io.jsonl import write_json
-from dit_accel_assets.world import SIZES, parse_caption, place, render
+from dit_accel_assets.world import SIZES, parse_caption, place_objects, render
 from dit_accel_eval.heads.rewards import caption, caption_words, sharpness
 from dit_accel_eval.heads.sampling import Candidate, Pair, chunks, same_cost_steps, sample
 from dit_accel_eval.heads.search import all_heads, head_set
@@ -96,7 +96,7 @@ def run(
         The records of the rows, or None while other processes have batches left.
     """
     process = this_process()
-    base, card = check(replace(base, prompt=pairs[0][0]).as_dense())
+    base, card = validate(replace(base, prompt=pairs[0][0]).as_dense())
     varying = ("prompt", "seed", "guidance_scale", "knobs")
     request = {name: value for name, value in asdict(base).items() if name not in varying}
     common = {
@@ -181,7 +181,7 @@ def sharpness_of_data(pairs: Sequence[Pair], height: int, width: int, frames: in
     for prompt, seed in pairs:
         scene = parse_caption(prompt)
         assert scene is not None
-        placed = place(scene, np.random.default_rng(seed))
+        placed = place_objects(scene, np.random.default_rng(seed))
         values.append(sharpness(render(placed, height, width, frames)))
     return float(np.mean(values))
 
@@ -203,7 +203,7 @@ def main(
     base = RenderSettings("", steps=steps, height=height, width=width, frames=frames, dtype=dtype)
     prompts = held_out_prompts(pairs, seed=7)
     clips = [(prompt, FIRST_SEED + number) for number, prompt in enumerate(prompts)]
-    _, card = check(replace(base, prompt=prompts[0]))
+    _, card = validate(replace(base, prompt=prompts[0]))
     model = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
     table = list(rows(HeadSet.load(heads).fitting(model), layer, steps, card.family))
     records = run(table, base, clips, batch, out / "guidance.jsonl")

@@ -11,9 +11,9 @@ import numpy as np
 
 from dit_accel.generation.loading import fingerprint
 from dit_accel.generation.render import Clip, versions
-from dit_accel.generation.settings import RenderSettings, size_of
-from dit_accel.generation.validation import check
-from dit_accel_assets.world import caption, scenes
+from dit_accel.generation.settings import RenderSettings, resolve_size
+from dit_accel.generation.validation import validate
+from dit_accel_assets.world import caption, sample_scenes
 from dit_accel_eval.paired_runner import (
     PairedRunner,
     Record,
@@ -42,7 +42,7 @@ class Entry(Setting):
 def held_out_prompts(count: int, seed: int) -> list[str]:
     """Return captions that the model was not trained on, with one and two objects in turn."""
     objects = [1 + index % 2 for index in range(count)]
-    return [caption(s) for s in scenes(np.random.default_rng(seed), objects, kept=True)]
+    return [caption(s) for s in sample_scenes(np.random.default_rng(seed), objects, held_out=True)]
 
 
 def dense_requests(
@@ -54,7 +54,7 @@ def dense_requests(
 ) -> list[RenderSettings]:
     """Return a dense request per prompt. Clip ``i`` has seed ``i``."""
     options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "dtype": dtype}
-    pixels = size_of(size, None, None, None)._asdict()
+    pixels = resolve_size(size, None, None, None)._asdict()
     base = RenderSettings("", method="dense", **pixels, **options)
     return [replace(base, prompt=prompt, seed=seed) for seed, prompt in enumerate(prompts)]
 
@@ -76,7 +76,7 @@ def run_paired(
     """
     prompts = held_out_prompts(max(entry.clips for entry in entries), seed=0)
     clips = dense_requests(prompts, size, steps, guidance_scale)
-    request, card = check(clips[0])
+    request, card = validate(clips[0])
     common = {
         "size": size,
         "steps": steps,

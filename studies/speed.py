@@ -14,7 +14,7 @@ from dit_accel.cli.options import prompts_option
 from dit_accel.generation.loading import fingerprint
 from dit_accel.generation.render import Clip, versions
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.io.jsonl import to_json, write_json
 from dit_accel.io.prompts import read_prompts
 from dit_accel_eval.comparison import speedup
@@ -90,7 +90,7 @@ def main(
     in_turn = [prompts[index % len(prompts)] for index in range(clips)]
     cases = dense_requests(in_turn, size, steps, dtype=dtype)
     settings = [Setting.parse(text) for text in dict.fromkeys(methods.split(","))]
-    request, card = check(cases[0])
+    request, card = validate(cases[0])
     key = {
         "guidance_scale": request.guidance_scale,
         "size": size,

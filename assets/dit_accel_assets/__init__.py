@@ -1,32 +1,38 @@
-"""The bundled tiny world: its model, its renderer, its captions and its oracle; sets of prompts; captured
-attention; heads to perturb; measured rates."""
+"""Find the bundled files: the tiny world's model, prompts, captured attention, head sets and measured rates."""
 
 from pathlib import Path
 
+FOLDER = Path(__file__).parent
+
 
 def tiny_world_path() -> Path:
-    """Folder of the bundled model, in the layout of ``WanPipeline.save_pretrained``."""
-    return Path(__file__).parent / "tiny_world"
+    """Return the folder of the bundled model, in the layout of ``WanPipeline.save_pretrained``."""
+    return FOLDER / "tiny_world"
 
 
 def prompt_sets() -> dict[str, Path]:
-    """Text files with prompts, by the name of the set; what each is and its licence stand in its first lines."""
-    files = sorted((Path(__file__).parent / "prompts").glob("*.txt"))
-    return {file.stem.replace("_", "-"): file for file in files}
+    """Return text files with prompts, by the name of the set.
+
+    The first lines of a file describe it and name its licence.
+    """
+    return _files_by_name("prompts", "txt")
 
 
 def shipped_rates() -> Path:
-    """Folder of the measured rates of attention, a file per kind of device and dtype."""
-    return Path(__file__).parent / "rates"
+    """Return the folder of measured attention rates, with one file per kind of device and dtype."""
+    return FOLDER / "rates"
 
 
 def captures() -> dict[str, Path]:
-    """Queries, keys and values of attention calls, by the name of the model that they were captured from."""
-    files = sorted((Path(__file__).parent / "captures").glob("*.safetensors"))
-    return {file.stem.replace("_", "-"): file for file in files}
+    """Return files with captured queries, keys and values of attention calls, by the name of the model."""
+    return _files_by_name("captures", "safetensors")
 
 
 def head_sets() -> dict[str, Path]:
-    """Heads to perturb, found by a search, by the name of the model that they belong to."""
-    files = sorted((Path(__file__).parent / "heads").glob("*.json"))
+    """Return files with heads to perturb, which a search selected, by the name of the model."""
+    return _files_by_name("heads", "json")
+
+
+def _files_by_name(folder: str, suffix: str) -> dict[str, Path]:
+    files = sorted((FOLDER / folder).glob(f"*.{suffix}"))
     return {file.stem.replace("_", "-"): file for file in files}

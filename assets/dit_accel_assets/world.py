@@ -1,9 +1,10 @@
-"""The tiny world: coloured shapes that move over a plain background, and the captions that say so.
+"""Draw the tiny world: coloured shapes that move over a plain background, with captions.
 
-A scene is one or two objects on a background. Positions are in units of the frame, x to the right,
-y downwards; clip time t runs from 0 to 1. ``render`` draws a scene, ``caption`` and
-``parse_caption`` translate it to and from text. What the pixels of a clip show is read back by
-`dit_accel_assets.oracle`.
+A scene has one or two objects on a background. Positions are in units of the frame: x points right and y
+points down. Time runs from 0 to 1 over a clip. `render` draws a scene. `caption` and `parse_caption` translate
+it to text and back. `dit_accel_assets.oracle` recognises a scene from the pixels of a clip.
+
+numpy is imported inside functions, because the command line needs only the names and sizes here.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
+
+from dit_accel_assets.sizes import SIZES as SIZES
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 50, 47),
@@ -39,22 +44,30 @@ MOTIONS = (
     "standing still",
 )
 RADIUS = (0.10, 0.18)
-REST = (0.3, 0.7)
-TRAVEL = 0.6  # length of a straight path, from 0.2 to 0.8
-ORBIT = 0.25  # radius of the circular path around the centre of the frame
-HELD_OUT_SHARE = 0.1
+"""Smallest and largest radius of an object."""
 
-SIZES: dict[str, tuple[int, int, int]] = {  # height, width, frames
-    "smoke": (128, 128, 17),
-    "study": (192, 192, 33),
-    "show": (256, 256, 49),
-}
+REST = (0.3, 0.7)
+"""Smallest and largest coordinate on an axis along which an object does not move."""
+
+TRAVEL = 0.6
+"""Length of a straight path, from 0.2 to 0.8."""
+
+ORBIT = 0.25
+"""Radius of the circular path around the centre of the frame."""
+
+HELD_OUT_SHARE = 0.1
+"""Share of captions that are left out of training."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. ``rest`` places it on the axes its motion leaves free; ``phase`` (radians) starts
-    an orbit.
+    """One object of a scene.
+
+    Attributes:
+        colour, shape, motion: Words of the caption.
+        radius: Size in units of the frame.
+        rest: Position (x, y) on the axes along which the object does not move.
+        phase: Angle at which a circular path starts, in radians.
     """
 
     colour: str
@@ -65,19 +78,25 @@ class Thing:
     phase: float = 0.0
 
     def phrase(self) -> str:
+        """Return the object's part of the caption."""
         return f"a {self.colour} {self.shape} {self.motion}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects in drawing order (later ones cover earlier ones) on a background."""
+    """Objects on a background.
+
+    Attributes:
+        things: Objects in drawing order: later ones cover earlier ones.
+        background: Name of the background's colour.
+    """
 
     things: tuple[Thing, ...]
     background: str
 
 
 def caption(scene: Scene) -> str:
-    """The sentence for a scene: ``a red circle moving left on a black background``."""
+    """Return the caption of a scene, for example ``a red circle moving left on a black background``."""
     return " and ".join(t.phrase() for t in scene.things) + f" on a {scene.background} background"
 
 
@@ -88,24 +107,26 @@ _CAPTION = re.compile(
 
 
 def parse_caption(text: str) -> Scene | None:
-    """The scene a caption names (default radius and place), or None for any other text."""
+    """Return the scene of a caption, with default radii and positions; None for any other text."""
     match = _CAPTION.fullmatch(text.strip())
     if match is None:
         return None
-    things = tuple(Thing(*found) for found in _THING.findall(text))
+    things = tuple(Thing(*words) for words in _THING.findall(text))
     if len({t.colour for t in things}) < len(things):
         return None
     return Scene(things, match.groups()[-1])
 
 
-def held_out(text: str) -> bool:
-    """Whether a caption belongs to the tenth that the bundled model never saw in training."""
+def is_held_out(text: str) -> bool:
+    """Return True if a caption belongs to the tenth that is left out of training."""
     digest = hashlib.sha256(text.encode()).digest()
     return digest[0] < 256 * HELD_OUT_SHARE
 
 
-def path_of(thing: Thing, time: np.ndarray) -> np.ndarray:
-    """Centre of an object at the given times in [0, 1]; returns ``[T, 2]`` as (x, y)."""
+def trace_path(thing: Thing, time: np.ndarray) -> np.ndarray:
+    """Return the centre (x, y) of an object at times in [0, 1], ``[T, 2]``."""
+    import numpy as np
+
     x, y = (np.full_like(time, v) for v in thing.rest)
     along = 0.5 - TRAVEL / 2 + TRAVEL * time
     match thing.motion:
@@ -124,21 +145,40 @@ def path_of(thing: Thing, time: np.ndarray) -> np.ndarray:
 
 
 def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
-    """Distance from the outline, negative inside; dy grows downwards and triangles point up."""
+    """Return the distance from a shape's outline, which is negative inside.
+
+    Args:
+        shape: One of `SHAPES`; triangles point up.
+        dx, dy: Offsets from the centre, of shapes that broadcast; dy grows downwards.
+        radius: Size of the shape.
+    """
+    import numpy as np
+
+    distance: np.ndarray
     if shape == "circle":
-        return np.hypot(dx, dy) - radius
-    if shape == "square":
-        return np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
-    return np.maximum(0.866 * np.abs(dx) - 0.5 * dy, dy) - 0.6 * radius
+        distance = np.hypot(dx, dy) - radius
+    elif shape == "square":
+        distance = np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
+    else:
+        distance = np.maximum(0.866 * np.abs(dx) - 0.5 * dy, dy) - 0.6 * radius
+    return distance
 
 
 def coverage(
     thing: Thing, time: np.ndarray, x: np.ndarray, y: np.ndarray, pixel: float
 ) -> np.ndarray:
-    """Share of each pixel that a moving object covers, antialiased over one pixel; ``[T, H, W]`` in
-    [0, 1].
+    """Return the share of each pixel that a moving object covers, ``[T, H, W]`` in [0, 1].
+
+    Args:
+        thing: The object.
+        time: Times of the frames, ``[T]`` in [0, 1].
+        x: Positions of the columns, ``[1, W]``.
+        y: Positions of the rows, ``[H, 1]``.
+        pixel: Side of a pixel, over which edges are smoothed.
     """
-    centre = path_of(thing, time).astype(np.float32)[:, None, None]  # [T, 1, 1, 2]
+    import numpy as np
+
+    centre = trace_path(thing, time).astype(np.float32)[:, None, None]  # [T, 1, 1, 2]
     distance = signed_distance(thing.shape, x - centre[..., 0], y - centre[..., 1], thing.radius)
     return np.clip(0.5 - distance / pixel, 0.0, 1.0)
 
@@ -150,9 +190,15 @@ def render(
     frames: int,
     window: tuple[slice, slice, slice] = (slice(None), slice(None), slice(None)),
 ) -> np.ndarray:
-    """Draw a scene as ``[T, H, W, 3]`` float32 in [0, 1]; ``window`` draws only that part of (time,
-    y, x).
+    """Draw a scene as ``[T, H, W, 3]`` float32 in [0, 1].
+
+    Args:
+        scene: The scene.
+        height, width, frames: Size of the whole clip.
+        window: Part of (time, y, x) to draw.
     """
+    import numpy as np
+
     time = np.linspace(0.0, 1.0, frames)[window[0]]
     y = ((np.arange(height, dtype=np.float32) + 0.5) / height)[window[1], None]
     x = ((np.arange(width, dtype=np.float32) + 0.5) / width)[None, window[2]]
@@ -165,42 +211,46 @@ def render(
 
 
 def closest_approach(scene: Scene) -> float:
-    """Smallest gap between the two objects' bounding circles over the clip (inf for one object)."""
+    """Return the smallest gap between the bounding circles of two objects; infinity for one object."""
+    import numpy as np
+
     if len(scene.things) < 2:
         return math.inf
     first, second = scene.things
     time = np.linspace(0.0, 1.0, 49)
-    gap = np.linalg.norm(path_of(first, time) - path_of(second, time), axis=-1).min()
-    return float(gap) - 1.27 * (first.radius + second.radius)  # a square's corner is at 1.27 r
+    gap = np.linalg.norm(trace_path(first, time) - trace_path(second, time), axis=-1).min()
+    # The corner of a square is 1.27 radii from its centre.
+    return float(gap) - 1.27 * (first.radius + second.radius)
 
 
 def sample_words(rng: np.random.Generator, objects: int) -> Scene:
-    """A random scene of one or two objects of different colours, at default radius and place."""
+    """Return a random scene of one or two objects of different colours, with default radii and positions."""
     colours = rng.choice(list(COLOURS), objects, replace=False)
     kinds = [(str(c), str(rng.choice(SHAPES)), str(rng.choice(MOTIONS))) for c in colours]
     return Scene(tuple(Thing(*k) for k in kinds), str(rng.choice(list(BACKGROUNDS))))
 
 
 def sample_scene(rng: np.random.Generator, objects: int) -> Scene:
-    """A random scene of one or two objects of different colours, objects apart from each other."""
-    return place(sample_words(rng, objects), rng)
+    """Return a random scene of one or two objects of different colours that do not touch, if possible."""
+    return place_objects(sample_words(rng, objects), rng)
 
 
-def scenes(rng: np.random.Generator, objects: Iterable[int], kept: bool) -> Iterator[Scene]:
-    """Random scenes with the given numbers of objects in turn: of held-out captions, or of the others."""
+def sample_scenes(
+    rng: np.random.Generator, objects: Iterable[int], *, held_out: bool
+) -> Iterator[Scene]:
+    """Yield a random scene for each number of objects, with held-out captions only or with others only."""
     for count in objects:
         scene = sample_scene(rng, count)
-        while held_out(caption(scene)) != kept:
+        while is_held_out(caption(scene)) != held_out:
             scene = sample_scene(rng, count)
         yield scene
 
 
-def place(scene: Scene, rng: np.random.Generator, attempts: int = 400) -> Scene:
-    """Give the objects of a scene random radii and places where they do not touch.
+def place_objects(scene: Scene, rng: np.random.Generator, attempts: int = 400) -> Scene:
+    """Return the scene with random radii and positions at which its objects do not touch.
 
-    Where no such placement turns up (two objects that both move left, say, always do; a circle path
-    and a rest position may not), the widest gap found is kept, and the later object covers the
-    earlier one.
+    Some motions have no such positions. Then the widest gap of all attempts is used, and the later object covers
+    the earlier one.
     """
     best: Scene | None = None
     for _ in range(attempts):

@@ -1,4 +1,4 @@
-"""The command line: one subcommand per file, imported only when it is called."""
+"""Run the command line: each subcommand is a module of this package, imported only when it is called."""
 
 from __future__ import annotations
 
@@ -9,49 +9,60 @@ from collections.abc import Sequence
 import click
 
 from dit_accel.cli.deferred import defer
+from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.extensions import command_names, load_command
 
-defer("torch")
-
 COMMANDS = {
-    "render": "Turn prompts into videos.",
-    "comfyui": "Install the nodes into a ComfyUI, or remove them.",
-    "methods": "List the attention methods and their knobs.",
-    "models": "List the model families.",
-    "doctor": "Say what this machine can run.",
+    "render": "Render prompts to videos or images.",
     "replay": "Render again from the settings kept in a file.",
+    "methods": "List the attention methods, or explain one.",
+    "models": "List the model families.",
+    "doctor": "Check what this machine can run.",
+    "comfyui": "Install the ComfyUI nodes, or remove them.",
 }
 
 
 class Commands(click.Group):
-    """Subcommands by name; the table above is all that ``--help`` needs to import."""
+    """Subcommands by name: those of the table above, and those that other packages register."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *command_names()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return load_command(cmd_name)
-        return importlib.import_module(f"dit_accel.cli.{cmd_name}").command
+        command: click.Command | None
+        if cmd_name in COMMANDS:
+            command = importlib.import_module(f"dit_accel.cli.{cmd_name}").command
+        else:
+            command = load_command(cmd_name)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            names = self.list_commands(ctx)
-            commands = [(name, self.get_command(ctx, name)) for name in names]
-            formatter.write_dl([(n, c.get_short_help_str(80)) for n, c in commands if c])
+            formatter.write_dl([*COMMANDS.items(), *((n, _help_of(n)) for n in command_names())])
+
+
+def _help_of(name: str) -> str:
+    """Return the short help of a registered command, or why it does not load."""
+    try:
+        command: click.Command = load_command(name)
+    except RunFailed as error:
+        return f"Unavailable: {error}"
+    return command.get_short_help_str(80)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dit_accel")
-@click.option("--traceback", is_flag=True, help="Show where an unexpected error comes from.")
+@click.option("--traceback", is_flag=True, help="Show the traceback of an unexpected error.")
 def cli(traceback: bool) -> None:
-    """Make diffusers' video and image diffusion transformers faster, and say honestly what it cost."""
+    """Make diffusers' video and image diffusion transformers faster, and report what it cost."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; exit code 0 ok, 2 bad arguments, 1 failed. Errors are one line on
-    standard error.
+    """Run the command line and return its exit code: 0 for success, 2 for bad arguments, 1 for a failure.
+
+    An error is one line on standard error.
     """
+    defer("torch")
     try:
         cli.main(
             args=None if arguments is None else list(arguments),
@@ -66,29 +77,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
+    except InvalidSettings as error:
+        return _fail(str(error), 2)
+    except RunFailed as error:
+        return _fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", 1)
     except Exception as error:
-        from dit_accel.errors import InvalidSettings, RunFailed
-
-        if isinstance(error, InvalidSettings):
-            return _fail(str(error), 2)
-        if isinstance(error, RunFailed):
-            return _fail(str(error), 1)
-        if traceback_wanted(arguments):
+        if "--traceback" in (sys.argv if arguments is None else arguments):
             raise
         return _fail(f"{type(error).__name__}: {error} (--traceback shows where)", 1)
-
-
-def traceback_wanted(arguments: Sequence[str] | None) -> bool:
-    """Whether the command line asks where an unexpected error comes from."""
-    return "--traceback" in (sys.argv if arguments is None else arguments)
 
 
 def _fail(message: str, code: int) -> int:
     click.echo("error: " + " ".join(message.split()), err=True)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,10 @@
-"""``dit-accel comfyui``: the nodes in a ComfyUI."""
+"""Define ``dit-accel comfyui``: install the nodes into a ComfyUI, or remove them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
-
-from dit_accel.comfyui import install as shim
 
 folder_argument = click.argument(
     "folder", type=click.Path(exists=True, file_okay=False, path_type=Path)
@@ -15,19 +13,23 @@ folder_argument = click.argument(
 
 @click.group("comfyui")
 def command() -> None:
-    """Put the nodes into a ComfyUI, or take them out."""
+    """Install the ComfyUI nodes, or remove them."""
 
 
 @command.command()
 @folder_argument
 def install(folder: Path) -> None:
-    """Lead FOLDER, a ComfyUI, to this package's nodes."""
-    click.echo(f"written: {shim.install(folder)}; restart ComfyUI")
+    """Install the nodes into FOLDER, a ComfyUI."""
+    from dit_accel.comfyui.install import install as install_nodes
+
+    click.echo(f"written: {install_nodes(folder)}; restart ComfyUI")
 
 
 @command.command()
 @folder_argument
 def uninstall(folder: Path) -> None:
-    """Remove what `install` wrote from FOLDER."""
-    removed = shim.uninstall(folder)
-    click.echo(f"removed: {removed}" if removed else f"nothing of ours in {folder}")
+    """Remove the nodes from FOLDER, a ComfyUI."""
+    from dit_accel.comfyui.install import uninstall as uninstall_nodes
+
+    removed = uninstall_nodes(folder)
+    click.echo(f"removed: {removed}" if removed else f"nothing of dit-accel in {folder}")

@@ -1,4 +1,4 @@
-"""``dit-accel doctor``: what this machine can run."""
+"""Define ``dit-accel doctor``: check what this machine can run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import click
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """Say which versions and devices are here and what will be used."""
+    """Print versions and devices, check each op, and say what will be used."""
     from dit_accel.doctor import examine
 
     findings = examine()

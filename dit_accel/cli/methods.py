@@ -1,39 +1,136 @@
-"""``dit-accel methods``: the table of methods."""
+"""Define ``dit-accel methods``: list the attention methods, or explain one."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
-from typing import Any
+import re
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
+from dit_accel.errors import InvalidSettings
+
+# Knobs that every method takes, by the prefix of their names in --set.
+SHARED = ("schedule", "guard")
+
 
 @click.command("methods")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def command(as_json: bool) -> None:
-    """List the attention methods, their knobs and their sources."""
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(name: str | None, as_json: bool) -> None:
+    """List the attention methods with their knobs, or explain the method NAME.
+
+    NAME is a method, or schedule or guard, whose knobs every method takes.
+    """
+    if name is not None:
+        described = describe(find_target(name), name)
+        click.echo(json.dumps(described, indent=2) if as_json else format_explained(described))
+        return
     from dit_accel.methods import METHODS
 
-    rows = [describe(method) for method in METHODS.values()]
+    methods = [describe(method, method_name) for method_name, method in METHODS.items()]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps(methods, indent=2))
         return
-    for row in rows:
-        click.echo(f"{row['name']}: {row['about']} [{row['source']}]")
-        for knob in row["knobs"]:
-            click.echo(f"    {knob['name']} = {knob['default']}    ({knob['type']})")
+    shared = [describe(find_target(part), part) for part in SHARED]
+    click.echo("\n".join(format_listed(described) for described in [*methods, *shared]))
     click.echo(
-        "\nEvery method takes the schedule's knobs, too: --set schedule.dense_steps=0.2, and so on."
+        "\nEvery method takes the knobs of schedule and guard: --set schedule.dense_steps=0.2."
     )
+    click.echo("`dit-accel methods NAME` explains the knobs of one of these.")
 
 
-def describe(method: Any) -> dict[str, Any]:
-    """Name, first paragraph of documentation, source and knobs of a method class."""
-    fields = dataclasses.fields(method)
+def find_target(name: str) -> type[Any]:
+    """Return the class whose fields are the knobs of a method, of ``schedule`` or of ``guard``.
+
+    Raises:
+        InvalidSettings: for an unknown name.
+    """
+    from dit_accel.core.schedule import Guard, Schedule
+    from dit_accel.methods import METHODS
+
+    targets: dict[str, type[Any]] = {**METHODS, "schedule": Schedule, "guard": Guard}
+    if name not in targets:
+        raise InvalidSettings(f"unknown method {name!r}: choose one of {', '.join(targets)}")
+    return targets[name]
+
+
+def describe(target: type[Any], name: str) -> dict[str, Any]:
+    """Return name, summary, source and knobs of a class, from its docstring and its fields."""
+    sentences, hints = read_attributes(target), get_type_hints(target)
+    prefix = f"{name}." if name in SHARED else ""
     return {
-        "name": method.name,
-        "about": " ".join((method.__doc__ or "").split("\n\n")[0].split()),
-        "source": method.source,
-        "knobs": [{"name": f.name, "type": str(f.type), "default": f.default} for f in fields],
+        "name": name,
+        "about": " ".join((inspect.getdoc(target) or "").split("\n\n")[0].split()),
+        "source": getattr(target, "source", "-"),
+        "knobs": [
+            {
+                "name": prefix + knob.name,
+                "type": _format_type(hints[knob.name], str(knob.type)),
+                "default": _find_default(knob),
+                "about": sentences.get(knob.name, ""),
+            }
+            for knob in dataclasses.fields(target)
+        ],
     }
+
+
+def _format_type(hint: Any, name: str) -> str:
+    """Return the choices of a knob that has some, else the name of its type."""
+    return " | ".join(get_args(hint)) if get_origin(hint) is Literal else name
+
+
+def _find_default(knob: dataclasses.Field[Any]) -> Any:
+    """Return the default value of a knob, which JSON can hold."""
+    return knob.default if knob.default_factory is dataclasses.MISSING else knob.default_factory()
+
+
+def read_attributes(target: type[Any]) -> dict[str, str]:
+    """Return the sentence of each field in the ``Attributes`` sections of a class and its base classes."""
+    sentences: dict[str, str] = {}
+    for base in reversed(target.__mro__):
+        if dataclasses.is_dataclass(base):
+            docstring = inspect.cleandoc(base.__doc__ or "").replace("``", "")
+            sentences |= _parse_attributes(docstring)
+    return sentences
+
+
+def _parse_attributes(docstring: str) -> dict[str, str]:
+    """Return name to sentence of the lines ``name: sentence`` or ``name, name: sentence`` under ``Attributes:``."""
+    section = re.search(r"^Attributes\b[^\n]*:\n((?:[ ]+[^\n]*\n?|\n)+)", docstring, re.MULTILINE)
+    sentences: dict[str, str] = {}
+    names: list[str] = []
+    for line in inspect.cleandoc(section[1]).splitlines() if section else []:
+        entry = re.match(r"(\w+(?:, \w+)*): +(.*)", line)
+        if entry:
+            names = entry[1].split(", ")
+            sentences |= dict.fromkeys(names, entry[2])
+        else:
+            for name in names:
+                sentences[name] = f"{sentences[name]} {line.strip()}".strip()
+    return sentences
+
+
+def format_listed(described: dict[str, Any]) -> str:
+    """Return a summary and one line per knob."""
+    knobs = [
+        f"    {knob['name']} = {knob['default']}    ({knob['type']})" for knob in described["knobs"]
+    ]
+    return "\n".join([_format_head(described), *knobs])
+
+
+def format_explained(described: dict[str, Any]) -> str:
+    """Return a summary and, for each knob, its type, its default and its sentence."""
+    lines = [_format_head(described)]
+    for knob in described["knobs"]:
+        lines += ["", f"  {knob['name']}: {knob['type']}, default {knob['default']}"]
+        if knob["about"]:
+            lines.append(click.wrap_text(knob["about"], 100, "      ", "      "))
+    return "\n".join(lines)
+
+
+def _format_head(described: dict[str, Any]) -> str:
+    source = "" if described["source"] == "-" else f" [{described['source']}]"
+    return f"{described['name']}: {described['about']}{source}"

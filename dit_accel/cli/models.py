@@ -1,29 +1,63 @@
-"""``dit-accel models``: the table of families."""
+"""Define ``dit-accel models``: list the model families."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from dit_accel_pipelines import Family
+
+NOTES = (
+    "guidance: perturbed guidance works. In Python, other transformers work with methods that need no grid, because "
+    "self-attention is recognized by its modules; register_family declares a family."
+)
+
 
 @click.command("models")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """List the model families that can be made sparse, and what works with each.
 
-    "tested": a tiny random transformer went through the whole family matrix: unchanged when dense, equal to dense at
-    full selection, sparse calls where expected, tokens and text where declared, restored afterwards.
+    "tested" means that a tiny random transformer passed the family matrix: unchanged when dense, equal to dense at full
+    selection, sparse where expected, tokens and text where declared, and restored afterwards.
     """
-    from dit_accel.io.tables import table
     from dit_accel_pipelines import REFUSED, families
 
-    rows = [row_of(family) for family in families()]
+    rows = [describe(family) for family in families()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    shown = {
+    click.echo(f"{format_rows(rows)}\n\n{NOTES}")
+    for row in rows:
+        if row["remark"]:
+            click.echo(f"{row['family']}: {row['remark']}.")
+    for name, reason in REFUSED.items():
+        click.echo(f"{name} is refused: {reason}.")
+
+
+def describe(family: Family) -> dict[str, Any]:
+    """Return a family's declaration as plain values."""
+    return {
+        "family": family.name,
+        "transformers": list(family.transformers),
+        "output": family.output,
+        "joint": family.joint,
+        "cfg": family.cfg,
+        "perturbed_guidance": family.guidance,
+        "status": family.status,
+        "remark": family.remark,
+    }
+
+
+def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return described families as a table."""
+    from dit_accel.io.tables import format_table
+
+    columns = {
         row["family"]: {
             "makes": row["output"],
             "text": "among the tokens" if row["joint"] else "apart",
@@ -34,27 +68,4 @@ def command(as_json: bool) -> None:
         }
         for row in rows
     }
-    click.echo(table(shown))
-    click.echo(
-        "\nguidance: perturbed guidance. Other transformers, in Python: self-attention is recognised by its"
-    )
-    click.echo("modules, for methods that need no grid; register_family declares one.")
-    for row in rows:
-        if row["remark"]:
-            click.echo(f"{row['family']}: {row['remark']}.")
-    for name, reason in REFUSED.items():
-        click.echo(f"{name} is refused: {reason}.")
-
-
-def row_of(family: Any) -> dict[str, Any]:
-    """What a declaration says, as plain values."""
-    return {
-        "family": family.name,
-        "transformers": list(family.transformers),
-        "output": family.output,
-        "joint": family.joint,
-        "cfg": family.cfg,
-        "perturbed_guidance": family.guidance,
-        "status": family.tested,
-        "remark": family.remark,
-    }
+    return format_table(columns)

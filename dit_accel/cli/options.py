@@ -1,126 +1,225 @@
-"""Options that more than one subcommand takes, and how their texts are read."""
+"""Define options that several subcommands take.
+
+`model_options`, `guidance_options` and `attention_options` collect their values in one argument of the command,
+``base``: a `RenderSettings` with an empty prompt.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dit_accel.generation.settings import size_of
+if TYPE_CHECKING:
+    from dit_accel.generation.settings import RenderSettings
+
+Command = Callable[..., Any]
+Decorators = list[Callable[[Command], Command]]
 
 
-def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--model``, how it is loaded, sizes, steps and guidance; the function gets them as ``request``, fields
-    of `RenderSettings`.
+def _collect(
+    options: Decorators,
+    names: Sequence[str],
+    update: Callable[[RenderSettings, Mapping[str, Any]], RenderSettings],
+) -> Callable[[Command], Command]:
+    """Return a decorator that adds options to a command and collects their values in ``base``.
+
+    Args:
+        options: click's option decorators.
+        names: names of their values.
+        update: returns ``base`` changed by the values.
     """
-    options = [
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def collected(*arguments: Any, **values: Any) -> Any:
+            from dit_accel.generation.settings import RenderSettings
+
+            base = values.pop("base", RenderSettings(""))
+            selected = {name: values.pop(name) for name in names}
+            return command(*arguments, base=update(base, selected), **values)
+
+        decorated: Command = collected
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+def model_options(command: Command) -> Command:
+    """Add ``--model``, sizes, steps, guidance scales and load options, collected in ``base``."""
+    options: Decorators = [
         click.option(
             "--model",
             default="tiny-world",
             show_default=True,
-            help="tiny-world, a folder, or a hub id.",
+            help="Use this model: tiny-world, a diffusers folder, or a hub id.",
         ),
         click.option(
             "--size",
             type=click.Choice(["smoke", "study", "show"]),
-            help="A size of the tiny world.",
+            help="Use a named size of the tiny world.",
         ),
+        click.option("--height", type=int, help="Set the height in pixels; overrides --size."),
+        click.option("--width", type=int, help="Set the width in pixels; overrides --size."),
+        click.option("--frames", type=int, help="Set the number of frames; overrides --size."),
+        click.option("--steps", type=int, help="Set the number of denoising steps."),
         click.option(
-            "--height", type=int, help="Pixels; with --width and --frames instead of --size."
+            "--guidance-scale", type=float, help="Set the scale of classifier-free guidance."
         ),
-        click.option("--width", type=int),
-        click.option("--frames", type=int),
-        click.option("--steps", type=int, help="Denoising steps."),
-        click.option("--guidance-scale", type=float),
         click.option(
             "--true-cfg-scale",
             type=float,
-            help="Classifier-free guidance where --guidance-scale is an input of the model (Flux, "
-            "HunyuanVideo, Qwen-Image): above 1, with --negative-prompt.",
+            help="Set the scale of classifier-free guidance for pipelines whose --guidance-scale is an input of the "
+            "model (Flux, HunyuanVideo, Qwen-Image): above 1, with --negative-prompt.",
         ),
-        click.option("--negative-prompt", type=str),
-        click.option("--device", default="cpu", show_default=True),
+        click.option("--negative-prompt", type=str, help="Say what the clip should not show."),
+        *_placement_options(),
+    ]
+    names = (
+        *("model", "size", "height", "width", "frames", "steps", "guidance_scale"),
+        *("true_cfg_scale", "negative_prompt", "device", "dtype", "loras", "offload"),
+        "vae_tiling",
+    )
+    return _collect(options, names, _with_model)(command)
+
+
+def _placement_options() -> Decorators:
+    return [
+        click.option(
+            "--device",
+            default="cpu",
+            show_default=True,
+            help="Run on this device: cpu, cuda or cuda:N.",
+        ),
         click.option(
             "--dtype",
             type=click.Choice(["float32", "bfloat16", "float16"]),
             default="float32",
             show_default=True,
+            help="Load the weights in this dtype.",
         ),
         click.option(
             "--lora",
             "loras",
             multiple=True,
             metavar="SOURCE[:SCALE]",
-            help="LoRA weights: a folder, a .safetensors file or a hub id; may be repeated.",
+            help="Load LoRA weights from a folder, a .safetensors file or a hub id; may be repeated.",
         ),
         click.option(
             "--offload",
             type=click.Choice(["none", "model", "group", "sequential"]),
             default="none",
             show_default=True,
-            help="Keep what does not run in the CPU's memory: whole models, groups of layers, single ones.",
+            help="Keep weights in CPU memory until they are used: whole models, groups of layers, or single layers.",
         ),
-        click.option("--vae-tiling", is_flag=True, help="Decode in tiles: slower, in less memory."),
+        click.option(
+            "--vae-tiling",
+            is_flag=True,
+            help="Decode in tiles, which is slower and takes less memory.",
+        ),
     ]
 
-    @functools.wraps(function)
-    def with_request(*arguments: Any, **given: Any) -> Any:
-        pixels = size_of(*(given.pop(name) for name in ("size", "height", "width", "frames")))
-        names = (
-            *("model", "steps", "guidance_scale", "true_cfg_scale", "negative_prompt"),
-            *("device", "dtype", "loras", "offload", "vae_tiling"),
-        )
-        request = {**pixels._asdict(), **{name: given.pop(name) for name in names}}
-        return function(*arguments, request=request, **given)
 
-    return functools.reduce(lambda f, option: option(f), reversed(options), with_request)
+def _with_model(base: RenderSettings, values: Mapping[str, Any]) -> RenderSettings:
+    from dit_accel.generation.settings import resolve_size
+
+    size = resolve_size(*(values[name] for name in ("size", "height", "width", "frames")))
+    fields = {name: value for name, value in values.items() if name != "size"}
+    return dataclasses.replace(base, **{**fields, **size._asdict()})
 
 
-def guidance_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--pag-scale``, ``--heads`` and ``--softness``, added to the ``request`` of `model_options`."""
-    options = [
+def guidance_options(command: Command) -> Command:
+    """Add ``--pag-scale``, ``--heads`` and ``--softness``, collected in ``base``."""
+    options: Decorators = [
         click.option(
             "--pag-scale",
             type=float,
-            help="Perturbed-attention guidance; with --guidance-scale or without.",
+            help="Set the scale of perturbed guidance, with or without --guidance-scale.",
         ),
         click.option(
             "--heads",
-            help="Perturbed heads: a head set (.json, or tiny-world, which comes along), or like "
-            '"blocks.7:0,4; blocks.9".  '
-            "[default: all of the middle layer]",
+            help="Perturb these heads: a head set (.json, or tiny-world, which is bundled), or a list like "
+            '"blocks.7:0,4; blocks.9".  [default: all of the middle layer]',
         ),
-        click.option("--softness", type=float, help="Share of the perturbed attention, 0 to 1."),
+        click.option(
+            "--softness", type=float, help="Set the share of the perturbed attention, 0 to 1."
+        ),
     ]
-
-    @functools.wraps(function)
-    def with_request(*arguments: Any, request: dict[str, Any], **given: Any) -> Any:
-        own = {name: given.pop(name) for name in ("pag_scale", "heads", "softness")}
-        return function(*arguments, request={**request, **own}, **given)
-
-    return functools.reduce(lambda f, option: option(f), reversed(options), with_request)
+    names = ("pag_scale", "heads", "softness")
+    return _collect(options, names, lambda base, values: dataclasses.replace(base, **values))(
+        command
+    )
 
 
-def prompts_option(*, required: bool = False) -> Callable[..., Any]:
-    """``--prompts``, the ``prompt_source`` that `dit_accel.io.prompts.read_prompts` reads."""
+def attention_options(command: Command) -> Command:
+    """Add ``--profile``, ``--method``, ``--set``, precisions and ``--guard``, collected in ``base``."""
+    options: Decorators = [
+        click.option(
+            "--profile",
+            type=click.Path(path_type=Path),
+            help="Read a YAML or JSON file with the values of the next five options, which override it.",
+        ),
+        click.option(
+            "--method",
+            help="Use this attention method; `dit-accel methods` lists them.  [default: svg-ear]",
+        ),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="KNOB=VALUE",
+            help="Set a knob of the method, schedule.KNOB or guard.KNOB; may be repeated. `dit-accel methods NAME` "
+            "explains them, also for the names schedule and guard.",
+        ),
+        click.option(
+            "--precision",
+            help="Run sparse calls in this precision: full, int8, int8-fp8 or auto.  [default: full]",
+        ),
+        click.option(
+            "--dense-precision",
+            help="Run dense calls in this precision: full, int8, int8-fp8 or auto.  [default: full]",
+        ),
+        click.option(
+            "--guard",
+            type=click.Choice(["off", "warn", "on"]),
+            help="Watch sparse output for faults: warn reports them, on also runs them again dense.  [default: off]",
+        ),
+    ]
+    names = ("profile", "method", "assignments", "precision", "dense_precision", "guard")
+    return _collect(options, names, _with_attention)(command)
+
+
+def _with_attention(base: RenderSettings, values: Mapping[str, Any]) -> RenderSettings:
+    from dit_accel.generation.settings import attention_settings, parse_assignments
+
+    overrides = {name: values[name] for name in ("method", "precision", "dense_precision", "guard")}
+    knobs = parse_assignments(values["assignments"])
+    return dataclasses.replace(base, **attention_settings(values["profile"], overrides, knobs))
+
+
+def prompts_option(*, required: bool = False) -> Callable[[Command], Command]:
+    """Return ``--prompts``, whose value ``prompt_source`` `dit_accel.io.prompts.read_prompts` reads."""
     return click.option(
         "--prompts",
         "prompt_source",
         metavar="FILE|SET",
         required=required,
-        help="One prompt per line, .csv or .jsonl with a prompt column, or a set that comes along "
+        help="Read prompts from a file (one per line, or .csv or .jsonl with a prompt column) or a bundled set "
         "(tiny-world-held-out, spatial-relations, motions).",
     )
 
 
-def backbone_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--lpips-backbone``, checked to be a file."""
+def backbone_option(command: Command) -> Command:
+    """Add ``--lpips-backbone``, checked to be a file."""
     return click.option(
         "--lpips-backbone",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="torchvision's weights of LPIPS's network, AlexNet or VGG16 (.safetensors, .pth).  "
+        help="Read torchvision's weights of the LPIPS network, AlexNet or VGG16, from a .safetensors or .pth file.  "
         "[default: AlexNet's in torch's cache]",
-    )(function)
+    )(command)

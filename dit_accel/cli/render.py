@@ -1,62 +1,61 @@
-"""``dit-accel render``: prompts to files."""
+"""Define ``dit-accel render``: render prompts to files."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from dit_accel.cli.options import backbone_option, guidance_options, model_options, prompts_option
+from dit_accel.cli.options import (
+    attention_options,
+    backbone_option,
+    guidance_options,
+    model_options,
+    prompts_option,
+)
 from dit_accel.errors import InvalidSettings
-from dit_accel.generation.batch import run
-from dit_accel.generation.settings import attention_settings, knobs_of
+from dit_accel.extensions import load_extension
 from dit_accel.io.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from dit_accel.generation.batch import BatchOptions, Job, Rendered
+    from dit_accel.generation.settings import RenderSettings
 
 
 @click.command("render")
 @click.argument("prompts", nargs=-1)
 @prompts_option()
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="File (.mp4, .png), or folder for several."
-)
-@click.option(
-    "--profile",
+    "-o",
+    "--out",
     type=click.Path(path_type=Path),
-    help="YAML or JSON file with all of the next five; they win over it.",
+    help="Write to this .mp4 or .png file, or to this folder for several prompts.",
 )
-@click.option("--method", help="See `dit-accel methods`.  [default: svg-ear]")
+@attention_options
+@click.option("--image", help="Start from this image, or change it, if the pipeline takes one.")
+@click.option("--seed", default=0, show_default=True, help="Set the seed of the noise.")
+@click.option("--fps", default=16, show_default=True, help="Set the frames per second.")
 @click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KNOB=VALUE",
-    help="A knob, schedule.KNOB or guard.KNOB.",
+    "--compare", is_flag=True, help="Also render dense; write a side-by-side clip and a strip."
 )
 @click.option(
-    "--precision", help="Of the sparse calls: full, int8, int8-fp8 or auto.  [default: full]"
+    "--report", type=click.Path(path_type=Path), help="Write what was done to this JSON file."
 )
-@click.option("--dense-precision", help="Of the dense calls, likewise.  [default: full]")
-@click.option(
-    "--guard",
-    type=click.Choice(["off", "warn", "on"]),
-    help="Watch sparse output for faults: tell, or mend by dense attention.  [default: off]",
-)
-@click.option("--image", help="A picture to start from or to change, for pipelines that take one.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--fps", default=16, show_default=True)
-@click.option(
-    "--compare", is_flag=True, help="Also render dense; write a side-by-side video and a strip."
-)
-@click.option("--report", type=click.Path(path_type=Path), help="Write what was done as JSON.")
 @click.option(
     "--context-parallel",
     metavar="ulysses=N",
-    help="All processes of torchrun share each clip; without it they share the prompts.",
+    help="Split each clip among the N processes of torchrun; without it they split the prompts.",
 )
-@click.option("--overwrite", is_flag=True, help="Render files again that are there already.")
-@click.option("--dry-run", is_flag=True, help="Check everything, load nothing, say what would run.")
-@click.option("--quiet", is_flag=True, help="No progress, no table.")
+@click.option(
+    "--overwrite", is_flag=True, help="Render files again that were made with the same settings."
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and print what would be rendered.")
+@click.option("--quiet", is_flag=True, help="Print no progress and no results.")
 @backbone_option
 @model_options
 @guidance_options
@@ -64,12 +63,6 @@ def command(
     prompts: tuple[str, ...],
     prompt_source: str | None,
     out: Path | None,
-    profile: Path | None,
-    method: str | None,
-    assignments: tuple[str, ...],
-    precision: str | None,
-    dense_precision: str | None,
-    guard: str | None,
     image: str | None,
     seed: int,
     fps: int,
@@ -80,50 +73,62 @@ def command(
     dry_run: bool,
     quiet: bool,
     lpips_backbone: Path | None,
-    request: dict[str, Any],
+    base: RenderSettings,
 ) -> None:
-    """Turn PROMPTS into videos (PNG for a single frame)."""
-    from dit_accel.generation.settings import RenderSettings
+    """Render PROMPTS to videos; a single frame is a PNG image."""
+    from dit_accel.generation.batch import BatchOptions, describe_job, plan_jobs
 
     texts = [*prompts, *(read_prompts(prompt_source) if prompt_source else [])]
     if not texts:
         raise InvalidSettings("no prompt: give PROMPT..., or --prompts FILE")
-    given = {
-        "method": method,
-        "precision": precision,
-        "dense_precision": dense_precision,
-        "guard": guard,
-    }
-    request["ulysses"] = ulysses_degree(context_parallel)
-    attention = attention_settings(profile, given, knobs_of(assignments))
-    settings = [
-        RenderSettings(text, seed=seed, fps=fps, image=image, **attention, **request)
-        for text in texts
-    ]
-    run(
-        settings,
-        out,
-        compare=compare,
-        backbone=lpips_backbone,
-        report=report,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        quiet=quiet,
+    ulysses = parse_ulysses(context_parallel)
+    base = dataclasses.replace(base, image=image, seed=seed, fps=fps, ulysses=ulysses)
+    progress = not quiet and sys.stderr.isatty()
+    options = BatchOptions(compare, lpips_backbone, report, overwrite, progress)
+    jobs = plan_jobs([dataclasses.replace(base, prompt=text) for text in texts], out, options)
+    if dry_run:
+        for job in jobs:
+            click.echo(json.dumps(describe_job(job), indent=2))
+        return
+    render_jobs(jobs, options, quiet=quiet)
+
+
+def render_jobs(jobs: Sequence[Job], options: BatchOptions, *, quiet: bool) -> None:
+    """Render planned jobs, and print the files and figures of each unless ``quiet``."""
+    from dit_accel.generation.batch import Batch
+    from dit_accel.generation.distributed import this_process
+
+    process = this_process(jobs[0].settings.ulysses)
+    batch = Batch(jobs, options, process)
+    summary = batch.run(None if quiet else lambda rendered: click.echo(describe(rendered)))
+    if not quiet and len(jobs) > 1 and process.writes:
+        click.echo(f"{summary.rendered} rendered, {summary.skipped} already done")
+
+
+def describe(rendered: Rendered) -> str:
+    """Return the files of a job, and its attention report or the table of its comparison."""
+    files = "\n".join(str(path) for path in rendered.files)
+    if rendered.dense is None:
+        return f"{files}\n{rendered.clip.attention}"
+    summary = load_extension("comparison").summary(
+        rendered.dense, rendered.clip, rendered.quality, rendered.job.settings.method
     )
+    return f"{files}\n{summary}"
 
 
-def ulysses_degree(text: str | None) -> int:
-    """``ulysses=N``; 1 for None.
+def parse_ulysses(text: str | None) -> int:
+    """Return N of ``ulysses=N``, or 1 for None.
 
     Raises:
-        InvalidSettings: for anything else.
+        InvalidSettings: for any other text.
     """
     if text is None:
         return 1
     kind, _, degree = text.partition("=")
     if kind == "ring":
         raise InvalidSettings(
-            "ring attention brings keys one device at a time, sparse attention needs them all: use ulysses=N"
+            "ring attention brings the keys of one device at a time, and sparse attention needs all of them: "
+            "use ulysses=N"
         )
     if kind != "ulysses" or not degree.isdecimal() or int(degree) < 1:
         raise InvalidSettings(f"--context-parallel takes ulysses=N, got {text!r}")

@@ -1,20 +1,26 @@
-"""``dit-accel replay``: the same render again."""
+"""Define ``dit-accel replay``: render again from the settings kept in a file."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dit_accel.cli.render import render_jobs
 from dit_accel.errors import InvalidSettings
-from dit_accel.generation.batch import run
 from dit_accel.io.media import read_metadata, read_tags
 
 
-def settings_in(file: Path) -> dict[str, Any]:
-    """Ours, or those of our nodes in a workflow that ComfyUI kept."""
+def read_settings(file: Path) -> dict[str, Any]:
+    """Return the render settings kept in a file by the command line, or by our nodes in ComfyUI.
+
+    Raises:
+        InvalidSettings: if the file is missing or holds neither.
+    """
     try:
         return read_metadata(file)
     except InvalidSettings:
@@ -32,21 +38,25 @@ def settings_in(file: Path) -> dict[str, Any]:
 @click.command("replay")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Output; by default FILE-replay."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write to this file.  [default: FILE-replay]",
 )
-@click.option("--quiet", is_flag=True)
+@click.option("--quiet", is_flag=True, help="Print no progress and no results.")
 def command(file: Path, out: Path | None, quiet: bool) -> None:
     """Render again from the settings kept in FILE."""
+    from dit_accel.generation.batch import BatchOptions, plan_jobs
     from dit_accel.generation.settings import RenderSettings
 
-    kept = settings_in(file)
-    made_by = kept.pop("versions", {})
-    kept.pop("seconds", None)
-    kept["ulysses"] = 1  # one process makes it again
-    if not quiet and made_by:
-        click.echo("made with " + ", ".join(f"{k} {v}" for k, v in made_by.items()))
-    run(
-        [RenderSettings.from_dict(kept)],
-        out or file.with_name(f"{file.stem}-replay{'.png' if file.suffix == '.png' else '.mp4'}"),
-        quiet=quiet,
-    )
+    values = read_settings(file)
+    versions = values.pop("versions", {})
+    values.pop("seconds", None)
+    # One process renders it again, however many split the first render.
+    settings = dataclasses.replace(RenderSettings.from_dict(values), ulysses=1)
+    if not quiet and versions:
+        click.echo("made with " + ", ".join(f"{k} {v}" for k, v in versions.items()))
+    suffix = ".png" if file.suffix == ".png" else ".mp4"
+    options = BatchOptions(progress=not quiet and sys.stderr.isatty())
+    jobs = plan_jobs([settings], out or file.with_name(f"{file.stem}-replay{suffix}"), options)
+    render_jobs(jobs, options, quiet=quiet)

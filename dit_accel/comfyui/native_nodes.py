@@ -34,7 +34,7 @@ from dit_accel.comfyui.sparse_override import SparseOverride
 from dit_accel.core.precision import PRECISIONS
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import HeadSet, PerturbedGuidance
-from dit_accel.io.parsing import parsed
+from dit_accel.io.parsing import parse_dataclass
 from dit_accel.methods import METHODS
 
 log = logging.getLogger("dit_accel")
@@ -109,7 +109,9 @@ def guidance(
     check_window(start, end)
     kept = dict(head_set.settings) if head_set else {}
     given = {"scale": scale, "softness": softness, "rescale": rescale}
-    settings = parsed(PerturbedGuidance, {**kept, **given, "interval": (0.0, 1.0)}, "guidance")
+    settings = parse_dataclass(
+        PerturbedGuidance, {**kept, **given, "interval": (0.0, 1.0)}, "guidance"
+    )
     chosen = layers_of(head_set or layers)
     changed = model.clone()
 

@@ -24,11 +24,11 @@ from dit_accel.extensions import load_extension
 from dit_accel.generation.loading import load_pipeline, read_card
 from dit_accel.generation.placement import DTYPES, OFFLOADS, LoadOptions
 from dit_accel.generation.render import Clip, render_with
-from dit_accel.generation.settings import RenderSettings, build_profile, knobs_of
+from dit_accel.generation.settings import RenderSettings, build_profile, parse_assignments
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, find_heads
 from dit_accel.hooks import config_of
 from dit_accel.hooks.active_pipeline import transformers_of
-from dit_accel.io.parsing import parsed
+from dit_accel.io.parsing import parse_dataclass
 from dit_accel.methods import METHODS
 from dit_accel.runtime.profile import Profile
 from dit_accel_pipelines import SizeRule, find_family
@@ -67,7 +67,9 @@ def sparse(
     """How attention runs: a profile's file, or the other inputs."""
     if profile.strip():
         return (Profile.load(profile.strip()),)
-    given = knobs_of(tuple(part for part in knobs.replace("\n", ";").split(";") if part.strip()))
+    given = parse_assignments(
+        tuple(part for part in knobs.replace("\n", ";").split(";") if part.strip())
+    )
     settings = RenderSettings(
         "",
         method=method,
@@ -107,7 +109,7 @@ def guidance(
     """Perturbed guidance; a head set wins over the text."""
     given = {"scale": scale, "softness": softness, "interval": (start, end), "rescale": rescale}
     kept = dict(head_set.settings) if head_set else {}  # what the node has no input for
-    settings = parsed(PerturbedGuidance, {**kept, **given}, "guidance")
+    settings = parse_dataclass(PerturbedGuidance, {**kept, **given}, "guidance")
     return (Guidance(settings, head_set or heads.strip() or "all"),)
 
 
@@ -186,9 +188,9 @@ def request(
     Raises:
         InvalidSettings: with one line, for a size that does not work.
     """
-    complaint = size_rule_of(pipeline.pipe).complaint(height, width, frames)
-    if complaint:
-        raise InvalidSettings(complaint)
+    error = size_rule_of(pipeline.pipe).find_error(height, width, frames)
+    if error:
+        raise InvalidSettings(error)
     return RenderSettings(
         prompt=prompt,
         negative_prompt=negative_prompt or None,

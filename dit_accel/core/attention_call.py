@@ -66,23 +66,23 @@ class AttentionCall:
         Returns:
             The call itself, or one call for each subset of its layout.
         """
-        if not self.layout.parts:
+        if not self.layout.subsets:
             return [self]
         calls = []
-        for part in self.layout.parts:
-            query, key, value = (part.of(t) for t in (self.query, self.key, self.value))
+        for subset in self.layout.subsets:
+            query, key, value = (subset.gather(t) for t in (self.query, self.key, self.value))
             text_tokens = query.shape[1] - self.layout.visual_tokens
-            layout = replace(self.layout, text_tokens=text_tokens, parts=())
+            layout = replace(self.layout, text_tokens=text_tokens, subsets=())
             calls.append(replace(self, query=query, key=key, value=value, layout=layout))
         return calls
 
     def join(self, outputs: Sequence[Tensor]) -> Tensor:
         """Put the attention of the `samples` together, ``[B, S, H, D]``; padding gets zeros."""
-        if not self.layout.parts:
+        if not self.layout.subsets:
             return outputs[0]
         joined = self.query.new_zeros(self.query.shape)
-        for part, output in zip(self.layout.parts, outputs, strict=True):
-            part.put(joined, output)
+        for subset, output in zip(self.layout.subsets, outputs, strict=True):
+            subset.scatter(joined, output)
         return joined
 
     def visual(self) -> AttentionCall:

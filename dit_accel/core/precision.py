@@ -28,10 +28,7 @@ def check_precision_name(argument: str, value: str) -> Precision:
     for precision in PRECISIONS:
         if value == precision:
             return precision
-    more = " (int4-fp8 exists as a reference only)" if value == "int4-fp8" else ""
-    raise InvalidSettings(
-        f"unknown {argument} {value!r}: choose one of {', '.join(PRECISIONS)}{more}"
-    )
+    raise InvalidSettings(f"unknown {argument} {value!r}: choose one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True)

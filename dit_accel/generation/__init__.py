@@ -1,1 +1,1 @@
-"""From a request to files: settings, loading, rendering and validation."""
+"""Turn a request into files: settings, validation, loading, rendering and batches."""

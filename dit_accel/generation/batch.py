@@ -1,277 +1,307 @@
-"""Requests become files: checked, shared among processes, and not done twice."""
+"""Render a batch of requests to files: each request once, split among processes."""
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from dit_accel.errors import InvalidSettings
-from dit_accel.extensions import load_extension
+from dit_accel.extensions import load_extension, require
+from dit_accel.generation.call_checks import check_call
+from dit_accel.generation.distributed import Process
+from dit_accel.generation.journal import Journal, find_record, is_rendered
+from dit_accel.generation.loading import ModelCard, load_pipeline
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.validation import validate_with_card
 from dit_accel.io.atomic import atomic_write, check_writable
-from dit_accel.io.jsonl import append_record, read_records, to_json
+from dit_accel.io.media import (
+    draw_strip,
+    join_side_by_side,
+    read_metadata,
+    require_encoder,
+    write_clip,
+)
 
 if TYPE_CHECKING:
-    from dit_accel.generation.distributed import Process
+    from dit_accel.generation.render import Clip
 
 
-def run(
-    requests: list[Any],
-    out: Path | None,
-    *,
-    compare: bool = False,
-    backbone: Path | None = None,
-    report: Path | None = None,
-    overwrite: bool = True,
-    dry_run: bool = False,
-    quiet: bool = False,
-) -> None:
-    """Check all requests and outputs, load the model once, render one after the other: of several what is not
-    there yet, and of those this process's share.
+@dataclass(frozen=True)
+class Job:
+    """A validated request, the card of its model, and the file that it is rendered to."""
+
+    settings: RenderSettings
+    card: ModelCard
+    path: Path
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How a batch is rendered.
+
+    Attributes:
+        compare: also render dense, and write a side-by-side clip and a strip of frames.
+        lpips_backbone: weights of LPIPS's backbone; None takes those in torch's cache.
+        report: JSON file for the records of all jobs.
+        overwrite: render files again that were made with the same settings. A single job is always rendered.
+        progress: show the progress of each clip.
+    """
+
+    compare: bool = False
+    lpips_backbone: Path | None = None
+    report: Path | None = None
+    overwrite: bool = False
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A job that is done.
+
+    Attributes:
+        job: the request and its file.
+        clip: the accelerated clip.
+        dense: the dense clip, with ``compare``.
+        quality: quality metrics of the clip against the dense one, with ``compare``.
+    """
+
+    job: Job
+    clip: Clip
+    dense: Clip | None = None
+    quality: dict[str, Any] | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Return the files that were written."""
+        path = self.job.path
+        return [path] if self.dense is None else [path, comparison_path(path), strip_path(path)]
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """Number of this process's jobs that it rendered, and that had been rendered before."""
+
+    rendered: int
+    skipped: int
+
+
+def plan_jobs(
+    requests: Sequence[RenderSettings], out: Path | None, options: BatchOptions
+) -> list[Job]:
+    """Validate requests, their outputs and the packages they need; load nothing.
+
+    Args:
+        requests: settings of one model.
+        out: file for one request, folder for several; None takes the working directory.
+        options: how the batch is rendered.
 
     Raises:
-        InvalidSettings: for a request, an output or a model that does not work, in one line.
+        InvalidSettings: for a request or an output that does not work.
+        RunFailed: for a missing package, naming the extra that brings it.
     """
-    from dit_accel.generation.distributed import this_process
-    from dit_accel.generation.validation import check
-
-    checked = [check(settings) for settings in requests]
-    process = this_process(requests[0].ulysses)
-    paths = output_paths(checked, out)
-    for path in [*paths, *([report] if report else [])]:
+    validated = [validate_with_card(settings) for settings in requests]
+    paths = output_paths(validated, out)
+    for path in [*paths, *([options.report] if options.report else [])]:
         check_writable(path)
-    if dry_run:
-        from dit_accel.generation.memory import state_of_render
-
-        for path, (settings, card) in zip(paths, checked, strict=True):
-            told = {"output": str(path), "method_state": state_of_render(settings, card)}
-            click.echo(json.dumps({**asdict(settings), **told}, indent=2))
-        return
-    batch = Batch(compare, backbone, report, overwrite or len(paths) == 1, quiet, process)
-    batch.run(checked, paths)
+    if any(path.suffix == ".mp4" for path in paths):
+        require_encoder()
+    if options.compare:
+        require("torchmetrics", "eval", "comparisons")
+    for settings, card in validated:
+        check_call(settings, card)
+    return [Job(*request, path) for request, path in zip(validated, paths, strict=True)]
 
 
-def output_paths(checked: list[Any], out: Path | None) -> list[Path]:
-    """One file name per checked request: ``out`` itself for one, if it is no folder; names made from the prompts
-    inside ``out`` for several.
+def describe_job(job: Job) -> dict[str, Any]:
+    """Return the settings of a job, its output, and an estimate of the state that its method keeps."""
+    from dit_accel.generation.memory import estimate_state
 
-    Raises:
-        InvalidSettings: for an ending that does not fit what is made.
-    """
-    settings = [request for request, _ in checked]
-    suffix = [
-        ".png" if request.frames == 1 or card.output == "image" else ".mp4"
-        for request, card in checked
-    ]
-    if len(settings) == 1:
-        path = out or Path(f"{_slug(settings[0].prompt)}{suffix[0]}")
-        if path.is_dir() or not path.suffix:
-            path = path / f"{_slug(settings[0].prompt)}{suffix[0]}"
-        if path.suffix not in (".mp4", ".png"):
-            raise InvalidSettings(f"output {path} has no .mp4 or .png ending: give one")
-        if path.suffix == ".mp4" and checked[0][1].output == "image":
-            raise InvalidSettings(
-                f"output {path} is a video, but {checked[0][1].pipeline} makes pictures: use .png"
-            )
-        if path.suffix == ".png" and suffix[0] == ".mp4":
-            raise InvalidSettings(
-                f"output {path} is a single picture, but a video was asked for: use .mp4, or --frames 1"
-            )
-        return [path]
-    if out is not None and (out.is_file() or out.suffix in (".mp4", ".png")):
-        raise InvalidSettings(
-            f"output {out} is one file for {len(settings)} prompts: give a folder"
-        )
-    folder = out or Path()
-    return [
-        folder / f"{i:04d}-{_slug(s.prompt)}{e}"
-        for i, (s, e) in enumerate(zip(settings, suffix, strict=True))
-    ]
+    state = estimate_state(job.settings, job.card)
+    return {**asdict(job.settings), "output": str(job.path), "method_state": state}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """How requests are rendered.
+    """Jobs of one model, and this process's part in them.
 
     Attributes:
-        compare: also dense, with the side-by-side files.
-        backbone: of LPIPS.
-        report: JSON file; each process keeps its records beside it, and the last one to end has them all.
-        overwrite: render what is there already.
-        quiet: no progress, no table.
-        process: which share of the requests is this process's.
+        jobs: all jobs, in the same order in every process.
+        options: how they are rendered.
+        process: this process.
     """
 
-    compare: bool
-    backbone: Path | None
-    report: Path | None
-    overwrite: bool
-    quiet: bool
+    jobs: Sequence[Job]
+    options: BatchOptions
     process: Process
 
-    def run(self, checked: Sequence[Any], paths: Sequence[Path]) -> None:
-        """Load the model once and render request after request."""
-        from dit_accel.generation.loading import load_pipeline
-        from dit_accel.generation.render import report_of
+    @property
+    def journal(self) -> Journal | None:
+        """Return the journal of this process, or None without a report."""
+        report = self.options.report
+        return None if report is None else Journal(report, self.process.rank)
 
-        records = self._records()
-        own = self.process.share(list(zip(checked, paths, strict=True)))
-        todo = [
-            (settings, path)
-            for (settings, _), path in own
-            if self.overwrite or not self._is_done(settings, path, records)
-        ]
-        if todo:
-            first, card = checked[0]
-            start = time.perf_counter()
-            pipe = load_pipeline(card, self.process.load_options(first.load_options))
-            seconds = time.perf_counter() - start
-            hidden = self.quiet or not self.process.writes or not sys.stderr.isatty()
-            pipe.set_progress_bar_config(disable=hidden)
-            for settings, path in todo:
-                clip, extra = render_one(pipe, settings, path, self)
-                record = report_of(settings, card, clip, seconds)
-                if self.report and self.process.writes:
-                    self.report.parent.mkdir(parents=True, exist_ok=True)
-                    append_record(self._journal(), {**record, "output": str(path), **extra})
-        if not self.quiet and len(paths) > 1 and self.process.writes:
-            click.echo(f"{len(todo)} rendered, {len(own) - len(todo)} were there")
-        self._merge([(settings, path) for (settings, _), path in zip(checked, paths, strict=True)])
+    def run(self, on_rendered: Callable[[Rendered], None] | None = None) -> BatchSummary:
+        """Render this process's jobs that are not done yet, and write the report.
 
-    def _is_done(self, settings: Any, path: Path, records: Sequence[dict[str, Any]]) -> bool:
-        """Whether all files of a request are there, and its record, made with the very same settings."""
-        if self.report is not None:
-            record = record_of(settings, path, records)
-            if record is None or (self.compare and "quality" not in record):
+        Args:
+            on_rendered: called after each job, in the process that writes its files.
+
+        Raises:
+            RunFailed: if the model's files are damaged or missing.
+            InvalidSettings: for load options that the pipeline does not support.
+        """
+        if self.options.compare:
+            load_extension("comparison")
+        share = self.process.share(self.jobs)
+        records = self.journal.records() if self.journal else []
+        render_all = self.options.overwrite or len(self.jobs) == 1
+        pending = [job for job in share if render_all or not self.is_done(job, records)]
+        if pending:
+            self._render(pending, on_rendered)
+        if self.journal and self.process.writes:
+            self.journal.merge([(job.settings, job.path) for job in self.jobs])
+        return BatchSummary(len(pending), len(share) - len(pending))
+
+    def is_done(self, job: Job, records: Sequence[dict[str, Any]]) -> bool:
+        """Return True if all files of a job and its record exist and were made with the same settings."""
+        settings, path, compare = job.settings, job.path, self.options.compare
+        if self.journal is not None:
+            record = find_record(settings, path, records)
+            if record is None or (compare and "quality" not in record):
                 return False
-        if not holds(path, settings):
+        if not is_rendered(path, settings):
             return False
-        return not self.compare or (
-            sheet_of(path).exists() and holds(comparison_of(path), settings)
+        return not compare or (
+            strip_path(path).exists() and is_rendered(comparison_path(path), settings)
         )
 
-    def _journal(self) -> Path:
-        assert self.report is not None
-        return self.report.with_suffix(f".{self.process.rank}.jsonl")
-
-    def _records(self) -> list[dict[str, Any]]:
-        """Of all processes that write to this report."""
-        if self.report is None:
-            return []
-        found = self.report.parent.glob(f"{self.report.stem}.*.jsonl")
-        journals = sorted(found, key=lambda path: path.stat().st_mtime_ns)  # the latest last
-        return [record for journal in journals for record in read_records(journal)]
-
-    def _merge(self, requests: Sequence[tuple[Any, Path]]) -> None:
-        """The report, of what all processes have rendered so far, in the order of the requests; again while
-        others add to it, because the last one to write must have read what all have added.
-        """
-        if self.report is None or not self.process.writes:
-            return
-        written: list[dict[str, Any]] = []  # none: another process has them
-        while (there := self._recorded(requests)) != written and there:
-            with atomic_write(self.report) as temporary:
-                told = there if len(requests) > 1 else there[0]
-                temporary.write_text(to_json(told, indent=2) + "\n")
-            written = there
-        if len(requests) == 1 and written:
-            self._journal().unlink(missing_ok=True)
-
-    def _recorded(self, requests: Sequence[tuple[Any, Path]]) -> list[dict[str, Any]]:
-        """The latest record of each request that has one, by any process."""
-        records = self._records()
-        found = [record_of(settings, path, records) for settings, path in requests]
-        return [record for record in found if record is not None]
+    def _render(self, jobs: Sequence[Job], on_rendered: Callable[[Rendered], None] | None) -> None:
+        """Load the model once and render jobs one after the other."""
+        load_options = self.process.load_options(jobs[0].settings.load_options)
+        start = time.perf_counter()
+        pipe: Any = load_pipeline(jobs[0].card, load_options)
+        load_seconds = time.perf_counter() - start
+        writes = self.process.writes
+        pipe.set_progress_bar_config(disable=not (self.options.progress and writes))
+        for job in jobs:
+            rendered = render_job(pipe, job, self.options, writes=writes)
+            if self.journal and writes:
+                self.journal.append(build_record(rendered, load_seconds))
+            if on_rendered is not None and writes:
+                on_rendered(rendered)
 
 
-def record_of(
-    settings: Any, path: Path, records: Sequence[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """The latest record of a request, made with the very same settings and versions."""
-    own = (r for r in reversed(records) if r["output"] == str(path) and is_made_so(r, settings))
-    return next(own, None)
+def render_job(pipe: Any, job: Job, options: BatchOptions, *, writes: bool = True) -> Rendered:
+    """Render a job with a loaded pipeline and write its files.
+
+    Args:
+        pipe: the loaded pipeline.
+        job: what to render.
+        options: ``compare`` also renders dense and writes the side-by-side files.
+        writes: False in processes that only compute a part of the clip.
+    """
+    from dit_accel.generation.render import render, versions
+
+    settings = job.settings
+    clip = render(pipe, settings)
+    metadata = {**asdict(settings), "versions": versions(), "seconds": clip.seconds}
+    if writes:
+        remove_comparison(job.path)
+        write_clip(job.path, clip.frames, settings.fps, metadata)
+    if not options.compare:
+        return Rendered(job, clip)
+    dense = render(pipe, settings.as_dense())
+    if not writes:
+        return Rendered(job, clip)
+    quality = load_extension("comparison").quality_metrics(
+        dense.frames, clip.frames, settings.prompt, options.lpips_backbone
+    )
+    both = join_side_by_side(dense.frames, clip.frames)
+    write_clip(comparison_path(job.path), both, settings.fps, metadata)
+    with atomic_write(strip_path(job.path)) as temporary:
+        draw_strip({"dense": dense.frames, settings.method: clip.frames}).save(temporary)
+    return Rendered(job, clip, dense, quality)
 
 
-def is_made_so(kept: dict[str, Any], settings: Any) -> bool:
-    """Whether what was kept of a render names the very same settings and versions."""
-    from dit_accel.generation.render import versions
+def build_record(rendered: Rendered, load_seconds: float) -> dict[str, Any]:
+    """Return the record of a job for the report."""
+    from dit_accel.generation import render
 
-    asked = json.loads(to_json({**asdict(settings), "versions": versions()}))
-    return all(kept.get(name) == value for name, value in asked.items())
-
-
-def holds(path: Path, settings: Any) -> bool:
-    """Whether a file is there that was made with the very same settings and versions."""
-    from dit_accel.io.media import read_metadata
-
-    try:
-        return is_made_so(read_metadata(path), settings)
-    except InvalidSettings:
-        return False
+    job, clip, dense = rendered.job, rendered.clip, rendered.dense
+    record = render.build_record(job.settings, job.card, clip, load_seconds)
+    record["output"] = str(job.path)
+    if dense is not None:
+        record["quality"] = rendered.quality
+        record["speedup"] = load_extension("comparison").speedup(dense, clip)
+        record["dense_seconds"] = dense.seconds
+    return record
 
 
-def comparison_of(path: Path) -> Path:
-    """The side-by-side clip beside an output."""
+def output_paths(
+    validated: Sequence[tuple[RenderSettings, ModelCard]], out: Path | None
+) -> list[Path]:
+    """Return one file for each validated request.
+
+    One request is rendered to ``out``, or into ``out`` if that is a folder. Several are rendered into the folder
+    ``out``, to names made from their number and prompt.
+
+    Raises:
+        InvalidSettings: for an ending that does not fit what is made, or one file for several requests.
+    """
+    names = [f"{_slug(settings.prompt)}{_suffix(settings, card)}" for settings, card in validated]
+    if len(validated) == 1:
+        path = out or Path(names[0])
+        if path.is_dir() or not path.suffix:
+            path = path / names[0]
+        _check_suffix(path, *validated[0])
+        return [path]
+    if out is not None and (out.is_file() or out.suffix in (".mp4", ".png")):
+        raise InvalidSettings(
+            f"output {out} is one file for {len(validated)} prompts: give a folder"
+        )
+    folder = out or Path()
+    return [folder / f"{index:04d}-{name}" for index, name in enumerate(names)]
+
+
+def _suffix(settings: RenderSettings, card: ModelCard) -> str:
+    return ".png" if settings.frames == 1 or card.output == "image" else ".mp4"
+
+
+def _check_suffix(path: Path, settings: RenderSettings, card: ModelCard) -> None:
+    if path.suffix not in (".mp4", ".png"):
+        raise InvalidSettings(f"output {path} has no .mp4 or .png ending: give one")
+    if path.suffix == ".mp4" and card.output == "image":
+        raise InvalidSettings(
+            f"output {path} is a video, but {card.pipeline} makes images: use .png"
+        )
+    if path.suffix == ".png" and _suffix(settings, card) == ".mp4":
+        raise InvalidSettings(
+            f"output {path} is a single image, but the request is for a video: use .mp4, or --frames 1"
+        )
+
+
+def comparison_path(path: Path) -> Path:
+    """Return the file of the side-by-side clip of an output."""
     return path.with_name(f"{path.stem}-compare{path.suffix}")
 
 
-def sheet_of(path: Path) -> Path:
-    """The strip of frames beside an output, the last file that is written of it."""
+def strip_path(path: Path) -> Path:
+    """Return the file of the strip of frames of an output, the last of its files to be written."""
     return path.with_name(f"{path.stem}-strip.png")
 
 
 def remove_comparison(path: Path) -> None:
-    """Remove the side-by-side files of an output that is about to be replaced, where they are ours."""
-    from dit_accel.io.media import read_metadata
-
+    """Remove the side-by-side files of an output that is about to be replaced, unless someone else made them."""
     try:
-        read_metadata(comparison_of(path))
+        read_metadata(comparison_path(path))
     except InvalidSettings:
         return
-    sheet_of(path).unlink(missing_ok=True)
-    comparison_of(path).unlink()
-
-
-def render_one(pipe: Any, settings: Any, path: Path, batch: Batch) -> tuple[Any, dict[str, Any]]:
-    """Render one request to a file; with ``compare`` also dense, and the side-by-side files."""
-    from dit_accel.generation.render import render, versions
-    from dit_accel.io.media import side_by_side, strip, write_clip
-
-    clip = render(pipe, settings)
-    metadata = {**asdict(settings), "versions": versions(), "seconds": clip.seconds}
-    if batch.process.writes:
-        remove_comparison(path)
-        write_clip(path, clip.frames, settings.fps, metadata)
-    if not batch.compare:
-        if not batch.quiet and batch.process.writes:
-            click.echo(f"{path}\n{clip.attention}")
-        return clip, {}
-    comparison = load_extension("comparison")
-    dense = render(pipe, settings.as_dense())
-    if not batch.process.writes:
-        return clip, {}
-    figures = comparison.quality_metrics(dense.frames, clip.frames, settings.prompt, batch.backbone)
-    both = comparison_of(path)
-    write_clip(both, side_by_side(dense.frames, clip.frames), settings.fps, metadata)
-    sheet = sheet_of(path)
-    with atomic_write(sheet) as temporary:
-        strip({"dense": dense.frames, settings.method: clip.frames}).save(temporary)
-    if not batch.quiet:
-        click.echo(
-            f"{path}\n{both}\n{sheet}\n{comparison.summary(dense, clip, figures, settings.method)}"
-        )
-    return clip, {
-        "quality": figures,
-        "speedup": comparison.speedup(dense, clip),
-        "dense_seconds": dense.seconds,
-    }
+    strip_path(path).unlink(missing_ok=True)
+    comparison_path(path).unlink()
 
 
 def _slug(text: str) -> str:

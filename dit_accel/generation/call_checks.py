@@ -1,4 +1,4 @@
-"""What a pipeline can be asked for, read from the signature of its call before any weight is loaded."""
+"""Check a request against the signature of a pipeline's call, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import diffusers
-
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import ModelCard
-from dit_accel.generation.render import read_image
 from dit_accel.generation.settings import RenderSettings
 
 Parameters = Mapping[str, inspect.Parameter]
 
-IN_PYTHON = "call it in Python, after pipe.enable_sparse_attention()"
-NEEDED = (  # of pipelines whose names say so: None by default, but they cannot do without
+PYTHON_ONLY = "call it in Python, after pipe.enable_sparse_attention()"
+
+# Arguments that are None by default, but that pipelines with such names cannot do without.
+REQUIRED_BY_NAME = (
     ("Inpaint|Fill", "mask_image"),
     ("Control", "control_image"),
     ("FunControl", "control_video"),
@@ -25,36 +24,37 @@ NEEDED = (  # of pipelines whose names say so: None by default, but they cannot 
     ("TemporalRefine", "latents"),
     ("Img2Img|ImageToVideo|VideoToWorld|Refiner|QwenImageEdit|LongCatImageEdit", "image"),
 )
-GIVEN = ("prompt", "image")  # of those, what a request holds
+
+# Required arguments that a request can hold.
+AVAILABLE = ("prompt", "image")
 
 
 def check_call(settings: RenderSettings, card: ModelCard) -> None:
-    """What a pipeline cannot be asked for.
+    """Check that a pipeline takes what a request gives, and needs nothing else; this imports diffusers.
 
     Raises:
-        InvalidSettings: naming it.
+        InvalidSettings: naming the argument.
     """
-    if card.output == "image" and settings.frames not in (None, 1):
-        raise InvalidSettings(
-            f"{card.pipeline} makes pictures: leave --frames out, got {settings.frames}"
-        )
+    import diffusers
+
     pipeline = getattr(diffusers, card.pipeline, None)
-    if pipeline is not None:
-        taken = inspect.signature(pipeline.__call__).parameters
-        _check_taken(settings, card, taken)
-        _check_guidance(settings, card, taken)
-    if settings.image is not None:
-        read_image(settings.image)
+    if pipeline is None:
+        return
+    parameters = inspect.signature(pipeline.__call__).parameters
+    _check_accepted(settings, card, parameters)
+    _check_required(settings, card, parameters)
+    _check_guidance(settings, card, parameters)
 
 
-def _check_taken(settings: RenderSettings, card: ModelCard, taken: Parameters) -> None:
-    if "prompt" not in taken:
-        raise InvalidSettings(f"{card.pipeline} takes no prompt: {IN_PYTHON}")
-    if "layers" in taken:
+def _check_accepted(settings: RenderSettings, card: ModelCard, parameters: Parameters) -> None:
+    """Refuse values that a pipeline's call has no parameter for."""
+    if "prompt" not in parameters:
+        raise InvalidSettings(f"{card.pipeline} takes no prompt: {PYTHON_ONLY}")
+    if "layers" in parameters:
         raise InvalidSettings(
-            f"{card.pipeline} makes several transparent layers, no single picture to write: {IN_PYTHON}"
+            f"{card.pipeline} makes several transparent layers, not one image to write: {PYTHON_ONLY}"
         )
-    asked = {
+    requested = {
         "negative_prompt": settings.negative_prompt,
         "image": settings.image,
         "height": settings.height,
@@ -64,57 +64,65 @@ def _check_taken(settings: RenderSettings, card: ModelCard, taken: Parameters) -
         "guidance_scale": settings.guidance_scale,
         "true_cfg_scale": settings.true_cfg_scale,
     }
-    for name, value in asked.items():
-        if value is not None and name not in taken:
+    for name, value in requested.items():
+        if value is not None and name not in parameters:
             raise InvalidSettings(f"{card.pipeline} takes no {name}: leave it out")
-    needed = _needed(card.pipeline, taken)
-    missing = [name for name in needed if name not in GIVEN]
-    if missing:
-        raise InvalidSettings(f"{card.pipeline} needs {', '.join(missing)}: {IN_PYTHON}")
-    if "image" in needed and not settings.image:
-        raise InvalidSettings(f"{card.pipeline} starts from a picture: give --image FILE")
 
 
-def _needed(pipeline: str, taken: Parameters) -> list[str]:
-    """What a pipeline cannot be called without."""
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    named = {name for pattern, name in NEEDED if re.search(pattern, pipeline)}
+def _check_required(settings: RenderSettings, card: ModelCard, parameters: Parameters) -> None:
+    """Refuse a pipeline that needs an argument which the request does not hold."""
+    required = _required_arguments(card.pipeline, parameters)
+    unavailable = [name for name in required if name not in AVAILABLE]
+    if unavailable:
+        raise InvalidSettings(f"{card.pipeline} needs {', '.join(unavailable)}: {PYTHON_ONLY}")
+    if "image" in required and not settings.image:
+        raise InvalidSettings(f"{card.pipeline} starts from an image: give --image FILE")
+
+
+def _required_arguments(pipeline: str, parameters: Parameters) -> list[str]:
+    """Return the required arguments of a pipeline's call."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    by_name = {name for pattern, name in REQUIRED_BY_NAME if re.search(pattern, pipeline)}
     return [
         name
-        for name, parameter in taken.items()
+        for name, parameter in parameters.items()
         if name != "self"
-        and parameter.kind not in several
-        and (parameter.default is inspect.Parameter.empty or name in named)
+        and parameter.kind not in variadic
+        and (parameter.default is inspect.Parameter.empty or name in by_name)
     ]
 
 
-def _check_guidance(settings: RenderSettings, card: ModelCard, taken: Parameters) -> None:
-    """Refuse what a pipeline with two scales would ignore."""
-    if "true_cfg_scale" not in taken:
+def _check_guidance(settings: RenderSettings, card: ModelCard, parameters: Parameters) -> None:
+    """Refuse guidance values that a pipeline with two scales would ignore."""
+    if "true_cfg_scale" not in parameters:
         return
-    given, negative = settings.true_cfg_scale, settings.negative_prompt
-    scale = taken["true_cfg_scale"].default if given is None else given
+    requested, negative = settings.true_cfg_scale, settings.negative_prompt
+    scale = parameters["true_cfg_scale"].default if requested is None else requested
     if negative is not None and scale <= 1:
         raise InvalidSettings(
             f"{card.pipeline} ignores a negative prompt with a true_cfg_scale of {scale:g}: "
             "give --true-cfg-scale above 1"
         )
-    if negative is None and given is not None and given > 1:
+    if negative is None and requested is not None and requested > 1:
         raise InvalidSettings(
-            f"{card.pipeline} ignores a true_cfg_scale of {given:g} without a negative prompt: "
+            f"{card.pipeline} ignores a true_cfg_scale of {requested:g} without a negative prompt: "
             "give --negative-prompt, at least ' '"
         )
-    if settings.guidance_scale is not None and not _config(card, "guidance_embeds"):
+    if settings.guidance_scale is not None and not _config_value(card, "guidance_embeds"):
         raise InvalidSettings(
             f"{card.transformer_class} of {card.source} ignores guidance_scale (guidance_embeds is off): "
             "give --true-cfg-scale and --negative-prompt"
         )
 
 
-def _config(card: ModelCard, name: str) -> Any:
-    """A value of the transformer's config; where its file has none, the default of the class."""
+def _config_value(card: ModelCard, name: str) -> Any:
+    """Return a value of the transformer's config, or the default of its class if the file has none."""
+    import diffusers
+
     if name in card.transformer:
         return card.transformer[name]
-    kind = getattr(diffusers, card.transformer_class, None)
-    parameters = inspect.signature(kind.__init__).parameters if kind is not None else {}
-    return parameters[name].default if name in parameters else None
+    transformer_class = getattr(diffusers, card.transformer_class, None)
+    if transformer_class is None:
+        return None
+    parameter = inspect.signature(transformer_class.__init__).parameters.get(name)
+    return None if parameter is None else parameter.default

@@ -1,4 +1,4 @@
-"""This process among those that a launcher (torchrun, ``accelerate launch``) started together."""
+"""Describe this process among those that a launcher (torchrun, ``accelerate launch``) started together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from accelerate import PartialState
-from torch import distributed
 
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.placement import LoadOptions
@@ -20,11 +18,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """Processes share the requests, or each request (``ulysses`` of them).
+    """One of the processes that a launcher started together.
+
+    Processes split the prompts, or split each clip if ``ulysses > 1``.
 
     Attributes:
-        rank: of this process among ``count``.
-        local_rank: on this machine.
+        rank: index of this process, 0 to ``count - 1``.
+        count: number of processes.
+        local_rank: index of this process on its machine.
+        ulysses: number of processes that split each clip.
     """
 
     rank: int = 0
@@ -34,42 +36,50 @@ class Process:
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes what it renders: of those that share a clip one does."""
+        """Return True if this process writes the clips it renders; of those that split a clip only the first does."""
         return self.ulysses == 1 or self.rank == 0
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
+            from accelerate import PartialState
+
             PartialState().wait_for_everyone()
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """What is this process's to do."""
+        """Return the items that this process works on."""
         return items if self.ulysses > 1 else items[self.rank :: self.count]
 
     def load_options(self, load_options: LoadOptions) -> LoadOptions:
-        """On the device of this process, where the request names no single one."""
+        """Return load options with this process's own GPU in place of ``cuda``."""
         if load_options.device == "cuda" and self.count > 1:
             return dataclasses.replace(load_options, device=f"cuda:{self.local_rank}")
         return load_options
 
 
 def this_process(ulysses: int = 1) -> Process:
-    """What the launcher says.
+    """Return this process as the launcher describes it.
+
+    Args:
+        ulysses: number of processes that split each clip.
 
     Raises:
-        InvalidSettings: if it did not start as many processes as are to share a clip.
+        InvalidSettings: if the launcher did not start ``ulysses`` processes.
     """
+    from accelerate import PartialState
+    from torch import distributed
+
     if not distributed.is_available():
         return Process()
-    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if ulysses > 1 and launched and not distributed.is_initialized():
-        # diffusers tells the sizes of shares from CPU to CPU where it can
+    is_launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if ulysses > 1 and is_launched and not distributed.is_initialized():
+        # diffusers exchanges the sizes of shares from CPU to CPU if that backend is initialized.
         cuda = ",cuda:nccl" if torch.cuda.is_available() else ""
         distributed.init_process_group(f"cpu:gloo{cuda}")
     state = PartialState(cpu=not torch.cuda.is_available())
     if ulysses not in (1, state.num_processes):
         raise InvalidSettings(
-            f"ulysses={ulysses} needs as many processes, here are {state.num_processes}: start with "
+            f"ulysses={ulysses} needs as many processes, but {state.num_processes} are running: start with "
             f"torchrun --nproc-per-node {ulysses} -m dit_accel render ..."
         )
     return Process(state.process_index, state.num_processes, state.local_process_index, ulysses)

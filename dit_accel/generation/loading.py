@@ -1,6 +1,4 @@
-"""From a model's name to its pipeline: the bundled model, a folder, or a hub id, all through the
-same code.
-"""
+"""Load the pipeline of a model: the bundled one, a folder, or a hub id, all through the same code."""
 
 from __future__ import annotations
 
@@ -9,26 +7,33 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from diffusers import DiffusionPipeline
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
+from typing import TYPE_CHECKING, Any, Literal
 
 from dit_accel.errors import InvalidSettings, RunFailed, first_line
-from dit_accel.generation.placement import DTYPES, LoadOptions, Lora
+from dit_accel.generation.placement import LoadOptions, Lora, torch_dtype
 from dit_accel_assets import tiny_world_path
 from dit_accel_pipelines import COMPONENTS, Family, SizeRule, UnknownFamily, find_family
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 TINY_WORLD = "tiny-world"
-PLAIN = LoadOptions()
+
+_DEFAULT = LoadOptions()
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the JSON files of a model say, read before any weight is: class and config of its transformer,
-    config of its VAE, and how many transformers it has.
+    """What the JSON files of a model say; no weights are read for it.
+
+    Attributes:
+        source: folder or hub id.
+        pipeline: class name of the pipeline.
+        family: family of the transformers.
+        transformer_class: class name of the first transformer.
+        transformer: config of the first transformer.
+        vae: config of the VAE.
+        transformers: number of transformers.
     """
 
     source: str
@@ -41,58 +46,67 @@ class ModelCard:
 
     @property
     def output(self) -> Literal["video", "image"]:
-        """What its pipeline makes."""
-        return output_of(self.pipeline, self.family)
+        """Return what the pipeline makes."""
+        return output_kind(self.pipeline, self.family)
 
     @property
     def sizes(self) -> SizeRule:
+        """Return the sizes that the model can make."""
         return self.family.size_rule(self.transformer, self.vae)
 
 
-def output_of(pipeline: str, family: Family) -> Literal["video", "image"]:
-    """What a pipeline class makes: some of a video family make pictures."""
+def output_kind(pipeline: str, family: Family) -> Literal["video", "image"]:
+    """Return what a pipeline class makes; some pipelines of a video family make images."""
     return "image" if pipeline in family.image_pipelines else family.output
 
 
 def read_card(model: str) -> ModelCard:
-    """Read which pipeline and transformer a model has.
+    """Read the JSON files of a model.
 
     Args:
         model: ``tiny-world``, a diffusers folder, or a hub id ``owner/name``.
 
     Raises:
-        InvalidSettings: if there is no such model, or no family declares its transformer.
+        InvalidSettings: if the model is missing, or no family declares its transformer.
+        RunFailed: if a file cannot be read.
     """
     source = str(tiny_world_path()) if model == TINY_WORLD else model
     index = _read_json(source, "model_index.json")
-    parts = [part for part in COMPONENTS if (index.get(part) or [None])[0]]
-    transformer_class = next((index[part][1] for part in parts), None)
-    if transformer_class is None:
+    components = [name for name in COMPONENTS if (index.get(name) or [None])[0]]
+    if not components:
         raise InvalidSettings(
-            f"model {model!r} is a {index.get('_class_name')} without a transformer: nothing to do here"
+            f"model {model!r} is a {index.get('_class_name')} without a transformer: choose a model with one"
         )
+    transformer_class = index[components[0]][1]
     try:
         family = find_family(transformer_class)
     except UnknownFamily as error:
         raise InvalidSettings(f"model {model!r}: {error}") from None
-    transformer = _read_json(source, f"{parts[0]}/config.json")
-    vae = _read_json(source, "vae/config.json")
     return ModelCard(
-        source, index["_class_name"], family, transformer_class, transformer, vae, len(parts)
+        source=source,
+        pipeline=index["_class_name"],
+        family=family,
+        transformer_class=transformer_class,
+        transformer=_read_json(source, f"{components[0]}/config.json"),
+        vae=_read_json(source, "vae/config.json"),
+        transformers=len(components),
     )
 
 
-def load_pipeline(card: ModelCard, load_options: LoadOptions = PLAIN) -> DiffusionPipeline:
-    """Load a model's pipeline: safetensors only, no remote code.
+def load_pipeline(card: ModelCard, load_options: LoadOptions = _DEFAULT) -> DiffusionPipeline:
+    """Load a model's pipeline from safetensors files, without remote code, and place it.
 
     Raises:
-        RunFailed: if its files are damaged or missing.
-        InvalidSettings: for a LoRA that does not fit.
+        RunFailed: if files are damaged or missing.
+        InvalidSettings: for load options that the pipeline does not support, such as a LoRA that does not fit.
     """
+    from diffusers import DiffusionPipeline
+    from safetensors import SafetensorError
+
     try:
         pipe = DiffusionPipeline.from_pretrained(
             card.source,
-            dtype=DTYPES[load_options.dtype],
+            dtype=torch_dtype(load_options.dtype),
             use_safetensors=True,
             trust_remote_code=False,
         )
@@ -109,9 +123,7 @@ def load_pipeline(card: ModelCard, load_options: LoadOptions = PLAIN) -> Diffusi
 
 
 def fingerprint(source: str) -> str:
-    """What tells the weights in a file or folder from others: a digest of a sample of each file; a hub id is
-    itself.
-    """
+    """Return a digest of the weights in a file or folder, from a sample of each file; a hub id is its own."""
     folder = Path(source)
     if not folder.exists():
         return source
@@ -126,9 +138,7 @@ def fingerprint(source: str) -> str:
 
 
 def ingredients(card: ModelCard, load_options: LoadOptions) -> dict[str, Any]:
-    """All that decides what a pipeline makes of a request, by what the files hold: weights, the JSON files of its
-    folder, and LoRAs.
-    """
+    """Return digests of all files that decide what a pipeline makes: weights, JSON files and LoRAs."""
     digest = hashlib.sha256()
     for path in sorted(Path(card.source).rglob("*.json")):
         digest.update(f"{path.relative_to(card.source)} ".encode() + path.read_bytes())
@@ -149,18 +159,23 @@ def _read_json(source: str, name: str) -> Mapping[str, Any]:
                 f"model folder {source} has no {name}: give a folder made by save_pretrained"
             )
     else:
-        path = _fetch(source, name)
+        path = _download(source, name)
     try:
-        return json.loads(path.read_text())
+        values: Mapping[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunFailed(f"cannot read {path}: {first_line(error)}") from error
+    return values
 
 
-def _fetch(source: str, name: str) -> Path:
+def _download(source: str, name: str) -> Path:
+    """Return the cached file of a hub repository; download it if it is missing."""
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise InvalidSettings(
             f"no model {source!r}: give {TINY_WORLD}, an existing folder, or a hub id owner/name"
         )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(hf_hub_download(source, name))
     except HFValidationError as error:

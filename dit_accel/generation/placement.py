@@ -1,21 +1,21 @@
-"""How a model is loaded besides its weights: device, dtype, LoRAs, offload, tiling."""
+"""Place a pipeline: device, dtype, LoRAs, offload, tiled decoding and context parallelism."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import ContextParallelConfig
-from safetensors import SafetensorError
 
 from dit_accel.errors import InvalidSettings, first_line
-from dit_accel.hooks.active_pipeline import transformers_of
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 OFFLOADS = ("none", "model", "group", "sequential")
+
+_DEVICE = re.compile(r"(cpu|cuda)(?::(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,13 @@ class LoadOptions:
     """Where and how a pipeline runs.
 
     Attributes:
-        device, dtype: where and in what.
-        loras: of the transformer: folders, .safetensors files or hub ids, each with ``:SCALE`` or without.
-        offload: what of the pipeline waits in the memory of the CPU: ``none``, whole models (``model``), single layers
-            of which the next is on its way (``group``), or single layers (``sequential``), as diffusers does it.
-        vae_tiling: decode in tiles, in less memory.
-        ulysses: devices that share each clip, by diffusers' context parallelism.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: dtype of the weights, one of `DTYPES`.
+        loras: LoRAs of the transformer: folders, .safetensors files or hub ids, each with an optional ``:SCALE``.
+        offload: which weights stay in CPU memory until they are used: ``none``, whole components (``model``), single
+            layers with the next one prefetched (``group``), or single layers (``sequential``).
+        vae_tiling: decode in tiles, which takes less memory.
+        ulysses: number of devices that split each clip by diffusers' context parallelism.
     """
 
     device: str = "cpu"
@@ -39,56 +40,54 @@ class LoadOptions:
     ulysses: int = 1
 
     def check(self) -> None:
-        """Refuse what does not work here.
+        """Check the options against this machine, without loading anything.
 
         Raises:
-            InvalidSettings: in one line.
+            InvalidSettings: for an unknown name, a missing device or file, or options that exclude each other.
         """
         if self.dtype not in DTYPES:
             raise InvalidSettings(
                 f"unknown dtype {self.dtype!r}: choose one of {', '.join(DTYPES)}"
             )
-        kind = check_device(self.device)
         if self.offload not in OFFLOADS:
             raise InvalidSettings(
                 f"unknown offload {self.offload!r}: choose one of {', '.join(OFFLOADS)}"
             )
-        if self.offload != "none" and kind != "cuda":
+        if check_device(self.device) != "cuda" and self.offload != "none":
             raise InvalidSettings(
                 f"offload {self.offload!r} needs a CUDA device, got {self.device!r}: choose none"
             )
-        if self.ulysses > 1 and torch.accelerator.device_count() == 0:
-            raise InvalidSettings(
-                "context parallelism needs an accelerator in each process (diffusers counts them), here is none: "
-                "leave --context-parallel out"
-            )
-        if self.ulysses > 1 and torch.cuda.is_available() and self.device != "cuda":
-            raise InvalidSettings(
-                f"context parallelism gives each process a GPU of its own, got device {self.device!r}: use cuda"
-            )
-        if self.ulysses > 1 and self.offload != "none":
-            raise InvalidSettings("context parallelism and offload do not go together: choose one")
         for text in self.loras:
             lora = Lora.parse(text)
             if lora.is_local and not Path(lora.source).exists():
                 raise InvalidSettings(
                     f"no LoRA {lora.source}: give a folder, a .safetensors file or a hub id"
                 )
+        if self.ulysses > 1:
+            self._check_context_parallelism()
+
+    def _check_context_parallelism(self) -> None:
+        if self.offload != "none":
+            raise InvalidSettings("context parallelism excludes offload: choose one of them")
+        if torch.accelerator.device_count() == 0:
+            raise InvalidSettings(
+                "context parallelism needs an accelerator in each process (diffusers counts them), and this machine "
+                "has none: leave --context-parallel out"
+            )
+        if torch.cuda.is_available() and self.device != "cuda":
+            raise InvalidSettings(
+                f"context parallelism gives each process a GPU of its own, got device {self.device!r}: use cuda"
+            )
 
     def apply(self, pipe: Any) -> Any:
-        """Do it to a pipeline whose weights are in memory.
+        """Place a pipeline whose weights are in memory, and return it.
 
         Raises:
-            InvalidSettings: for a LoRA that does not fit, a VAE that cannot decode in tiles, or a transformer whose
-                tokens diffusers cannot share.
+            InvalidSettings: for a LoRA that does not fit, a VAE that cannot decode in tiles, or a transformer that
+                diffusers cannot run in parallel.
         """
         use_device(self.device)
-        loras = [Lora.parse(text) for text in self.loras]
-        names = [f"lora{number}" for number in range(len(loras))]
-        for lora, name in zip(loras, names, strict=True):
-            lora.load(pipe, name)
-        if loras:
-            pipe.set_adapters(names, [lora.scale for lora in loras])
+        self._load_loras(pipe)
         if self.vae_tiling:
             vae: Any = getattr(pipe, "vae", None)
             if not hasattr(vae, "enable_tiling"):
@@ -96,11 +95,23 @@ class LoadOptions:
                     f"{type(vae).__name__} cannot decode in tiles: leave --vae-tiling out"
                 )
             vae.enable_tiling()
+        self._move(pipe)
+        return pipe
+
+    def _load_loras(self, pipe: Any) -> None:
+        loras = [Lora.parse(text) for text in self.loras]
+        names = [f"lora{number}" for number in range(len(loras))]
+        for lora, name in zip(loras, names, strict=True):
+            lora.load(pipe, name)
+        if loras:
+            pipe.set_adapters(names, [lora.scale for lora in loras])
+
+    def _move(self, pipe: Any) -> None:
+        """Move the weights to the device, or leave them in CPU memory under an offload."""
         if self.offload == "none":
             pipe.to(self.device)
-            self._share(pipe)
-            return pipe
-        if self.offload == "model":
+            self._parallelize(pipe)
+        elif self.offload == "model":
             pipe.enable_model_cpu_offload(device=self.device)
         elif self.offload == "sequential":
             pipe.enable_sequential_cpu_offload(device=self.device)
@@ -108,12 +119,15 @@ class LoadOptions:
             pipe.enable_group_offload(
                 onload_device=torch.device(self.device), offload_type="leaf_level", use_stream=True
             )
-        return pipe
 
-    def _share(self, pipe: Any) -> None:
+    def _parallelize(self, pipe: Any) -> None:
         """Split the tokens of every transformer among the processes."""
         if self.ulysses == 1:
             return
+        from diffusers import ContextParallelConfig
+
+        from dit_accel.hooks.active_pipeline import transformers_of
+
         config = ContextParallelConfig(ulysses_degree=self.ulysses, ulysses_anything=True)
         for transformer in transformers_of(pipe).values():
             model: Any = transformer
@@ -133,67 +147,77 @@ class Lora(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Lora:
-        """``SOURCE`` or ``SOURCE:SCALE``.
+        """Return the adapter that ``SOURCE`` or ``SOURCE:SCALE`` names.
 
         Raises:
-            InvalidSettings: for a scale that is no number.
+            InvalidSettings: for a scale that is not a number.
         """
         source, colon, scale = text.rpartition(":")
-        if not colon or "/" in scale or "\\" in scale:  # a path on another drive has a colon, too
+        # A colon before a slash belongs to a path or to a drive letter.
+        if not colon or "/" in scale or "\\" in scale:
             return cls(text)
         try:
             return cls(source, float(scale))
         except ValueError:
-            raise InvalidSettings(f"LoRA {text!r}: the scale {scale!r} is no number") from None
+            raise InvalidSettings(f"LoRA {text!r}: the scale {scale!r} is not a number") from None
 
     @property
     def is_local(self) -> bool:
+        """Return True if the source is a file or folder, not a hub id."""
         return self.source.endswith(".safetensors") or self.source.count("/") != 1
 
     def load(self, pipe: Any, name: str) -> None:
-        """Load it under a name, from safetensors only.
+        """Load the adapter into a pipeline under a name, from safetensors only.
 
         Raises:
-            InvalidSettings: if the pipeline takes none, or this one does not load.
+            InvalidSettings: if the pipeline takes no LoRA, or this one does not load.
         """
+        from safetensors import SafetensorError
+
         if not hasattr(pipe, "load_lora_weights"):
-            raise InvalidSettings(f"{type(pipe).__name__} takes no LoRA")
+            raise InvalidSettings(f"{type(pipe).__name__} takes no LoRA: leave --lora out")
         path = Path(self.source)
-        where = {"weight_name": path.name} if path.is_file() else {}
+        file_options = {"weight_name": path.name} if path.is_file() else {}
         folder = str(path.parent) if path.is_file() else self.source
         try:
-            pipe.load_lora_weights(folder, adapter_name=name, use_safetensors=True, **where)
+            pipe.load_lora_weights(folder, adapter_name=name, use_safetensors=True, **file_options)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise InvalidSettings(
                 f"LoRA {self.source} does not load: {first_line(error)}"
             ) from error
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the torch dtype of a name in `DTYPES`."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def use_device(device: str) -> None:
-    """Make a numbered CUDA device the current one, by which clocks and new memory go."""
-    place = torch.device(device)
-    if place.type == "cuda" and place.index is not None:
-        torch.cuda.set_device(place)
+    """Make a numbered CUDA device the current one, because timers and new memory follow it."""
+    match = _DEVICE.fullmatch(device)
+    if match and match[1] == "cuda" and match[2]:
+        torch.cuda.set_device(int(match[2]))
 
 
 def check_device(device: str) -> str:
-    """The kind of a device that is there.
+    """Return the type, ``cpu`` or ``cuda``, of a device of this machine.
 
     Raises:
-        InvalidSettings: if it is not.
+        InvalidSettings: for an unknown or missing device.
     """
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind not in ("cpu", "cuda"):
+    match = _DEVICE.fullmatch(device)
+    if match is None:
         raise InvalidSettings(f"unknown device {device!r}: use cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
+    kind, index = match[1], int(match[2] or 0)
+    if kind == "cpu":
+        return kind
+    if not torch.cuda.is_available():
         raise InvalidSettings(
             f"device {device!r} is not available: this machine has no CUDA device; use cpu"
         )
-    index, count = torch.device(device).index or 0, torch.cuda.device_count()
-    if kind == "cuda" and index >= count:
+    count = torch.cuda.device_count()
+    if index >= count:
         raise InvalidSettings(
             f"device {device!r} is not available: choose cuda:0 to cuda:{count - 1}"
         )

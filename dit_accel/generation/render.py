@@ -1,4 +1,4 @@
-"""A prompt becomes frames: settings checked first, then one pipeline call, timed and reported."""
+"""Render one request with a loaded pipeline: one call, timed and reported."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 
 from dit_accel.api import (
     disable_perturbed_guidance,
     enable_perturbed_guidance,
     enable_sparse_attention,
 )
-from dit_accel.errors import InvalidSettings
-from dit_accel.generation.loading import ModelCard, output_of
+from dit_accel.generation.loading import ModelCard, output_kind
 from dit_accel.generation.settings import RenderSettings, build_profile
 from dit_accel.hooks.active_pipeline import transformers_of
+from dit_accel.io.media import read_image
 from dit_accel.runtime.active_sessions import preserved_session
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import AttentionReport
@@ -31,8 +30,12 @@ from dit_accel.runtime.report import AttentionReport
 
 @dataclass(frozen=True)
 class Clip:
-    """What a render made: frames float32 ``[T, H, W, 3]`` in [0, 1], seconds by part, and the
-    attention report.
+    """The result of a render.
+
+    Attributes:
+        frames: float32 ``[T, H, W, 3]`` in [0, 1].
+        seconds: seconds by part, as `LoopTimer.seconds` returns them.
+        attention: what the attention calls did.
     """
 
     frames: np.ndarray
@@ -41,16 +44,16 @@ class Clip:
 
 
 def render(pipe: DiffusionPipeline, settings: RenderSettings) -> Clip:
-    """Run a loaded pipeline once with checked settings; attention is as before afterwards."""
+    """Render validated settings with a loaded pipeline; restore its attention and guidance afterwards."""
     return render_with(pipe, settings, build_profile(settings))
 
 
 def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Profile) -> Clip:
-    """`render` with a profile whose method needs no name."""
+    """Render settings with a profile in place of their own attention settings."""
     with preserved_session(pipe):
         disable_perturbed_guidance(pipe)
         session = enable_sparse_attention(pipe, profile=profile)
-        if settings.pag_scale is not None or settings.heads is not None:
+        if settings.is_guided:
             enable_perturbed_guidance(
                 pipe,
                 settings.pag_scale,
@@ -58,34 +61,21 @@ def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Prof
                 softness=settings.softness,
             )
         with seeded(settings), LoopTimer(pipe) as timer:
-            video = output_of(type(pipe).__name__, session.family) == "video"
-            frames = frames_of(pipe(**call_arguments(settings, video=video)))
+            video = output_kind(type(pipe).__name__, session.family) == "video"
+            frames = extract_frames(pipe(**call_arguments(settings, video=video)))
             return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
 
 
-def frames_of(output: Any) -> np.ndarray:
-    """The first video ``[T, H, W, 3]`` of what a pipeline returns, or the first picture ``[1, H, W, 3]``."""
+def extract_frames(output: Any) -> np.ndarray:
+    """Return the first video ``[T, H, W, 3]`` or the first image ``[1, H, W, 3]`` of a pipeline's output."""
     if hasattr(output, "frames"):
         return np.asarray(output.frames[0])
-    pictures = output.images if hasattr(output, "images") else output.image
-    return np.asarray(pictures[:1])
-
-
-def read_image(path: str) -> Image.Image:
-    """A picture in RGB.
-
-    Raises:
-        InvalidSettings: if the file is none.
-    """
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except OSError as error:
-        raise InvalidSettings(f"{path} is no picture: {error}") from None
+    images = output.images if hasattr(output, "images") else output.image
+    return np.asarray(images[:1])
 
 
 def call_arguments(settings: RenderSettings, *, video: bool = True) -> dict[str, Any]:
-    """Arguments of the call of a pipeline; what is None is left out."""
+    """Return the arguments of a pipeline's call, without those that are None."""
     arguments = {
         "prompt": settings.prompt,
         "negative_prompt": settings.negative_prompt,
@@ -104,8 +94,10 @@ def call_arguments(settings: RenderSettings, *, video: bool = True) -> dict[str,
 
 @contextmanager
 def seeded(settings: RenderSettings) -> Iterator[None]:
-    """PyTorch's own generators start from the seed, too: schedulers that add noise draw it from there, and
-    few pipelines hand them the generator of the call. Afterwards they are as before.
+    """Seed PyTorch's own generators for the block, and restore them afterwards.
+
+    Schedulers that add noise draw it from those generators, because few pipelines pass them the generator of the
+    call.
     """
     device = torch.device(settings.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -113,16 +105,19 @@ def seeded(settings: RenderSettings) -> Iterator[None]:
         yield
 
 
-def now() -> float:
-    """Seconds on the wall clock, after all work given to a CUDA device is done."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+def synchronized_time() -> float:
+    """Return wall-clock seconds after all work given to a CUDA device is done."""
+    # PyTorch's function has no annotations.
+    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if torch.cuda.is_available() and initialized:
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class LoopTimer:
-    """Times a pipeline call from outside: denoising runs from the first transformer forward to the
-    end of the last.
+    """Timer of a pipeline's call.
+
+    The denoising loop runs from the first transformer forward to the end of the last one.
     """
 
     def __init__(self, pipe: DiffusionPipeline) -> None:
@@ -132,25 +127,25 @@ class LoopTimer:
 
     def __enter__(self) -> LoopTimer:
         for transformer in transformers_of(self._pipe).values():
-            before = transformer.register_forward_pre_hook(lambda *_: self._began())
-            after = transformer.register_forward_hook(lambda *_: self._ended())
+            before = transformer.register_forward_pre_hook(lambda *_: self._mark_begin())
+            after = transformer.register_forward_hook(lambda *_: self._mark_end())
             self._stack.callback(before.remove)
             self._stack.callback(after.remove)
-        self._start = now()
+        self._start = synchronized_time()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _began(self) -> None:
-        self._first = self._first or now()
+    def _mark_begin(self) -> None:
+        self._first = self._first or synchronized_time()
 
-    def _ended(self) -> None:
-        self._last = now()
+    def _mark_end(self) -> None:
+        self._last = synchronized_time()
 
     def seconds(self) -> dict[str, float]:
-        """Seconds in ``denoise`` and ``decode``, and in ``total`` with the text encoder."""
-        end = now()
+        """Return seconds in ``denoise`` and ``decode``, and in ``total``, which includes the text encoder."""
+        end = synchronized_time()
         return {
             "denoise": self._last - self._first,
             "decode": end - self._last,
@@ -159,14 +154,14 @@ class LoopTimer:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
+    """Return the versions that a result depends on."""
     return {name: version(name) for name in ("dit_accel", "torch", "diffusers", "transformers")}
 
 
-def report_of(
+def build_record(
     settings: RenderSettings, card: ModelCard, clip: Clip, load_seconds: float
 ) -> dict[str, Any]:
-    """The ``--report`` record of a render."""
+    """Return the record of a render for ``--report``."""
     attention = clip.attention.to_dict()
     return {
         **dataclasses.asdict(settings),

@@ -1,4 +1,4 @@
-"""What a render is asked for: its settings, and how texts become them."""
+"""Define the settings of a render and build them from texts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dit_accel.core.schedule import Guard, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import TINY_WORLD
 from dit_accel.generation.placement import LoadOptions
-from dit_accel.io.parsing import parsed, parsed_knobs
+from dit_accel.io.parsing import parse_dataclass, parse_knobs
 from dit_accel.runtime.profile import Profile, method_of
-from dit_accel_assets.world import SIZES
+from dit_accel_assets.sizes import SIZES
 
 TINY_WORLD_DEFAULTS = {"steps": 25, "guidance_scale": 1.0, "size": "show"}
 
@@ -25,22 +25,34 @@ class RenderSettings:
     """Everything that decides what a render makes. None leaves a value to the pipeline.
 
     Attributes:
-        prompt, negative_prompt: texts.
-        model: ``tiny-world``, a folder, or a hub id.
+        prompt: what the clip shows.
+        negative_prompt: what it does not show.
+        model: ``tiny-world``, a diffusers folder, or a hub id.
         method: name of the attention method.
-        knobs: knobs of the method, of the schedule as ``schedule.NAME`` and of the guard as
+        knobs: knobs of the method by name, of the schedule as ``schedule.NAME`` and of the guard as
             ``guard.NAME``; texts or values.
-        precision, dense_precision: of the sparse and of the dense calls.
+        precision: precision of sparse calls.
+        dense_precision: precision of dense calls.
         guard: ``off``, ``warn`` or ``on``.
-        height, width, frames: pixels and number of frames.
-        steps, guidance_scale, seed: of the denoising loop; the seed feeds a CPU generator, and PyTorch's own for
-            schedulers that add noise.
-        true_cfg_scale: of classifier-free guidance, of pipelines whose guidance_scale is an input of the model.
-        pag_scale, heads, softness: of perturbed-attention guidance, as ``enable_perturbed_guidance`` takes
-            them; there is none without a scale or heads. `check` replaces a head set's file by what is in it.
+        height: pixels.
+        width: pixels.
+        frames: number of frames.
+        steps: denoising steps.
+        guidance_scale: classifier-free guidance.
+        true_cfg_scale: classifier-free guidance of pipelines whose guidance_scale is an input of the model.
+        pag_scale: scale of perturbed guidance; without a scale and heads there is none.
+        heads: perturbed heads, as ``enable_perturbed_guidance`` takes them. `validate` replaces the name of a
+            head set's file by its content.
+        softness: share of the perturbed attention, 0 to 1.
+        seed: seed of the pipeline's CPU generator, and of PyTorch's own generators for schedulers that add noise.
         fps: frames per second of the file.
-        image: file of a picture to start from or to change, of pipelines that take one.
-        device, dtype, loras, offload, vae_tiling, ulysses: how the pipeline is loaded, as in `LoadOptions`.
+        device: as in `LoadOptions`, like the next five.
+        dtype: dtype of the weights.
+        image: image file to start from or to change.
+        loras: LoRAs of the transformer.
+        offload: which weights stay in CPU memory.
+        vae_tiling: decode in tiles.
+        ulysses: devices that split each clip.
     """
 
     prompt: str
@@ -72,13 +84,19 @@ class RenderSettings:
 
     @property
     def load_options(self) -> LoadOptions:
-        """How the pipeline is loaded."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(LoadOptions)}
-        return LoadOptions(**own)
+        """Return how the pipeline is loaded."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(LoadOptions)}
+        return LoadOptions(**values)
+
+    @property
+    def is_guided(self) -> bool:
+        """Return True if perturbed guidance is requested."""
+        return self.pag_scale is not None or self.heads is not None
 
     def as_dense(self) -> RenderSettings:
-        """The same clip, guidance included, with every call dense in full precision: what others are compared
-        with.
+        """Return the same clip with every call dense in full precision; guidance stays.
+
+        This is what accelerated clips are compared with.
         """
         return dataclasses.replace(
             self, method="dense", knobs={}, dense_precision="full", guard="off"
@@ -86,16 +104,17 @@ class RenderSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RenderSettings:
-        """Settings from a file's metadata.
+        """Return the settings that a file's metadata holds.
 
         Raises:
-            InvalidSettings: naming a key that is unknown or a value that does not fit.
+            InvalidSettings: for an unknown key or an invalid value.
         """
-        return parsed(cls, values, "settings")
+        settings: RenderSettings = parse_dataclass(cls, values, "settings")
+        return settings
 
 
 def build_profile(settings: RenderSettings) -> Profile:
-    """How attention runs by some settings.
+    """Return the profile that some settings describe: method, schedule, precisions and guard.
 
     Raises:
         InvalidSettings: for an unknown method or knob, or a value out of range.
@@ -109,10 +128,10 @@ def build_profile(settings: RenderSettings) -> Profile:
     try:
         return Profile(
             method=method_of(settings.method, knobs[""]),
-            schedule=parsed_knobs(Schedule, knobs["schedule"], "schedule knob"),
+            schedule=parse_knobs(Schedule, knobs["schedule"], "schedule knob"),
             precision=check_precision_name("precision", settings.precision),
             dense_precision=check_precision_name("dense_precision", settings.dense_precision),
-            guard=parsed_knobs(Guard, {"mode": settings.guard, **knobs["guard"]}, "guard knob"),
+            guard=parse_knobs(Guard, {"mode": settings.guard, **knobs["guard"]}, "guard knob"),
         )
     except InvalidSettings:
         raise
@@ -120,8 +139,8 @@ def build_profile(settings: RenderSettings) -> Profile:
         raise InvalidSettings(str(error)) from None
 
 
-def knobs_of(assignments: tuple[str, ...]) -> dict[str, str]:
-    """``KNOB=VALUE`` texts as a dictionary.
+def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
+    """Return texts ``KNOB=VALUE`` as a dictionary.
 
     Raises:
         InvalidSettings: for a text without ``=``.
@@ -136,22 +155,27 @@ def knobs_of(assignments: tuple[str, ...]) -> dict[str, str]:
 
 
 def attention_settings(
-    path: Path | None, given: Mapping[str, str | None], knobs: Mapping[str, Any]
+    path: Path | None, overrides: Mapping[str, str | None], knobs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Method, knobs, precisions and guard of a render: what is given wins over the profile's file, and
-    another method drops the profile's knobs of its own.
+    """Return method, knobs, precisions and guard of a render as fields of `RenderSettings`.
+
+    Args:
+        path: file of a profile.
+        overrides: method, precisions and guard that win over the profile; None leaves its value. Another method
+            drops the knobs of the profile's method.
+        knobs: knobs that win over the profile's.
 
     Raises:
         InvalidSettings: as `Profile.load`.
     """
-    chosen = {name: value for name, value in given.items() if value is not None}
-    kept: dict[str, Any] = {"knobs": {}}
+    chosen = {name: value for name, value in overrides.items() if value is not None}
+    defaults: dict[str, Any] = {"knobs": {}}
     if path:
         profile = Profile.load(path)
         if chosen.get("method") not in (None, profile.method.name):
             profile = profile.with_method(method_of(chosen["method"], {}))
-        kept = profile.as_settings()
-    return {**kept, **chosen, "knobs": {**kept["knobs"], **knobs}}
+        defaults = profile.as_settings()
+    return {**defaults, **chosen, "knobs": {**defaults["knobs"], **knobs}}
 
 
 class Size(NamedTuple):
@@ -162,8 +186,10 @@ class Size(NamedTuple):
     frames: int | None
 
 
-def size_of(size: str | None, height: int | None, width: int | None, frames: int | None) -> Size:
-    """The size that ``--size`` names, changed by the single options."""
-    named = SIZES[size] if size else (None, None, None)
-    given = zip((height, width, frames), named, strict=True)
-    return Size(*(one if one is not None else default for one, default in given))
+def resolve_size(
+    size: str | None, height: int | None, width: int | None, frames: int | None
+) -> Size:
+    """Return a named size of the tiny world, changed by the values that are not None."""
+    defaults = SIZES[size] if size else (None, None, None)
+    overrides = zip((height, width, frames), defaults, strict=True)
+    return Size(*(value if value is not None else default for value, default in overrides))

@@ -1,82 +1,131 @@
-"""What is wrong with a request, told before any weight is loaded."""
+"""Validate a request before any weights are loaded.
+
+Checks run from the cheapest to the slowest: the settings alone, the model's JSON files, and the signature of the
+pipeline's call, which imports diffusers.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
-from dit_accel import hooks
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.call_checks import check_call
 from dit_accel.generation.loading import TINY_WORLD, ModelCard, read_card
 from dit_accel.generation.settings import TINY_WORLD_DEFAULTS, RenderSettings, build_profile
 from dit_accel.guidance import ModelShape, PerturbedGuidance, check_family, find_heads
-from dit_accel.io.parsing import parsed
-from dit_accel_assets.world import SIZES
+from dit_accel.io.media import read_image
+from dit_accel.io.parsing import parse_dataclass
+from dit_accel_assets.sizes import SIZES
 
 
-def check(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
-    """Check settings against the model's own JSON files and fill in the tiny world's defaults;
-    loads no weights.
+def validate(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
+    """Return settings with the tiny world's defaults filled in, and the card of their model.
+
+    No weights are loaded.
 
     Raises:
-        InvalidSettings: with one line that says what to change.
+        InvalidSettings: for settings that cannot work, in one line that says what to change.
+    """
+    settings, card = validate_with_card(settings)
+    check_call(settings, card)
+    return settings, card
+
+
+def validate_with_card(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
+    """`validate` without the check of the pipeline's call, and without importing diffusers.
+
+    Raises:
+        InvalidSettings: as `validate`.
+    """
+    check_settings(settings)
+    card = read_card(settings.model)
+    check_sharing(settings, card)
+    if settings.model == TINY_WORLD:
+        settings = _with_tiny_world_defaults(settings)
+    settings = resolve_heads(settings, card)
+    check_size(settings, card)
+    return settings, card
+
+
+def check_settings(settings: RenderSettings) -> None:
+    """Check what the settings alone can tell.
+
+    Raises:
+        InvalidSettings: naming the setting.
     """
     build_profile(settings)
-    settings.load_options.check()
     if settings.steps is not None and settings.steps < 1:
         raise InvalidSettings(f"steps must be at least 1, got {settings.steps}")
     if settings.fps < 1:
         raise InvalidSettings(f"fps must be at least 1, got {settings.fps}")
     if not 0 <= settings.seed < 2**63:
         raise InvalidSettings(f"seed must be in [0, 2**63), got {settings.seed}")
-    card = read_card(settings.model)
-    check_shared(settings, card)
-    if settings.model == TINY_WORLD:
-        settings = _with_tiny_world_defaults(settings)
-    height, width, frames = settings.height, settings.width, settings.frames
-    rule = card.sizes
-    settings = with_heads(settings, card)
-    check_call(settings, card)
-    least = rule.first_frames or rule.frame_step
-    complaint = rule.complaint(height or rule.multiple, width or rule.multiple, frames or least)
-    if complaint:
-        raise InvalidSettings(complaint)
-    return settings, card
+    if settings.softness is not None and not settings.is_guided:
+        raise InvalidSettings(
+            "softness applies only to perturbed guidance: also pass --pag-scale or --heads."
+        )
+    if settings.image is not None:
+        read_image(settings.image)
+    settings.load_options.check()
 
 
-def check_shared(settings: RenderSettings, card: ModelCard) -> None:
-    """What devices that share a clip cannot do.
+def check_sharing(settings: RenderSettings, card: ModelCard) -> None:
+    """Check that a clip can be split among devices, if it is to be.
 
     Raises:
-        InvalidSettings: naming it.
+        InvalidSettings: naming the setting or pipeline that excludes it.
     """
-    guided = settings.pag_scale is not None or settings.heads is not None
+    if settings.ulysses == 1:
+        return
+    from dit_accel import hooks
+
     try:
-        hooks.check_shared(settings.ulysses, guided, settings.guard)
+        hooks.check_shared(settings.ulysses, settings.is_guided, settings.guard)
     except RuntimeError as error:
         raise InvalidSettings(str(error)) from None
-    if settings.ulysses > 1 and card.family.unshared:
+    if card.family.context_parallel_error:
         raise InvalidSettings(
-            f"{card.pipeline} cannot share a clip ({card.family.unshared}): leave --context-parallel out"
+            f"{card.pipeline} cannot split a clip among devices ({card.family.context_parallel_error}): "
+            "leave --context-parallel out"
         )
 
 
-def with_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:
-    """Perturbed guidance checked against the shape of the model, with the content of a head set's file."""
-    if settings.pag_scale is None and settings.heads is None:
-        if settings.softness is not None:
-            raise InvalidSettings(
-                "softness is one of perturbed guidance: give a pag scale or heads, too"
-            )
+def check_size(settings: RenderSettings, card: ModelCard) -> None:
+    """Check pixels and frames against the sizes that a model can make.
+
+    Raises:
+        InvalidSettings: naming the nearest sizes that work.
+    """
+    if card.output == "image" and settings.frames not in (None, 1):
+        raise InvalidSettings(
+            f"{card.pipeline} makes images: leave --frames out, got {settings.frames}"
+        )
+    rule = card.sizes
+    error = rule.find_error(
+        settings.height or rule.multiple,
+        settings.width or rule.multiple,
+        settings.frames or rule.first_frames or rule.frame_step,
+    )
+    if error:
+        raise InvalidSettings(error)
+
+
+def resolve_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:
+    """Return settings whose head set's file is replaced by its content, checked against the model.
+
+    Raises:
+        InvalidSettings: for a family that cannot be guided, or heads or values that do not fit.
+    """
+    if not settings.is_guided:
         return settings
     check_family(card.family)
     shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-    found = find_heads("all" if settings.heads is None else settings.heads, None, shape)
-    given = {"scale": settings.pag_scale, "softness": settings.softness}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    parsed(PerturbedGuidance, {**found.settings, **chosen}, "guidance")
+    heads = find_heads("all" if settings.heads is None else settings.heads, None, shape)
+    requested = {"scale": settings.pag_scale, "softness": settings.softness}
+    overrides = {name: value for name, value in requested.items() if value is not None}
+    parse_dataclass(PerturbedGuidance, {**heads.settings, **overrides}, "guidance")
     if isinstance(settings.heads, str) and settings.heads.endswith(".json"):
-        return dataclasses.replace(settings, heads=found.to_dict())
+        return dataclasses.replace(settings, heads=heads.to_dict())
     return settings
 
 
@@ -90,4 +139,5 @@ def _with_tiny_world_defaults(settings: RenderSettings) -> RenderSettings:
         "guidance_scale": TINY_WORLD_DEFAULTS["guidance_scale"],
     }
     missing = {k: v for k, v in defaults.items() if getattr(settings, k) is None}
+    # The values of a dictionary have one type, the fields have several.
     return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]

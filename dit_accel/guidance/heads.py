@@ -14,7 +14,7 @@ from dit_accel.core.schedule import Rule
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.io.atomic import atomic_write
-from dit_accel.io.parsing import parsed
+from dit_accel.io.parsing import parse_dataclass
 from dit_accel_assets import head_sets
 from dit_accel_pipelines import Family
 
@@ -116,7 +116,7 @@ class HeadSet:
             raise InvalidSettings(
                 f"unknown setting {min(unknown)!r}: choose from {', '.join(SETTINGS)}"
             )
-        read = parsed(PerturbedGuidance, dict(self.settings), "head set")
+        read = parse_dataclass(PerturbedGuidance, dict(self.settings), "head set")
         object.__setattr__(self, "heads", merged)
         object.__setattr__(self, "settings", {name: getattr(read, name) for name in self.settings})
 
@@ -178,7 +178,7 @@ class HeadSet:
         unknown = set(values) - {"format", "model", "heads", "settings", "provenance"}
         if unknown:
             raise InvalidSettings(f"unknown key {min(unknown)!r} in a head set")
-        model = parsed(ModelShape, _mapping(values, "model"), "head set model")
+        model = parse_dataclass(ModelShape, _mapping(values, "model"), "head set model")
         heads: dict[tuple[str, int], tuple[int, ...]] = {}
         given = values.get("heads")
         entries: list[Any] = given if isinstance(given, list) else [given]

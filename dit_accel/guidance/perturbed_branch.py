@@ -253,7 +253,7 @@ class PerturbedBranch:
         batch = arguments["hidden_states"].shape[0]
         return {
             name: _half(arguments[name], batch, self._rows)
-            for name in self.family.batched
+            for name in self.family.batch_arguments
             if name in arguments
         }
 

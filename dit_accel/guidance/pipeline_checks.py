@@ -27,7 +27,7 @@ def deviations(pipe: Any, family: Family) -> Iterator[str]:
         yield "guidance_rescale of the pipeline also rescales what perturbed guidance adds"
     for process in family.postprocess:
         if _holds(pipe, process):
-            yield f"the pipeline {process.words}, and with it what perturbed guidance adds"
+            yield f"the pipeline {process.description}, and with it what perturbed guidance adds"
 
 
 def _guider_of(pipe: Any) -> Any:

@@ -93,11 +93,11 @@ def interleaved(layout: TokenLayout, degree: int, device: torch.device) -> Token
     first = layout.text_tokens if layout.text_first else layout.visual_tokens
     shares = (tokens[:first].tensor_split(degree), tokens[first:].tensor_split(degree))
     gathered_order = torch.cat([share for pair in zip(*shares, strict=True) for share in pair])
-    places = gathered_order.argsort()
-    if not layout.parts:
-        return dataclasses.replace(layout, parts=(TokenSubset(None, places),))
-    parts = (TokenSubset(part.samples, places[part.places]) for part in layout.parts)
-    return dataclasses.replace(layout, parts=tuple(parts))
+    token_index = gathered_order.argsort()
+    if not layout.subsets:
+        return dataclasses.replace(layout, subsets=(TokenSubset(None, token_index),))
+    subsets = (TokenSubset(s.sample_index, token_index[s.token_index]) for s in layout.subsets)
+    return dataclasses.replace(layout, subsets=tuple(subsets))
 
 
 def check_shared(degree: int, guided: bool, guard: str) -> None:

@@ -1,1 +1,1 @@
-"""Files: atomic writes, JSON Lines, media, prompts and text parsing."""
+"""Read and write files: atomic writes, JSON Lines, media, prompts, tables and text parsing."""

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Write files atomically: a reader sees the whole file or none."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ from dit_accel.errors import InvalidSettings
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that becomes ``path`` on success and vanishes on failure. Who ends the process
-    meanwhile, by Ctrl-C or SIGTERM, waits until the file is there.
+    """Yield a temporary file name that becomes ``path`` on success and is removed on failure.
+
+    SIGINT and SIGTERM are deferred until the file is complete.
+
+    Example:
+        >>> with atomic_write(Path("report.json")) as temporary:
+        ...     temporary.write_text("{}")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
@@ -30,23 +35,32 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Deliver SIGINT and SIGTERM at the end: an encoder that was just started would write after the clean-up."""
-    arrived: list[int] = []
-    main = threading.current_thread() is threading.main_thread()  # no other may change handlers
-    ends = (signal.SIGINT, signal.SIGTERM) if main else ()
-    known = [n for n in ends if signal.getsignal(n) is not None]  # else it could not be put back
-    before = {n: signal.signal(n, lambda number, _: arrived.append(number)) for n in known}
+    """Deliver SIGINT and SIGTERM at the end of the block.
+
+    An encoder that has just been started would write its file after the clean-up. Outside the main
+    thread the signals are not deferred, because Python changes handlers only there.
+    """
+    received: list[int] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    deferred = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    # A handler that was not installed from Python reads as None and cannot be restored.
+    restorable = [number for number in deferred if signal.getsignal(number) is not None]
+    handlers = {n: signal.signal(n, lambda number, _: received.append(number)) for n in restorable}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        for late in arrived:
+        for late in received:
             signal.raise_signal(late)
 
 
 def check_writable(path: Path) -> None:
-    """Raise InvalidSettings unless a file can be written at ``path``; makes nothing."""
+    """Check that a file can be written at ``path``; leave nothing behind.
+
+    Raises:
+        InvalidSettings: if the path is a folder, or its folder does not accept new files.
+    """
     if path.is_dir():
         raise InvalidSettings(f"output {path} is a folder: give a file name")
     folder = next(p for p in path.absolute().parents if p.exists())
@@ -60,5 +74,5 @@ def check_writable(path: Path) -> None:
         probe.rmdir()
     except OSError as error:
         raise InvalidSettings(
-            f"cannot write into {folder}: {error.strerror}; choose another -o"
+            f"cannot write into {folder}: {error.strerror}; choose another output with -o"
         ) from None

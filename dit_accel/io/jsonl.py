@@ -1,4 +1,7 @@
-"""Measurements on disk: strict JSON (infinite values as text, NaN as null), appended line by line."""
+"""Read and write measurements as JSON Lines, one record a line.
+
+The JSON is strict: an infinite number is the text ``"inf"`` or ``"-inf"``, NaN is null.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,19 @@ from dit_accel.io.atomic import atomic_write
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """A value as JSON that every reader takes."""
+    """Return a value as strict JSON."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line to a JSONL file; a last line that was cut off stays alone."""
+    """Append a record to a file; start a new line if the last one was cut off."""
     cut_off = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
     with path.open("a") as file:
         file.write(("\n" if cut_off else "") + to_json(record) + "\n")
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSONL file, without lines that were cut off; empty where there is no file."""
+    """Return the records of a file, without lines that were cut off; empty if the file is missing."""
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -34,19 +37,21 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def log_of(path: Path, rank: int) -> Path:
-    """Where a process appends: the first one to ``path``, the others beside it (``name.1.jsonl``, ...)."""
+def log_path(path: Path, rank: int) -> Path:
+    """Return the file that a process appends to: ``name.jsonl`` for rank 0, ``name.1.jsonl`` for rank 1."""
     return path if rank == 0 else path.with_name(f"{path.stem}.{rank}{path.suffix}")
 
 
 def read_logs(path: Path) -> list[dict[str, Any]]:
-    """The records of all processes."""
-    beside = sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))
-    return [record for log in [path, *beside] for record in read_records(log)]
+    """Return the records that all processes appended."""
+    other_ranks = sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))
+    return [record for log in [path, *other_ranks] for record in read_records(log)]
 
 
 def _finite(value: Any) -> Any:
-    if hasattr(value, "_asdict"):  # a NamedTuple keeps its names
+    """Return a value with text or None for numbers that strict JSON does not have."""
+    # A NamedTuple keeps its field names.
+    if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}

@@ -1,8 +1,6 @@
-"""Frames to files and back: mp4 (PNG for one frame), with the settings that made them in the file's
-metadata.
+"""Write frames to mp4 and PNG files with the settings that made them in the metadata, and read both back.
 
-Frames are ``[T, H, W, 3]`` float arrays in [0, 1]. Files are written under a temporary name and
-renamed when complete.
+Frames are float arrays ``[T, H, W, 3]`` in [0, 1].
 """
 
 from __future__ import annotations
@@ -12,76 +10,117 @@ import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import imageio.v2 as imageio
-import imageio_ffmpeg
-import numpy as np
-from PIL import Image, ImageDraw, PngImagePlugin
+from typing import TYPE_CHECKING, Any
 
 from dit_accel.errors import InvalidSettings
+from dit_accel.extensions import require
 from dit_accel.io.atomic import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
 
 METADATA_KEY = "dit_accel"
 
 
+def require_encoder() -> None:
+    """Check that the packages which read and write mp4 files are installed.
+
+    Raises:
+        RunFailed: naming the extra that brings them.
+    """
+    require("imageio", "video", "mp4 files")
+    require("imageio_ffmpeg", "video", "mp4 files")
+
+
 def to_bytes(frames: np.ndarray) -> np.ndarray:
-    return (np.clip(frames, 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
+    """Return frames as uint8 of the same shape, rounded."""
+    import numpy as np
+
+    scaled: np.ndarray = (np.clip(frames, 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
+    return scaled
 
 
 def write_clip(path: Path, frames: np.ndarray, fps: int, metadata: Mapping[str, Any]) -> None:
-    """Write mp4 (H.264), or PNG for a ``.png`` path (its first frame), with metadata as JSON
-    inside.
+    """Write frames with metadata.
+
+    Args:
+        path: ``.png`` writes the first frame, anything else an H.264 video.
+        frames: float ``[T, H, W, 3]`` in [0, 1].
+        fps: frames per second of a video.
+        metadata: values that JSON can hold.
+
+    Raises:
+        RunFailed: for a video without imageio-ffmpeg.
     """
     text = json.dumps({METADATA_KEY: metadata})
+    if path.suffix != ".png":
+        require_encoder()
     with atomic_write(path) as temporary:
         if path.suffix == ".png":
-            info = PngImagePlugin.PngInfo()
-            info.add_text(METADATA_KEY, text)
-            Image.fromarray(to_bytes(frames[0])).save(temporary, pnginfo=info)
-            return
-        with imageio.get_writer(
-            temporary,
-            format="FFMPEG",
-            fps=fps,
-            codec="libx264",
-            quality=8,
-            macro_block_size=2,
-            output_params=["-metadata", f"comment={text}"],
-        ) as writer:
-            for frame in to_bytes(frames):
-                writer.append_data(frame)  # type: ignore[attr-defined]
+            _write_png(temporary, frames[0], text)
+        else:
+            _write_mp4(temporary, frames, fps, text)
+
+
+def _write_png(path: Path, frame: np.ndarray, text: str) -> None:
+    from PIL import Image, PngImagePlugin
+
+    info = PngImagePlugin.PngInfo()
+    info.add_text(METADATA_KEY, text)
+    Image.fromarray(to_bytes(frame)).save(path, pnginfo=info)
+
+
+def _write_mp4(path: Path, frames: np.ndarray, fps: int, text: str) -> None:
+    import imageio.v2 as imageio
+
+    with imageio.get_writer(
+        path,
+        format="FFMPEG",
+        fps=fps,
+        codec="libx264",
+        quality=8,
+        macro_block_size=2,
+        output_params=["-metadata", f"comment={text}"],
+    ) as writer:
+        for frame in to_bytes(frames):
+            writer.append_data(frame)  # type: ignore[attr-defined]
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The settings kept in an output of `write_clip`.
+    """Return the metadata that `write_clip` put into a file.
 
     Raises:
-        InvalidSettings: if the file is missing or holds none.
+        InvalidSettings: if the file is missing, or holds no metadata of ours.
+        RunFailed: for a video without imageio-ffmpeg.
     """
-    texts = read_tags(path)
+    tags = read_tags(path)
     for name in ("comment", METADATA_KEY):
         try:
-            return json.loads(texts[name])[METADATA_KEY]
+            metadata: dict[str, Any] = json.loads(tags[name])[METADATA_KEY]
+            return metadata
         except (ValueError, KeyError, TypeError):
             continue
     raise InvalidSettings(
-        f"{path} holds no settings of dit-accel: give a file that `dit-accel render` or ComfyUI with our nodes wrote"
+        f"{path} holds no settings of dit-accel: give a file that `dit-accel render` or our ComfyUI nodes wrote"
     )
 
 
 def read_tags(path: Path) -> dict[str, str]:
-    """All texts in a file's metadata, by name in lower case.
+    """Return all texts in a file's metadata by lower-case name.
 
     Raises:
-        InvalidSettings: if there is no such file.
+        InvalidSettings: if the file is missing.
+        RunFailed: for a video without imageio-ffmpeg.
     """
     if not path.is_file():
-        raise InvalidSettings(f"no file {path}")
-    return _png_tags(path) if path.suffix == ".png" else _video_tags(path)
+        raise InvalidSettings(f"no file {path}: give an .mp4 or .png file")
+    return _read_png_tags(path) if path.suffix == ".png" else _read_video_tags(path)
 
 
-def _png_tags(path: Path) -> dict[str, str]:
+def _read_png_tags(path: Path) -> dict[str, str]:
+    from PIL import Image
+
     try:
         with Image.open(path) as image:
             return {str(k).lower(): v for k, v in image.info.items() if isinstance(v, str)}
@@ -89,22 +128,45 @@ def _png_tags(path: Path) -> dict[str, str]:
         return {}
 
 
-def _video_tags(path: Path) -> dict[str, str]:
+def _read_video_tags(path: Path) -> dict[str, str]:
+    require_encoder()
+    import imageio_ffmpeg
+
     ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
     command = [ffmpeg, "-v", "error", "-i", str(path), "-f", "ffmetadata", "-"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    found = re.findall(r"^(\w+)=((?:\\.|[^\\\n])*)", shown, re.MULTILINE | re.DOTALL)
-    return {name.lower(): re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL) for name, text in found}
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    tags = re.findall(r"^(\w+)=((?:\\.|[^\\\n])*)", output, re.MULTILINE | re.DOTALL)
+    return {name.lower(): re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL) for name, text in tags}
 
 
-def side_by_side(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Two clips of the same shape next to each other, with a thin white line between."""
-    line = np.ones((*first.shape[:2], 4, 3), first.dtype)
-    return np.concatenate([first, line, second], axis=2)
+def read_image(path: str) -> Image.Image:
+    """Return an image file in RGB.
+
+    Raises:
+        InvalidSettings: if the file is missing or is not an image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise InvalidSettings(f"cannot read image {path}: {error}") from None
 
 
-def strip(rows: Mapping[str, np.ndarray], columns: int = 7) -> Image.Image:
-    """A picture of ``columns`` evenly spaced frames per clip, one labelled row a clip."""
+def join_side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return two clips of the same shape next to each other, with a thin white line between them."""
+    import numpy as np
+
+    line = np.ones((*left.shape[:2], 4, 3), left.dtype)
+    return np.concatenate([left, line, right], axis=2)
+
+
+def draw_strip(rows: Mapping[str, np.ndarray], columns: int = 7) -> Image.Image:
+    """Return an image with one labelled row for each clip, of ``columns`` evenly spaced frames."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
     margin, label = 4, 16
     clips = list(rows.items())
     _, height, width, _ = clips[0][1].shape
@@ -117,7 +179,7 @@ def strip(rows: Mapping[str, np.ndarray], columns: int = 7) -> Image.Image:
     for row, (name, frames) in enumerate(clips):
         top = row * (height + margin + label) + margin
         draw.text((margin, top), name, fill="black")
-        chosen = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
-        for column, frame in enumerate(to_bytes(frames[chosen])):
+        indices = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
+        for column, frame in enumerate(to_bytes(frames[indices])):
             sheet.paste(Image.fromarray(frame), (margin + column * (width + margin), top + label))
     return sheet

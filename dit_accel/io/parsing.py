@@ -1,4 +1,4 @@
-"""Values from files and from the command line become dataclasses, with the key in the error."""
+"""Turn values from files and from the command line into dataclasses; errors name the key."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
 from dit_accel.errors import InvalidSettings
 
+# pydantic names the members of a union in an error's location; they are not keys.
+_UNION_MEMBERS = ("float", "int", "str", "bool", "none")
 
-def parsed(target: Any, values: Mapping[str, Any], what: str) -> Any:
-    """Build a dataclass from values.
+
+def parse_dataclass(target: Any, values: Mapping[str, Any], what: str) -> Any:
+    """Return an instance of a dataclass built from plain values.
+
+    Args:
+        target: the dataclass.
+        values: field name to value.
+        what: name of such a field in error texts, for example ``"svg2 knob"``.
 
     Raises:
         InvalidSettings: for an unknown key, a value of the wrong type, or one that the dataclass refuses.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     known = [f.name for f in dataclasses.fields(target)]
     for key in values:
         if key not in known:
@@ -27,32 +35,38 @@ def parsed(target: Any, values: Mapping[str, Any], what: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
-        place = _place(first["loc"])
-        given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-        raise InvalidSettings(f"{what} {place + ': ' if place else ''}{message}{given}") from None
+        location = _format_location(first["loc"])
+        got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+        raise InvalidSettings(
+            f"{what} {location + ': ' if location else ''}{message}{got}"
+        ) from None
 
 
-def _place(location: tuple[int | str, ...]) -> str:
-    """``rules[0].layers`` from a location; pydantic also names the members of unions, which are no keys."""
+def _format_location(location: tuple[int | str, ...]) -> str:
+    """Return a location as text such as ``rules[0].layers``."""
     text = ""
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif re.fullmatch(r"[a-z_0-9]+", part) and part not in _MEMBERS:
+        elif re.fullmatch(r"[a-z_0-9]+", part) and part not in _UNION_MEMBERS:
             text += f".{part}" if text else part
     return text
 
 
-_MEMBERS = ("float", "int", "str", "bool", "none")
+def parse_knobs(target: Any, texts: Mapping[str, Any], what: str) -> Any:
+    """Return an instance of a dataclass built from texts of the command line.
 
+    ``none`` is None; a sequence is written ``8,2`` or ``8+2``.
 
-def parsed_knobs(target: Any, texts: Mapping[str, Any], what: str) -> Any:
-    """`parsed` for texts of the command line: ``none``, and sequences as ``8,2`` or ``8+2``."""
+    Raises:
+        InvalidSettings: as `parse_dataclass`.
+    """
     types = get_type_hints(target)
-    return parsed(target, {k: _knob(v, types.get(k)) for k, v in texts.items()}, what)
+    values = {name: _parse_knob(text, types.get(name)) for name, text in texts.items()}
+    return parse_dataclass(target, values, what)
 
 
-def _knob(value: Any, kind: Any) -> Any:
+def _parse_knob(value: Any, kind: Any) -> Any:
     if not isinstance(value, str):
         return value
     kinds = (kind, *get_args(kind))
@@ -64,15 +78,17 @@ def _knob(value: Any, kind: Any) -> Any:
     return value
 
 
-def whole_numbers(name: str, text: str) -> list[int]:
-    """``0,1,2`` as numbers.
+def parse_integers(name: str, text: str) -> list[int]:
+    """Return the integers of a text such as ``0,1,2``.
+
+    Args:
+        name: name of the option in error texts.
+        text: integers separated by commas.
 
     Raises:
-        InvalidSettings: for anything else.
+        InvalidSettings: for any other text.
     """
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InvalidSettings(
-            f"{name} takes whole numbers separated by commas, got {text!r}"
-        ) from None
+        raise InvalidSettings(f"{name} takes integers separated by commas, got {text!r}") from None

@@ -1,4 +1,4 @@
-"""Tables as plain text."""
+"""Format tables as plain text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from tabulate import tabulate
 
 
-def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return named rows of figures as text with aligned columns; None shows as a dash.
+def format_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return named rows of values as text with aligned columns; None shows as a dash.
 
     Args:
-        rows: row name to figures by column; all rows have the columns of the first.
+        rows: row name to values by column; all rows have the columns of the first one.
     """
     columns = list(next(iter(rows.values())))
     cells = [[name, *(_format_value(row[c]) for c in columns)] for name, row in rows.items()]

@@ -82,9 +82,9 @@ class ReTtention(Method):
         beta: Weight of the new log-sum-exp in ``"merge"``. 1 uses only the new one, and 0 only the stored one.
         lam: Lambda of the paper, for ``"paper"``.
         local_above: Heads whose mean rho is above this drop the rest. 1 selects no head.
-        reuse_below: Heads whose mean rho is below this repeat their whole output. 0 selects no head. 1 selects all heads
-            that are not local; then no mask is needed, and a full step is one dense attention. Other values make the host
-            read the mean rhos once per layer at every full step.
+        reuse_below: Heads whose mean rho is below this repeat their whole output. 0 selects no head. 1 selects all
+            heads that are not local; then no mask is needed, and a full step is one dense attention. Other values make
+            the host read the mean rhos once per layer at every full step.
     """
 
     name: ClassVar[str] = "re-ttention"
@@ -214,7 +214,7 @@ class ReTtention(Method):
             assert state.repeated is not None
             whole[:, heads.reused] = state.repeated
             if active.numel():
-                block_map = state.block_map.of_heads(active)
+                block_map = state.block_map.select_heads(active)
                 density = ops.density(block_map) * (active.numel() / whole.shape[1])
                 out, lse = ops.partial(block_map, select_heads(call, active))
                 assert lse is not None

@@ -16,8 +16,8 @@ from dit_accel_kernels import BlockMap, antidiagonal_mass, select_top_p
 class XAttention(Refreshed):
     """Attention to uniform blocks of neighboring tokens, chosen by antidiagonal sums.
 
-    The antidiagonal of every ``stride`` x ``stride`` square of scores is summed. Each query block selects the key blocks
-    that hold ``threshold`` of the mass.
+    The antidiagonal of every ``stride`` x ``stride`` square of scores is summed. Each query block selects the key
+    blocks that hold ``threshold`` of the mass.
 
     Attributes:
         threshold: Share of the estimated mass, in (0, 1].

@@ -65,7 +65,7 @@ class AttentionRunner(MethodRunner):
         layout = forward.layout if forward is not None else None
         if layout is None:
             run.most_tokens = max(run.most_tokens, tokens)
-        elif self.family.crops_text:
+        elif self.family.variable_text:
             layout = replace(layout, text_tokens=max(0, tokens - layout.visual_tokens))
         return CallFacts(
             tokens=tokens,

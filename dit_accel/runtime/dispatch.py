@@ -50,7 +50,7 @@ class CallFacts:
 
 def _masked(facts: CallFacts) -> bool:
     """Return True if a mask matters: the token subsets of a layout leave out masked tokens already."""
-    in_layout = facts.layout is not None and bool(facts.layout.parts)
+    in_layout = facts.layout is not None and bool(facts.layout.subsets)
     return facts.masked and (facts.unreadable_mask or not in_layout)
 
 

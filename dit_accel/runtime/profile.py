@@ -18,7 +18,7 @@ from dit_accel.core.precision import Precision, check_precision_name
 from dit_accel.core.schedule import Guard, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
-from dit_accel.io.parsing import parsed, parsed_knobs
+from dit_accel.io.parsing import parse_dataclass, parse_knobs
 from dit_accel.methods import Method, SVGEar, find_method
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -133,8 +133,10 @@ class Profile:
             }
             return cls(
                 method=method_of(values.get("method", SVGEar.name), values.get("knobs", {})),
-                schedule=parsed(Schedule, _as_texts(values.get("schedule", {})), "schedule"),
-                guard=parsed(Guard, _as_texts(values.get("guard", {})), "guard"),
+                schedule=parse_dataclass(
+                    Schedule, _as_texts(values.get("schedule", {})), "schedule"
+                ),
+                guard=parse_dataclass(Guard, _as_texts(values.get("guard", {})), "guard"),
                 **rest,
             )
         except InvalidSettings:
@@ -209,7 +211,7 @@ def method_of(name: Any, knobs: Mapping[str, Any]) -> Method:
         kind = find_method(str(name))
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
-    method: Method = parsed_knobs(kind, _with_methods(knobs, kind.name), f"{kind.name} knob")
+    method: Method = parse_knobs(kind, _with_methods(knobs, kind.name), f"{kind.name} knob")
     return method
 
 
@@ -223,7 +225,7 @@ def with_knobs(method: Method, knobs: Mapping[str, Any]) -> Method:
         return method
     current = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
     values = {**current, **_with_methods(knobs, method.name)}
-    changed: Method = parsed(type(method), values, f"{method.name} knob")
+    changed: Method = parse_dataclass(type(method), values, f"{method.name} knob")
     return changed
 
 

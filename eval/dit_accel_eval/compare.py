@@ -14,7 +14,7 @@ from dit_accel.errors import InvalidSettings, first_line
 from dit_accel.generation.render import versions
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
-from dit_accel.io.tables import table
+from dit_accel.io.tables import format_table
 from dit_accel_eval.comparison import similarity_metrics
 from dit_accel_eval.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, difference, read_clip, write_webm
 from dit_accel_eval.page import Page, Panel, Player, TableRow
@@ -57,7 +57,7 @@ def compare(
     if out:
         keep(out, records)
         write(out, found, records, rows, fps)
-    return "\n".join([table(rows), *notes(records)])
+    return "\n".join([format_table(rows), *notes(records)])
 
 
 def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:

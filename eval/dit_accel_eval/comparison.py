@@ -9,7 +9,7 @@ import numpy as np
 
 from dit_accel.generation.render import Clip
 from dit_accel.hooks.attention_backend import active_backend_name
-from dit_accel.io.tables import table
+from dit_accel.io.tables import format_table
 from dit_accel_assets import oracle
 from dit_accel_assets.world import parse_caption
 from dit_accel_eval.metrics.caption import caption_correct
@@ -101,7 +101,7 @@ def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> s
     }
     ratio = f"speed-up of the denoising loop: {speedup(dense, other):.2f}"
     backend = f"diffusers' dense attention ({active_backend_name()})"
-    lines = [table(rows), f"{ratio}, over {backend}"]
+    lines = [format_table(rows), f"{ratio}, over {backend}"]
     lines += [
         f"{name} spent {describe_times(clip)}" for name, clip in (("dense", dense), (method, other))
     ]

@@ -25,8 +25,8 @@ from dit_accel.generation.loading import ModelCard, load_pipeline
 from dit_accel.generation.placement import LoadOptions
 from dit_accel.generation.render import Clip, render
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
-from dit_accel.io.jsonl import append_record, log_of, read_logs, to_json
+from dit_accel.generation.validation import validate
+from dit_accel.io.jsonl import append_record, log_path, read_logs, to_json
 from dit_accel.runtime.cost_model import SlowdownWarning
 from dit_accel_eval.comparison import quality_metrics
 from dit_accel_eval.dense import NATIVE, DenseBackend, check_finite
@@ -65,7 +65,7 @@ class RecordLog:
     def append(self, rank: int, record: Mapping[str, Any]) -> None:
         """Append a record to the file of a process."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        append_record(log_of(self.path, rank), record)
+        append_record(log_path(self.path, rank), record)
 
 
 @dataclass
@@ -142,7 +142,7 @@ class PairedRunner:
 
         The times are measured in this process, because a speed-up is a ratio within one process.
         """
-        settings, _ = check(case)
+        settings, _ = validate(case)
         name = self.dense_name(case)
         path = self.folder / f"{name}.safetensors" if self.folder else None
         frames = load_frames(path) if path else None
@@ -172,7 +172,7 @@ class PairedRunner:
 
     def dense_name(self, case: RenderSettings) -> str:
         """Return the file name of a dense clip, without its suffix."""
-        return digest({**asdict(check(case)[0]), **self.identity})
+        return digest({**asdict(validate(case)[0]), **self.identity})
 
     def forget_times(self) -> None:
         """Time dense attention anew for every clip."""

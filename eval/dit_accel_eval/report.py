@@ -12,7 +12,7 @@ from dit_accel.generation.placement import LoadOptions
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import write_json
-from dit_accel.io.tables import table
+from dit_accel.io.tables import format_table
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.page import INK, HeatMap, Page, Panel, Player, TableRow
 from dit_accel_eval.pareto import plot_pareto
@@ -70,7 +70,9 @@ def evaluate(evaluation: Evaluation, out: Path) -> str:
         str(row["setting"]): {t: format_figure(row[c], c) for c, t in columns.items()}
         for row in rows
     }
-    return "\n".join([table(lines), *(f"{n} not measured: {why}" for n, why in reasons.items())])
+    return "\n".join(
+        [format_table(lines), *(f"{n} not measured: {why}" for n, why in reasons.items())]
+    )
 
 
 def facts(results: Results) -> dict[str, Any]:

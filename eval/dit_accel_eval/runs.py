@@ -15,7 +15,7 @@ from dit_accel.generation.distributed import Process, this_process
 from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.render import Clip
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import check_writable
 from dit_accel.io.jsonl import write_json
 from dit_accel_eval.bench.run import machine
@@ -117,7 +117,7 @@ def check_evaluation(
         InvalidSettings: for an invalid setting, size or backbone.
     """
     cases = evaluation.cases()
-    checks = [check(case) for case in cases]
+    checks = [validate(case) for case in cases]
     request, card = checks[0]
     for setting in evaluation.settings:
         setting.identity(cases[0])
@@ -212,7 +212,7 @@ def measure_stability(out: Path, runner: PairedRunner, case: RenderSettings) -> 
     """Return `stability` of a clip from a file, which the first process writes; None without the file."""
     path = out / f"stability-{runner.dense_name(case)}.json"
     if runner.process.rank == 0 and not path.exists():
-        write_json(path, stability(runner.pipe, check(case)[0]))
+        write_json(path, stability(runner.pipe, validate(case)[0]))
     rows: list[Record] | None = json.loads(path.read_text()) if path.exists() else None
     return rows
 

@@ -10,7 +10,7 @@ from dit_accel import Profile, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.render import Clip, render_with
 from dit_accel.generation.settings import RenderSettings, attention_settings, build_profile
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.noise_floor import OtherBackend, RoundedAttention
 
@@ -55,7 +55,7 @@ class Setting:
         Raises:
             InvalidSettings: for a clip that cannot be rendered with the profile.
         """
-        checked, _ = check(replace(case, guard=self.profile.guard.mode))
+        checked, _ = validate(replace(case, guard=self.profile.guard.mode))
         request = asdict(checked)
         for name in ("method", "knobs", "precision", "dense_precision", "guard"):
             del request[name]
@@ -63,12 +63,12 @@ class Setting:
 
     def render(self, pipe: Any, case: RenderSettings) -> Clip:
         """Render a clip."""
-        return render_with(pipe, check(case)[0], self.profile)
+        return render_with(pipe, validate(case)[0], self.profile)
 
     def warm_up(self, pipe: Any, case: RenderSettings) -> None:
         """Render two sparse steps, because the first run of a kind takes longer than the later ones."""
         schedule = replace(self.profile.schedule, dense_steps=0.0)
-        short = replace(check(case)[0], steps=WARM_UP_STEPS)
+        short = replace(validate(case)[0], steps=WARM_UP_STEPS)
         render_with(pipe, short, replace(self.profile, schedule=schedule))
 
 
@@ -77,7 +77,7 @@ class Floor(Setting):
     """Dense attention computed in another way: the difference that dense attention has from itself."""
 
     def identity(self, case: RenderSettings) -> dict[str, Any]:
-        return {**asdict(check(case.as_dense())[0]), "floor": self.label}
+        return {**asdict(validate(case.as_dense())[0]), "floor": self.label}
 
 
 FLOORS = {

@@ -1,5 +1,6 @@
-"""Attention ops on tensors. One op per file: its contract, its eager reference, and the choice of
-implementation.
+"""Run attention ops on tensors, on a CPU or in Triton on a GPU.
+
+Each file holds one op: its contract, its eager reference, and the choice of implementation.
 """
 
 from dit_accel_kernels.antidiagonal import antidiagonal_mass
@@ -7,6 +8,7 @@ from dit_accel_kernels.attention import dense_attention
 from dit_accel_kernels.centroid_attention import centroid_attention, skipped_attention
 from dit_accel_kernels.centroid_error import centroid_error
 from dit_accel_kernels.contracts import BlockMap, ContractError
+from dit_accel_kernels.dense_tokens import with_dense_tokens
 from dit_accel_kernels.grouping import group_by_label
 from dit_accel_kernels.kmeans import (
     group_means,
@@ -30,7 +32,6 @@ from dit_accel_kernels.selection import (
     select_top_p,
 )
 from dit_accel_kernels.sparse_attention import sparse_attention, sparse_attention_reference
-from dit_accel_kernels.text import with_dense_tokens
 
 __all__ = [
     "PRECISIONS",

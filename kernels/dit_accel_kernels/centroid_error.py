@@ -1,12 +1,19 @@
-"""What it costs to let a key group stand as its centroid: the probe of SVG-EAR (arXiv 2603.08982)."""
+"""Estimate the error of replacing a key group by its centroid.
+
+This is the error probe of SVG-EAR (arXiv 2603.08982).
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from dit_accel_kernels.contracts import HELD_SCORES, group_of_token
+import torch
+
+from dit_accel_kernels.contracts import MAX_SCORES, label_tokens
 from dit_accel_kernels.kmeans import group_means
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def centroid_error(
@@ -17,8 +24,11 @@ def centroid_error(
     key_offsets: Tensor,
     scale: float,
 ) -> Tensor:
-    """Mean squared error per key of ``exp(s_ij) v_j`` in place of ``exp(s_it) v_t`` for the keys t of
-    group j, as query group i's centroid sees them; relative to the largest weight of i.
+    """Estimate the error per key of using a group's centroid in place of its keys.
+
+    The error of key group j for query group i is the mean of ``|exp(s_ij) v_j - exp(s_it) v_t|^2`` over
+    the keys t of group j. ``s_it`` is the logit of key t for the centroid of query group i, less the
+    largest such logit over all keys. ``s_ij`` and ``v_j`` are those of the group's mean key and value.
 
     Args:
         query_centroids: ``[B, H, Gq, D]``.
@@ -32,22 +42,23 @@ def centroid_error(
     batch, heads, tokens, _ = key.shape
     groups = (key_order, key_offsets)
     key_means, value_means = group_means(key, *groups), group_means(value, *groups)
-    label = group_of_token(*groups)  # [B, H, S]
-    mean_of = value_means.gather(2, label[..., None].expand(*label.shape, value.shape[-1]))
-    overlap = (value.float() * mean_of).sum(-1)  # [B, H, S]
-    square = value.float().square().sum(-1)
+    labels = label_tokens(*groups)  # [B, H, S]
+    index = labels[..., None].expand(*labels.shape, value.shape[-1])
+    overlap = (value.float() * value_means.gather(2, index)).sum(-1)  # v_j . v_t, [B, H, S]
+    square = value.float().square().sum(-1)  # |v_t|^2
+    mean_square = value_means.square().sum(-1)[:, :, None]  # |v_j|^2, [B, H, 1, Gk]
     query, keys = scale * query_centroids.float(), key.float().transpose(-1, -2)
-    rows = max(1, HELD_SCORES // (batch * heads * tokens))
-    pieces = []
-    for piece in query.split(rows, dim=2):  # [B, H, R, D]
-        logits = piece @ keys  # [B, H, R, S]
-        top = logits.amax(-1, keepdim=True)
-        weight = (logits - top).exp()
-        mean_logits = piece @ key_means.transpose(-1, -2)  # [B, H, R, Gk], none above top
-        mean_weight = (mean_logits - top).clamp(max=0).exp()
+    chunk = max(1, MAX_SCORES // (batch * heads * tokens))
+    errors = []
+    for q in query.split(chunk, dim=2):  # [B, H, R, D]
+        logits = q @ keys  # [B, H, R, S]
+        max_logit = logits.amax(-1, keepdim=True)
+        weight = (logits - max_logit).exp()
+        # Rounding could put a mean logit above the largest logit, hence the clamp.
+        mean_logits = q @ key_means.transpose(-1, -2)  # [B, H, R, Gk]
+        mean_weight = (mean_logits - max_logit).clamp(max=0).exp()
         # |a v_j - b_t v_t|^2 = a^2 |v_j|^2 - 2 a b_t v_j . v_t + b_t^2 |v_t|^2, mean over t
-        parts = (weight * overlap[:, :, None], weight.square() * square[:, :, None])
-        cross, own = (group_means(x.transpose(2, 3), *groups).transpose(2, 3) for x in parts)
-        kept = mean_weight.square() * value_means.square().sum(-1)[:, :, None]
-        pieces.append(kept - 2 * mean_weight * cross + own)
-    return torch.cat(pieces, 2).clamp(min=0)
+        per_token = (weight * overlap[:, :, None], weight.square() * square[:, :, None])
+        cross, exact = (group_means(x.transpose(2, 3), *groups).transpose(2, 3) for x in per_token)
+        errors.append(mean_weight.square() * mean_square - 2 * mean_weight * cross + exact)
+    return torch.cat(errors, 2).clamp(min=0)

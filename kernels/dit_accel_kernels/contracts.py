@@ -1,40 +1,59 @@
-"""What every op takes: layouts, dtypes and error texts, stated once and trusted by the
-implementations.
+"""Define the contract of all ops: tensor layouts, dtypes and error texts.
 
-Attention tensors are ``[B, H, S, D]`` (batch, heads, tokens, head_dim), contiguous or a strided
-view such as what ``[B, S, H, D]`` transposed is; dtype float32, bfloat16 or float16; one device.
-Groups are given by an ``order`` ``[B, H, S]`` that lists token indices group by group, and
-``offsets`` ``[B, H, G + 1]``: group g is ``order[offsets[g]:offsets[g + 1]]``. A group may be
-empty.
+Attention tensors are ``[B, H, S, D]`` (batch, heads, tokens, head_dim) on one device, in float32,
+bfloat16 or float16. They are contiguous or a strided view, such as a transposed ``[B, S, H, D]`` tensor.
+An ``order`` ``[B, H, S]`` lists token indices group by group, and ``offsets`` ``[B, H, G + 1]`` bound
+the groups: group g is ``order[offsets[g]:offsets[g + 1]]``. A group may be empty. Implementations trust
+these checks and do not repeat them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-HELD_SCORES = 1 << 26  # scores that planning holds at a time: 256 MiB of float32
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Attention scores that planning computes at a time: 256 MiB of float32.
+MAX_SCORES = 1 << 26
 
 
 class ContractError(ValueError):
-    """An argument that an op cannot take: its name, what was expected, what was given."""
+    """An argument that an op does not accept.
 
-    def __init__(self, argument: str, expected: str, given: object) -> None:
-        super().__init__(f"{argument} must be {expected}, got {given}")
+    Args:
+        argument: name of the argument.
+        expected: accepted values, as in "query must be [B, H, S, D]".
+        got: the value that was passed.
+        hint: how to fix it.
+    """
+
+    def __init__(self, argument: str, expected: str, got: object, hint: str = "") -> None:
+        suffix = f"; {hint}" if hint else ""
+        super().__init__(f"{argument} must be {expected}, got {got}{suffix}")
 
 
 @dataclass(frozen=True)
 class BlockMap:
-    """Which group of queries attends to which group of keys, per head.
+    """The groups of keys that each group of queries attends to, per head.
 
     Attributes:
         selected: bool ``[B, H, Gq, Gk]``.
-        query_order, key_order: int64 ``[B, H, Sq]`` and ``[B, H, Sk]``, token indices group by
-        group.
-        query_offsets, key_offsets: int64 ``[B, H, Gq + 1]`` and ``[B, H, Gk + 1]``, starting at 0.
+        query_order: int64 ``[B, H, Sq]``, query indices group by group.
+        query_offsets: int64 ``[B, H, Gq + 1]``, starting at 0.
+        key_order: int64 ``[B, H, Sk]``, key indices group by group.
+        key_offsets: int64 ``[B, H, Gk + 1]``, starting at 0.
+
+    Example:
+        Two groups of three tokens that attend to themselves only::
+
+            order = torch.arange(6).expand(1, 1, 6)
+            offsets = torch.tensor([[[0, 3, 6]]])
+            selected = torch.eye(2, dtype=torch.bool)[None, None]
+            block_map = BlockMap(selected, order, offsets, order, offsets)
     """
 
     selected: Tensor
@@ -44,8 +63,10 @@ class BlockMap:
     key_offsets: Tensor
 
     def density(self) -> Tensor:
-        """Share of the (query, key) pairs that are computed, float32 scalar on the device; no host
-        sync.
+        """Return the share of (query, key) pairs that are computed, without a host sync.
+
+        Returns:
+            float32 scalar on the map's device, the mean over batch and heads.
         """
         query_sizes = self.query_offsets.diff(dim=-1).float()  # [B, H, Gq]
         key_sizes = self.key_offsets.diff(dim=-1).float()  # [B, H, Gk]
@@ -53,87 +74,120 @@ class BlockMap:
         return (pairs / (self.query_order.shape[-1] * self.key_order.shape[-1])).mean()
 
     def complement(self) -> BlockMap:
-        """The map of exactly the pairs that this one leaves out."""
+        """Return the map of exactly the pairs that this map skips."""
         return replace(self, selected=~self.selected)
 
-    def of_heads(self, heads: Tensor) -> BlockMap:
-        """The map of some heads, int64 ``[N]``."""
+    def select_heads(self, heads: Tensor) -> BlockMap:
+        """Return the map of some heads, given by index, int64 ``[N]``."""
         tensors = (getattr(self, field.name) for field in fields(self))
         return BlockMap(*(tensor.index_select(1, heads) for tensor in tensors))
 
     def to_mask(self) -> Tensor:
-        """The same selection token by token, bool ``[B, H, Sq, Sk]``. Quadratic: for tests and
-        small cases.
+        """Return the selection token by token, bool ``[B, H, Sq, Sk]``.
+
+        The mask is quadratic in the number of tokens: use it in tests and small cases.
         """
-        query_group = group_of_token(self.query_order, self.query_offsets)  # [B, H, Sq]
-        key_group = group_of_token(self.key_order, self.key_offsets)  # [B, H, Sk]
-        keys = key_group[:, :, None, :].expand(-1, -1, self.selected.shape[2], -1)
-        columns = self.selected.gather(3, keys)  # [B, H, Gq, Sk]
-        rows = query_group[..., None].expand(-1, -1, -1, columns.shape[-1])
-        return columns.gather(2, rows)
+        query_labels = label_tokens(self.query_order, self.query_offsets)  # [B, H, Sq]
+        key_labels = label_tokens(self.key_order, self.key_offsets)  # [B, H, Sk]
+        key_index = key_labels[:, :, None, :].expand(-1, -1, self.selected.shape[2], -1)
+        columns = self.selected.gather(3, key_index)  # [B, H, Gq, Sk]
+        query_index = query_labels[..., None].expand(-1, -1, -1, columns.shape[-1])
+        return columns.gather(2, query_index)
 
 
-def group_of_place(offsets: Tensor, tokens: int) -> Tensor:
-    """Group of each place of an order, int64 ``[B, H, S]``, from offsets ``[B, H, G + 1]``."""
-    place = torch.arange(tokens, device=offsets.device).expand(*offsets.shape[:2], tokens)
-    return torch.searchsorted(offsets[..., 1:].contiguous(), place.contiguous(), right=True)
+def label_positions(offsets: Tensor, tokens: int) -> Tensor:
+    """Return the group of each position of an order, int64 ``[B, H, S]``.
+
+    Args:
+        offsets: int64 ``[B, H, G + 1]``.
+        tokens: length S of the order.
+    """
+    positions = torch.arange(tokens, device=offsets.device).expand(*offsets.shape[:2], tokens)
+    return torch.searchsorted(offsets[..., 1:].contiguous(), positions.contiguous(), right=True)
 
 
-def group_of_token(order: Tensor, offsets: Tensor) -> Tensor:
-    """Group of each token, int64 ``[B, H, S]``."""
-    group = group_of_place(offsets, order.shape[-1])
-    return torch.empty_like(order).scatter_(-1, order, group)
+def label_tokens(order: Tensor, offsets: Tensor) -> Tensor:
+    """Return the group of each token, int64 ``[B, H, S]``: the inverse of `group_by_label`.
+
+    Args:
+        order: int64 ``[B, H, S]``.
+        offsets: int64 ``[B, H, G + 1]``.
+    """
+    labels = label_positions(offsets, order.shape[-1])
+    return torch.empty_like(order).scatter_(-1, order, labels)
 
 
 def check_attention(query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Raise ContractError unless query, key and value fit together."""
+    """Raise ContractError unless query, key and value fit together.
+
+    Args:
+        query: ``[B, H, Sq, D]``.
+        key, value: ``[B, H, Sk, D]``, of the query's dtype and device.
+    """
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_tokens(name, tensor)
         if tensor.dtype != query.dtype:
-            raise ContractError(name, f"of the query's dtype {query.dtype}", tensor.dtype)
+            expected = f"of the query's dtype {query.dtype}"
+            raise ContractError(name, expected, tensor.dtype, "cast all three to one dtype")
         if tensor.device != query.device:
-            raise ContractError(name, f"on the query's device {query.device}", tensor.device)
-    batch, heads, _, width = query.shape
-    expected = (batch, heads, key.shape[2], width)
+            expected = f"on the query's device {query.device}"
+            raise ContractError(name, expected, tensor.device, "move all three to one device")
+    batch, heads, _, head_dim = query.shape
+    shape = (batch, heads, key.shape[2], head_dim)
     for name, tensor in (("key", key), ("value", value)):
-        if tensor.shape != expected:
-            raise ContractError(name, f"of shape {list(expected)}", list(tensor.shape))
+        check_shape(name, tensor, shape)
 
 
 def check_tokens(name: str, tensor: Tensor) -> None:
     """Raise ContractError unless the tensor is ``[B, H, S, D]`` of a supported dtype."""
     if tensor.dim() != 4:
-        raise ContractError(name, "[B, H, S, D]", f"{tensor.dim()} dimensions {list(tensor.shape)}")
-    if tensor.dtype not in FLOATS:
+        got = f"{tensor.dim()} dimensions {list(tensor.shape)}"
+        raise ContractError(name, "[B, H, S, D]", got)
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ContractError(name, "float32, bfloat16 or float16", tensor.dtype)
 
 
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ContractError unless the tensor has the expected shape."""
+    if tensor.shape != shape:
+        raise ContractError(name, f"of shape {list(shape)}", list(tensor.shape))
+
+
 def check_block_map(query: Tensor, key: Tensor, block_map: BlockMap) -> None:
-    """Raise ContractError unless the map's orders, offsets and selection fit query and key."""
-    batch, heads = query.shape[:2]
-    groups = {
-        "query": block_map.query_offsets.shape[-1] - 1,
-        "key": block_map.key_offsets.shape[-1] - 1,
-    }
-    expected = {
-        "query_order": (block_map.query_order, (batch, heads, query.shape[2])),
-        "key_order": (block_map.key_order, (batch, heads, key.shape[2])),
-        "query_offsets": (block_map.query_offsets, (batch, heads, groups["query"] + 1)),
-        "key_offsets": (block_map.key_offsets, (batch, heads, groups["key"] + 1)),
-        "selected": (block_map.selected, (batch, heads, groups["query"], groups["key"])),
-    }
+    """Raise ContractError unless the map's orders, offsets and selection fit query and key.
+
+    Args:
+        query: ``[B, H, Sq, D]``.
+        key: ``[B, H, Sk, D]``.
+        block_map: the map to check; the values of its tensors are not read.
+    """
     if block_map.selected.dtype != torch.bool:
         raise ContractError("block_map.selected", "bool", block_map.selected.dtype)
-    for name, (tensor, shape) in expected.items():
-        if tensor.shape != shape:
-            raise ContractError(f"block_map.{name}", f"of shape {list(shape)}", list(tensor.shape))
+    heads = tuple(query.shape[:2])
+    num_query_groups = block_map.query_offsets.shape[-1] - 1
+    num_key_groups = block_map.key_offsets.shape[-1] - 1
+    shapes = {
+        "query_order": (*heads, query.shape[2]),
+        "key_order": (*heads, key.shape[2]),
+        "query_offsets": (*heads, num_query_groups + 1),
+        "key_offsets": (*heads, num_key_groups + 1),
+        "selected": (*heads, num_query_groups, num_key_groups),
+    }
+    for field, shape in shapes.items():
+        name, tensor = f"block_map.{field}", getattr(block_map, field)
+        check_shape(name, tensor, shape)
         if tensor.device != query.device:
-            raise ContractError(f"block_map.{name}", f"on {query.device}", tensor.device)
+            expected = f"on the query's device {query.device}"
+            raise ContractError(name, expected, tensor.device, "move the map to that device")
 
 
-def check_scale(query: Tensor, scale: float | None) -> float:
-    """The softmax scale, ``D ** -0.5`` by default; ContractError unless it is above 0."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if not scale > 0:
-        raise ContractError("scale", "above 0", scale)
-    return scale
+def resolve_scale(query: Tensor, scale: float | None) -> float:
+    """Return the softmax scale, ``D ** -0.5`` by default.
+
+    Raises:
+        ContractError: if the scale is not above 0.
+    """
+    resolved: float = query.shape[-1] ** -0.5 if scale is None else scale
+    if not resolved > 0:
+        raise ContractError("scale", "above 0", resolved)
+    return resolved

@@ -1,124 +1,180 @@
-"""Batched Lloyd's k-means, one independent problem per (batch, head): SVG2 (arXiv 2505.18875),
-section 4.1.
+"""Cluster tokens by batched Lloyd's k-means, one independent problem per (batch, head).
 
-Fixed iteration counts, float32 sums, no ``||x||^2`` (it does not change the argmin), no host sync;
-an empty cluster keeps its centroid. Nothing is random: the first centroids are tokens at even
-strides, so equal input gives equal clusters.
+This is section 4.1 of Sparse VideoGen2 (arXiv 2505.18875). Iteration counts are fixed and sums are
+float32. ``||x||^2`` is left out because it does not change the argmin. Nothing waits for the device, and
+an empty cluster keeps its centroid. Nothing is random: the first centroids are tokens at even strides,
+so equal input gives equal clusters.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from dit_accel_kernels.contracts import ContractError, check_tokens, group_of_token
+import torch
+
+from dit_accel_kernels.contracts import ContractError, check_tokens, label_tokens
 from dit_accel_kernels.grouping import group_by_label
 
-SCORE_ELEMENTS = 1 << 20  # scores held at a time: 4 MiB of float32
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Scores that assignment computes at a time: 4 MiB of float32.
+CHUNK_SCORES = 1 << 20
 
 
 def strided_centroids(tokens: Tensor, count: int) -> Tensor:
-    """``count`` tokens at even strides as first centroids, float32 ``[B, H, count, D]``."""
+    """Return ``count`` tokens at even strides as first centroids.
+
+    Args:
+        tokens: ``[B, H, S, D]``.
+        count: number of centroids, between 1 and S.
+
+    Returns:
+        float32 ``[B, H, count, D]``.
+
+    Raises:
+        ContractError: if ``count`` or the tensor does not fit.
+    """
     check_tokens("tokens", tokens)
-    size = tokens.shape[2]
-    if not 1 <= count <= size:
-        raise ContractError("count", f"between 1 and the number of tokens {size}", count)
-    place = (torch.arange(count, device=tokens.device) * size + size // 2) // count
-    return tokens[:, :, place].float()
+    num_tokens = tokens.shape[2]
+    if not 1 <= count <= num_tokens:
+        expected = f"between 1 and the number of tokens {num_tokens}"
+        raise ContractError("count", expected, count)
+    index = torch.arange(count, device=tokens.device) * num_tokens + num_tokens // 2
+    return tokens[:, :, index // count].float()
 
 
 def kmeans_assign(tokens: Tensor, centroids: Tensor) -> Tensor:
-    """Label of the nearest centroid in Euclidean distance.
+    """Return the index of the nearest centroid in Euclidean distance.
 
     Args:
         tokens: ``[B, H, S, D]``.
         centroids: float32 ``[B, H, K, D]``.
 
     Returns:
-        int64 ``[B, H, S]``; of equally near centroids the first.
+        int64 ``[B, H, S]``; the first of equally near centroids.
+
+    Raises:
+        ContractError: if a shape or dtype does not fit.
     """
-    check_tokens("tokens", tokens)
-    if (
-        centroids.dim() != 4
-        or centroids.shape[:2] != tokens.shape[:2]
-        or centroids.shape[3] != tokens.shape[3]
-    ):
-        expected = f"[{tokens.shape[0]}, {tokens.shape[1]}, K, {tokens.shape[3]}]"
-        raise ContractError("centroids", f"of shape {expected}", list(centroids.shape))
+    _check_centroids(tokens, centroids)
     if tokens.is_cuda:
-        from dit_accel_kernels.gpu.kmeans import kmeans_assign as on_gpu
+        from dit_accel_kernels.gpu.kmeans import kmeans_assign as kmeans_assign_gpu
 
         with torch.cuda.device_of(tokens):
-            return on_gpu(tokens, centroids)
+            return kmeans_assign_gpu(tokens, centroids)
     centroids = centroids.float().flatten(0, 1)
+    # The largest x . c - |c|^2 / 2 belongs to the nearest centroid.
     minus_half_norm = -0.5 * centroids.square().sum(-1)[:, None]  # [B H, 1, K]
     columns = centroids.transpose(1, 2)  # [B H, D, K]
-    rows = max(1, SCORE_ELEMENTS // (centroids.shape[0] * centroids.shape[1]))
-    pieces = [
+    chunk = max(1, CHUNK_SCORES // (centroids.shape[0] * centroids.shape[1]))
+    labels = [
         torch.baddbmm(minus_half_norm, x.float().flatten(0, 1), columns).argmax(-1)
-        for x in tokens.split(rows, dim=2)
+        for x in tokens.split(chunk, dim=2)
     ]
-    return torch.cat(pieces, dim=1).view(tokens.shape[:3])
+    return torch.cat(labels, dim=1).view(tokens.shape[:3])
+
+
+def _check_centroids(tokens: Tensor, centroids: Tensor) -> None:
+    """Raise ContractError unless tokens are ``[B, H, S, D]`` and centroids ``[B, H, K, D]``."""
+    check_tokens("tokens", tokens)
+    batch, heads, _, head_dim = tokens.shape
+    shape = tuple(centroids.shape)
+    if len(shape) != 4 or (*shape[:2], shape[3]) != (batch, heads, head_dim):
+        expected = f"of shape [{batch}, {heads}, K, {head_dim}]"
+        raise ContractError("centroids", expected, list(shape))
 
 
 def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
-    """Mean of each cluster's tokens, float32 ``[B, H, K, D]``; an empty cluster keeps its row of
-    ``centroids``.
+    """Return the mean of each cluster's tokens.
+
+    Args:
+        tokens: ``[B, H, S, D]``.
+        labels: int64 ``[B, H, S]`` in ``0 .. K - 1``.
+        centroids: float32 ``[B, H, K, D]``; an empty cluster keeps its centroid.
+
+    Returns:
+        float32 ``[B, H, K, D]``.
     """
-    batch, heads, count, width = centroids.shape
+    batch, heads, count, head_dim = centroids.shape
     if tokens.is_cuda:
-        from dit_accel_kernels.gpu.kmeans import kmeans_update as on_gpu
+        from dit_accel_kernels.gpu.kmeans import kmeans_update as kmeans_update_gpu
 
         with torch.cuda.device_of(tokens):
-            return on_gpu(tokens, *group_by_label(labels, count), centroids)
-    rows = labels + count * torch.arange(batch * heads, device=labels.device).view(batch, heads, 1)
-    sums = tokens.new_zeros(batch * heads * count, width, dtype=torch.float32)
+            return kmeans_update_gpu(tokens, *group_by_label(labels, count), centroids)
+    head_index = torch.arange(batch * heads, device=labels.device).view(batch, heads, 1)
+    rows = labels + count * head_index
+    sums = tokens.new_zeros(batch * heads * count, head_dim, dtype=torch.float32)
     sums.index_add_(0, rows.flatten(), tokens.float().flatten(0, 2))
     ones = torch.ones_like(labels, dtype=torch.float32)
     sizes = ones.new_zeros(batch, heads, count).scatter_add_(2, labels, ones)[..., None]
-    means = sums.view(batch, heads, count, width) / sizes.clamp(min=1)
+    means = sums.view(batch, heads, count, head_dim) / sizes.clamp(min=1)
     return torch.where(sizes > 0, means, centroids)
 
 
 def group_means(tokens: Tensor, order: Tensor, offsets: Tensor, *, squared: bool = False) -> Tensor:
-    """Mean of each group's tokens, float32 ``[B, H, G, D]``; 0 for an empty one.
+    """Return the mean of each group's tokens, or of their squares.
 
     Args:
         tokens: ``[B, H, S, D]``.
-        order, offsets: groups as `group_by_label` gives them.
-        squared: of the tokens' squares instead.
+        order, offsets: groups as `group_by_label` returns them.
+        squared: average the squares of the tokens instead.
+
+    Returns:
+        float32 ``[B, H, G, D]``; 0 for an empty group.
     """
-    batch, heads, _, width = tokens.shape
-    nothing = tokens.new_zeros(batch, heads, offsets.shape[-1] - 1, width, dtype=torch.float32)
+    batch, heads, _, head_dim = tokens.shape
+    zeros = tokens.new_zeros(batch, heads, offsets.shape[-1] - 1, head_dim, dtype=torch.float32)
     if tokens.is_cuda:
-        from dit_accel_kernels.gpu.kmeans import kmeans_update as on_gpu
+        from dit_accel_kernels.gpu.kmeans import kmeans_update as kmeans_update_gpu
 
         with torch.cuda.device_of(tokens):
-            return on_gpu(tokens, order, offsets, nothing, squared)
+            return kmeans_update_gpu(tokens, order, offsets, zeros, squared=squared)
     tokens = tokens.float().square() if squared else tokens
-    return kmeans_update(tokens, group_of_token(order, offsets), nothing)
+    return kmeans_update(tokens, label_tokens(order, offsets), zeros)
 
 
 def group_variance(tokens: Tensor, order: Tensor, offsets: Tensor, means: Tensor) -> Tensor:
-    """Variance of each group's tokens per channel, float32 ``[B, H, G, D]``, around their `group_means`."""
+    """Return the variance of each group's tokens per channel.
+
+    Args:
+        tokens: ``[B, H, S, D]``.
+        order, offsets: groups as `group_by_label` returns them.
+        means: the result of `group_means` for the same groups, float32 ``[B, H, G, D]``.
+
+    Returns:
+        float32 ``[B, H, G, D]``; 0 for an empty group.
+    """
     squares = group_means(tokens, order, offsets, squared=True)
     return (squares - means.square()).clamp(min=0)
 
 
 def kmeans(tokens: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Run ``iterations`` rounds of assign and update from given centroids.
+    """Run some rounds of assignment and update.
+
+    Args:
+        tokens: ``[B, H, S, D]``.
+        centroids: first centroids, float32 ``[B, H, K, D]``.
+        iterations: number of rounds, at least 1.
 
     Returns:
-        labels int64 ``[B, H, S]`` and centroids float32 ``[B, H, K, D]``, the means of exactly
-        those labels.
+        labels int64 ``[B, H, S]``, and centroids float32 ``[B, H, K, D]``, which are the means of
+        exactly those labels.
 
     Raises:
-        ContractError: if iterations is below 1, or shapes do not fit.
+        ContractError: if ``iterations`` is below 1, or a shape or dtype does not fit.
+
+    Example:
+        Groups of keys for a `BlockMap`::
+
+            labels, centroids = kmeans(key, strided_centroids(key, 100), iterations=4)
+            key_order, key_offsets = group_by_label(labels, 100)
     """
     if iterations < 1:
         raise ContractError("iterations", "at least 1", iterations)
     if not tokens.is_cuda:
-        tokens = tokens.float().contiguous()  # once, not in every pass
+        # Convert once, not in every round.
+        tokens = tokens.float().contiguous()
     for _ in range(iterations):
         labels = kmeans_assign(tokens, centroids)
         centroids = kmeans_update(tokens, labels, centroids)

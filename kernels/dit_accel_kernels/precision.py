@@ -1,50 +1,66 @@
-"""Precisions of attention, and their simulation in float32: the oracle of the quantized kernels, and
-what a CPU runs when a quantized precision is asked for.
+"""Check precisions of attention, and simulate quantized ones in float32.
 
-``int8``: queries and keys as int8 with one scale a token, keys smoothed by their mean over tokens;
-weights and values in the caller's dtype. ``int8-fp8``: besides, weights and values as e4m3, values
-with one scale a channel and smoothed by their mean (SageAttention2, arXiv 2411.10958). ``int4-fp8``:
-queries and keys as int4; it has no kernel.
+The simulation is the oracle of the quantized kernels. A CPU runs it if a quantized precision is requested.
+
+- ``full``: the caller's dtype.
+- ``int8``: queries and keys as int8 with one scale per token, keys smoothed by their mean over tokens.
+  Weights and values keep the caller's dtype.
+- ``int8-fp8``: additionally, weights and values as e4m3. Values have one scale per channel and are
+  smoothed by their mean.
+
+The scheme is SageAttention2's (arXiv 2411.10958), with int8 in place of int4.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from dit_accel_kernels.contracts import ContractError
 
-Precision = Literal["full", "int8", "int8-fp8", "int4-fp8"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Precision = Literal["full", "int8", "int8-fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-LEVELS = {"int8": 127, "int8-fp8": 127, "int4-fp8": 7}
+INT8_MAX = 127
 E4M3_MAX = 448.0
+# The first CUDA compute capability with e4m3 products.
 FP8_CAPABILITY = (8, 9)
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise ContractError unless the device can run (or, on CPU, simulate) the precision."""
+    """Check that a device can run a precision, or simulate it on a CPU.
+
+    Args:
+        precision: one of PRECISIONS.
+        device: where attention runs.
+
+    Raises:
+        ContractError: if the precision is unknown or the device has no kernel for it.
+    """
     if precision not in PRECISIONS:
         raise ContractError("precision", f"one of {', '.join(PRECISIONS)}", precision)
-    if device.type != "cuda":
+    if device.type != "cuda" or precision != "int8-fp8":
         return
-    if precision == "int4-fp8":
-        raise ContractError("precision", "one with a kernel (full, int8, int8-fp8)", precision)
-    if precision == "int8-fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
-        raise ContractError("precision", "full or int8 below compute capability 8.9", precision)
+    if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        expected = "full or int8 below compute capability 8.9"
+        raise ContractError("precision", expected, precision)
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """Attention's inputs after rounding, as numbers again; ``[B, H, S, D]`` unless said.
+class SimulatedInputs:
+    """Attention's inputs, quantized and dequantized.
 
     Attributes:
-        query, key: float32; the key without its mean.
-        value: float32 e4m3 multiples without their mean, or the caller's own tensor.
-        value_mean: float32 ``[B, H, D]``, to be added to the output; None if values are not rounded.
-        lse_shift: float32 ``[B, H, S]``, query times mean key, which scores lack.
+        query: float32 ``[B, H, Sq, D]``.
+        key: float32 ``[B, H, Sk, D]``, without its mean.
+        value: ``[B, H, Sk, D]``, float32 multiples of e4m3 values without their mean, or the caller's
+            own tensor.
+        value_mean: float32 ``[B, H, D]``, to add to the output; None if values are not quantized.
+        lse_shift: float32 ``[B, H, Sq]``, query times mean key, which the scores lack.
     """
 
     query: Tensor
@@ -54,29 +70,37 @@ class Simulated:
     lse_shift: Tensor
 
 
-def rounded(x: Tensor, levels: int) -> Tensor:
-    """Symmetric rounding to ``2 levels + 1`` values per token (last axis), half away from zero."""
-    step = (x.abs().amax(-1, keepdim=True) / levels).clamp(min=1e-12)
-    ratio = x / step
-    return (ratio.abs() + 0.5).floor().clamp(max=levels) * ratio.sign() * step
+def round_int8(x: Tensor) -> Tensor:
+    """Round to 255 symmetric levels per token (last axis), half away from zero."""
+    scale = (x.abs().amax(-1, keepdim=True) / INT8_MAX).clamp(min=1e-12)
+    ratio = x / scale
+    return (ratio.abs() + 0.5).floor().clamp(max=INT8_MAX) * ratio.sign() * scale
 
 
-def simulate(query: Tensor, key: Tensor, value: Tensor, precision: Precision) -> Simulated:
-    """Round the inputs of attention as ``precision`` does."""
-    levels = LEVELS[precision]
-    mean = key.float().mean(2, keepdim=True)  # [B, H, 1, D]
-    shift = (query.float() * mean).sum(-1)
-    query, key = rounded(query.float(), levels), rounded(key.float() - mean, levels)
+def simulate_quantization(
+    query: Tensor, key: Tensor, value: Tensor, precision: Precision
+) -> SimulatedInputs:
+    """Quantize and dequantize the inputs of attention.
+
+    Args:
+        query: ``[B, H, Sq, D]``.
+        key, value: ``[B, H, Sk, D]``.
+        precision: ``"int8"`` or ``"int8-fp8"``.
+    """
+    key_mean = key.float().mean(2, keepdim=True)  # [B, H, 1, D]
+    lse_shift = (query.float() * key_mean).sum(-1)
+    query, key = round_int8(query.float()), round_int8(key.float() - key_mean)
     if precision == "int8":
-        return Simulated(query, key, value, None, shift)
+        return SimulatedInputs(query, key, value, None, lse_shift)
     value_mean = value.float().mean(2, keepdim=True)
-    centred = value.float() - value_mean
-    step = (centred.abs().amax(2, keepdim=True) / E4M3_MAX).clamp(min=1e-12)
-    value = (centred / step).to(torch.float8_e4m3fn).float() * step
-    return Simulated(query, key, value, value_mean[:, :, 0], shift)
+    smoothed = value.float() - value_mean
+    scale = (smoothed.abs().amax(2, keepdim=True) / E4M3_MAX).clamp(min=1e-12)
+    value = (smoothed / scale).to(torch.float8_e4m3fn).float() * scale
+    return SimulatedInputs(query, key, value, value_mean[:, :, 0], lse_shift)
 
 
-def rounded_weights(weights: Tensor) -> Tensor:
-    """Softmax weights rounded to e4m3 relative to each row's largest, as the kernels keep them."""
-    top = weights.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / E4M3_MAX
-    return (weights / top).to(torch.float8_e4m3fn).float() * top
+def round_weights_e4m3(weights: Tensor) -> Tensor:
+    """Round softmax weights to e4m3, scaled by each row's largest weight as in the kernels."""
+    row_max = weights.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = row_max / E4M3_MAX
+    return (weights / scale).to(torch.float8_e4m3fn).float() * scale

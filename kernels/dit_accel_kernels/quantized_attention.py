@@ -1,13 +1,24 @@
-"""Dense attention on int8 queries and keys (and e4m3 weights and values), with log-sum-exp."""
+"""Run dense attention in a quantized precision, with log-sum-exp."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from dit_accel_kernels.attention import SCORE_ELEMENTS
-from dit_accel_kernels.contracts import check_attention, check_scale
-from dit_accel_kernels.precision import Precision, check_precision, rounded_weights, simulate
+import torch
+
+from dit_accel_kernels.attention import rows_per_chunk
+from dit_accel_kernels.contracts import check_attention, resolve_scale
+from dit_accel_kernels.precision import (
+    Precision,
+    check_precision,
+    round_weights_e4m3,
+    simulate_quantization,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_accel_kernels.precision import SimulatedInputs
 
 
 def quantized_attention(
@@ -18,35 +29,51 @@ def quantized_attention(
     precision: Precision,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Dense attention in a quantized precision; on CPU a simulation in float32, slower than SDPA.
+    """Compute dense attention in a quantized precision: SageAttention2 (arXiv 2411.10958).
+
+    On a CPU this is a simulation in float32, which is slower than SDPA. The inputs are not changed.
 
     Args:
-        query: ``[B, H, Sq, D]``; key, value: ``[B, H, Sk, D]``; one dtype, one device. They are
-            not changed.
-        precision: ``"int8"``, ``"int8-fp8"`` (from compute capability 8.9), ``"int4-fp8"`` (CPU).
+        query: ``[B, H, Sq, D]``.
+        key, value: ``[B, H, Sk, D]``, of the query's dtype and device.
+        precision: ``"full"``, ``"int8"``, or ``"int8-fp8"`` (compute capability 8.9 or above).
         scale: softmax scale above 0, ``D ** -0.5`` by default.
 
     Returns:
         out ``[B, H, Sq, D]`` in the query's dtype; natural-log log-sum-exp, float32 ``[B, H, Sq]``.
 
     Raises:
-        ContractError: naming the argument that does not fit.
+        ContractError: if an argument does not fit, or the device has no kernel for the precision.
+
+    Example:
+        >>> query = key = value = torch.ones(1, 2, 8, 64)
+        >>> out, lse = quantized_attention(query, key, value, precision="int8")
     """
     check_attention(query, key, value)
     check_precision(precision, query.device)
-    scale = check_scale(query, scale)
+    scale = resolve_scale(query, scale)
     if query.is_cuda:
-        from dit_accel_kernels.gpu.dense_attention import dense_attention
-        from dit_accel_kernels.gpu.quantize import quantize
-
-        with torch.cuda.device_of(query):
-            given = None
-            if precision != "full":
-                given = quantize(query, key, value, precision != "int8", True)
-            out, lse = dense_attention(query, key, value, scale, True, quantized=given)
-        assert lse is not None
-        return out, lse
+        return _run_on_gpu(query, key, value, precision, scale)
     return quantized_attention_reference(query, key, value, precision=precision, scale=scale)
+
+
+def _run_on_gpu(
+    query: Tensor, key: Tensor, value: Tensor, precision: Precision, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Quantize the inputs if requested, and run dense attention in Triton."""
+    from dit_accel_kernels.gpu.dense_attention import dense_attention
+    from dit_accel_kernels.gpu.quantize import quantize
+
+    with torch.cuda.device_of(query):
+        quantized = None
+        if precision != "full":
+            quantize_value = precision == "int8-fp8"
+            quantized = quantize(query, key, value, quantize_value=quantize_value, return_lse=True)
+        out, lse = dense_attention(
+            query, key, value, scale=scale, return_lse=True, quantized=quantized
+        )
+    assert lse is not None
+    return out, lse
 
 
 def quantized_attention_reference(
@@ -58,30 +85,49 @@ def quantized_attention_reference(
     scale: float | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The oracle of the quantized kernels: float32 attention on rounded inputs.
+    """Compute float32 attention on rounded inputs: the oracle of the quantized kernels.
 
-    ``mask``, bool ``[B, H, Sq, Sk]``, leaves keys out; other arguments and results are those of
-    `quantized_attention`. A query without any key gets out 0 and log-sum-exp -inf.
+    Args:
+        query: ``[B, H, Sq, D]``.
+        key, value: ``[B, H, Sk, D]``.
+        precision: how the inputs are rounded; ``"full"`` does not round them.
+        scale: softmax scale above 0, ``D ** -0.5`` by default.
+        mask: bool ``[B, H, Sq, Sk]``, True for the keys that a query attends to; all by default.
+
+    Returns:
+        out ``[B, H, Sq, D]`` in the query's dtype; natural-log log-sum-exp, float32 ``[B, H, Sq]``. A
+        query without any key gets 0 and -inf.
+
+    Raises:
+        ContractError: if the scale is not above 0.
     """
-    scale = check_scale(query, scale)
-    given = None if precision == "full" else simulate(query, key, value, precision)
-    q, k, v = (query, key, value) if given is None else (given.query, given.key, given.value)
-    keys, values = k.float().transpose(-1, -2), v.float()
-    rows = max(16, SCORE_ELEMENTS // key.shape[2])
-    outs, sums = [], []
-    for first in range(0, query.shape[2], rows):
-        piece = slice(first, first + rows)
-        scores = scale * (q[:, :, piece].float() @ keys)
+    scale = resolve_scale(query, scale)
+    dtype, simulated = query.dtype, None
+    if precision != "full":
+        simulated = simulate_quantization(query, key, value, precision)
+        query, key, value = simulated.query, simulated.key, simulated.value
+    keys, values = key.float().transpose(-1, -2), value.float()
+    chunk = rows_per_chunk(key.shape[2])
+    outs, lses = [], []
+    for start in range(0, query.shape[2], chunk):
+        rows = slice(start, start + chunk)
+        scores = scale * (query[:, :, rows].float() @ keys)
         if mask is not None:
-            scores = scores.masked_fill(~mask[:, :, piece], -torch.inf)
-        lse = scores.logsumexp(-1)
-        weights = (scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None]).exp()
-        if given is not None and given.value_mean is not None:
-            some = (lse > -torch.inf)[..., None]
-            out = rounded_weights(weights) @ values + some * given.value_mean[:, :, None]
-        else:
-            out = weights @ values
+            scores = scores.masked_fill(~mask[:, :, rows], -torch.inf)
+        out, lse = _attend_to_scores(scores, values, simulated)
         outs.append(out)
-        sums.append(lse)
-    out, lse = torch.cat(outs, 2).to(query.dtype), torch.cat(sums, 2)
-    return out, lse if given is None else lse + scale * given.lse_shift
+        lses.append(lse)
+    out, lse = torch.cat(outs, 2).to(dtype), torch.cat(lses, 2)
+    return out, lse if simulated is None else lse + scale * simulated.lse_shift
+
+
+def _attend_to_scores(
+    scores: Tensor, values: Tensor, simulated: SimulatedInputs | None
+) -> tuple[Tensor, Tensor]:
+    """Return the output and log-sum-exp of scores ``[B, H, R, Sk]``."""
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None]).exp()
+    if simulated is None or simulated.value_mean is None:
+        return weights @ values, lse
+    has_key = (lse > -torch.inf)[..., None]
+    return round_weights_e4m3(weights) @ values + has_key * simulated.value_mean[:, :, None], lse

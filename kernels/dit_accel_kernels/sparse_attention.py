@@ -1,21 +1,23 @@
-"""Variable-block sparse attention with log-sum-exp: groups of queries attend to the groups of keys
-a BlockMap names.
-"""
+"""Run variable-block sparse attention with log-sum-exp."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
 
 from dit_accel_kernels.contracts import (
     BlockMap,
     check_attention,
     check_block_map,
-    check_scale,
+    resolve_scale,
 )
-from dit_accel_kernels.cpu.sparse_attention import sparse_attention as on_cpu
+from dit_accel_kernels.cpu.sparse_attention import sparse_attention as sparse_attention_cpu
 from dit_accel_kernels.precision import Precision, check_precision
 from dit_accel_kernels.quantized_attention import quantized_attention_reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sparse_attention(
@@ -27,53 +29,70 @@ def sparse_attention(
     scale: float | None = None,
     precision: Precision = "full",
     return_lse: bool = True,
-    max_share: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention over the selected (query group, key group) pairs.
+    """Compute attention over the selected pairs of query group and key group.
 
-    The keys that a query group selects are packed before they are multiplied, so no group is padded
-    and no buffer of S x S elements exists.
+    The keys that a query group selects are packed before they are multiplied. So no group is padded,
+    and no buffer of S x S elements exists. Groups may differ in size, as those of Sparse VideoGen2
+    (arXiv 2505.18875) do.
 
     Args:
-        query: ``[B, H, Sq, D]``; key, value: ``[B, H, Sk, D]``; one dtype, one device.
+        query: ``[B, H, Sq, D]``.
+        key, value: ``[B, H, Sk, D]``, of the query's dtype and device.
         block_map: which groups attend to which.
         scale: softmax scale above 0, ``D ** -0.5`` by default.
-        precision: see `dit_accel_kernels.precision`; on CPU a quantized one is simulated.
-        max_share: a promise that no query group selects more than this share of the keys: bounds
-            the memory of the kernel's key lists. Keys beyond it are left out.
-        return_lse: without it the log-sum-exp is None, which saves two passes over the scores.
+        precision: see `dit_accel_kernels.precision`; on a CPU a quantized one is simulated.
+        return_lse: return the log-sum-exp. False returns None and saves two passes over the scores on
+            a CPU.
 
     Returns:
         out ``[B, H, Sq, D]`` in the query's dtype and original token order, and the natural-log
-        log-sum-exp of the scaled scores, float32 ``[B, H, Sq]``. A query without any selected key
-        gets out 0 and log-sum-exp -inf.
+        log-sum-exp of the scaled scores, float32 ``[B, H, Sq]``. A query without any selected key gets
+        0 and -inf.
 
     Raises:
-        ContractError: naming the argument that does not fit.
+        ContractError: if an argument does not fit, or the device has no kernel for the precision.
+
+    Example:
+        Two groups of three tokens that attend to themselves only::
+
+            order = torch.arange(6).expand(1, 1, 6)
+            offsets = torch.tensor([[[0, 3, 6]]])
+            selected = torch.eye(2, dtype=torch.bool)[None, None]
+            block_map = BlockMap(selected, order, offsets, order, offsets)
+            out, lse = sparse_attention(query, key, value, block_map)
     """
     check_attention(query, key, value)
     check_block_map(query, key, block_map)
     check_precision(precision, query.device)
-    scale = check_scale(query, scale)
-    if query.is_cuda:
-        from dit_accel_kernels.gpu.quantize import quantize
-        from dit_accel_kernels.gpu.sparse_attention import sparse_attention as on_gpu
+    scale = resolve_scale(query, scale)
+    run = _run_on_gpu if query.is_cuda else sparse_attention_cpu
+    return run(query, key, value, block_map, scale, precision, return_lse)
 
-        given = None
-        with torch.cuda.device_of(query):
-            if precision != "full":
-                given = quantize(query, key, value, precision != "int8", return_lse)
-            return on_gpu(
-                query,
-                key,
-                value,
-                block_map,
-                scale,
-                return_lse,
-                quantized=given,
-                max_share=max_share,
+
+def _run_on_gpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_map: BlockMap,
+    scale: float,
+    precision: Precision,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Quantize the inputs if requested, and run sparse attention in Triton."""
+    from dit_accel_kernels.gpu.quantize import quantize
+    from dit_accel_kernels.gpu.sparse_attention import sparse_attention as sparse_attention_gpu
+
+    with torch.cuda.device_of(query):
+        quantized = None
+        if precision != "full":
+            quantize_value = precision == "int8-fp8"
+            quantized = quantize(
+                query, key, value, quantize_value=quantize_value, return_lse=return_lse
             )
-    return on_cpu(query, key, value, block_map, scale, precision, return_lse)
+        return sparse_attention_gpu(
+            query, key, value, block_map, scale=scale, return_lse=return_lse, quantized=quantized
+        )
 
 
 def sparse_attention_reference(
@@ -85,8 +104,9 @@ def sparse_attention_reference(
     scale: float | None = None,
     precision: Precision = "full",
 ) -> tuple[Tensor, Tensor]:
-    """The oracle of `sparse_attention`: a token mask over dense float32 scores. Quadratic in
-    memory.
+    """Compute sparse attention as masked dense attention: the oracle of `sparse_attention`.
+
+    Arguments, results and errors are those of `sparse_attention`. The mask is quadratic in memory.
     """
     check_attention(query, key, value)
     check_block_map(query, key, block_map)

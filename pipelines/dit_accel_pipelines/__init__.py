@@ -1,6 +1,4 @@
-"""What each diffusers pipeline looks like: data and small functions, one declaration per model
-family.
-"""
+"""Declare what each diffusers pipeline looks like: one declaration per model family."""
 
 from dit_accel_pipelines import (
     allegro,
@@ -48,22 +46,24 @@ from dit_accel_pipelines import (
     wan_vace,
     z_image,
 )
-from dit_accel_pipelines.family import (
-    COMPONENTS,
+from dit_accel_pipelines.family import COMPONENTS, AttentionShape, Family, Postprocess
+from dit_accel_pipelines.generic import generic_family
+from dit_accel_pipelines.registry import (
     REFUSED,
-    AttentionShape,
-    Family,
-    Postprocess,
-    SizeRule,
-    TokenLayout,
-    TokenSubset,
     UnknownFamily,
     families,
     find_family,
-    in_parts,
     register_family,
 )
-from dit_accel_pipelines.generic import generic_family
+from dit_accel_pipelines.sizes import SizeRule, image_size_rule
+from dit_accel_pipelines.token_layout import (
+    TokenLayout,
+    TokenSubset,
+    drop_padded_text,
+    latent_grid,
+    latent_layout,
+    split_by_sample,
+)
 
 register_family(wan.WAN)
 register_family(wan_vace.WAN_VACE)
@@ -127,9 +127,13 @@ __all__ = [
     "TokenLayout",
     "TokenSubset",
     "UnknownFamily",
+    "drop_padded_text",
     "families",
     "find_family",
     "generic_family",
-    "in_parts",
+    "image_size_rule",
+    "latent_grid",
+    "latent_layout",
     "register_family",
+    "split_by_sample",
 ]

@@ -1,26 +1,14 @@
-"""Allegro: self-attention (``attn1``) over visual tokens alone."""
+"""Declare Allegro: self-attention (``attn1``) over visual tokens only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from dit_accel_pipelines.family import (
-    Config,
-    Family,
-    SizeRule,
-    TokenLayout,
-    latent_grid,
-    latent_scale,
-)
-
-
-def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``."""
-    return TokenLayout(*latent_grid(arguments, config))
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.sizes import SizeRule, latent_scale
+from dit_accel_pipelines.token_layout import Config, latent_layout
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    """Return the size rule; all latent frames hold the same number of frames."""
     space = latent_scale(vae) * transformer["patch_size"]
     time = vae.get("temporal_compression_ratio", 4)
     return SizeRule(space, time, transformer["patch_size_t"], first_frames=0)
@@ -31,11 +19,14 @@ ALLEGRO = Family(
     transformers=("AllegroTransformer3DModel",),
     attention=r"transformer_blocks\.\d+\.attn1",
     blocks={"transformer_blocks": "num_layers"},
-    layout=layout,
+    layout=latent_layout,
     size_rule=size_rule,
     cfg="batched",
-    batched=(
-        *("hidden_states", "encoder_hidden_states", "timestep"),
-        *("attention_mask", "encoder_attention_mask"),
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "attention_mask",
+        "encoder_attention_mask",
     ),
 )

@@ -1,23 +1,22 @@
-"""AuraFlow: joint attention, register tokens and text before visual tokens, in dual- and single-stream blocks."""
+"""Declare AuraFlow: joint attention, with register tokens and text before visual tokens.
+
+Blocks are dual-stream or single-stream.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import (
-    Config,
-    Family,
-    TokenLayout,
-    image_size_rule,
-    latent_grid,
-)
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.sizes import image_size_rule
+from dit_accel_pipelines.token_layout import Config, TokenLayout, latent_grid
 
 REGISTERS = 8
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of latent patches, from hidden_states ``[B, C, H, W]``; registers count as text."""
+    """Return the grid of latent patches of hidden_states ``[B, C, H, W]``; registers count as text."""
     grid = latent_grid(arguments, config)
     text = REGISTERS + arguments["encoder_hidden_states"].shape[1]
     return TokenLayout(*grid, text, text_first=True)

@@ -1,4 +1,4 @@
-"""Chroma: Flux with a mask of the text's padding."""
+"""Declare Chroma: Flux with a mask for padded text."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 import torch
 
 from dit_accel_pipelines import flux
-from dit_accel_pipelines.family import Config, Family, TokenLayout, valid_text
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.token_layout import Config, TokenLayout, drop_padded_text
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid from img_ids ``[S, 3]``, without what a boolean attention_mask ``[B, T + S]`` hides. PyTorch adds any
-    other mask to the logits, so it hides nothing.
+    """Return the grid from img_ids ``[S, 3]``, without text that a boolean attention_mask ``[B, T + S]`` hides.
+
+    A mask of another dtype hides nothing, because PyTorch adds it to the attention logits.
     """
-    grid = flux.layout(arguments, config)
+    padded = flux.layout(arguments, config)
     mask = arguments.get("attention_mask")
     if mask is None or mask.dtype != torch.bool:
-        return grid
-    return valid_text(grid, mask[:, : grid.text_tokens])
+        return padded
+    return drop_padded_text(padded, mask[:, : padded.text_tokens])
 
 
 CHROMA = Family(
@@ -32,8 +34,8 @@ CHROMA = Family(
     cfg="separate",
     text_tokens=lambda _: 512,
     text_first=True,
-    batched=("hidden_states", "encoder_hidden_states", "timestep", "attention_mask"),
+    batch_arguments=("hidden_states", "encoder_hidden_states", "timestep", "attention_mask"),
     joint=True,
     output="image",
-    remark="its pipeline adds a float mask to the logits, and such calls stay dense",
+    remark="Calls of its pipeline stay dense, because the pipeline adds a float mask to the attention logits",
 )

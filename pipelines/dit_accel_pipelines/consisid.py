@@ -1,24 +1,9 @@
-"""ConsisID: joint attention, text before visual tokens; the face comes in by cross attention."""
+"""Declare ConsisID: joint attention, text before visual tokens; the face enters by cross-attention."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, latent_scale
-
-
-def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of latent patches, from hidden_states ``[B, F, C, H, W]``."""
-    _, frames, _, height, width = arguments["hidden_states"].shape
-    side, text = config["patch_size"], arguments["encoder_hidden_states"].shape[1]
-    return TokenLayout(frames, height // side, width // side, text, text_first=True)
-
-
-def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    space = latent_scale(vae) * transformer["patch_size"]
-    return SizeRule(space, vae.get("temporal_compression_ratio", 4))
-
+from dit_accel_pipelines.cogvideox import layout, size_rule
+from dit_accel_pipelines.family import Family
 
 CONSISID = Family(
     name="consisid",
@@ -30,9 +15,13 @@ CONSISID = Family(
     cfg="batched",
     text_tokens=lambda transformer: transformer.get("max_text_seq_length", 226),
     text_first=True,
-    batched=(
-        *("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond"),
-        *("id_cond", "id_vit_hidden"),
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "timestep_cond",
+        "id_cond",
+        "id_vit_hidden",
     ),
     joint=True,
 )

@@ -1,19 +1,21 @@
-"""DiT: self-attention (``attn1``) over visual tokens; classes instead of text."""
+"""Declare DiT: self-attention (``attn1``) over visual tokens; class labels replace text."""
 
 from __future__ import annotations
 
-from dit_accel_pipelines.family import Family, image_size_rule
-from dit_accel_pipelines.pixart import layout
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.sizes import image_size_rule
+from dit_accel_pipelines.token_layout import latent_layout
 
 DIT = Family(
     name="dit",
     transformers=("DiTTransformer2DModel",),
     attention=r"transformer_blocks\.\d+\.attn1",
     blocks={"transformer_blocks": "num_layers"},
-    layout=layout,
+    layout=latent_layout,
     size_rule=image_size_rule,
     cfg="batched",
-    batched=("hidden_states", "timestep", "class_labels"),
+    batch_arguments=("hidden_states", "timestep", "class_labels"),
     output="image",
-    guidance=False,  # the conditional half of its batch is the first
+    # The conditional half of the batch comes first.
+    guidance=False,
 )

@@ -1,22 +1,25 @@
-"""EasyAnimate: joint attention, text before visual tokens."""
+"""Declare EasyAnimate: joint attention, text before visual tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, latent_grid
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.sizes import SizeRule
+from dit_accel_pipelines.token_layout import Config, TokenLayout, latent_grid
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``."""
+    """Return the grid of latent patches of hidden_states ``[B, C, F, H, W]``, after one or two texts."""
     grid = latent_grid(arguments, config)
     texts = (arguments.get(name) for name in ("encoder_hidden_states", "encoder_hidden_states_t5"))
-    text = sum(t.shape[1] for t in texts if t is not None)
-    return TokenLayout(*grid, text, text_first=True)
+    text_tokens = sum(text.shape[1] for text in texts if text is not None)
+    return TokenLayout(*grid, text_tokens, text_first=True)
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    """Return the size rule of the VAE, which compresses by 8 in space and by 4 in time."""
     return SizeRule(8 * transformer["patch_size"], 4)
 
 
@@ -30,9 +33,14 @@ EASYANIMATE = Family(
     cfg="batched",
     text_tokens=lambda _: 256,
     text_first=True,
-    batched=(
-        *("hidden_states", "encoder_hidden_states", "encoder_hidden_states_t5", "timestep"),
-        *("timestep_cond", "inpaint_latents", "control_latents"),
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "encoder_hidden_states_t5",
+        "timestep",
+        "timestep_cond",
+        "inpaint_latents",
+        "control_latents",
     ),
     joint=True,
 )

@@ -1,4 +1,4 @@
-"""ERNIE-Image: joint attention, visual tokens before text."""
+"""Declare ERNIE-Image: joint attention, visual tokens before text."""
 
 from __future__ import annotations
 
@@ -7,31 +7,26 @@ from typing import Any
 
 import torch
 
-from dit_accel_pipelines.family import (
-    Config,
-    Family,
-    SizeRule,
-    TokenLayout,
-    latent_grid,
-    latent_scale,
-    valid_text,
-)
-from dit_accel_pipelines.joyimage import heads
+from dit_accel_pipelines.family import Family, heads_of_hidden_size
+from dit_accel_pipelines.sizes import SizeRule, latent_scale
+from dit_accel_pipelines.token_layout import Config, TokenLayout, drop_padded_text, latent_grid
 
-PACKED = 2  # the VAE's latents come packed, 2 x 2
+# The VAE's latents are packed by 2 x 2.
+PACKED_SIDE = 2
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of latent patches, from hidden_states ``[B, C, H, W]``; text is padded at its end."""
+    """Return the grid of latent patches of hidden_states ``[B, C, H, W]``; text is padded at its end."""
     lengths = arguments["text_lens"]
     text = arguments["text_bth"].shape[1]
     grid = latent_grid(arguments, config)
     valid = torch.arange(text, device=lengths.device) < lengths[:, None]
-    return valid_text(TokenLayout(*grid, text), valid)
+    return drop_padded_text(TokenLayout(*grid, text), valid)
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    return SizeRule(latent_scale(vae) * PACKED * transformer["patch_size"], 1)
+    """Return the size rule of packed latents in patches."""
+    return SizeRule(latent_scale(vae) * PACKED_SIDE * transformer["patch_size"], 1)
 
 
 ERNIE_IMAGE = Family(
@@ -42,9 +37,10 @@ ERNIE_IMAGE = Family(
     layout=layout,
     size_rule=size_rule,
     cfg="batched",
-    heads=heads,
-    batched=("hidden_states", "timestep", "text_bth", "text_lens"),
+    heads=heads_of_hidden_size,
+    batch_arguments=("hidden_states", "timestep", "text_bth", "text_lens"),
     joint=True,
     output="image",
-    guidance=False,  # its blocks have the batch second
+    # The batch is the second dimension in its blocks.
+    guidance=False,
 )

@@ -1,35 +1,46 @@
-"""Flux: joint attention, text before visual tokens, in dual- and single-stream blocks. Kontext's reference image
-comes after the image.
+"""Declare Flux: joint attention, text before visual tokens, in dual-stream and single-stream blocks.
+
+Kontext's reference image comes after the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.positions import infer_grid
+from dit_accel_pipelines.sizes import SizeRule, latent_scale
+from dit_accel_pipelines.token_layout import Config, TokenLayout
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, latent_scale
-from dit_accel_pipelines.positions import grid_of
+if TYPE_CHECKING:
+    from torch import Tensor
 
-PACKED = 2  # the pipeline packs 2 x 2 latents into a token
+# The pipeline packs 2 x 2 latents into a token.
+PACKED_SIDE = 2
 
 
-def images(ids: Tensor, text: int) -> TokenLayout:
-    """Images of one size as frames, after text, from ids ``[S, A]`` or ``[B, S, A]`` (image, row, column, ...; read
-    from the device); a line where sizes differ.
+def layout_from_ids(ids: Tensor, text_tokens: int) -> TokenLayout:
+    """Return the layout of text, followed by images of the given positions.
+
+    Images of the same size count as frames. Otherwise all visual tokens form one line.
+
+    Args:
+        ids: Image, row, column, ... of each visual token, ``[S, A]`` or ``[B, S, A]``; read from the device.
+        text_tokens: Number of text tokens.
     """
     ids = ids[0] if ids.dim() == 3 else ids
-    return TokenLayout(*grid_of(ids[:, 1:3]), text, text_first=True)
+    return TokenLayout(*infer_grid(ids[:, 1:3]), text_tokens, text_first=True)
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid from img_ids ``[S, 3]``."""
-    return images(arguments["img_ids"], arguments["encoder_hidden_states"].shape[1])
+    """Return the grid from img_ids ``[S, 3]``."""
+    return layout_from_ids(arguments["img_ids"], arguments["encoder_hidden_states"].shape[1])
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    return SizeRule(latent_scale(vae) * PACKED, 1)
+    """Return the size rule of packed latents."""
+    return SizeRule(latent_scale(vae) * PACKED_SIDE, 1)
 
 
 FLUX = Family(
@@ -42,8 +53,11 @@ FLUX = Family(
     cfg="embedded",
     text_tokens=lambda _: 512,
     text_first=True,
-    batched=(
-        *("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "pooled_projections",
         "guidance",
     ),
     joint=True,

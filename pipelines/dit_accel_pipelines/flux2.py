@@ -1,5 +1,6 @@
-"""Flux 2: joint attention, text before visual tokens, in dual- and single-stream blocks. Reference images come
-after the image.
+"""Declare Flux 2: joint attention, text before visual tokens, in dual-stream and single-stream blocks.
+
+Reference images come after the image.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ FLUX2 = Family(
     cfg="embedded",
     text_tokens=lambda _: 512,
     text_first=True,
-    batched=(
-        *("hidden_states", "encoder_hidden_states", "timestep", "img_ids", "txt_ids"),
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "img_ids",
+        "txt_ids",
         "guidance",
     ),
     joint=True,
     output="image",
-    remark="with the cached references of Klein KV its calls stay dense",
+    remark="Calls stay dense if Klein KV caches the keys of reference images",
 )

@@ -1,5 +1,6 @@
-"""Flux 3: joint attention, text before visual tokens, in single-stream blocks. The first few blocks, of which
-each sees image or text alone, stay as they are.
+"""Declare Flux 3: joint attention, text before visual tokens, in single-stream blocks.
+
+The first blocks attend over image tokens only or over text tokens only. They stay dense.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from typing import Any
 
 import torch
 
-from dit_accel_pipelines.family import MODULAR, Config, Family, TokenLayout
+from dit_accel_pipelines.family import MODULAR, Family
 from dit_accel_pipelines.flux import size_rule
-from dit_accel_pipelines.positions import grid_of
+from dit_accel_pipelines.positions import infer_grid
+from dit_accel_pipelines.token_layout import Config, TokenLayout
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid from img_ids and image_cond_ids ``[S, 4]`` (read from the device): reference images are frames; a
-    line where they have another size.
+    """Return the grid from img_ids and image_cond_ids ``[S, 4]``, which are read from the device.
+
+    Reference images of the image's size count as frames. Otherwise all visual tokens form one line.
     """
     text = arguments["encoder_hidden_states"].shape[1]
     ids = [arguments.get(name) for name in ("img_ids", "image_cond_ids")]
-    grid = grid_of(torch.cat([i[:, 1:3] for i in ids if i is not None]))
+    grid = infer_grid(torch.cat([i[:, 1:3] for i in ids if i is not None]))
     return TokenLayout(*grid, text, text_first=True)
 
 
@@ -33,11 +36,14 @@ FLUX3 = Family(
     size_rule=size_rule,
     cfg="separate",
     text_first=True,
-    batched=(
-        *("hidden_states", "encoder_hidden_states", "timestep", "target_timestep"),
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "target_timestep",
         "image_cond_hidden_states",
     ),
     joint=True,
-    remark=f"{MODULAR}; its first blocks, of image or text alone, stay dense",
     output="image",
+    remark=f"{MODULAR}. The first blocks stay dense, because each sees image tokens or text tokens only",
 )

@@ -1,20 +1,27 @@
-"""HunyuanVideo-Framepack: joint attention, history before visual tokens, image and text after them."""
+"""Declare HunyuanVideo-Framepack: joint attention, history before visual tokens, image and text after them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from dit_accel_pipelines.family import STRETCHES, Config, Family, TokenLayout, in_parts, latent_grid
+from dit_accel_pipelines.family import CHUNKED, Family
 from dit_accel_pipelines.hunyuan_video import size_rule
+from dit_accel_pipelines.token_layout import Config, TokenLayout, latent_grid, split_by_sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The pipeline pads to these numbers of tokens: SigLIP's for the image, Llama's for the text.
+IMAGE, TEXT = 729, 256
 
 
-def coarse_tokens(latents: Tensor | None, factor: int) -> int:
-    """Tokens of history latents ``[B, C, F, H, W]`` in patches of ``factor`` frames and twice as many rows and
-    columns; a last patch that is not full counts.
+def count_history_tokens(latents: Tensor | None, factor: int) -> int:
+    """Return the number of tokens in history latents ``[B, C, F, H, W]``; 0 for None.
+
+    A token covers ``factor`` frames and ``2 * factor`` rows and columns. A partly filled last token counts.
     """
     if latents is None:
         return 0
@@ -23,21 +30,21 @@ def coarse_tokens(latents: Tensor | None, factor: int) -> int:
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``. Text is padded at its end, or cropped
-    where there is one sample.
+    """Return the grid of latent patches of hidden_states ``[B, C, F, H, W]``.
+
+    Text is padded at its end if there are several samples. The model crops it if there is one.
     """
     grid = latent_grid(arguments, config)
-    clean, twice, four = (
-        arguments.get(f"latents_{name}") for name in ("clean", "history_2x", "history_4x")
-    )
-    history = coarse_tokens(clean, 1) + coarse_tokens(twice, 2) + coarse_tokens(four, 4)
+    factors = {"latents_clean": 1, "latents_history_2x": 2, "latents_history_4x": 4}
+    history = sum(count_history_tokens(arguments.get(n), factor) for n, factor in factors.items())
     mask, image = arguments["encoder_attention_mask"], arguments["image_embeds"].shape[1]
     lengths = [image + int(length) for length in mask.sum(1).tolist()]
     text = lengths[0] if len(lengths) == 1 else image + mask.shape[1]
-    found = TokenLayout(*grid, history + text)
-    places = torch.arange(found.visual_tokens + found.text_tokens, device=mask.device)
-    before, visual, after = places.split([history, found.visual_tokens, text])
-    return in_parts(found, [torch.cat([visual, before, after[:length]]) for length in lengths])
+    padded = TokenLayout(*grid, history + text)
+    tokens = torch.arange(padded.visual_tokens + padded.text_tokens, device=mask.device)
+    before, visual, after = tokens.tensor_split([history, history + padded.visual_tokens])
+    indices = [torch.cat([visual, before, after[:length]]) for length in lengths]
+    return split_by_sample(padded, indices)
 
 
 FRAMEPACK = Family(
@@ -48,13 +55,21 @@ FRAMEPACK = Family(
     layout=layout,
     size_rule=size_rule,
     cfg="embedded",
-    text_tokens=lambda _: 729 + 256,  # SigLIP's and Llama's
-    batched=(
-        *("hidden_states", "encoder_hidden_states", "encoder_attention_mask", "timestep"),
-        *("pooled_projections", "image_embeds", "guidance"),
-        *("latents_clean", "latents_history_2x", "latents_history_4x"),
+    text_tokens=lambda _: IMAGE + TEXT,
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "timestep",
+        "pooled_projections",
+        "image_embeds",
+        "guidance",
+        "latents_clean",
+        "latents_history_2x",
+        "latents_history_4x",
     ),
     joint=True,
-    remark=STRETCHES,
-    guidance=False,  # other tokens on both sides of the visual ones
+    # Other tokens lie on both sides of the visual tokens.
+    guidance=False,
+    remark=CHUNKED,
 )

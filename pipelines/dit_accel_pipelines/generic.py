@@ -1,16 +1,21 @@
-"""Transformers that no family declares: their self-attention, recognised from their modules."""
+"""Recognise the self-attention of transformers that no family declares, from their modules."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
 
-from dit_accel_pipelines.family import Config, Family, SizeRule
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.sizes import SizeRule
+from dit_accel_pipelines.token_layout import Config
 
-NAMES = ("attn", "attn1", "self_attn", "self_attention", "attention")
+if TYPE_CHECKING:
+    from torch import nn
+
+ATTENTION_NAMES = ("attn", "attn1", "self_attn", "self_attention", "attention")
 NOT_VISUAL = re.compile(
     "text|txt|context|audio|refiner|caption|perceiver|face|fusion|condition|embed|image_cond"
 )
@@ -19,46 +24,53 @@ NOT_VISUAL = re.compile(
 def generic_family(
     transformer: nn.Module, is_patchable: Callable[[nn.Module], bool]
 ) -> Family | None:
-    """A family of one: attention modules by name, in the block lists of the transformer itself. Where the tokens are
-    stays unknown, so that methods that need a grid do nothing, and so do calls with a mask or fewer tokens
-    than the largest attention has. None where nothing is found.
+    """Return a family for one transformer, or None if no self-attention is recognised.
+
+    Attention modules are recognised by name, in block lists that are direct children of the transformer. The
+    positions of tokens stay unknown. Therefore calls stay dense with methods that need a grid, with a mask, and
+    with fewer tokens than the largest self-attention has.
+
+    Args:
+        transformer: Transformer to search.
+        is_patchable: Function that returns True for an attention module whose processor can be patched.
     """
-    lists = [n for n, child in transformer.named_children() if isinstance(child, nn.ModuleList)]
-    found = {stack: attention_names(transformer, stack, is_patchable) for stack in lists}
-    found = {stack: names for stack, names in found.items() if names}
-    if not found:
+    children = transformer.named_children()
+    lists = [name for name, child in children if isinstance(child, torch.nn.ModuleList)]
+    recognised = {name: find_attention(transformer, name, is_patchable) for name in lists}
+    recognised = {name: modules for name, modules in recognised.items() if modules}
+    if not recognised:
         return None
-    every = [name for names in found.values() for name in names]
+    names = [name for modules in recognised.values() for name in modules]
     return Family(
         name=f"generic ({type(transformer).__name__})",
         transformers=(type(transformer).__name__,),
-        attention="|".join(map(re.escape, every)),
-        blocks=dict.fromkeys(found, ""),
-        layout=no_layout,
-        size_rule=no_rule,
+        attention="|".join(map(re.escape, names)),
+        blocks=dict.fromkeys(recognised, ""),
+        layout=unknown_layout,
+        size_rule=any_size,
         cfg="separate",
         guidance=False,
-        tested="declared",
+        status="declared",
     )
 
 
-def no_layout(_arguments: Mapping[str, Any], _config: Config) -> None:
-    """Nothing is known."""
+def unknown_layout(_arguments: Mapping[str, Any], _config: Config) -> None:
+    """Return None, because nothing is known about the positions of tokens."""
 
 
-def no_rule(_transformer: Config, _vae: Config) -> SizeRule:
-    """Any size."""
+def any_size(_transformer: Config, _vae: Config) -> SizeRule:
+    """Return a size rule that accepts every size."""
     return SizeRule(1, 1)
 
 
-def attention_names(
-    transformer: nn.Module, stack: str, is_patchable: Callable[[nn.Module], bool]
+def find_attention(
+    transformer: nn.Module, block_list: str, is_patchable: Callable[[nn.Module], bool]
 ) -> list[str]:
-    """Names of what looks like self-attention over the picture in one list of blocks."""
+    """Return the names of modules in a block list that look like self-attention over visual tokens."""
     return [
         name
-        for name, module in transformer.get_submodule(stack).named_modules(prefix=stack)
-        if name.rpartition(".")[2] in NAMES
+        for name, module in transformer.get_submodule(block_list).named_modules(prefix=block_list)
+        if name.rpartition(".")[2] in ATTENTION_NAMES
         and not NOT_VISUAL.search(name)
         and not getattr(module, "is_cross_attention", False)
         and is_patchable(module)

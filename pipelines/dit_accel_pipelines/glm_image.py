@@ -1,11 +1,13 @@
-"""GLM-Image: joint attention, text before visual tokens. Keys of reference images are cached: with them the
-attention has more keys than queries, and stays dense.
+"""Declare GLM-Image: joint attention, text before visual tokens.
+
+Calls stay dense with cached keys of reference images, because they have more keys than queries.
 """
 
 from __future__ import annotations
 
 from dit_accel_pipelines.cogview import layout
-from dit_accel_pipelines.family import Family, image_size_rule
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.sizes import image_size_rule
 
 GLM_IMAGE = Family(
     name="glm-image",
@@ -16,11 +18,16 @@ GLM_IMAGE = Family(
     size_rule=image_size_rule,
     cfg="separate",
     text_first=True,
-    batched=(
-        *("hidden_states", "encoder_hidden_states", "prior_token_id", "prior_token_drop"),
-        *("timestep", "target_size", "crop_coords"),
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "prior_token_id",
+        "prior_token_drop",
+        "timestep",
+        "target_size",
+        "crop_coords",
     ),
     joint=True,
     output="image",
-    remark="with the cached keys of reference images its calls stay dense",
+    remark="Calls stay dense if the keys of reference images are cached",
 )

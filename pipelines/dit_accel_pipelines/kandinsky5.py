@@ -1,28 +1,34 @@
-"""Kandinsky 5: self-attention over visual tokens alone, text in a separate cross attention."""
+"""Declare Kandinsky 5: self-attention over visual tokens only, with a separate cross-attention to text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.sizes import SizeRule
+from dit_accel_pipelines.token_layout import Config, TokenLayout
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of latent patches, from hidden_states ``[B, F, H, W, C]``; where the model attends sparsely itself
-    (NABLA), it reorders them, and its mask keeps calls dense.
+    """Return the grid of latent patches of hidden_states ``[B, F, H, W, C]``.
+
+    With the model's own sparse attention (NABLA), tokens are in another order. Its mask keeps these calls dense.
     """
     sizes = arguments["hidden_states"].shape[1:4]
-    return TokenLayout(*(s // patch for s, patch in zip(sizes, config["patch_size"], strict=True)))
+    grid = (size // patch for size, patch in zip(sizes, config["patch_size"], strict=True))
+    return TokenLayout(*grid)
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    """Return the size rule of the VAE's latents in patches."""
     depth, side, _ = transformer["patch_size"]
     space = vae.get("spatial_compression_ratio", 8) * side
     return SizeRule(space, vae.get("temporal_compression_ratio", 4), depth)
 
 
 def heads(transformer: Config) -> tuple[int, int]:
+    """Return the number of heads and head_dim, which is the sum of RoPE's axes."""
     head_dim = sum(transformer["axes_dims"])
     return transformer["model_dim"] // head_dim, head_dim
 
@@ -36,7 +42,7 @@ KANDINSKY5 = Family(
     size_rule=size_rule,
     cfg="separate",
     heads=heads,
-    remark="where it attends sparsely itself (NABLA), its mask keeps calls dense",
+    batch_arguments=("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
     image_pipelines=("Kandinsky5T2IPipeline", "Kandinsky5I2IPipeline"),
-    batched=("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
+    remark="Calls stay dense with the model's own sparse attention (NABLA), because it sets a mask",
 )

@@ -1,19 +1,12 @@
-"""Kandinsky 6: self-attention over visual tokens alone; text and audio in cross attention."""
+"""Declare Kandinsky 6: self-attention over visual tokens only, with cross-attention to text and audio.
+
+A reference image is the last frame.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from dit_accel_pipelines.family import Config, Family, TokenLayout
-from dit_accel_pipelines.kandinsky5 import heads, size_rule
-
-
-def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of latent patches, from hidden_states ``[B, F, H, W, C]``; a reference image is the last frame."""
-    sizes = zip(arguments["hidden_states"].shape[1:4], config["patch_size"], strict=True)
-    return TokenLayout(*(size // patch for size, patch in sizes))
-
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.kandinsky5 import heads, layout, size_rule
 
 KANDINSKY6 = Family(
     name="kandinsky-6",
@@ -24,8 +17,13 @@ KANDINSKY6 = Family(
     size_rule=size_rule,
     cfg="separate",
     heads=heads,
-    batched=(
-        *("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
-        *("audio_hidden_states", "encoder_attention_mask", "visual_token_type_ids"),
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "pooled_projections",
+        "audio_hidden_states",
+        "encoder_attention_mask",
+        "visual_token_type_ids",
     ),
 )

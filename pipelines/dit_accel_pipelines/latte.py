@@ -1,5 +1,6 @@
-"""Latte: self-attention (``attn1``) within each frame; that of the temporal blocks is over a few frames, and
-stays as it is.
+"""Declare Latte: self-attention (``attn1``) within each frame.
+
+Temporal blocks attend over a few frames only. They stay dense.
 """
 
 from __future__ import annotations
@@ -7,24 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import (
-    Config,
-    Family,
-    SizeRule,
-    TokenLayout,
-    latent_grid,
-    latent_scale,
-)
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.sizes import SizeRule, latent_scale
+from dit_accel_pipelines.token_layout import Config, TokenLayout, latent_grid
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of a frame's latent patches, from hidden_states ``[B, C, F, H, W]``; frames are samples."""
+    """Return the grid of latent patches of one frame of hidden_states ``[B, C, F, H, W]``; frames are samples."""
     _, height, width = latent_grid(arguments, config)
     return TokenLayout(1, height, width)
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
-    """One frame of tokens, whatever the number of frames."""
+    """Return a size rule that counts the tokens of one frame, for any number of frames."""
     return SizeRule(latent_scale(vae) * transformer["patch_size"], 1, transformer["video_length"])
 
 
@@ -36,7 +32,13 @@ LATTE = Family(
     layout=layout,
     size_rule=size_rule,
     cfg="batched",
-    batched=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
-    remark="the attention of its temporal blocks, over a few frames, stays dense",
-    guidance=False,  # frames are samples in its blocks
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "encoder_attention_mask",
+    ),
+    # Frames are samples in its blocks.
+    guidance=False,
+    remark="Temporal attention stays dense, because it covers only a few frames",
 )

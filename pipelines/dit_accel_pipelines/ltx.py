@@ -1,5 +1,6 @@
-"""LTX-Video and LTX-2: self-attention (``attn1``) over visual tokens alone, which come as a sequence;
-the audio of LTX-2 has attention of its own.
+"""Declare LTX-Video and LTX-2: self-attention (``attn1``) over visual tokens only, given as a sequence.
+
+The audio of LTX-2 has its own attention.
 """
 
 from __future__ import annotations
@@ -7,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.sizes import SizeRule
+from dit_accel_pipelines.token_layout import Config, TokenLayout
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid from num_frames, height and width; a line where video_coords ``[B, 3, S, ...]`` are of other
-    tokens, as with keyframes or a reference video.
+    """Return the grid from num_frames, height and width.
+
+    Keyframes or a reference video add tokens: then video_coords ``[B, 3, S, ...]`` have more positions than the
+    grid, and all visual tokens form one line.
     """
     frames, height, width = (arguments.get(name) or 1 for name in ("num_frames", "height", "width"))
     grid, coords = TokenLayout(frames, height, width), arguments.get("video_coords")
@@ -22,11 +27,12 @@ def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    """Return the size rule of the VAE's latents, which are tokens."""
     space, time = vae.get("spatial_compression_ratio"), vae.get("temporal_compression_ratio")
     return SizeRule(space or 32, time or 8)
 
 
-ALL_HEADS = "diffusers gives its cross-attention the text's mask for all heads, and each device has some of them"
+MASK_OF_ALL_HEADS = "diffusers passes cross-attention a text mask for all heads, but each device has only some of them"
 
 LTX = Family(
     name="ltx",
@@ -36,11 +42,14 @@ LTX = Family(
     layout=layout,
     size_rule=size_rule,
     cfg="batched",
-    batched=(
-        *("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "encoder_attention_mask",
         "video_coords",
     ),
-    unshared=ALL_HEADS,
+    context_parallel_error=MASK_OF_ALL_HEADS,
 )
 
 LTX2 = Family(
@@ -51,11 +60,22 @@ LTX2 = Family(
     layout=layout,
     size_rule=size_rule,
     cfg="batched",
-    batched=(
-        *("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
-        *("video_coords", "sigma", "video_self_attention_mask", "video_keyframes_mask"),
-        *("audio_hidden_states", "audio_encoder_hidden_states", "audio_timestep", "audio_sigma"),
-        *("audio_encoder_attention_mask", "audio_coords", "perturbation_mask"),
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "encoder_attention_mask",
+        "video_coords",
+        "sigma",
+        "video_self_attention_mask",
+        "video_keyframes_mask",
+        "audio_hidden_states",
+        "audio_encoder_hidden_states",
+        "audio_timestep",
+        "audio_sigma",
+        "audio_encoder_attention_mask",
+        "audio_coords",
+        "perturbation_mask",
     ),
-    unshared=ALL_HEADS,
+    context_parallel_error=MASK_OF_ALL_HEADS,
 )

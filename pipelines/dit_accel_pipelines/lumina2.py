@@ -1,5 +1,6 @@
-"""Lumina 2: joint attention, sample by sample the valid text before visual tokens. Refiners, which see
-each alone, stay dense.
+"""Declare Lumina 2: joint attention; in each sample, the valid text comes before visual tokens.
+
+Refiners attend over text only or over visual tokens only. They stay dense.
 """
 
 from __future__ import annotations
@@ -9,28 +10,24 @@ from typing import Any
 
 import torch
 
-from dit_accel_pipelines.family import (
-    Config,
-    Family,
-    TokenLayout,
-    image_size_rule,
-    in_parts,
-    latent_grid,
-)
+from dit_accel_pipelines.family import Family, heads_of_hidden_size
+from dit_accel_pipelines.sizes import image_size_rule
+from dit_accel_pipelines.token_layout import Config, TokenLayout, latent_grid, split_by_sample
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of latent patches, from hidden_states ``[B, C, H, W]``; samples with less text are padded at their
-    end.
+    """Return the grid of latent patches of hidden_states ``[B, C, H, W]``.
+
+    Samples with less text are padded after their visual tokens.
     """
     mask = arguments["encoder_attention_mask"]
     grid = latent_grid(arguments, config)
     texts = mask.sum(1).tolist()
-    found = TokenLayout(*grid, max(texts), text_first=True)
+    longest = TokenLayout(*grid, max(texts), text_first=True)
     if min(texts) == max(texts):
-        return found
-    lengths = [text + found.visual_tokens for text in texts]
-    return in_parts(found, [torch.arange(n, device=mask.device) for n in lengths])
+        return longest
+    lengths = [text + longest.visual_tokens for text in texts]
+    return split_by_sample(longest, [torch.arange(n, device=mask.device) for n in lengths])
 
 
 LUMINA2 = Family(
@@ -43,11 +40,13 @@ LUMINA2 = Family(
     cfg="separate",
     text_tokens=lambda _: 256,
     text_first=True,
-    heads=lambda transformer: (
-        transformer["num_attention_heads"],
-        transformer["hidden_size"] // transformer["num_attention_heads"],
+    heads=heads_of_hidden_size,
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "encoder_attention_mask",
     ),
-    batched=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
     joint=True,
     output="image",
     guidance=False,

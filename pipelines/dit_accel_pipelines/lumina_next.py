@@ -1,4 +1,4 @@
-"""Lumina-Next: self-attention (``attn1``) over visual tokens alone, text in a separate cross attention."""
+"""Declare Lumina-Next: self-attention (``attn1``) over visual tokens only, with a separate cross-attention to text."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 
-from dit_accel_pipelines import pixart
-from dit_accel_pipelines.family import Config, Family, TokenLayout, TokenSubset, image_size_rule
-from dit_accel_pipelines.joyimage import heads
+from dit_accel_pipelines.family import Family, heads_of_hidden_size
+from dit_accel_pipelines.sizes import image_size_rule
+from dit_accel_pipelines.token_layout import Config, TokenLayout, TokenSubset, latent_layout
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of latent patches, from hidden_states ``[B, C, H, W]``; the mask of the transformer hides nothing."""
-    found = pixart.layout(arguments, config)
-    places = torch.arange(found.visual_tokens, device=arguments["hidden_states"].device)
-    return replace(found, parts=(TokenSubset(None, places),))
+    """Return the grid of latent patches of hidden_states ``[B, C, H, W]``.
+
+    The subset says that all tokens are valid, because the transformer passes a mask that hides none.
+    """
+    grid = latent_layout(arguments, config)
+    tokens = torch.arange(grid.visual_tokens, device=arguments["hidden_states"].device)
+    return replace(grid, subsets=(TokenSubset(None, tokens),))
 
 
 LUMINA_NEXT = Family(
@@ -28,8 +31,9 @@ LUMINA_NEXT = Family(
     layout=layout,
     size_rule=image_size_rule,
     cfg="batched",
-    heads=heads,
-    batched=("hidden_states", "encoder_hidden_states", "timestep", "encoder_mask"),
+    heads=heads_of_hidden_size,
+    batch_arguments=("hidden_states", "encoder_hidden_states", "timestep", "encoder_mask"),
     output="image",
-    guidance=False,  # the conditional half of its batch is the first
+    # The conditional half of the batch comes first.
+    guidance=False,
 )

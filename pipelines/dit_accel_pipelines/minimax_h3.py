@@ -1,4 +1,4 @@
-"""MiniMax-H3: attention over a packed sequence of text, conditions, audio and video; video tokens anywhere."""
+"""Declare MiniMax-H3: attention over a packed sequence of text, conditions, audio and video, in any order."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from typing import Any
 
 import torch
 
-from dit_accel_pipelines.family import MODULAR, Config, Family, SizeRule, TokenLayout, TokenSubset
-from dit_accel_pipelines.positions import grid_of
+from dit_accel_pipelines.family import MODULAR, Family
+from dit_accel_pipelines.positions import infer_grid
+from dit_accel_pipelines.sizes import SizeRule
+from dit_accel_pipelines.token_layout import Config, TokenLayout, TokenSubset
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid from position_ids ``[S, 3]`` of the tokens at video_indices (read from the device): frames of
-    conditions are the first ones; a line where they have another size.
+    """Return the grid from position_ids ``[S, 3]`` of the tokens at video_indices, which are read from the device.
+
+    Frames of conditions come first. If they have another size, all visual tokens form one line.
     """
     positions, video = arguments["position_ids"], arguments["video_indices"]
-    total, grid = len(positions), grid_of(positions[video, 1:])
-    others = torch.ones(total, dtype=torch.bool, device=video.device)
-    others[video] = False
+    total, grid = len(positions), infer_grid(positions[video, 1:])
+    is_other = torch.ones(total, dtype=torch.bool, device=video.device)
+    is_other[video] = False
     text = total - len(video)
-    if not others[text:].any():
+    if not is_other[text:].any():
         return TokenLayout(*grid, text, text_first=True)
-    places = torch.cat([video, others.nonzero().flatten()])
-    return TokenLayout(*grid, text, parts=(TokenSubset(None, places),))
+    token_index = torch.cat([video, is_other.nonzero().flatten()])
+    return TokenLayout(*grid, text, subsets=(TokenSubset(None, token_index),))
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    """Return the size rule of the VAE, which compresses by 16 in space and by 4 in time."""
     return SizeRule(16 * transformer["patch_size"][1], 4, transformer["patch_size"][0])
 
 
@@ -39,8 +43,9 @@ MINIMAX_H3 = Family(
     size_rule=size_rule,
     cfg="embedded",
     text_first=True,
-    batched=("hidden_states", "audio_hidden_states", "encoder_hidden_states"),
+    batch_arguments=("hidden_states", "audio_hidden_states", "encoder_hidden_states"),
     joint=True,
+    # Visual tokens can be anywhere in the sequence.
+    guidance=False,
     remark=MODULAR,
-    guidance=False,  # visual tokens lie anywhere
 )

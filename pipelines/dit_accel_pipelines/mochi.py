@@ -1,21 +1,14 @@
-"""Mochi: joint attention, visual tokens before the valid text tokens, sample by sample."""
+"""Declare Mochi: joint attention, one sample per call, with visual tokens before the valid text tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from dit_accel_pipelines.family import Config, Family, SizeRule, TokenLayout, latent_grid
-
-
-def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of latent patches, from hidden_states ``[B, C, F, H, W]``; how many text tokens are valid is
-    known in the attention only.
-    """
-    return TokenLayout(*latent_grid(arguments, config))
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.sizes import SizeRule
+from dit_accel_pipelines.token_layout import Config, latent_layout
 
 
 def size_rule(transformer: Config, vae: Config) -> SizeRule:
+    """Return the size rule of the VAE, which compresses by 8 in space and by 6 in time."""
     return SizeRule(8 * transformer["patch_size"], 6)
 
 
@@ -24,11 +17,17 @@ MOCHI = Family(
     transformers=("MochiTransformer3DModel",),
     attention=r"transformer_blocks\.\d+\.attn1",
     blocks={"transformer_blocks": "num_layers"},
-    layout=layout,
+    layout=latent_layout,
     size_rule=size_rule,
     cfg="batched",
     text_tokens=lambda transformer: transformer.get("max_sequence_length", 256),
-    batched=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "encoder_attention_mask",
+    ),
     joint=True,
-    crops_text=True,
+    # Padded text is removed inside the attention.
+    variable_text=True,
 )

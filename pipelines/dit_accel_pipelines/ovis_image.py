@@ -1,4 +1,4 @@
-"""Ovis-Image and LongCat-Image: Flux's blocks, with text before visual tokens."""
+"""Declare Ovis-Image and LongCat-Image: Flux's blocks, text before visual tokens."""
 
 from __future__ import annotations
 

@@ -1,13 +1,18 @@
-"""The grid that tokens form, from the positions a pipeline gives them."""
+"""Infer the grid of visual tokens from the positions that a pipeline gives them."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def grid_of(positions: Tensor) -> tuple[int, int, int]:
-    """Frames, height and width of tokens in raster order, from their row and column ``[S, 2]`` (read from the
-    device). Images of one size are frames; a line where the tokens are no single grid.
+def infer_grid(positions: Tensor) -> tuple[int, int, int]:
+    """Return frames, height and width of tokens in raster order, from their row and column ``[S, 2]``.
+
+    Images of the same size count as frames. If the tokens form no single grid, they count as one line:
+    ``(1, 1, S)``. Positions are read from the device.
     """
     positions = positions.cpu()
     tokens = len(positions)

@@ -1,5 +1,6 @@
-"""Stable Diffusion 3 and 3.5: joint attention (``attn``), visual tokens before text; in some blocks of 3.5 also
-self-attention of the visual tokens alone (``attn2``).
+"""Declare Stable Diffusion 3 and 3.5: joint attention (``attn``), visual tokens before text.
+
+Some blocks of 3.5 have a second self-attention over visual tokens only (``attn2``).
 """
 
 from __future__ import annotations
@@ -7,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_accel_pipelines.family import (
-    Config,
-    Family,
-    TokenLayout,
-    image_size_rule,
-    latent_grid,
-)
+from dit_accel_pipelines.family import Family
+from dit_accel_pipelines.sizes import image_size_rule
+from dit_accel_pipelines.token_layout import Config, TokenLayout, latent_grid
+
+# The pipeline pads to these numbers of tokens.
+CLIP_TEXT, T5_TEXT = 77, 256
 
 
 def layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
-    """The grid of latent patches, from hidden_states ``[B, C, H, W]``."""
+    """Return the grid of latent patches of hidden_states ``[B, C, H, W]``."""
     grid = latent_grid(arguments, config)
     return TokenLayout(*grid, arguments["encoder_hidden_states"].shape[1])
 
@@ -30,13 +30,18 @@ SD3 = Family(
     layout=layout,
     size_rule=image_size_rule,
     cfg="batched",
-    text_tokens=lambda _: 77 + 256,  # CLIP's and T5's
-    batched=(
-        *("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
-        *("block_controlnet_hidden_states", "joint_attention_kwargs"),
+    text_tokens=lambda _: CLIP_TEXT + T5_TEXT,
+    batch_arguments=(
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "pooled_projections",
+        "block_controlnet_hidden_states",
+        "joint_attention_kwargs",
     ),
     joint=True,
-    crops_text=True,  # attn2 has none
-    more_attention=lambda config: len(config.get("dual_attention_layers") or ()),
+    # attn2 has no text tokens.
+    variable_text=True,
+    extra_attention_layers=lambda config: len(config.get("dual_attention_layers") or ()),
     output="image",
 )

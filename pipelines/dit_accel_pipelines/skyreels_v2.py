@@ -1,23 +1,27 @@
-"""SkyReels V2: like Wan; with diffusion forcing in blocks of frames, a causal mask keeps it dense. It also makes long
-videos stretch by stretch.
+"""Declare SkyReels V2: Wan's self-attention (``attn1``) over visual tokens only.
+
+With diffusion forcing in blocks of frames, a causal mask keeps calls dense. Long videos are generated in chunks.
 """
 
 from __future__ import annotations
 
-from dit_accel_pipelines.family import STRETCHES, Family
-from dit_accel_pipelines.wan import layout, size_rule
+from dit_accel_pipelines.family import CHUNKED, Family
+from dit_accel_pipelines.token_layout import latent_layout
+from dit_accel_pipelines.wan import size_rule
 
 SKYREELS_V2 = Family(
     name="skyreels-v2",
     transformers=("SkyReelsV2Transformer3DModel",),
     attention=r"blocks\.\d+\.attn1",
     blocks={"blocks": "num_layers"},
-    layout=layout,
+    layout=latent_layout,
     size_rule=size_rule,
     cfg="separate",
-    batched=(
-        *("hidden_states", "timestep", "encoder_hidden_states"),
+    batch_arguments=(
+        "hidden_states",
+        "timestep",
+        "encoder_hidden_states",
         "encoder_hidden_states_image",
     ),
-    remark=f"{STRETCHES}; with diffusion forcing in blocks of frames its mask keeps calls dense",
+    remark=f"{CHUNKED}. With diffusion forcing in blocks of frames, a causal mask keeps calls dense",
 )

@@ -1,4 +1,4 @@
-"""The bundled model: plain diffusers, of the promised size, and it draws what the prompt says."""
+"""Test the bundled model: diffusers loads it, its size is as documented, and it draws what a prompt says."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import torch
 
 from dit_accel_assets import tiny_world_path
 from dit_accel_assets.oracle import look
-from dit_accel_assets.world import SIZES, held_out, parse_caption, render, scenes
+from dit_accel_assets.world import SIZES, is_held_out, parse_caption, render, sample_scenes
 
 LOAD = """
 import sys
@@ -22,18 +22,18 @@ print(type(pipe.vae).__name__, type(pipe.transformer).__name__, type(pipe.text_e
 """
 
 
-def test_loads_with_no_code_of_ours(tmp_path) -> None:
-    shown = subprocess.run(
+def test_diffusers_loads_it_without_our_code(tmp_path) -> None:
+    output = subprocess.run(
         [sys.executable, "-c", LOAD, str(tiny_world_path())],
         cwd=tmp_path,
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    assert shown.split() == ["AutoencoderKLWan", "WanTransformer3DModel", "UMT5EncoderModel"]
+    assert output.split() == ["AutoencoderKLWan", "WanTransformer3DModel", "UMT5EncoderModel"]
 
 
-def test_is_as_large_as_promised_and_no_larger() -> None:
+def test_size_is_as_documented() -> None:
     config = json.loads((tiny_world_path() / "transformer/config.json").read_text())
     assert config["num_layers"] >= 8
     assert config["attention_head_dim"] == 64
@@ -54,21 +54,22 @@ def test_is_as_large_as_promised_and_no_larger() -> None:
     ],
 )
 @torch.no_grad()
-def test_vae_keeps_held_out_clips(tiny_world, size: str) -> None:
-    values = []
-    for scene in scenes(np.random.default_rng(5), [1, 2, 1, 2], kept=True):
+def test_vae_reconstructs_held_out_clips(tiny_world, size: str) -> None:
+    psnrs = []
+    for scene in sample_scenes(np.random.default_rng(5), [1, 2, 1, 2], held_out=True):
         clip = torch.from_numpy(render(scene, *SIZES[size]))[None].permute(0, 4, 1, 2, 3)
         latent = tiny_world.vae.encode(clip * 2 - 1).latent_dist.mode()
         decoded = (tiny_world.vae.decode(latent).sample.clamp(-1, 1) + 1) / 2
         error = (decoded - clip).square().mean(dim=(0, 1, 3, 4))
-        values.append(float((-10 * error.log10()).mean()))
-    assert np.mean(values) >= 33
+        psnrs.append(float((-10 * error.log10()).mean()))
+    assert np.mean(psnrs) >= 33
 
 
-def test_draws_what_the_prompt_says(tiny_world) -> None:
+def test_clip_shows_what_the_prompt_says(tiny_world) -> None:
     prompt = "a red circle moving left on a black background"
     height, width, frames = SIZES["smoke"]
-    torch.manual_seed(0)  # its scheduler adds noise of PyTorch's own generator
+    # The scheduler takes its noise from PyTorch's own generator.
+    torch.manual_seed(0)
     clip = tiny_world(
         prompt,
         height=height,
@@ -88,4 +89,4 @@ def test_shipped_prompts_are_held_out_captions() -> None:
     text = files("dit_accel_assets").joinpath("prompts/tiny_world_held_out.txt").read_text()
     prompts = [line for line in text.splitlines() if not line.startswith("#")]
     assert len(prompts) >= 10
-    assert all(held_out(p) and parse_caption(p) for p in prompts)
+    assert all(is_held_out(p) and parse_caption(p) for p in prompts)

@@ -1,4 +1,4 @@
-"""Requests that cannot work are told before any weight is loaded."""
+"""Requests that cannot work are refused before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from dit_accel.errors import InvalidSettings
-from dit_accel.generation.batch import Batch, output_paths
-from dit_accel.generation.distributed import Process
+from dit_accel.generation.batch import output_paths
+from dit_accel.generation.journal import Journal
 from dit_accel.generation.placement import check_device
 from dit_accel.generation.render import call_arguments, render
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel_eval.heads.search import Search, SearchSettings
 
 PROMPT = "a red circle"
@@ -71,8 +71,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write an image file into the working directory, under the name in `IMAGE`."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(IMAGE["image"])
+
+
 def model(folder: Path, pipeline: str) -> str:
-    """The JSON files of a pipeline, without weights."""
+    """Write the JSON files of a pipeline, without weights, and return their folder."""
     transformer, config = MODELS[pipeline]
     files = {
         "model_index.json": {
@@ -90,11 +97,12 @@ def model(folder: Path, pipeline: str) -> str:
     return str(folder)
 
 
+IMAGE = {"image": "image.png"}
 SCALED = {"true_cfg_scale": 4.0, "negative_prompt": "blurred"}
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "given", "message"),
+    ("pipeline", "options", "message"),
     [
         (
             "FluxPipeline",
@@ -130,14 +138,14 @@ SCALED = {"true_cfg_scale": 4.0, "negative_prompt": "blurred"}
         ("AllegroPipeline", {"true_cfg_scale": 4.0}, "AllegroPipeline takes no true_cfg_scale"),
     ],
 )
-def test_guidance_that_a_pipeline_would_ignore(tmp_path, pipeline, given, message) -> None:
+def test_guidance_that_a_pipeline_ignores_is_refused(tmp_path, pipeline, options, message) -> None:
     with pytest.raises(InvalidSettings) as error:
-        check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+        validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **options))
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "given"),
+    ("pipeline", "options"),
     [
         ("FluxPipeline", SCALED),
         ("FluxKontextPipeline", {**SCALED, "guidance_scale": 2.5}),
@@ -146,41 +154,40 @@ def test_guidance_that_a_pipeline_would_ignore(tmp_path, pipeline, given, messag
         ("QwenImagePipeline", {"true_cfg_scale": 1.0}),
     ],
 )
-def test_guidance_that_has_an_effect(tmp_path, pipeline, given) -> None:
-    settings, _ = check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
-    assert {name: call_arguments(settings)[name] for name in given} == given
+def test_guidance_with_an_effect_is_passed_on(tmp_path, pipeline, options) -> None:
+    settings, _ = validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **options))
+    assert {name: call_arguments(settings)[name] for name in options} == options
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "given", "message"),
+    ("pipeline", "options", "message"),
     [
         ("DiTPipeline", {}, "DiTPipeline takes no prompt: call it in Python"),
         ("LattePipeline", {"frames": 16}, "LattePipeline takes no num_frames: leave it out"),
         ("HunyuanVideo15Pipeline", {"guidance_scale": 6.0}, "takes no guidance_scale: leave it"),
         (
             "QwenImageLayeredPipeline",
-            {"image": "a.png"},
-            "makes several transparent layers, no single",
+            IMAGE,
+            "makes several transparent layers, not one",
         ),
         ("AllegroPipeline", {"frames": 5}, "frames 5 is not a multiple of 4: use 4 or 8"),
         ("HunyuanDiTPipeline", {"pag_scale": 3.0}, "does not know how hunyuan-dit calls its"),
         ("HunyuanDiTPipeline", {"heads": "all"}, "does not know how hunyuan-dit calls its"),
-        ("Kandinsky5T2IPipeline", {"frames": 5}, "Kandinsky5T2IPipeline makes pictures: leave"),
+        ("Kandinsky5T2IPipeline", {"frames": 5}, "Kandinsky5T2IPipeline makes images: leave"),
     ],
 )
-def test_what_a_pipeline_cannot_be_asked_for(tmp_path, pipeline, given, message) -> None:
+def test_arguments_that_a_pipeline_does_not_take_are_refused(
+    tmp_path, pipeline, options, message
+) -> None:
     with pytest.raises(InvalidSettings) as error:
-        check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+        validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **options))
     assert message in str(error.value)
 
 
-PICTURE = {"image": "picture.png"}
-
-
 @pytest.mark.parametrize(
-    ("pipeline", "given", "message"),
+    ("pipeline", "options", "message"),
     [
-        ("WanAnimatePipeline", PICTURE, "WanAnimatePipeline needs pose_video, face_video: call it"),
+        ("WanAnimatePipeline", IMAGE, "WanAnimatePipeline needs pose_video, face_video: call it"),
         ("LucyEditPipeline", {}, "LucyEditPipeline needs video: call it in Python"),
         (
             "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
@@ -191,41 +198,43 @@ PICTURE = {"image": "picture.png"}
         ("WanVideoToVideoPipeline", {}, "VideoToVideoPipeline needs video: call it"),
         ("CogVideoXFunControlPipeline", {}, "FunControlPipeline needs control_video: call it"),
         ("Cosmos2_5_TransferPipeline", {}, "Cosmos2_5_TransferPipeline needs controls: call it"),
-        ("FluxFillPipeline", PICTURE, "FluxFillPipeline needs mask_image: call it in Python"),
+        ("FluxFillPipeline", IMAGE, "FluxFillPipeline needs mask_image: call it in Python"),
         ("FluxControlPipeline", {}, "FluxControlPipeline needs control_image: call it"),
         ("HeliosPyramidPipeline", {"steps": 4}, "takes no num_inference_steps: leave it out"),
-        ("QwenImageEditPipeline", {}, "QwenImageEditPipeline starts from a picture: give --image"),
-        ("FluxImg2ImgPipeline", {}, "FluxImg2ImgPipeline starts from a picture: give --image"),
-        ("LTXImageToVideoPipeline", {}, "LTXImageToVideoPipeline starts from a picture: give"),
-        ("Cosmos2VideoToWorldPipeline", {}, "VideoToWorldPipeline starts from a picture: give"),
-        ("WanImageToVideoPipeline", {}, "WanImageToVideoPipeline starts from a picture: give"),
+        ("QwenImageEditPipeline", {}, "QwenImageEditPipeline starts from an image: give --image"),
+        ("FluxImg2ImgPipeline", {}, "FluxImg2ImgPipeline starts from an image: give --image"),
+        ("LTXImageToVideoPipeline", {}, "LTXImageToVideoPipeline starts from an image: give"),
+        ("Cosmos2VideoToWorldPipeline", {}, "VideoToWorldPipeline starts from an image: give"),
+        ("WanImageToVideoPipeline", {}, "WanImageToVideoPipeline starts from an image: give"),
     ],
 )
-def test_what_a_pipeline_needs(tmp_path, pipeline, given, message) -> None:
+def test_pipelines_that_need_more_than_a_request_holds_are_refused(
+    tmp_path, pipeline, options, message
+) -> None:
     with pytest.raises(InvalidSettings) as error:
-        check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+        validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **options))
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "given"),
+    ("pipeline", "options"),
     [
-        ("QwenImageEditPipeline", PICTURE),
-        ("FluxImg2ImgPipeline", PICTURE),
-        ("WanImageToVideoPipeline", PICTURE),
-        ("HunyuanSkyreelsImageToVideoPipeline", {**PICTURE, "negative_prompt": "blurred"}),
-        ("FluxKontextPipeline", {}),  # makes a picture of its own, too
+        ("QwenImageEditPipeline", IMAGE),
+        ("FluxImg2ImgPipeline", IMAGE),
+        ("WanImageToVideoPipeline", IMAGE),
+        ("HunyuanSkyreelsImageToVideoPipeline", {**IMAGE, "negative_prompt": "blurred"}),
+        # It also makes an image without one.
+        ("FluxKontextPipeline", {}),
         ("HeliosPyramidPipeline", {}),
-        ("HiDreamImagePipeline", {"steps": 4}),  # its call has further keywords
+        # Its call takes any keywords.
+        ("HiDreamImagePipeline", {"steps": 4}),
     ],
 )
-def test_a_pipeline_that_has_what_it_needs(tmp_path, monkeypatch, pipeline, given) -> None:
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (8, 8)).save(PICTURE["image"])
-    check(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **given))
+def test_complete_requests_are_valid(tmp_path, pipeline, options) -> None:
+    validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **options))
 
 
-def test_a_search_of_heads_needs_a_model_that_can_be_guided(tmp_path: Path) -> None:
+def test_a_head_search_needs_a_family_that_can_be_guided(tmp_path: Path) -> None:
     settings = SearchSettings((PROMPT,), reward="sharpness")
     base = RenderSettings("", model=model(tmp_path / "model", "HunyuanDiTPipeline"), steps=1)
     with pytest.raises(InvalidSettings, match="does not know how hunyuan-dit calls its"):
@@ -233,21 +242,21 @@ def test_a_search_of_heads_needs_a_model_that_can_be_guided(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_frames_that_are_left_out_are_the_pipelines(tmp_path: Path) -> None:
-    settings, _ = check(RenderSettings(PROMPT, model=model(tmp_path, "AllegroPipeline")))
+def test_frames_that_are_left_out_stay_with_the_pipeline(tmp_path: Path) -> None:
+    settings, _ = validate(RenderSettings(PROMPT, model=model(tmp_path, "AllegroPipeline")))
     assert settings.frames is None
 
 
 @pytest.mark.parametrize(
     ("pipeline", "ending"), [("Kandinsky5T2IPipeline", ".png"), ("Kandinsky5T2VPipeline", ".mp4")]
 )
-def test_some_pipelines_of_a_video_family_make_pictures(tmp_path, pipeline, ending) -> None:
-    checked = check(RenderSettings(PROMPT, model=model(tmp_path, pipeline)))
+def test_some_pipelines_of_a_video_family_make_images(tmp_path, pipeline, ending) -> None:
+    checked = validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline)))
     assert output_paths([checked], None) == [Path(f"a-red-circle{ending}")]
 
 
-def test_folders_with_dots_and_folders_to_come(tmp_path: Path) -> None:
-    one = check(RenderSettings(PROMPT))
+def test_folders_may_have_dots_and_be_missing(tmp_path: Path) -> None:
+    one = validate(RenderSettings(PROMPT))
     assert output_paths([one], tmp_path / "out") == [tmp_path / "out" / "a-red-circle.mp4"]
     several = output_paths([one, one], tmp_path / "v1.0")
     assert {path.parent for path in several} == {tmp_path / "v1.0"}
@@ -256,45 +265,46 @@ def test_folders_with_dots_and_folders_to_come(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", [math.inf, math.nan, -1.0])
-def test_the_scale_of_guidance_is_a_finite_number(scale: float) -> None:
+def test_the_scale_of_guidance_must_be_finite(scale: float) -> None:
     with pytest.raises(InvalidSettings, match=f"scale must be 0 or more, and finite, got {scale}"):
-        check(RenderSettings(PROMPT, pag_scale=scale))
+        validate(RenderSettings(PROMPT, pag_scale=scale))
 
 
 @pytest.mark.parametrize(
     ("heads", "message"), [("", "heads are written like"), ({}, "not a head set")], ids=repr
 )
-def test_no_heads_are_not_all(heads: Any, message: str, wan: Any) -> None:
+def test_empty_heads_are_refused(heads: Any, message: str, wan: Any) -> None:
     with pytest.raises(InvalidSettings, match=message):
-        check(RenderSettings(PROMPT, heads=heads))
+        validate(RenderSettings(PROMPT, heads=heads))
     with pytest.raises(InvalidSettings, match=message):
         render(wan, RenderSettings(PROMPT, heads=heads, height=32, width=32, frames=5, steps=1))
 
 
-@pytest.mark.parametrize("given", [{"guard": "on"}, {"pag_scale": 1.0}], ids=str)
-def test_what_devices_that_share_a_clip_cannot_do(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"guard": "on"}, {"pag_scale": 1.0}], ids=str)
+def test_splitting_a_clip_excludes_guidance_and_reruns(options: dict[str, Any]) -> None:
     with (
         mock.patch("torch.accelerator.device_count", return_value=2),
         mock.patch("torch.cuda.is_available", return_value=False),
         pytest.raises(InvalidSettings, match="under context parallelism"),
     ):
-        check(RenderSettings(PROMPT, ulysses=2, **given))
+        validate(RenderSettings(PROMPT, ulysses=2, **options))
 
 
 @pytest.mark.parametrize("pipeline", ["LTXPipeline", "LTX2Pipeline"])
-def test_pipelines_whose_masks_are_of_all_heads_share_no_clip(tmp_path, pipeline) -> None:
+def test_pipelines_whose_masks_cover_all_heads_cannot_split_a_clip(tmp_path, pipeline) -> None:
     settings = RenderSettings(PROMPT, model=model(tmp_path, pipeline), ulysses=2)
     with (
         mock.patch("torch.accelerator.device_count", return_value=2),
         mock.patch("torch.cuda.is_available", return_value=False),
         pytest.raises(
-            InvalidSettings, match=f"{pipeline} cannot share a clip .* leave --context-par"
+            InvalidSettings,
+            match=f"{pipeline} cannot split a clip among devices .* leave --context-par",
         ),
     ):
-        check(settings)
+        validate(settings)
 
 
-def test_devices_that_are_not_there() -> None:
+def test_missing_devices_are_refused() -> None:
     with pytest.raises(InvalidSettings, match="unknown device 'meta'"):
         check_device("meta")
     with (
@@ -306,11 +316,10 @@ def test_devices_that_are_not_there() -> None:
             check_device("cuda:2")
 
 
-def test_the_latest_record_wins_whichever_process_made_it(tmp_path: Path) -> None:
+def test_records_are_read_in_the_order_of_their_journals(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    batch = Batch(False, None, report, True, True, Process())
     for rank, seconds in ((1, 9.0), (0, 3.0)):
         journal = tmp_path / f"report.{rank}.jsonl"
         journal.write_text(json.dumps({"seconds": seconds}) + "\n")
         os.utime(journal, (0, 1 - rank))
-    assert [record["seconds"] for record in batch._records()] == [9.0, 3.0]
+    assert [record["seconds"] for record in Journal(report, 0).records()] == [9.0, 3.0]

@@ -1,5 +1,6 @@
-"""The command line as a person meets it: tables, files, and one clear line for bad input."""
+"""The command line: tables, files, and one clear line for bad input."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_accel import cli
-from dit_accel.generation import loading
+from dit_accel import METHODS, cli
+from dit_accel.extensions import command_names
+from dit_accel.generation import batch
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.io.media import read_metadata
 from dit_accel_assets import tiny_world_path
@@ -20,12 +22,12 @@ QUICK = ["--size", "smoke", "--steps", "2", "--set", "schedule.min_tokens=0", "-
 
 @pytest.fixture
 def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bad input must be told before any model is loaded."""
+    """Fail if a model is loaded, because bad input must be reported before."""
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(loading, "load_pipeline", refuse)
+    monkeypatch.setattr(batch, "load_pipeline", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
@@ -45,8 +47,7 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             [PROMPT, "--dense-precision", "int4-fp8"],
-            "unknown dense_precision 'int4-fp8': choose one of full, int8, int8-fp8, auto "
-            "(int4-fp8 exists as a reference only)",
+            "unknown dense_precision 'int4-fp8': choose one of full, int8, int8-fp8, auto",
         ),
         ([PROMPT, "--frames", "16"], "frames 16 is not 4k+1: use 13 or 17"),
         ([PROMPT, "--height", "100"], "height 100 is not divisible by 16: use 96 or 112"),
@@ -69,7 +70,7 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
         ([PROMPT, "-o", "/proc/x/y.mp4"], "cannot write into /proc"),
         ([PROMPT, "-o", "/etc/passwd/y.mp4"], "/etc/passwd is a file, not a folder"),
         ([PROMPT, "-o", "clip.gif"], "output clip.gif has no .mp4 or .png ending"),
-        ([PROMPT, "-o", "clip.png"], "is a single picture, but a video was asked for"),
+        ([PROMPT, "-o", "clip.png"], "is a single image, but the request is for a video"),
         ([PROMPT, PROMPT, "-o", "one.mp4"], "is one file for 2 prompts: give a folder"),
         ([PROMPT, "--nonsense"], "No such option"),
     ],
@@ -106,14 +107,14 @@ def test_damaged_weights_exit_1_in_one_line(tmp_path: Path, capsys, part: str) -
     assert cli.main(["render", PROMPT, "--model", str(model), "-o", str(out), *QUICK]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: cannot load {model}: ")
-    assert list(tmp_path.iterdir()) == [model], "nothing half written"
+    assert list(tmp_path.iterdir()) == [model], "a partial file was left behind"
 
 
 def test_interrupt_exits_1_and_leaves_no_file(tmp_path: Path, monkeypatch, capsys) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loading, "load_pipeline", interrupted)
+    monkeypatch.setattr(batch, "load_pipeline", interrupted)
     assert cli.main(["render", PROMPT, "-o", str(tmp_path / "x.mp4"), *QUICK]) == 1
     assert "interrupted" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -129,7 +130,7 @@ def test_render_compare_report_and_replay(tmp_path: Path, capsys) -> None:
         "clip.mp4",
         "report.json",
     ]
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for word in (
         "denoise s",
         "density",
@@ -138,7 +139,7 @@ def test_render_compare_report_and_replay(tmp_path: Path, capsys) -> None:
         "oracle sees, dense",
         "oracle sees, svg-ear",
     ):
-        assert word in shown
+        assert word in printed
     record = json.loads(report.read_text())
     assert set(record) >= {
         *("model", "family", "method", "config", "precision", "prompt", "seed", "steps", "height"),
@@ -150,23 +151,23 @@ def test_render_compare_report_and_replay(tmp_path: Path, capsys) -> None:
     assert record["quality"]["psnr"] > 5
     assert Image.open(tmp_path / "clip-strip.png").width > 800
 
-    kept = read_metadata(out)
-    assert kept["prompt"] == PROMPT
+    metadata = read_metadata(out)
+    assert metadata["prompt"] == PROMPT
     again = tmp_path / "again.mp4"
     assert cli.main(["replay", str(out), "-o", str(again), "--quiet"]) == 0
-    assert {**read_metadata(again), "seconds": 0} == {**kept, "seconds": 0}
-    assert frames_of(again).shape == (17, 128, 128, 3)
-    np.testing.assert_array_equal(frames_of(again), frames_of(out))
+    assert {**read_metadata(again), "seconds": 0} == {**metadata, "seconds": 0}
+    assert read_frames(again).shape == (17, 128, 128, 3)
+    np.testing.assert_array_equal(read_frames(again), read_frames(out))
 
 
 @pytest.mark.usefixtures("no_loading")
-def test_the_scale_of_classifier_free_guidance_is_a_setting(capsys) -> None:
+def test_true_cfg_scale_is_a_setting(capsys) -> None:
     assert cli.main(["render", PROMPT, "--true-cfg-scale", "4"]) == 2
     assert "WanPipeline takes no true_cfg_scale: leave it out" in capsys.readouterr().err
     assert RenderSettings.from_dict({"prompt": PROMPT, "true_cfg_scale": 4}).true_cfg_scale == 4.0
 
 
-def frames_of(path: Path) -> np.ndarray:
+def read_frames(path: Path) -> np.ndarray:
     import imageio.v3 as imageio
 
     return np.stack(list(imageio.imiter(path)))
@@ -180,7 +181,7 @@ def test_one_frame_is_a_png_with_settings(tmp_path: Path) -> None:
     assert read_metadata(out)["prompt"] == 'say "hi"; = # \\ é'
 
 
-def test_odd_texts_survive_in_mp4(tmp_path: Path) -> None:
+def test_special_characters_survive_in_mp4(tmp_path: Path) -> None:
     out, prompt = tmp_path / "clip.mp4", 'a "b"; c = d # e \\ f, é\nsecond line'
     size = ["--height", "32", "--width", "32", "--frames", "5", "--steps", "1", "--quiet"]
     assert cli.main(["render", prompt, "-o", str(out), *size]) == 0
@@ -219,7 +220,7 @@ def test_unexpected_errors_are_one_line_too(tmp_path: Path, capsys, monkeypatch)
     def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("somewhere inside")
 
-    monkeypatch.setattr(loading, "load_pipeline", broken)
+    monkeypatch.setattr(batch, "load_pipeline", broken)
     arguments = ["render", PROMPT, "-o", str(tmp_path / "x.mp4"), *QUICK]
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err.strip()
@@ -244,15 +245,52 @@ def test_tables(name: str, capsys) -> None:
     assert json.loads(capsys.readouterr().out)
 
 
-def test_doctor_checks_the_op(capsys) -> None:
+def test_doctor_checks_each_op(capsys) -> None:
     assert cli.main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert findings["checks"]["sparse attention on cpu"].startswith("usable")
     assert set(findings["versions"]) >= {"python", "torch", "diffusers", "triton"}
 
 
-def test_help_is_quick_and_complete(capsys) -> None:
+def test_help_lists_every_command(capsys) -> None:
     assert cli.main(["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in cli.COMMANDS)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*cli.COMMANDS, *command_names()))
     assert cli.main(["nonsense"]) == 2
+
+
+@pytest.mark.parametrize("name", [*METHODS, "schedule", "guard"])
+def test_methods_explains_every_knob(name: str, capsys) -> None:
+    assert cli.main(["methods", name, "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["about"]
+    for knob in described["knobs"]:
+        assert knob["about"], f"{knob['name']} has no sentence in the docstring"
+    assert cli.main(["methods", name]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {knob['name']}: {knob['type']}" in printed for knob in described["knobs"])
+
+
+def test_methods_refuses_an_unknown_name(capsys) -> None:
+    assert cli.main(["methods", "svg3"]) == 2
+    assert "unknown method 'svg3': choose one of dense, svg2" in capsys.readouterr().err
+
+
+def test_missing_packages_are_reported_before_rendering(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    def find_spec(name: str) -> object:
+        return None if name in missing else original(name)
+
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(batch, "load_pipeline", None)
+    render = ["render", PROMPT, "-o", str(tmp_path / "x.mp4"), *QUICK]
+    missing = {"imageio_ffmpeg"}
+    assert cli.main(render) == 1
+    error = capsys.readouterr().err.strip()
+    assert error == "error: mp4 files need imageio-ffmpeg: pip install 'dit_accel[video]'"
+    missing = {"torchmetrics"}
+    assert cli.main([*render, "--compare"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error == "error: comparisons need torchmetrics: pip install 'dit_accel[eval]'"

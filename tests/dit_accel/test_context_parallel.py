@@ -16,7 +16,7 @@ from support.context_parallel import CASES, attended
 from support.tiny_transformers import ROWS
 
 from dit_accel.hooks import interleaved, splits_text
-from dit_accel_pipelines import TokenLayout, in_parts
+from dit_accel_pipelines import TokenLayout, split_by_sample
 
 WORKER = Path(context_parallel.__file__)
 
@@ -54,10 +54,10 @@ def test_order_of_tokens_after_the_exchange() -> None:
     layout = TokenLayout(1, 4, 4, 6, text_first=True)
     order = torch.tensor([*range(3), *range(6, 14), *range(3, 6), *range(14, 22)])
     shared = interleaved(layout, 2, torch.device("cpu"))
-    assert torch.equal(order[shared.parts[0].places], torch.arange(22))
+    assert torch.equal(order[shared.subsets[0].token_index], torch.arange(22))
     places = torch.tensor([1, 0, *range(6, 22)])  # two words that count, in another order
-    shared = interleaved(in_parts(layout, [places]), 2, torch.device("cpu"))
-    assert torch.equal(order[shared.parts[0].places[0]], places)
+    shared = interleaved(split_by_sample(layout, [places]), 2, torch.device("cpu"))
+    assert torch.equal(order[shared.subsets[0].token_index[0]], places)
 
 
 def test_which_models_have_text_and_picture_split_apart() -> None:

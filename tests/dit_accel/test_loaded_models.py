@@ -1,4 +1,4 @@
-"""Models from a folder through the command line: pictures, LoRA files, devices that share a clip."""
+"""Models from a folder through the command line: images, LoRA files, devices that split a clip."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
-from support.launching import SIZE, launched
+from support.launching import SIZE, launch
 
 from dit_accel import cli
 from dit_accel.errors import InvalidSettings
@@ -39,8 +39,8 @@ def world() -> WanPipeline:
 
 
 @pytest.fixture(scope="module")
-def pictures(world: WanPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random AuraFlow, which reads prompts with the tiny world's text encoder."""
+def image_model(world: WanPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a random AuraFlow that reads prompts with the tiny world's text encoder."""
     torch.manual_seed(0)
     transformer = AuraFlowTransformer2DModel(
         sample_size=16,
@@ -53,7 +53,7 @@ def pictures(world: WanPipeline, tmp_path_factory: pytest.TempPathFactory) -> Pa
         pos_embed_max_size=256,
     )
     vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4)
-    folder = tmp_path_factory.mktemp("models") / "pictures"
+    folder = tmp_path_factory.mktemp("models") / "image-model"
     AuraFlowPipeline(
         tokenizer=world.tokenizer,
         text_encoder=world.text_encoder,
@@ -66,7 +66,7 @@ def pictures(world: WanPipeline, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a random LoRA of the tiny world."""
+    """Return a file with a random LoRA of the tiny world."""
     pipe = load_pipeline(read_card("tiny-world"))
     torch.manual_seed(0)
     pipe.transformer.add_adapter(
@@ -85,39 +85,39 @@ def render(arguments: list[str], out: Path) -> Path:
     return out
 
 
-def test_a_picture(pictures: Path, tmp_path: Path) -> None:
+def test_an_image(image_model: Path, tmp_path: Path) -> None:
     size = ["--height", "48", "--width", "80", "--steps", "2"]
     report = tmp_path / "report.json"
-    given = ["--model", str(pictures), "--method", "svg2", *size]
-    out = render([*given, "--report", str(report)], tmp_path / "out.png")
-    with Image.open(out) as picture:
-        assert (picture.size, picture.mode) == ((80, 48), "RGB")
-        assert np.asarray(picture).std() > 1
+    arguments = ["--model", str(image_model), "--method", "svg2", *size]
+    out = render([*arguments, "--report", str(report)], tmp_path / "out.png")
+    with Image.open(out) as image:
+        assert (image.size, image.mode) == ((80, 48), "RGB")
+        assert np.asarray(image).std() > 1
     record = json.loads(report.read_text())
     assert record["family"] == "auraflow"
     assert record["calls"]["sparse"] > 0
     assert not record["fallbacks"]
 
 
-def test_a_negative_prompt_and_another_scheduler_count(pictures: Path, tmp_path: Path) -> None:
-    given = ["--model", str(pictures), "--height", "48", "--width", "48", "--steps", "2"]
+def test_a_negative_prompt_has_an_effect(image_model: Path, tmp_path: Path) -> None:
+    arguments = ["--model", str(image_model), "--height", "48", "--width", "48", "--steps", "2"]
     negative = ["--guidance-scale", "4", "--negative-prompt"]
     plain, other = (
-        np.asarray(Image.open(render([*given, *negative, text], tmp_path / f"{text}.png")))
+        np.asarray(Image.open(render([*arguments, *negative, text], tmp_path / f"{text}.png")))
         for text in ("blue", "moving right")
     )
     assert not np.array_equal(plain, other)
 
 
-def test_a_picture_takes_no_frames(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["render", PROMPT, "--model", str(pictures), "--frames", "5"]) != 0
-    assert "makes pictures: leave --frames out" in capsys.readouterr().err
+def test_an_image_takes_no_frames(image_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["render", PROMPT, "--model", str(image_model), "--frames", "5"]) != 0
+    assert "makes images: leave --frames out" in capsys.readouterr().err
 
 
 def test_a_lora_file_and_its_scale(lora: Path, tmp_path: Path) -> None:
-    given = [*SIZE, "--method", "svg2"]
+    arguments = [*SIZE, "--method", "svg2"]
     clips = {
-        name: read_clip(render([*given, *options], tmp_path / f"{name}.mp4"))
+        name: read_clip(render([*arguments, *options], tmp_path / f"{name}.mp4"))
         for name, options in {
             "without": [],
             "whole": ["--lora", str(lora)],
@@ -139,7 +139,7 @@ def test_context_parallelism_needs_accelerators() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "cuda:1"])
-def test_each_process_that_shares_a_clip_has_a_gpu_of_its_own(device: str) -> None:
+def test_each_process_that_splits_a_clip_needs_its_own_gpu(device: str) -> None:
     with (
         mock.patch("torch.accelerator.device_count", return_value=2),
         mock.patch("torch.cuda.is_available", return_value=True),
@@ -153,14 +153,14 @@ def test_each_process_that_shares_a_clip_has_a_gpu_of_its_own(device: str) -> No
         LoadOptions("cuda", ulysses=2).check()
 
 
-def test_two_processes_share_a_clip(tmp_path: Path) -> None:
-    """Through the command line: the same clip as of one."""
-    given = [*SIZE, "--method", "svg2", "--set", "top_p=1.0"]
-    alone = render(given, tmp_path / "alone.mp4")
+def test_two_processes_split_a_clip(tmp_path: Path) -> None:
+    """Two processes render the same clip as one."""
+    arguments = [*SIZE, "--method", "svg2", "--set", "top_p=1.0"]
+    alone = render(arguments, tmp_path / "alone.mp4")
     together = tmp_path / "together.mp4"
     shared = ["--context-parallel", "ulysses=2", "--set", "schedule.min_tokens=0", "--seed", "0"]
-    command = ["render", PROMPT, *given, *shared, "--quiet", "-o", str(together)]
-    assert launched(2, [str(Path(shared_render.__file__))], command) == 0
+    command = ["render", PROMPT, *arguments, *shared, "--quiet", "-o", str(together)]
+    assert launch(2, [str(Path(shared_render.__file__))], command) == 0
     assert np.abs(read_clip(alone) - read_clip(together)).max() < 0.02
     again = tmp_path / "again.mp4"
     assert cli.main(["replay", str(together), "--quiet", "-o", str(again)]) == 0
@@ -168,7 +168,7 @@ def test_two_processes_share_a_clip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["transformer", "scheduler", "lora"])
-def test_what_a_pipeline_is_made_of_is_told_by_what_files_hold(part: str, tmp_path: Path) -> None:
+def test_ingredients_change_with_the_content_of_files(part: str, tmp_path: Path) -> None:
     folder, lora = tmp_path / "model", tmp_path / "lora.safetensors"
     shutil.copytree(read_card("tiny-world").source, folder)
     save_file({"a": torch.zeros(4)}, lora)

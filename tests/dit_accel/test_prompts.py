@@ -1,3 +1,5 @@
+"""Prompts from files of every format and from the bundled sets."""
+
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from dit_accel_assets import prompt_sets
         ("p.csv", '\ufeffprompt\n"a\nfox"\nan owl\n'),
         ("p.jsonl", '"a fox"\n{"prompt": "an owl", "seed": 3}\n'),
     ],
-    ids=["txt", "csv", "csv-one-column", "csv-of-a-table-program", "jsonl"],
+    ids=["txt", "csv", "csv-one-column", "csv-of-a-spreadsheet", "jsonl"],
 )
 def test_every_format(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
@@ -35,13 +37,15 @@ def test_every_format(tmp_path: Path, name: str, text: str) -> None:
     ],
     ids=["empty", "no-column", "short-row", "open-quote", "no-json", "no-key"],
 )
-def test_what_is_wrong_is_told(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_an_invalid_file_is_refused_with_its_line(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(InvalidSettings, match=message):
         read_prompts(tmp_path / name)
 
 
-def test_no_file_names_the_sets(tmp_path: Path) -> None:
+def test_a_missing_file_names_the_sets(tmp_path: Path) -> None:
     with pytest.raises(
         InvalidSettings, match=r"give a file, or a set: motions, spatial-relations, tiny-"
     ):
@@ -49,7 +53,7 @@ def test_no_file_names_the_sets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(prompt_sets()))
-def test_sets_say_what_they_are_and_repeat_nothing(name: str) -> None:
+def test_sets_name_their_licence_and_have_no_duplicates(name: str) -> None:
     assert "Apache-2.0" in prompt_sets()[name].read_text().splitlines()[0]
     prompts = read_prompts(name)
     assert len(prompts) == len(set(prompts)) >= 10

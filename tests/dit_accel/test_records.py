@@ -1,3 +1,5 @@
+"""Records on disk are strict JSON Lines."""
+
 import json
 import math
 from pathlib import Path
@@ -19,7 +21,7 @@ def test_named_tuples_keep_their_names() -> None:
     assert json.loads(to_json(Point(1.0, math.nan))) == {"x": 1.0, "y": None}
 
 
-def test_a_cut_off_line_costs_only_itself(tmp_path: Path) -> None:
+def test_a_line_that_was_cut_off_loses_only_itself(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     assert read_records(path) == []
     append_record(path, {"n": 1})

@@ -1,4 +1,4 @@
-"""A render is decided by its settings alone, and leaves the process as it found it."""
+"""A render depends on its settings alone, and leaves the process unchanged."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SETTINGS = RenderSettings("a red circle", method="dense", height=32, width=32, f
 
 
 @pytest.mark.parametrize("stochastic", [False, True], ids=["ode", "stochastic"])
-def test_the_seed_decides_whatever_the_scheduler(wan, stochastic) -> None:
+def test_the_seed_decides_with_every_scheduler(wan, stochastic) -> None:
     wan.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=stochastic)
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -23,7 +23,7 @@ def test_the_seed_decides_whatever_the_scheduler(wan, stochastic) -> None:
     assert np.array_equal(render(wan, SETTINGS).frames, first)
 
 
-def test_what_was_enabled_stays_enabled(wan, run_wan) -> None:
+def test_a_render_restores_what_was_enabled(wan, run_wan) -> None:
     wan.enable_perturbed_guidance(2.0, heads="blocks.1")
     guided = run_wan(wan)
     render(wan, SETTINGS)

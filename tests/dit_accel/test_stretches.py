@@ -14,7 +14,7 @@ from support.tiny_pipelines import embeds, ready, wan
 from dit_accel import SVG2, Schedule
 from dit_accel.runtime.active_sessions import session_of
 from dit_accel_pipelines import find_family
-from dit_accel_pipelines.family import STRETCHES
+from dit_accel_pipelines.family import CHUNKED
 
 SPARSE = SVG2(query_clusters=4, key_clusters=12, top_p=0.5, min_key_share=0.0)
 HALF = Schedule(dense_steps=0.5, min_tokens=0)
@@ -91,5 +91,5 @@ def test_adaptive_guidance_is_refused_where_frames_have_noise_of_their_own(forci
 
 def test_the_table_of_families_tells_of_stretches() -> None:
     remark = find_family("SkyReelsV2Transformer3DModel").remark
-    assert STRETCHES in remark
-    assert "its mask keeps calls dense" in remark
+    assert CHUNKED in remark
+    assert "mask keeps calls dense" in remark

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import support.planted_reward as planted_reward
 import torch
-from support.launching import SIZE, launched
+from support.launching import SIZE, launch
 
 from dit_accel.cli import main
 from dit_accel.errors import InvalidSettings
@@ -117,7 +117,7 @@ def test_processes_of_one_launch_do_all_rounds(folder, tmp_path) -> None:
         *("heads", "search", f"--prompts={prompts}", "--reward=sharpness", "--rounds=2"),
         *("--top-k=1", "--batch=1", f"--model={folder}", f"--out={out}", "--quiet", *SIZE),
     ]
-    assert launched(2, ["-m", "dit_accel"], arguments) == 0
+    assert launch(2, ["-m", "dit_accel"], arguments) == 0
     search = Search.load(out)
     assert len(search.chosen() or ()) == 2
     assert found_heads(search), "complete"
@@ -246,9 +246,9 @@ def test_rewards_of_the_tiny_world() -> None:
     import numpy as np
 
     from dit_accel_assets.world import caption as caption_of
-    from dit_accel_assets.world import render, scenes
+    from dit_accel_assets.world import render, sample_scenes
 
-    found = list(scenes(np.random.default_rng(0), [1, 2], kept=True))
+    found = list(sample_scenes(np.random.default_rng(0), [1, 2], held_out=True))
     clips = [render(scene, 64, 64, 17) for scene in found]
     for scene, clip in zip(found, clips, strict=True):
         assert caption(clip, caption_of(scene)) == caption_words(clip, caption_of(scene)) == 1.0

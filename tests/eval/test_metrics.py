@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from dit_accel.errors import InvalidSettings
-from dit_accel_assets.world import render, scenes
+from dit_accel_assets.world import render, sample_scenes
 from dit_accel_eval.metrics.caption import caption_correct
 from dit_accel_eval.metrics.clip_score import clip_score
 from dit_accel_eval.metrics.clips import NoBackbone, paired
@@ -224,7 +224,7 @@ def test_clip_score_equals_the_cosine(tmp_path) -> None:
 
 
 def test_caption_is_right_or_not() -> None:
-    scene = next(scenes(np.random.default_rng(3), [1], kept=False))
+    scene = next(sample_scenes(np.random.default_rng(3), [1], held_out=False))
     clip = render(scene, 128, 128, 17)
     assert caption_correct(clip, scene)[0]
     assert caption_correct((clip * 255).astype(np.uint8), scene)[0]

@@ -1,6 +1,8 @@
-"""Triton kernels in Triton's interpreter: they need ``TRITON_INTERPRET=1`` before triton is imported,
-so these tests have a process of their own (``make test`` starts it). Only float32, float16 and int8
-are right in the interpreter: its bfloat16 products and float8 casts are wrong.
+"""Run Triton kernels in Triton's interpreter.
+
+The interpreter needs ``TRITON_INTERPRET=1`` before triton is imported, so these tests run in a process of
+their own, which ``make test`` starts. They use float32, float16 and int8 only, because bfloat16 products
+and float8 casts are wrong in the interpreter.
 """
 
 import os

@@ -1,12 +1,18 @@
-"""k-means, grouping, key lists, query tiles and merging against eager code."""
+"""Test k-means, grouping, key lists, query tiles, centroids and merging against eager code."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_accel_kernels import centroid_attention, group_by_label, kmeans_assign, kmeans_update
-from dit_accel_kernels.gpu import centroid_attention as centroids
+from dit_accel_kernels import (
+    BlockMap,
+    centroid_attention,
+    group_by_label,
+    kmeans_assign,
+    kmeans_update,
+)
+from dit_accel_kernels.gpu import centroid_attention as centroid_attention_gpu
 from dit_accel_kernels.gpu import grouping, kmeans, merge, planner
 
 
@@ -15,10 +21,8 @@ from dit_accel_kernels.gpu import grouping, kmeans, merge, planner
 def test_counting_sort_equals_stable_sort(tokens: int, count: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, count, (1, 2, tokens), generator=generator)
-    for found, expected in zip(
-        grouping.group_by_label(labels, count), group_by_label(labels, count), strict=True
-    ):
-        assert torch.equal(found, expected)
+    results, references = grouping.group_by_label(labels, count), group_by_label(labels, count)
+    assert all(torch.equal(a, b) for a, b in zip(results, references, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -29,23 +33,24 @@ def test_assignment_is_to_a_nearest_centroid(dtype: torch.dtype, tokens: int, co
     centroids = torch.randn(1, 2, count, 48, generator=generator).to(dtype).float()
     labels = kmeans.kmeans_assign(x, centroids)
     distance = torch.cdist(x.float(), centroids)
-    chosen = distance.gather(-1, labels[..., None])[..., 0]
-    torch.testing.assert_close(chosen, distance.amin(-1), rtol=0, atol=1e-4)
+    assigned = distance.gather(-1, labels[..., None])[..., 0]
+    torch.testing.assert_close(assigned, distance.amin(-1), rtol=0, atol=1e-4)
     assert (labels == kmeans_assign(x, centroids)).float().mean() > 0.99
 
 
-def test_of_equal_centroids_the_first_wins() -> None:
+def test_first_of_equal_centroids_is_assigned() -> None:
     x = torch.randint(-3, 4, (1, 1, 20, 16), generator=torch.Generator().manual_seed(0)).float()
     assert (kmeans.kmeans_assign(x, torch.ones(1, 1, 70, 16)) == 0).all()
 
 
-def test_means_of_groups_and_empty_ones_keep_their_centroid() -> None:
+def test_update_averages_clusters_and_keeps_empty_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 2, 100, 24, generator=generator)
-    labels = torch.randint(0, 3, (2, 2, 100), generator=generator) * 2  # groups 1 and 3 are empty
+    # Clusters 1 and 3 are empty.
+    labels = torch.randint(0, 3, (2, 2, 100), generator=generator) * 2
     centroids = torch.randn(2, 2, 5, 24, generator=generator)
-    found = kmeans.kmeans_update(x, *group_by_label(labels, 5), centroids)
-    torch.testing.assert_close(found, kmeans_update(x, labels, centroids), rtol=0, atol=1e-5)
+    means = kmeans.kmeans_update(x, *group_by_label(labels, 5), centroids)
+    torch.testing.assert_close(means, kmeans_update(x, labels, centroids), rtol=0, atol=1e-5)
     squares = kmeans.kmeans_update(x, *group_by_label(labels, 5), centroids, squared=True)
     expected = kmeans_update(x.float().square(), labels, centroids)
     torch.testing.assert_close(squares, expected, rtol=1e-5, atol=1e-5)
@@ -56,8 +61,8 @@ def test_key_lists_hold_the_selected_groups_in_order() -> None:
     labels = torch.randint(0, 6, (1, 2, 50), generator=generator)
     order, offsets = group_by_label(labels, 6)
     selected = torch.rand(1, 2, 3, 6, generator=generator) < 0.5
-    block_map = planner.BlockMap(selected, order, offsets, order, offsets)
-    lists, counts = planner.key_lists(block_map, 50)
+    block_map = BlockMap(selected, order, offsets, order, offsets)
+    lists, counts = planner.build_key_lists(block_map)
     for head in range(2):
         for group in range(3):
             expected = [
@@ -72,49 +77,55 @@ def test_key_lists_hold_the_selected_groups_in_order() -> None:
 
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=6), st.sampled_from([16, 32]))
 @settings(max_examples=30, deadline=None)
-def test_tiles_of_both_heights_cover_every_query_once(sizes: list[int], height: int) -> None:
+def test_tiles_of_both_heights_cover_every_query_once(sizes: list[int], block_m: int) -> None:
     offsets = torch.tensor([0, *sizes]).cumsum(0)[None, None]
-    tokens, covered = sum(sizes), torch.zeros(sum(sizes), dtype=torch.int64)
-    for rows, part in ((height, "large"), (height // 2, "small")):
-        starts, groups = planner.query_tiles(offsets, tokens, rows, part)
+    tokens, times_covered = sum(sizes), torch.zeros(sum(sizes), dtype=torch.int64)
+    for height, kind in ((block_m, "large"), (block_m // 2, "small")):
+        starts, groups = planner.build_query_tiles(offsets, tokens, height, kind)
         for start, group in zip(starts.flatten().tolist(), groups.flatten().tolist(), strict=True):
             if group >= 0:
                 assert offsets[0, 0, group] <= start < offsets[0, 0, group + 1]
-                covered[start : min(start + rows, int(offsets[0, 0, group + 1]))] += 1
-    assert (covered == 1).all()
+                end = min(start + height, int(offsets[0, 0, group + 1]))
+                times_covered[start:end] += 1
+    assert (times_covered == 1).all()
 
 
 def test_merging_halves_equals_the_whole() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(2, 3, 33, 40, generator=generator)
-    scores[0, 0, :5, :20] = -torch.inf  # nothing in the first half
+    # The first five queries have no key in the first half.
+    scores[0, 0, :5, :20] = -torch.inf
     value = torch.randn(2, 3, 40, 24, generator=generator)
 
-    def attend(part: slice):
-        lse = scores[..., part].logsumexp(-1)
-        weights = (scores[..., part] - lse.clamp(min=-1e30)[..., None]).exp()
-        return weights @ value[:, :, part], lse
+    def attend(keys: slice):
+        lse = scores[..., keys].logsumexp(-1)
+        weights = (scores[..., keys] - lse.clamp(min=-1e30)[..., None]).exp()
+        return weights @ value[:, :, keys], lse
 
-    found = merge.merge_attention(*attend(slice(0, 20)), *attend(slice(20, 40)))
-    for one, other in zip(found, attend(slice(0, 40)), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    results = merge.merge_attention(*attend(slice(0, 20)), *attend(slice(20, 40)))
+    for result, expected in zip(results, attend(slice(0, 40)), strict=True):
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("second_order", [False, True], ids=["first order", "second order"])
-def test_centroids_of_skipped_groups(second_order: bool) -> None:
+def test_attention_to_centroids_of_skipped_groups(second_order: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 130, 2, 40, generator=generator).transpose(1, 2)
-    labels = [torch.randint(0, n, (1, 2, 130), generator=generator) for n in (3, 40)]
-    labels[1][labels[1] == 7] = 8  # group 7 is empty
+    query_labels, key_labels = (
+        torch.randint(0, groups, (1, 2, 130), generator=generator) for groups in (3, 40)
+    )
+    # Key group 7 is empty, and query group 1 skips nothing.
+    key_labels[key_labels == 7] = 8
     selected = torch.rand(1, 2, 3, 40, generator=generator) < 0.5
     selected[:, :, 1] = True
-    block_map = planner.BlockMap(
-        selected, *group_by_label(labels[0], 3), *group_by_label(labels[1], 40)
+    block_map = BlockMap(
+        selected, *group_by_label(query_labels, 3), *group_by_label(key_labels, 40)
     )
     keys, values, spread = (torch.randn(1, 2, 40, 40, generator=generator) for _ in range(3))
+    inputs = (query, keys, values, block_map)
     variance = spread.square() if second_order else None
-    found = centroids.centroid_attention(query, keys, values, block_map, 0.2, variance)
-    expected = centroid_attention(query, keys, values, block_map, scale=0.2, key_variance=variance)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
-    assert (found[1][labels[0] == 1] == -torch.inf).all()
+    results = centroid_attention_gpu.centroid_attention(*inputs, scale=0.2, key_variance=variance)
+    references = centroid_attention(*inputs, scale=0.2, key_variance=variance)
+    for result, expected in zip(results, references, strict=True):
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)
+    assert (results[1][query_labels == 1] == -torch.inf).all()

@@ -1,4 +1,4 @@
-"""Quantized kernels against their float32 simulation, and both against exact attention."""
+"""Test quantized kernels against their float32 simulation and against exact attention."""
 
 from dataclasses import replace
 
@@ -16,29 +16,37 @@ from dit_accel_kernels import (
 )
 from dit_accel_kernels.gpu.dense_attention import dense_attention
 from dit_accel_kernels.gpu.launch import Launch
-from dit_accel_kernels.gpu.quantize import quantize, quantize_e4m3, quantize_int8
+from dit_accel_kernels.gpu.quantize import Quantized, quantize, quantize_e4m3, quantize_int8
 from dit_accel_kernels.gpu.sparse_attention import sparse_attention
-from dit_accel_kernels.precision import rounded
+from dit_accel_kernels.precision import round_int8
 
-SMALL = Launch(64, 32, num_warps=4, num_stages=1)
-BOTH = (SMALL, replace(SMALL, block_m=32))
-BOUNDS = {"int8": (0.9999, 0.02), "int8-fp8": (0.999, 0.045)}  # cosine, relative L1
-TOKENS, WIDTH = 256, 64
+LAUNCH = Launch(64, 32, num_warps=4, num_stages=1)
+LAUNCHES = (LAUNCH, replace(LAUNCH, block_m=32))
+# Smallest cosine similarity and largest relative L1 error.
+BOUNDS = {"int8": (0.9999, 0.02), "int8-fp8": (0.999, 0.045)}
+TOKENS, HEAD_DIM = 256, 64
 
 
-def errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
-    cosine = F.cosine_similarity(found.flatten(), exact.flatten(), dim=0)
-    return float(cosine), float((found - exact).abs().sum() / exact.abs().sum())
+def measure_errors(out: Tensor, exact: Tensor) -> tuple[float, float]:
+    """Return cosine similarity and relative L1 error."""
+    cosine = F.cosine_similarity(out.flatten(), exact.flatten(), dim=0)
+    return float(cosine), float((out - exact).abs().sum() / exact.abs().sum())
+
+
+def quantize_inputs(query: Tensor, key: Tensor, value: Tensor, precision: str) -> Quantized:
+    return quantize(query, key, value, quantize_value=precision == "int8-fp8", return_lse=True)
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
 @pytest.mark.parametrize("kind", ["normal", "biased keys", "clustered"])
 def test_dense_error_is_within_bounds(kind: str, precision: str) -> None:
-    query, key, value = precision_inputs(kind, TOKENS, WIDTH)
-    given = quantize(query, key, value, precision != "int8", True)
-    out, lse = dense_attention(query, key, value, 0.125, True, quantized=given, launch=SMALL)
+    query, key, value = precision_inputs(kind, TOKENS, HEAD_DIM)
+    quantized = quantize_inputs(query, key, value, precision)
+    out, lse = dense_attention(
+        query, key, value, scale=0.125, return_lse=True, quantized=quantized, launch=LAUNCH
+    )
     exact, exact_lse = quantized_attention_reference(query, key, value, precision="full")
-    cosine, relative = errors(out, exact)
+    cosine, relative = measure_errors(out, exact)
     print(f"{precision} {kind}: cosine {cosine:.6f}, relative L1 {relative:.4f}")
     assert cosine >= BOUNDS[precision][0]
     assert relative <= BOUNDS[precision][1]
@@ -46,24 +54,27 @@ def test_dense_error_is_within_bounds(kind: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 500, 1100], ids=lambda n: f"{n} tokens")
-def test_values_have_one_scale_a_channel(tokens: int) -> None:
+def test_values_have_one_scale_per_channel(tokens: int) -> None:
     value = torch.randn(2, tokens, 3, 40, generator=torch.Generator().manual_seed(0))
     value = (value * torch.linspace(0.1, 5, 40) + 2).transpose(1, 2)
     quantized, scale, mean = quantize_e4m3(value)
     torch.testing.assert_close(mean, value.mean(2), rtol=0, atol=1e-5)
     largest = (value - value.mean(2, keepdim=True)).abs().amax(2)
     torch.testing.assert_close(448 * scale, largest, rtol=0, atol=1e-4)
-    back = quantized.float() * scale[:, :, None] + mean[:, :, None]
-    assert ((back - value).abs() <= largest[:, :, None] / 28 + 1e-4).all()  # half of 1/16, near 448
+    restored = quantized.float() * scale[:, :, None] + mean[:, :, None]
+    # Near 448, neighbouring e4m3 values differ by 1/14, so rounding is off by at most half of that.
+    assert ((restored - value).abs() <= largest[:, :, None] / 28 + 1e-4).all()
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
 def test_dense_equals_simulation(precision: str) -> None:
-    query, key, value = precision_inputs("biased keys", TOKENS, WIDTH)
-    given = quantize(query, key, value, precision != "int8", True)
-    out, lse = dense_attention(query, key, value, 0.125, True, quantized=given, launch=SMALL)
+    query, key, value = precision_inputs("biased keys", TOKENS, HEAD_DIM)
+    quantized = quantize_inputs(query, key, value, precision)
+    out, lse = dense_attention(
+        query, key, value, scale=0.125, return_lse=True, quantized=quantized, launch=LAUNCH
+    )
     expected, expected_lse = quantized_attention_reference(query, key, value, precision=precision)
-    # The kernel rounds weights against the largest score so far, the simulation against the row's.
+    # The kernel scales weights by the largest score so far, the simulation by the row's largest.
     tolerance = 2e-5 if precision == "int8" else 2e-2
     torch.testing.assert_close(out, expected, rtol=0, atol=tolerance)
     torch.testing.assert_close(lse, expected_lse, rtol=0, atol=2e-4)
@@ -71,31 +82,36 @@ def test_dense_equals_simulation(precision: str) -> None:
 
 @pytest.mark.parametrize("precision", BOUNDS)
 def test_sparse_equals_simulation(precision: str) -> None:
-    query, key, value = precision_inputs("clustered", TOKENS, WIDTH)
+    query, key, value = precision_inputs("clustered", TOKENS, HEAD_DIM)
     labels = torch.arange(TOKENS).expand(1, 2, TOKENS) % 8
     selected = torch.rand(1, 2, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.4
     selected[:, :, 3] = False
     block_map = BlockMap(selected, *group_by_label(labels, 8), *group_by_label(labels, 8))
-    given = quantize(query, key, value, precision != "int8", True)
-    found = sparse_attention(
-        query, key, value, block_map, 0.125, True, quantized=given, launches=BOTH
+    quantized = quantize_inputs(query, key, value, precision)
+    out, lse = sparse_attention(
+        *(query, key, value, block_map),
+        scale=0.125,
+        return_lse=True,
+        quantized=quantized,
+        launches=LAUNCHES,
     )
-    expected = sparse_attention_reference(query, key, value, block_map, precision=precision)
+    expected, expected_lse = sparse_attention_reference(
+        query, key, value, block_map, precision=precision
+    )
     tolerance = 2e-5 if precision == "int8" else 3e-2
-    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=tolerance)
-    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=2e-4)
-    assert (found[0][:, :, 3::8] == 0).all()
+    torch.testing.assert_close(out, expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(lse, expected_lse, rtol=0, atol=2e-4)
+    assert (out[:, :, 3::8] == 0).all(), "group 3 selects no key"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_rounding_to_int8_and_inputs_left_alone(dtype: torch.dtype) -> None:
+def test_int8_rounding_leaves_inputs_unchanged(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 45, 2, 24, generator=generator).transpose(1, 2).to(dtype)
     x[0, 0, 3] = 0
     before = x.clone()
     mean = x.float().mean(2)
     values, scale = quantize_int8(x, mean)
-    torch.testing.assert_close(
-        values * scale[..., None], rounded(x.float() - mean[:, :, None], 127), rtol=0, atol=1e-5
-    )
+    expected = round_int8(x.float() - mean[:, :, None])
+    torch.testing.assert_close(values * scale[..., None], expected, rtol=0, atol=1e-5)
     assert torch.equal(x, before)

@@ -1,4 +1,4 @@
-"""Tuning runs the kernels with the tile shapes it tries, and writes what the table reads."""
+"""Test that tuning runs the kernels and writes the table that launches read."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from dit_accel_eval.bench import tune
 from dit_accel_kernels.gpu import launch as table
-from dit_accel_kernels.gpu.launch import Launch, attention_launch
+from dit_accel_kernels.gpu.launch import Launch, select_launch
 
 
 def test_fastest_launch_is_written_and_read(
@@ -26,16 +26,17 @@ def test_fastest_launch_is_written_and_read(
     monkeypatch.setattr(tune, "TOKENS", 128)
     monkeypatch.setattr(tune, "candidates", lambda: tried)
     monkeypatch.setattr(tune, "seconds", timed)
-    monkeypatch.setattr(tune.torch, "bfloat16", torch.float16)  # the interpreter has no bfloat16
+    # The interpreter has no correct bfloat16 products.
+    monkeypatch.setattr(tune.torch, "bfloat16", torch.float16)
     out = tmp_path / "launch.json"
     out.write_text(json.dumps({"80": {"dense 2 2 64": [1, 2, 3, 4]}}))
     result = CliRunner().invoke(tune.main, ["--device", "cpu", "--head-dim", "64", "--out", out])
     assert result.exit_code == 0, result.output
-    found = table.read_measured(out)
-    assert found[80, "dense", 2, 2, 64] == Launch(1, 2, 3, 4)
-    assert found[90, "dense", 2, 2, 64] == tried[1]
-    assert found[90, "sparse", 2, 2, 64] == tried[0]
-    assert found[90, "small", 2, 2, 64] == Launch(16, 16, 4, 1)
-    monkeypatch.setattr(table, "MEASURED", found)
-    assert attention_launch("sparse", torch.float16, torch.float16, 64, 90) == tried[0]
-    assert attention_launch("sparse", torch.float16, torch.float16, 128, 90) != tried[0]
+    measured = table.read_measured(out)
+    assert measured[80, "dense", 2, 2, 64] == Launch(1, 2, 3, 4)
+    assert measured[90, "dense", 2, 2, 64] == tried[1]
+    assert measured[90, "sparse", 2, 2, 64] == tried[0]
+    assert measured[90, "small", 2, 2, 64] == Launch(16, 16, 4, 1)
+    monkeypatch.setattr(table, "MEASURED", measured)
+    assert select_launch("sparse", torch.float16, torch.float16, 64, 90) == tried[0]
+    assert select_launch("sparse", torch.float16, torch.float16, 128, 90) != tried[0]

@@ -1,5 +1,7 @@
-"""Every attention kernel compiled ahead of time for five architectures, without a GPU: the matrix
-instruction, no spills, shared memory within the limit. The table is printed (``pytest -rP``).
+"""Compile every kernel ahead of time for five architectures, without a GPU.
+
+The tests check the matrix instruction, that no register spills, and that shared memory fits. They print
+the resources of each kernel (``pytest -rP``).
 """
 
 import re
@@ -23,60 +25,70 @@ from dit_accel_kernels.gpu import (
     quantize,
     sparse_attention,
 )
-from dit_accel_kernels.gpu.launch import Launch, attention_launch, padded
+from dit_accel_kernels.gpu.launch import Launch, pad_to_power_of_two, select_launch
 
-ARCHITECTURES = {80: 166912, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # shared bytes
+# Bytes of shared memory by compute capability.
+ARCHITECTURES = {80: 166912, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-INT64 = {"query_order", "query_offsets", "key_order", "key_offsets", "order", "offsets", "labels"}
-INT32 = {"tile_start", "tile_group", "key_list", "key_count", "packed_start", "key_group"}
-INT32 |= {"rank", "counts", "starts"}
-FLOAT32 = {"lse", "first_lse", "second_lse", "query_scale", "key_scale", "value_scale", "half_norm"}
-FLOAT32 |= {"value_mean", "log_size", "mean", "means"}
-SCALARS = {"heads", "tokens", "groups", "tiles", "capacity", "count", "rows", "query_tokens"}
-SCALARS |= {"chunks", "key_tokens", "query_groups", "key_groups"}
-NAMES = {"float32": "*fp32", "bfloat16": "*bf16", "int8": "*i8", "float8_e4m3fn": "*fp8e4nv"}
+# Types of pointers by name, bfloat16 by default.
+INT64 = {"q_order_ptr", "q_offsets_ptr", "k_order_ptr", "k_offsets_ptr", "order_ptr"}
+INT64 |= {"offsets_ptr", "labels_ptr"}
+INT32 = {"tile_start_ptr", "tile_group_ptr", "k_list_ptr", "k_count_ptr", "packed_start_ptr"}
+INT32 |= {"k_labels_ptr", "ranks_ptr", "counts_ptr", "starts_ptr"}
+FLOAT32 = {"lse_ptr", "first_lse_ptr", "second_lse_ptr", "q_scale_ptr", "k_scale_ptr"}
+FLOAT32 |= {"v_scale_ptr", "v_mean_ptr", "half_norm_ptr", "log_size_ptr", "mean_ptr", "means_ptr"}
+TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "int8": "*i8", "float8_e4m3fn": "*fp8e4nv"}
 
 
-def compiled(
+def argument_type(name: str) -> str:
+    """Return the Triton type of a kernel argument."""
+    if not name.endswith("_ptr"):
+        return "fp32" if name == "sm_scale" else "i32"
+    if name in INT64:
+        return "*i64"
+    if name in INT32:
+        return "*i32"
+    return "*fp32" if name in FLOAT32 else "*bf16"
+
+
+def compile_kernel(
     kernel: Any, arch: int, constants: dict[str, Any], types: dict[str, str], launch: Launch
 ):
-    """Compile a kernel as its launcher would specialise it: pointers and strides multiples of 16."""
+    """Compile a kernel as its launcher specialises it: pointers and strides are multiples of 16."""
     signature, constexprs, attrs = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
             constexprs[(index,)] = constants[name]
             continue
-        kind = types.get(name) or (
-            "*i64" if name in INT64 else "*i32" if name in INT32
-            else "*fp32" if name in FLOAT32 else "fp32" if name == "scale"
-            else "i32" if name in SCALARS or name.startswith("stride_") else "*bf16"
-        )  # fmt: skip
-        signature[name] = kind
-        if kind.startswith("*") or name.startswith("stride_"):
+        signature[name] = types.get(name) or argument_type(name)
+        if name.endswith("_ptr") or name.startswith("stride_"):
             attrs[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attrs)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def resources(binary: Any, folder: Path) -> dict[str, int]:
-    """Registers, bytes of spills (stack) and shared memory of a compiled kernel."""
+def measure_resources(binary: Any, folder: Path) -> dict[str, int]:
+    """Return registers, bytes of spills (stack) and shared memory of a compiled kernel."""
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(binary.asm["cubin"])
-    shown = subprocess.run(
+    output = subprocess.run(
         [TOOLS / "cuobjdump", "--dump-resource-usage", cubin],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    pairs = [p.split(":") for p in shown.split() if p.count(":") == 1 and p.split(":")[1].isdigit()]
-    found = {name: int(value) for name, value in pairs}
-    return {"reg": found["REG"], "stack": found["STACK"], "shared": binary.metadata.shared}
+    usage = dict(re.findall(r"(\w+):(\d+)(?=\s)", output))
+    return {
+        "reg": int(usage["REG"]),
+        "stack": int(usage["STACK"]),
+        "shared": binary.metadata.shared,
+    }
 
 
 def matrix_instruction(arch: int, dtype: str) -> str:
-    """Pattern of what the PTX must contain for products of queries of a dtype."""
+    """Return a pattern that the PTX must contain for products of queries of a dtype."""
     if dtype == "float32":
         return r"fma\.rn"
     if arch == 90:
@@ -87,9 +99,9 @@ def matrix_instruction(arch: int, dtype: str) -> str:
 
 
 CASES = [
-    pytest.param(kind, query, value, width, id=f"{kind} {query} {value} D{width}")
+    pytest.param(kind, query, value, head_dim, id=f"{kind} {query} {value} D{head_dim}")
     for kind in ("dense", "sparse", "small")
-    for query, value, width in (
+    for query, value, head_dim in (
         ("bfloat16", "bfloat16", 64),
         ("bfloat16", "bfloat16", 128),
         ("int8", "bfloat16", 64),
@@ -102,99 +114,121 @@ CASES = [
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda a: f"sm_{a}")
-@pytest.mark.parametrize(("kind", "query", "value", "width"), CASES)
+@pytest.mark.parametrize(("kind", "query", "value", "head_dim"), CASES)
 def test_attention_kernel(
-    kind: str, query: str, value: str, width: int, arch: int, tmp_path: Path
+    kind: str, query: str, value: str, head_dim: int, arch: int, tmp_path: Path
 ) -> None:
     if value == "float8_e4m3fn" and arch < 89:
         pytest.skip("e4m3 products need sm_89")
-    launch = attention_launch(kind, getattr(torch, query), getattr(torch, value), width, arch)
-    dense, sparse = (
-        dense_attention._dense_attention_kernel,
-        sparse_attention._sparse_attention_kernel,
-    )
-    kernel = dense if kind == "dense" else sparse
+    dtypes = getattr(torch, query), getattr(torch, value)
+    launch = select_launch(kind, *dtypes, head_dim, arch)
+    kernel = sparse_attention._sparse_attention_fwd_kernel
+    if kind == "dense":
+        kernel = dense_attention._dense_attention_fwd_kernel
     out = "float32" if query == "float32" else "bfloat16"
-    types = {"query": query, "key": query, "value": value, "out": out}
+    types = {"q_ptr": query, "k_ptr": query, "v_ptr": value, "out_ptr": out}
+    is_fp8 = value == "float8_e4m3fn"
     constants = {
-        "D": width,
-        "BLOCK_D": padded(width),
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": pad_to_power_of_two(head_dim),
         "BLOCK_M": launch.block_m,
         "BLOCK_N": launch.block_n,
         "QK_INT8": query == "int8",
-        "PV_FP8": value == "float8_e4m3fn",
+        "PV_FP8": is_fp8,
         "HAS_LSE": True,
         "SIMULATE": False,
-        "stride_vd": 1 if value != "float8_e4m3fn" else 4096,
+        "stride_vd": 4096 if is_fp8 else 1,
     }
-    if value == "float8_e4m3fn":
-        constants["stride_vs"] = 1 if kind == "dense" else width
-    binary = compiled(kernel, arch, constants, {k: NAMES[v] for k, v in types.items()}, launch)
-    used = resources(binary, tmp_path)
-    print(f"{kind:6} QK {query:8} PV {value:13} D{width:<4} sm_{arch:<4} {launch} {used}")
+    if is_fp8:
+        constants["stride_vs"] = 1 if kind == "dense" else head_dim
+    triton_types = {name: TYPES[dtype] for name, dtype in types.items()}
+    binary = compile_kernel(kernel, arch, constants, triton_types, launch)
+    used = measure_resources(binary, tmp_path)
+    print(f"{kind:6} QK {query:8} PV {value:13} D{head_dim:<4} sm_{arch:<4} {launch} {used}")
     assert re.search(matrix_instruction(arch, query), binary.asm["ptx"])
     assert used["stack"] == 0, used
     assert used["reg"] <= 255
     assert used["shared"] <= ARCHITECTURES[arch]
 
 
-PLANNER = {
+def with_head_dim(**constants: Any) -> dict[str, Any]:
+    """Return the constants of a kernel together with a head_dim of 128."""
+    return {"HEAD_DIM": 128, "BLOCK_D": 128, **constants}
+
+
+DEFAULT_LAUNCH = Launch(0, 0, num_warps=4, num_stages=2)
+# Kernel, constants, types of pointers, and launch by name.
+OTHER_KERNELS = {
     "kmeans assign": (
-        kmeans._assign_kernel,
-        {"D": 128, "BLOCK_D": 128, "BLOCK_S": 128, "BLOCK_K": 64, "SIMULATE": False},
+        kmeans._kmeans_assign_kernel,
+        with_head_dim(BLOCK_S=128, BLOCK_K=64, SIMULATE=False),
         {},
-        Launch(128, 64, 8, 3),
+        Launch(128, 64, num_warps=8, num_stages=3),
     ),
-    "kmeans means": (
-        kmeans._means_kernel,
-        {"D": 128, "BLOCK_D": 128, "BLOCK_S": 32, "SQUARED": True},
-        {"centroids": "*fp32"},
-        Launch(0, 0, 4, 2),
+    "kmeans update": (
+        kmeans._kmeans_update_kernel,
+        with_head_dim(BLOCK_S=32, SQUARED=True),
+        {"centroids_ptr": "*fp32"},
+        DEFAULT_LAUNCH,
     ),
-    "count": (grouping._count_kernel, {"CHUNK": grouping.CHUNK}, {}, Launch(0, 0, 4, 2)),
-    "scatter": (grouping._scatter_kernel, {"CHUNK": grouping.CHUNK}, {}, Launch(0, 0, 4, 2)),
-    "key lists": (planner._list_kernel, {"BLOCK": 1024}, {"selected": "*u8"}, Launch(0, 0, 4, 2)),
-    "int8": (
-        quantize._int8_kernel,
-        {"D": 128, "BLOCK_D": 128, "BLOCK_S": 32, "HAS_MEAN": True},
-        {"quantized": "*i8", "scale": "*fp32"},
-        Launch(0, 0, 4, 2),
-    ),
-    "channels": (
-        quantize._channel_kernel,
-        {"D": 128, "BLOCK_D": 128, "BLOCK_S": 64, "STEPS": 8},
-        {"sums": "*fp32", "lows": "*fp32", "highs": "*fp32"},
-        Launch(0, 0, 4, 2),
-    ),
-    "e4m3": (
-        quantize._e4m3_kernel,
-        {"D": 128, "BLOCK_D": 128, "BLOCK_S": 32, "SQUARED": True},
-        {"quantized": "*fp8e4nv", "scale": "*fp32"},
-        Launch(0, 0, 4, 2),
-    ),
-    "merge": (
-        merge._merge_kernel,
-        {"D": 128, "BLOCK_D": 128, "BLOCK_S": 32, "SQUARED": True},
+    "count labels": (
+        grouping._count_labels_kernel,
+        {"CHUNK": grouping.CHUNK},
         {},
-        Launch(0, 0, 4, 2),
+        DEFAULT_LAUNCH,
+    ),
+    "scatter tokens": (
+        grouping._scatter_tokens_kernel,
+        {"CHUNK": grouping.CHUNK},
+        {},
+        DEFAULT_LAUNCH,
+    ),
+    "key lists": (
+        planner._key_lists_kernel,
+        {"BLOCK_S": planner.BLOCK_S},
+        {"selected_ptr": "*u8"},
+        DEFAULT_LAUNCH,
+    ),
+    "quantize int8": (
+        quantize._quantize_int8_kernel,
+        with_head_dim(BLOCK_S=quantize.BLOCK_S, HAS_MEAN=True),
+        {"quantized_ptr": "*i8", "scale_ptr": "*fp32"},
+        DEFAULT_LAUNCH,
+    ),
+    "channel stats": (
+        quantize._channel_stats_kernel,
+        with_head_dim(BLOCK_S=64, STEPS=8),
+        {"sum_ptr": "*fp32", "min_ptr": "*fp32", "max_ptr": "*fp32"},
+        DEFAULT_LAUNCH,
+    ),
+    "quantize e4m3": (
+        quantize._quantize_e4m3_kernel,
+        with_head_dim(BLOCK_S=quantize.BLOCK_S),
+        {"quantized_ptr": "*fp8e4nv", "scale_ptr": "*fp32"},
+        DEFAULT_LAUNCH,
+    ),
+    "merge attention": (
+        merge._merge_attention_kernel,
+        with_head_dim(BLOCK_M=merge.BLOCK_M),
+        {},
+        DEFAULT_LAUNCH,
     ),
     "centroid attention": (
-        centroid_attention._centroid_attention_kernel,
-        {"D": 128, "BLOCK_D": 128, "BLOCK_M": 64, "BLOCK_N": 32, "SECOND_ORDER": True,
-         "SIMULATE": False},
-        {"selected": "*u8"},
-        Launch(64, 32, 8, 2),
+        centroid_attention._centroid_attention_fwd_kernel,
+        with_head_dim(BLOCK_M=64, BLOCK_N=32, SECOND_ORDER=True, SIMULATE=False),
+        {"selected_ptr": "*u8"},
+        Launch(64, 32, num_warps=8, num_stages=2),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda a: f"sm_{a}")
-@pytest.mark.parametrize("name", PLANNER)
-def test_planner_kernel(name: str, arch: int, tmp_path: Path) -> None:
-    if name == "e4m3" and arch < 89:
+@pytest.mark.parametrize("name", OTHER_KERNELS)
+def test_other_kernel(name: str, arch: int, tmp_path: Path) -> None:
+    if name == "quantize e4m3" and arch < 89:
         pytest.skip("e4m3 casts need sm_89")
-    kernel, constants, types, launch = PLANNER[name]
-    used = resources(compiled(kernel, arch, constants, types, launch), tmp_path)
+    kernel, constants, types, launch = OTHER_KERNELS[name]
+    used = measure_resources(compile_kernel(kernel, arch, constants, types, launch), tmp_path)
     print(f"{name:20} sm_{arch:<4} {used}")
     assert used["stack"] == 0, used
     assert used["shared"] <= ARCHITECTURES[arch]

@@ -1,3 +1,5 @@
+"""Test grouping of tokens by label."""
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,12 +12,12 @@ from dit_accel_kernels import group_by_label
 )
 @settings(max_examples=40, deadline=None)
 def test_groups_partition_the_tokens(
-    batch: int, heads: int, size: int, count: int, seed: int
+    batch: int, heads: int, tokens: int, count: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, count, (batch, heads, size), generator=generator)
+    labels = torch.randint(0, count, (batch, heads, tokens), generator=generator)
     order, offsets = group_by_label(labels, count)
-    assert torch.equal(order.sort(-1).values, torch.arange(size).expand(batch, heads, size))
+    assert torch.equal(order.sort(-1).values, torch.arange(tokens).expand(batch, heads, tokens))
     for b in range(batch):
         for h in range(heads):
             for g in range(count):

@@ -1,3 +1,5 @@
+"""Test batched k-means against its definition and scikit-learn."""
+
 import numpy as np
 import pytest
 import torch
@@ -13,56 +15,56 @@ from dit_accel_kernels import (
     strided_centroids,
 )
 
+Shape = tuple[int, int, int, int]
 SHAPES = st.tuples(
     st.integers(1, 2), st.integers(1, 3), st.integers(1, 70), st.sampled_from([1, 16, 33])
 )
 
 
-def tokens_of(shape: tuple[int, int, int, int], seed: int = 0) -> torch.Tensor:
+def random_tokens(shape: Shape, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @given(SHAPES, st.integers(1, 9), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_assign_is_nearest(shape: tuple[int, int, int, int], count: int, seed: int) -> None:
-    tokens = tokens_of(shape, seed)
-    centroids = tokens_of((*shape[:2], count, shape[3]), seed + 1)
+def test_assigned_centroid_is_nearest(shape: Shape, count: int, seed: int) -> None:
+    tokens = random_tokens(shape, seed)
+    centroids = random_tokens((*shape[:2], count, shape[3]), seed + 1)
     distance = torch.cdist(tokens.double(), centroids.double())
     labels = kmeans_assign(tokens, centroids)
-    chosen = distance.gather(-1, labels[..., None])[..., 0]
-    torch.testing.assert_close(chosen, distance.amin(-1), rtol=1e-5, atol=1e-5)
+    assigned = distance.gather(-1, labels[..., None])[..., 0]
+    torch.testing.assert_close(assigned, distance.amin(-1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_equals_scikit_learn(dtype: torch.dtype) -> None:
-    """Same data, same first centroids, same number of Lloyd rounds."""
-    tokens = tokens_of((1, 2, 200, 16)).to(dtype)
+    """Compare with the same data, first centroids and number of Lloyd rounds."""
+    tokens = random_tokens((1, 2, 200, 16)).to(dtype)
     start = strided_centroids(tokens, 8)
     labels, centroids = kmeans(tokens, start, iterations=4)
     for head in range(2):
         data = tokens[0, head].double().numpy()
-        oracle = KMeans(8, init=start[0, head].double().numpy(), n_init=1, max_iter=3, tol=0).fit(
-            data
-        )
-        assert (oracle.predict(data) == labels[0, head].numpy()).all()
-        means = np.stack([data[labels[0, head].numpy() == k].mean(0) for k in range(8)])
+        first = start[0, head].double().numpy()
+        oracle = KMeans(8, init=first, n_init=1, max_iter=3, tol=0).fit(data)
+        head_labels = labels[0, head].numpy()
+        assert (oracle.predict(data) == head_labels).all()
+        means = np.stack([data[head_labels == k].mean(0) for k in range(8)])
         np.testing.assert_allclose(centroids[0, head].numpy(), means, atol=2e-5)
 
 
 def test_each_round_lowers_the_inertia() -> None:
-    tokens = tokens_of((1, 1, 300, 16))
+    tokens = random_tokens((1, 1, 300, 16))
     centroids, last = strided_centroids(tokens, 12), float("inf")
     for _ in range(5):
         labels, centroids = kmeans(tokens, centroids, 1)
-        inertia = (
-            (tokens - centroids.gather(2, labels[..., None].expand(-1, -1, -1, 16))).square().sum()
-        )
+        assigned = centroids.gather(2, labels[..., None].expand(-1, -1, -1, 16))
+        inertia = (tokens - assigned).square().sum()
         assert inertia <= last + 1e-4
         last = float(inertia)
 
 
 def test_empty_cluster_keeps_its_centroid() -> None:
-    tokens = tokens_of((1, 1, 10, 4))
+    tokens = random_tokens((1, 1, 10, 4))
     far = torch.full((1, 1, 1, 4), 1e3)
     centroids = torch.cat([tokens[:, :, :2], far], dim=2)
     labels = kmeans_assign(tokens, centroids)
@@ -71,14 +73,14 @@ def test_empty_cluster_keeps_its_centroid() -> None:
 
 
 def test_batch_entries_are_independent() -> None:
-    tokens = tokens_of((2, 3, 50, 8))
+    tokens = random_tokens((2, 3, 50, 8))
     together, _ = kmeans(tokens, strided_centroids(tokens, 5), 3)
     alone, _ = kmeans(tokens[1:, 2:], strided_centroids(tokens[1:, 2:], 5), 3)
     assert torch.equal(together[1:, 2:], alone)
 
 
 def test_strided_view_equals_contiguous() -> None:
-    tokens = tokens_of((1, 40, 3, 8)).transpose(1, 2)
+    tokens = random_tokens((1, 40, 3, 8)).transpose(1, 2)
     start = strided_centroids(tokens, 4)
     assert torch.equal(kmeans(tokens, start, 2)[0], kmeans(tokens.contiguous(), start, 2)[0])
 
@@ -95,7 +97,8 @@ def test_strided_view_equals_contiguous() -> None:
         ),
         (lambda: kmeans_assign(torch.zeros(1, 1, 3, 4).long(), torch.zeros(1, 1, 2, 4)), "float32"),
     ],
+    ids=["count", "iterations", "tokens", "centroids", "integers"],
 )
-def test_bad_input_names_the_argument(call, message: str) -> None:
+def test_invalid_argument_is_named(call, message: str) -> None:
     with pytest.raises(ContractError, match=message):
         call()

@@ -1,5 +1,7 @@
-"""The path to the kernels under fake tensors: a wait for the device, or a shape that depends on
-values, raises there. Launches are recorded, not made.
+"""Check that planning and attention on a GPU never wait for the device.
+
+Fake tensors raise where the host waits for the device, or where a shape depends on values. Kernel
+launches are recorded, not made.
 """
 
 import contextlib
@@ -51,8 +53,8 @@ MODULES = (
 )
 
 
-class Recorder:
-    """Stands for a kernel; keeps the grids it was launched with."""
+class LaunchRecorder:
+    """A stand-in for a kernel that records the grids of its launches."""
 
     def __init__(self) -> None:
         self.grids: list[tuple[int, ...]] = []
@@ -64,22 +66,25 @@ class Recorder:
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
-    found = {}
+def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, LaunchRecorder]:
+    recorders = {}
     for module in MODULES:
         for name in vars(module):
             if name.startswith("_") and name.endswith("_kernel"):
-                found[name] = Recorder()
-                monkeypatch.setattr(module, name, found[name])
+                recorders[name] = LaunchRecorder()
+                monkeypatch.setattr(module, name, recorders[name])
     for module in (launch, dense_attention, sparse_attention):
-        monkeypatch.setattr(module, "capability", lambda _: 90)
+        monkeypatch.setattr(module, "compute_capability", lambda _: 90)
     monkeypatch.setattr("torch.cuda.device_of", contextlib.nullcontext)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _=None: (9, 0))
-    return found
+    return recorders
 
 
-def made_call(tensors: list[torch.Tensor], precision: str = "full") -> AttentionCall:
-    query, key, value = tensors
+def fake_call(batch: int, precision: str = "full") -> AttentionCall:
+    """Build a call of fake CUDA tensors ``[B, 5000, 4, 128]``."""
+    query, key, value = (
+        torch.empty(batch, 5000, 4, 128, dtype=torch.bfloat16, device="cuda") for _ in range(3)
+    )
     return AttentionCall(
         query=query,
         key=key,
@@ -91,13 +96,11 @@ def made_call(tensors: list[torch.Tensor], precision: str = "full") -> Attention
     )
 
 
-def planned(precision: str, method: Method) -> None:
+def attend_twice(precision: str, method: Method) -> None:
+    """Plan and attend, from scratch and from the state of the first call."""
     ops = Ops(lambda *_: contextlib.nullcontext())
     with FakeTensorMode():
-        tensors = [
-            torch.empty(2, 5000, 4, 128, dtype=torch.bfloat16, device="cuda") for _ in range(3)
-        ]
-        call = made_call(tensors, precision)
+        call = fake_call(2, precision)
         state = method.new_state()
         for _ in range(2):
             attended = method.attend(call, state, ops)
@@ -105,14 +108,21 @@ def planned(precision: str, method: Method) -> None:
 
 
 @pytest.mark.parametrize("precision", ["full", "int8", "int8-fp8"])
-def test_planning_and_attention_do_not_wait(launches, precision: str) -> None:
-    planned(precision, SVG2())
-    assert launches["_sparse_attention_kernel"].grids
-    assert launches["_assign_kernel"].grids
-    assert bool(launches["_int8_kernel"].grids) == (precision != "full")
+def test_svg2_does_not_wait(launches, precision: str) -> None:
+    attend_twice(precision, SVG2())
+    assert launches["_sparse_attention_fwd_kernel"].grids
+    assert launches["_kmeans_assign_kernel"].grids
+    assert bool(launches["_quantize_int8_kernel"].grids) == (precision != "full")
 
 
-OTHERS = (
+@pytest.mark.parametrize("selection", ["density", "error"])
+def test_svg_ear_does_not_wait(launches, selection: str) -> None:
+    attend_twice("int8-fp8", SVGEar(selection=selection))
+    for op in ("sparse_attention_fwd", "centroid_attention_fwd", "merge_attention"):
+        assert launches[f"_{op}_kernel"].grids
+
+
+OTHER_METHODS = (
     ReTtention(mask="svg-ear"),
     ReTtention(mode="paper"),
     SVG(),
@@ -124,38 +134,28 @@ OTHERS = (
 )
 
 
-@pytest.mark.parametrize("method", OTHERS, ids=str)
+@pytest.mark.parametrize("method", OTHER_METHODS, ids=str)
 def test_other_methods_do_not_wait(launches, method: Method) -> None:
-    planned("full", method)
-    assert launches["_sparse_attention_kernel"].grids
+    attend_twice("full", method)
+    assert launches["_sparse_attention_fwd_kernel"].grids
 
 
-def test_the_guard_does_not_wait_before_the_end_of_a_forward(launches) -> None:
+@pytest.mark.usefixtures("launches")
+def test_guard_waits_only_when_it_checks() -> None:
     with FakeTensorMode():
-        tensors = [
-            torch.empty(1, 5000, 4, 128, dtype=torch.bfloat16, device="cuda") for _ in range(3)
-        ]
-        call = made_call(tensors)
-        watch = GuardMonitor(Guard("on"))
-        watch.record(call, tensors[0], "layer")
+        call = fake_call(1)
+        monitor = GuardMonitor(Guard("on"))
+        monitor.record(call, call.query, "layer")
         with pytest.raises(DataDependentOutputException):
-            watch.check()
+            monitor.check()
 
 
-@pytest.mark.parametrize("selection", ["density", "error"])
-def test_centroids_do_not_wait(launches, selection: str) -> None:
-    planned("int8-fp8", SVGEar(selection=selection))
-    for name in ("_sparse_attention_kernel", "_centroid_attention_kernel", "_merge_kernel"):
-        assert launches[name].grids
-
-
-def test_a_planted_wait_is_found(launches, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = planner.key_lists
-
-    def waiting(block_map, capacity):
-        lists, counts = build(block_map, capacity)
+@pytest.mark.usefixtures("launches")
+def test_planted_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_key_lists_and_wait(block_map):
+        lists, counts = planner.build_key_lists(block_map)
         return lists[..., : int(counts.max())], counts
 
-    monkeypatch.setattr(sparse_attention, "key_lists", waiting)
+    monkeypatch.setattr(sparse_attention, "build_key_lists", build_key_lists_and_wait)
     with pytest.raises(DataDependentOutputException):
-        planned("full", SVG2())
+        attend_twice("full", SVG2())

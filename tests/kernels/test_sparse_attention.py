@@ -1,3 +1,5 @@
+"""Test sparse attention on the CPU against its reference and against dense attention."""
+
 import dataclasses
 
 import pytest
@@ -19,10 +21,11 @@ from dit_accel_kernels import (
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
-def tensors(batch: int, heads: int, queries: int, keys: int, width: int, seed: int = 0):
+def random_inputs(batch: int, heads: int, queries: int, keys: int, head_dim: int, seed: int = 0):
+    """Return query, key and value ``[B, H, S, D]``."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = (queries, keys, keys)
-    return [torch.randn(batch, heads, n, width, generator=generator) for n in sizes]
+    lengths = (queries, keys, keys)
+    return [torch.randn(batch, heads, n, head_dim, generator=generator) for n in lengths]
 
 
 @given(
@@ -37,9 +40,16 @@ def tensors(batch: int, heads: int, queries: int, keys: int, width: int, seed: i
 )
 @settings(max_examples=60, deadline=None)
 def test_equals_reference(
-    batch: int, heads: int, queries: int, keys: int, width: int, groups, density: float, seed: int
+    batch: int,
+    heads: int,
+    queries: int,
+    keys: int,
+    head_dim: int,
+    groups,
+    density: float,
+    seed: int,
 ) -> None:
-    query, key, value = tensors(batch, heads, queries, keys, width, seed)
+    query, key, value = random_inputs(batch, heads, queries, keys, head_dim, seed)
     block_map = random_map(query, key, groups, density, seed)
     out, lse = sparse_attention(query, key, value, block_map)
     expected, expected_lse = sparse_attention_reference(query, key, value, block_map)
@@ -49,7 +59,7 @@ def test_equals_reference(
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 def test_all_blocks_equal_sdpa(dtype: torch.dtype) -> None:
-    query, key, value = (t.to(dtype) for t in tensors(1, 2, 300, 300, 64))
+    query, key, value = (t.to(dtype) for t in random_inputs(1, 2, 300, 300, 64))
     out, lse = sparse_attention(query, key, value, random_map(query, key, (5, 9), 2.0))
     exact = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
     scores = query.float() @ key.float().transpose(-1, -2) / 8
@@ -59,8 +69,8 @@ def test_all_blocks_equal_sdpa(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_holds_on_large_logits(dtype: torch.dtype) -> None:
-    query, key, value = (t.to(dtype) for t in tensors(1, 2, 300, 300, 64))
+def test_half_precision_is_accurate_on_large_logits(dtype: torch.dtype) -> None:
+    query, key, value = (t.to(dtype) for t in random_inputs(1, 2, 300, 300, 64))
     query, key = 3 * query, 3 * key
     exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
     scores = query.double() @ key.double().transpose(-1, -2) / 8
@@ -70,9 +80,9 @@ def test_half_precision_holds_on_large_logits(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("spread", "tolerance"), [(3.0, 0.02), (5.0, 0.004)], ids=str)
-def test_rounded_scores_are_small_ones(spread: float, tolerance: float) -> None:
-    """Without log-sum-exp bfloat16 scores up to 64 may be rounded, larger ones (spread 5) never."""
-    query, key, value = (t.bfloat16() for t in tensors(1, 2, 300, 300, 64))
+def test_only_small_scores_are_rounded(spread: float, tolerance: float) -> None:
+    """Without log-sum-exp, bfloat16 scores up to 64 may be rounded; larger ones (spread 5) are not."""
+    query, key, value = (t.bfloat16() for t in random_inputs(1, 2, 300, 300, 64))
     query, key = spread * query, spread * key
     exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
     block_map = random_map(query, key, (5, 9), 2.0)
@@ -81,36 +91,34 @@ def test_rounded_scores_are_small_ones(spread: float, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-def test_both_layouts_give_the_same(dtype: torch.dtype) -> None:
-    by_head = [t.to(dtype) for t in tensors(2, 3, 200, 170, 32)]
+def test_both_memory_layouts_give_equal_bits(dtype: torch.dtype) -> None:
+    by_head = [t.to(dtype) for t in random_inputs(2, 3, 200, 170, 32)]
     by_token = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in by_head]
     block_map = random_map(by_head[0], by_head[1], (5, 9), 0.4)
-    for one, other in zip(
-        sparse_attention(*by_head, block_map), sparse_attention(*by_token, block_map), strict=True
-    ):
-        assert torch.equal(one, other)
+    results, expected = (sparse_attention(*x, block_map) for x in (by_head, by_token))
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
-def test_few_keys_listed_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = tensors(2, 3, 90, 80, 16)
+def test_listing_few_keys_at_a_time_gives_equal_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = random_inputs(2, 3, 90, 80, 16)
     block_map = random_map(inputs[0], inputs[1], (5, 9), 0.4)
     expected = sparse_attention(*inputs, block_map)
-    monkeypatch.setattr("dit_accel_kernels.cpu.sparse_attention.LIST_KEYS", 900)
-    found = sparse_attention(*inputs, block_map)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    monkeypatch.setattr("dit_accel_kernels.cpu.tiles.MAX_LISTED_KEYS", 900)
+    results = sparse_attention(*inputs, block_map)
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 def test_default_device_does_not_matter() -> None:
-    inputs = tensors(1, 2, 60, 60, 16)
+    inputs = random_inputs(1, 2, 60, 60, 16)
     block_map = random_map(inputs[0], inputs[1], (3, 4), 0.5)
     expected = sparse_attention(*inputs, block_map)
     with torch.device("meta"):
-        found = sparse_attention(*inputs, block_map)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        results = sparse_attention(*inputs, block_map)
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
-def test_nothing_selected_is_zero_and_minus_infinity() -> None:
-    query, key, value = tensors(1, 1, 9, 9, 16)
+def test_query_without_keys_gets_zero_and_minus_infinity() -> None:
+    query, key, value = random_inputs(1, 1, 9, 9, 16)
     block_map = random_map(query, key, (2, 2), -1.0)
     for attend in (sparse_attention, sparse_attention_reference):
         out, lse = attend(query, key, value, block_map)
@@ -118,20 +126,19 @@ def test_nothing_selected_is_zero_and_minus_infinity() -> None:
         assert (lse == -torch.inf).all()
 
 
-def test_one_huge_cluster_among_singles() -> None:
-    query, key, value = tensors(1, 1, 400, 400, 32)
+def test_one_huge_group_among_single_tokens() -> None:
+    query, key, value = random_inputs(1, 1, 400, 400, 32)
     labels = torch.zeros(1, 1, 400, dtype=torch.long)
     labels[0, 0, :6] = torch.arange(1, 7)
     selected = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.5
     block_map = BlockMap(selected, *group_by_label(labels, 8), *group_by_label(labels, 8))
     out, _ = sparse_attention(query, key, value, block_map)
-    torch.testing.assert_close(
-        out, sparse_attention_reference(query, key, value, block_map)[0], rtol=0, atol=2e-5
-    )
+    expected, _ = sparse_attention_reference(query, key, value, block_map)
+    torch.testing.assert_close(out, expected, rtol=0, atol=2e-5)
 
 
 def test_strided_views_and_scale() -> None:
-    query, key, value = (t.transpose(1, 2) for t in tensors(1, 50, 3, 3, 16))
+    query, key, value = (t.transpose(1, 2) for t in random_inputs(1, 50, 3, 3, 16))
     block_map = random_map(query, key, (3, 4), 0.5)
     out, _ = sparse_attention(query, key, value, block_map, scale=0.7)
     expected, _ = sparse_attention_reference(
@@ -140,8 +147,8 @@ def test_strided_views_and_scale() -> None:
     torch.testing.assert_close(out, expected, rtol=0, atol=2e-5)
 
 
-def test_without_lse_the_output_is_the_same() -> None:
-    query, key, value = tensors(1, 2, 60, 60, 16)
+def test_output_does_not_depend_on_return_lse() -> None:
+    query, key, value = random_inputs(1, 2, 60, 60, 16)
     block_map = random_map(query, key, (3, 4), 0.5)
     out, lse = sparse_attention(query, key, value, block_map, return_lse=False)
     assert lse is None
@@ -149,33 +156,33 @@ def test_without_lse_the_output_is_the_same() -> None:
 
 
 def test_inputs_are_not_changed() -> None:
-    inputs = tensors(1, 2, 30, 30, 16)
+    inputs = random_inputs(1, 2, 30, 30, 16)
     before = [t.clone() for t in inputs]
     sparse_attention(*inputs, random_map(inputs[0], inputs[1], (3, 3), 0.5))
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
 def test_density_counts_pairs() -> None:
-    query, key, _ = tensors(2, 2, 37, 53, 16)
+    query, key, _ = random_inputs(2, 2, 37, 53, 16)
     block_map = random_map(query, key, (4, 6), 0.4)
     expected = block_map.to_mask().float().mean()
     torch.testing.assert_close(block_map.density(), expected)
 
 
 def test_dense_attention_equals_sdpa() -> None:
-    query, key, value = tensors(2, 2, 700, 600, 32)
+    query, key, value = random_inputs(2, 2, 700, 600, 32)
     exact = F.scaled_dot_product_attention(query, key, value)
     torch.testing.assert_close(dense_attention(query, key, value), exact, rtol=0, atol=1e-5)
 
 
 def test_no_quadratic_buffer() -> None:
-    """The largest tensor made on the way is far smaller than S x S."""
-    size = 4096
-    query, key, value = tensors(1, 1, size, size, 16)
+    """Check that the largest intermediate tensor is far smaller than S x S."""
+    tokens = 4096
+    query, key, value = random_inputs(1, 1, tokens, tokens, 16)
     block_map = random_map(query, key, (32, 64), 0.2)
     largest = 0
 
-    class GuardMonitor(torch.utils._python_dispatch.TorchDispatchMode):
+    class RecordLargest(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             result = function(*args, **(kwargs or {}))
@@ -183,9 +190,9 @@ def test_no_quadratic_buffer() -> None:
                 largest = max(largest, result.untyped_storage().nbytes())
             return result
 
-    with GuardMonitor():
+    with RecordLargest():
         sparse_attention(query, key, value, block_map)
-    assert 0 < largest < size * size * 4 / 16
+    assert 0 < largest < tokens * tokens * 4 / 16
 
 
 @pytest.mark.parametrize(
@@ -197,19 +204,19 @@ def test_no_quadratic_buffer() -> None:
         ({"query": torch.zeros(1, 2, 9, 16).int()}, "float32, bfloat16 or float16"),
         ({"value": torch.zeros(1, 2, 9, 16, device="meta")}, "on the query's device"),
     ],
-    ids=["width", "dtype", "layout", "integers", "device"],
+    ids=["head_dim", "dtype", "layout", "integers", "device"],
 )
-def test_bad_tensors_are_named(change: dict[str, torch.Tensor], message: str) -> None:
-    names = dict(zip(("query", "key", "value"), tensors(1, 2, 9, 9, 16), strict=True))
-    block_map = random_map(names["query"], names["key"], (2, 3), 0.5)
+def test_invalid_tensor_is_named(change: dict[str, torch.Tensor], message: str) -> None:
+    inputs = dict(zip(("query", "key", "value"), random_inputs(1, 2, 9, 9, 16), strict=True))
+    block_map = random_map(inputs["query"], inputs["key"], (2, 3), 0.5)
     with pytest.raises(ContractError, match=message):
-        sparse_attention(**{**names, **change}, block_map=block_map)
+        sparse_attention(**{**inputs, **change}, block_map=block_map)
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(BlockMap)])
-def test_bad_map_is_named(field: str) -> None:
-    query, key, value = tensors(1, 2, 9, 9, 16)
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BlockMap)])
+def test_invalid_map_field_is_named(field: str) -> None:
+    query, key, value = random_inputs(1, 2, 9, 9, 16)
     block_map = random_map(query, key, (2, 3), 0.5)
-    wrong = dataclasses.replace(block_map, **{field: getattr(block_map, field)[:, :1]})
+    invalid = dataclasses.replace(block_map, **{field: getattr(block_map, field)[:, :1]})
     with pytest.raises(ContractError, match=f"block_map.{field} must be of shape"):
-        sparse_attention(query, key, value, wrong)
+        sparse_attention(query, key, value, invalid)

@@ -1,4 +1,4 @@
-"""Maps and calls that the tests of ops, kernels and methods share."""
+"""Build block maps and attention calls for the tests of ops, kernels and methods."""
 
 import dataclasses
 
@@ -12,11 +12,20 @@ from dit_accel_pipelines import TokenLayout
 
 
 def random_map(query, key, groups: tuple[int, int], density: float, seed: int = 0) -> BlockMap:
+    """Group queries and keys at random and select pairs of groups with probability ``density``.
+
+    Args:
+        query: ``[B, H, Sq, D]``.
+        key: ``[B, H, Sk, D]``.
+        groups: number of query groups and of key groups.
+        density: above 1 selects every pair, below 0 none.
+        seed: of labels and selection.
+    """
     generator = torch.Generator().manual_seed(seed)
     batch, heads = query.shape[:2]
     labels = [
-        torch.randint(0, g, (batch, heads, x.shape[2]), generator=generator)
-        for g, x in zip(groups, (query, key), strict=True)
+        torch.randint(0, count, (batch, heads, x.shape[2]), generator=generator)
+        for count, x in zip(groups, (query, key), strict=True)
     ]
     selected = torch.rand(batch, heads, *groups, generator=generator) < density
     return BlockMap(
@@ -25,16 +34,16 @@ def random_map(query, key, groups: tuple[int, int], density: float, seed: int = 
 
 
 def attention_call(layout: TokenLayout, batch: int = 1, seed: int = 0) -> AttentionCall:
-    """A call of three heads of 16 whose queries and keys have clusters, so that attention is peaked."""
+    """Build a call of three heads of 16 channels with peaked attention: queries and keys are clustered."""
     generator = torch.Generator().manual_seed(seed)
-    size = (batch, layout.visual_tokens + layout.text_tokens, 3, 16)
+    shape = (batch, layout.visual_tokens + layout.text_tokens, 3, 16)
     centers = 1.5 * torch.randn(batch, 7, 3, 16, generator=generator)
     query, key = (
-        centers[:, torch.randint(7, (size[1],), generator=generator)]
-        + 0.5 * torch.randn(size, generator=generator)
+        centers[:, torch.randint(7, (shape[1],), generator=generator)]
+        + 0.5 * torch.randn(shape, generator=generator)
         for _ in range(2)
     )
-    value = torch.randn(size, generator=generator)
+    value = torch.randn(shape, generator=generator)
     context = CallContext(num_steps=10)
     return AttentionCall(
         query=query, key=key, value=value, scale=0.25, context=context, layout=layout
@@ -47,21 +56,26 @@ def at_step(call: AttentionCall, step: int) -> AttentionCall:
 
 
 def exact_attention(call: AttentionCall) -> Tensor:
-    """Dense attention of a call, ``[B, S, H, D]``."""
-    query, key, value = (t.transpose(1, 2) for t in (call.query, call.key, call.value))
+    """Compute dense attention of a call, ``[B, S, H, D]``."""
+    query, key, value = (x.transpose(1, 2) for x in (call.query, call.key, call.value))
     weights = (call.scale * query @ key.transpose(-1, -2)).softmax(-1)
     return (weights @ value).transpose(1, 2)
 
 
-def precision_inputs(kind: str, tokens: int, width: int) -> list[Tensor]:
-    """Normal; keys with a large bias in some channels; or clustered queries and keys."""
+def precision_inputs(kind: str, tokens: int, head_dim: int) -> list[Tensor]:
+    """Build query, key and value ``[1, 2, S, D]`` that are easy or hard to quantize.
+
+    Args:
+        kind: ``"normal"``, ``"biased keys"`` (a large bias in some channels), or ``"clustered"`` (queries
+            and keys around eight centers).
+        tokens: S.
+        head_dim: D.
+    """
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, 2, tokens, width, generator=generator) for _ in range(3))
+    query, key, value = (torch.randn(1, 2, tokens, head_dim, generator=generator) for _ in range(3))
     if kind == "biased keys":
-        key = key + 8 * (torch.rand(1, 2, 1, width, generator=generator) < 0.1)
+        key = key + 8 * (torch.rand(1, 2, 1, head_dim, generator=generator) < 0.1)
     if kind == "clustered":
-        centres = 1.5 * torch.randn(1, 2, 8, width, generator=generator)
-        query, key = (
-            c.repeat(1, 1, tokens // 8, 1) + 0.3 * x for c, x in ((centres, query), (centres, key))
-        )
+        centers = 1.5 * torch.randn(1, 2, 8, head_dim, generator=generator)
+        query, key = (centers.repeat(1, 1, tokens // 8, 1) + 0.3 * x for x in (query, key))
     return [query, key, value]

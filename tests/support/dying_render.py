@@ -1,4 +1,4 @@
-"""``dit-accel render`` in a process that dies after its first clip, where its rank is the one that is given."""
+"""Run ``dit-accel render`` in a process that dies after its first clip if its rank is the first argument."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 from dit_accel import cli
 from dit_accel.generation import batch
 
-WHO = int(sys.argv[1])
-made = batch.render_one
+DYING_RANK = int(sys.argv[1])
+original = batch.render_job
+finished: list[Any] = []
 
 
-def render_one(*given: Any) -> Any:
-    rendered.append(made(*given))
-    if len(rendered) == 1 and int(os.environ.get("RANK", 0)) == WHO:
-        os._exit(9)  # its files are there, its record is not
-    return rendered[-1]
+def render_job(*arguments: Any, **options: Any) -> Any:
+    finished.append(original(*arguments, **options))
+    # The files of the first clip are written, its record is not.
+    if len(finished) == 1 and int(os.environ.get("RANK", 0)) == DYING_RANK:
+        os._exit(9)
+    return finished[-1]
 
 
-rendered: list[Any] = []
-batch.render_one = render_one
+batch.render_job = render_job
 sys.exit(cli.main(sys.argv[2:]))

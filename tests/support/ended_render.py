@@ -1,4 +1,4 @@
-"""``dit-accel render`` in a process that gets a signal while the encoder of its first clip is being started."""
+"""Run ``dit-accel render`` in a process that gets a signal while the encoder of its first clip starts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 
 from dit_accel import cli
 
-NUMBER = int(sys.argv[1])
+SIGNAL = int(sys.argv[1])
 
 
 class Popen(subprocess.Popen):
+    """A process that sends the signal to its parent as soon as it is an encoder."""
+
     def __init__(self, command: Any, **options: Any) -> None:
         super().__init__(command, **options)
         if "libx264" in command:
-            os.kill(os.getpid(), NUMBER)
+            os.kill(os.getpid(), SIGNAL)
 
 
 subprocess.Popen = Popen

@@ -1,4 +1,7 @@
-"""Perturbed attention by explicit attention maps: slow, plain, and independent of the product's code."""
+"""Compute perturbed attention by explicit attention maps.
+
+This oracle is slow, plain, and shares no code with the package.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 
-def explicit(
+def explicit_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -23,58 +26,81 @@ def explicit(
     kind: str,
     text_mode: str,
 ) -> Tensor:
-    """``((1 - u) A + u P) V`` of ``[B, H, S, D]`` tensors; ``visual`` is bool ``[S]``."""
-    size, scale = query.shape[2], query.shape[-1] ** -0.5
-    if mask is None:
-        added = torch.zeros(1, 1, 1, size)
-    elif mask.dtype == torch.bool:
-        added = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
-    else:
-        added = mask
-    scores = query @ key.transpose(-1, -2) * scale + added
+    """Compute ``((1 - u) A + u P) V`` with attention map A and perturbed map P.
+
+    Args:
+        query, key, value: ``[B, H, S, D]``.
+        mask: additive or bool, or None.
+        visual: bool ``[S]``, True for visual tokens.
+        heads: perturbed heads.
+        softness: u.
+        kind: ``"identity"``, ``"uniform"`` or ``"mean-query"``.
+        text_mode: ``"joint"`` perturbs text rows too.
+    """
+    scale = query.shape[-1] ** -0.5
+    bias = _additive_mask(mask, query.shape[2])
+    scores = query @ key.transpose(-1, -2) * scale + bias
     maps = scores.softmax(-1)
-    rows = torch.ones(size, dtype=torch.bool) if text_mode == "joint" else visual
-    among = rows[:, None] & rows[None]
+    rows = torch.ones_like(visual) if text_mode == "joint" else visual
+    pairs = rows[:, None] & rows[None]
     if kind == "identity":
-        eye = torch.eye(size, dtype=torch.bool)
-        weak = scores.masked_fill(among & ~eye, -torch.inf)
+        eye = torch.eye(len(visual), dtype=torch.bool)
+        perturbed = scores.masked_fill(pairs & ~eye, -torch.inf)
     elif kind == "uniform":
-        mean = (scores.masked_fill(~among, 0.0).sum(-1) / rows.sum())[..., None]
-        weak = torch.where(among, mean if text_mode == "visual" else added, scores)
+        mean = (scores.masked_fill(~pairs, 0.0).sum(-1) / rows.sum())[..., None]
+        perturbed = torch.where(pairs, mean if text_mode == "visual" else bias, scores)
     else:
         mean = query[:, :, rows].mean(2, keepdim=True)
-        weak = (mean @ key.transpose(-1, -2) * scale + added).expand_as(scores)
-    weak = torch.where(rows[:, None], weak.softmax(-1), maps)
+        perturbed = (mean @ key.transpose(-1, -2) * scale + bias).expand_as(scores)
+    perturbed = torch.where(rows[:, None], perturbed.softmax(-1), maps)
     mixed = maps.clone()
-    mixed[:, heads] = (1 - softness) * maps[:, heads] + softness * weak[:, heads]
+    mixed[:, heads] = (1 - softness) * maps[:, heads] + softness * perturbed[:, heads]
     return mixed @ value
 
 
+def _additive_mask(mask: Tensor | None, size: int) -> Tensor:
+    """Return the mask as numbers to add to the scores."""
+    if mask is None:
+        return torch.zeros(1, 1, 1, size)
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    return mask
+
+
 class ExplicitMaps(TorchFunctionMode):
-    """Replaces PyTorch's attention inside some attention modules."""
+    """A replacement of PyTorch's attention inside some attention modules.
+
+    Args:
+        perturb: called with module, query, key, value and mask; returns the attention.
+    """
 
     def __init__(self, perturb: Callable[[nn.Module, Tensor, Tensor, Tensor, Any], Tensor]) -> None:
         super().__init__()
         self.perturb = perturb
-        self.inside: nn.Module | None = None
+        self.current_module: nn.Module | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention and self.inside is not None:
+        if func is functional.scaled_dot_product_attention and self.current_module is not None:
             names = ("query", "key", "value", "attn_mask")
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            qkv = (given[name] for name in names[:3])
-            return self.perturb(self.inside, *qkv, given.get("attn_mask"))
+            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            qkv = (arguments[name] for name in names[:3])
+            return self.perturb(self.current_module, *qkv, arguments.get("attn_mask"))
         return func(*args, **kwargs)
 
     @contextmanager
-    def on(self, modules: list[nn.Module]) -> Iterator[None]:
-        """While a forward runs."""
+    def patch(self, modules: list[nn.Module]) -> Iterator[None]:
+        """Replace the attention of some modules during a forward."""
+
+        def enter(module: nn.Module, *_: Any) -> None:
+            self.current_module = module
+
+        def leave(*_: Any) -> None:
+            self.current_module = None
+
         with ExitStack() as stack:
             for module in modules:
-                enter = module.register_forward_pre_hook(lambda m, *_: setattr(self, "inside", m))
-                leave = module.register_forward_hook(lambda *_: setattr(self, "inside", None))
-                stack.callback(enter.remove)
-                stack.callback(leave.remove)
+                stack.callback(module.register_forward_pre_hook(enter).remove)
+                stack.callback(module.register_forward_hook(leave).remove)
             stack.enter_context(self)
             yield

@@ -1,4 +1,4 @@
-"""Commands started by PyTorch's launcher, on a clip so small that it costs nothing."""
+"""Start commands with PyTorch's launcher, on a clip so small that it costs little."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 SIZE = ["--height", "32", "--width", "32", "--frames", "5", "--steps", "1", "--guidance-scale", "1"]
 
 
-def launched(count: int, script: list[str], arguments: list[str]) -> int:
-    """The exit status of ``count`` processes of a script or of ``-m`` and a module."""
+def launch(count: int, script: list[str], arguments: list[str]) -> int:
+    """Run a script, or ``-m`` and a module, in several processes, and return the launcher's exit status."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

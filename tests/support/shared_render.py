@@ -1,4 +1,4 @@
-"""The command line where processes that share a clip have no accelerator, as ``torchrun`` starts it."""
+"""Run the command line as ``torchrun`` starts it, where processes that split a clip have no accelerator."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from dit_accel import cli
 
 if __name__ == "__main__":
-    torch.accelerator.device_count = lambda: 1  # diffusers counts devices of an accelerator
+    # diffusers counts the devices of an accelerator.
+    torch.accelerator.device_count = lambda: 1
     torch.cuda.is_available = lambda: False
     sys.exit(cli.main(sys.argv[1:]))

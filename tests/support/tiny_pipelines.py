@@ -1,5 +1,6 @@
-"""Tiny random pipelines of the declared families. Prompts come as random embeddings, so that no text encoder
-is needed; the latents are what a test looks at.
+"""Build and call tiny random pipelines.
+
+Prompts are random embeddings, because the pipelines have no text encoder. A run returns latents.
 """
 
 from __future__ import annotations
@@ -38,30 +39,36 @@ from diffusers import (
 )
 from torch import Tensor
 
+# Number of text tokens, and channels of their embeddings.
 TEXT, WIDTH = 5, 16
+
+NO_ENCODER = {"text_encoder": None, "tokenizer": None}
+NO_ENCODERS = {**NO_ENCODER, "text_encoder_2": None, "tokenizer_2": None}
 
 
 def embeds(seed: int, batch: int = 1, tokens: int = TEXT, width: int = WIDTH) -> Tensor:
+    """Return random embeddings of prompts, ``[batch, tokens, width]``."""
     return torch.randn(batch, tokens, width, generator=torch.Generator().manual_seed(seed))
 
 
 def pooled(seed: int) -> Tensor:
+    """Return a random pooled embedding, ``[1, WIDTH]``."""
     return torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
 def mask(valid: int) -> Tensor:
+    """Return a mask ``[1, TEXT]`` that is True for the first tokens."""
     return (torch.arange(TEXT) < valid)[None]
 
 
 @dataclass(frozen=True)
-class Tiny:
-    """A family's tiny pipeline.
+class TinyPipeline:
+    """Tiny pipeline of a family.
 
     Attributes:
-        build: makes it.
-        call: arguments of its call, with and without classifier-free guidance.
-        blocks: names of its blocks in the order of execution.
-        guided: guidance arguments on and off.
+        build: Function that returns the pipeline.
+        call: Function that returns the arguments of a call, with classifier-free guidance if its argument is True.
+        blocks: Names of the blocks in the order of execution.
     """
 
     build: Callable[[], Any]
@@ -69,7 +76,7 @@ class Tiny:
     blocks: tuple[str, ...]
 
     def run(self, pipe: Any, cfg: bool = False, device: str = "cpu", **changed: Any) -> Tensor:
-        """Latents of three steps."""
+        """Return the latents of three steps."""
         arguments = {
             "num_inference_steps": 3,
             "output_type": "latent",
@@ -80,7 +87,7 @@ class Tiny:
         return pipe(**on_device(arguments, device))[0]
 
     def two(self, cfg: bool, seeds: tuple[int, int]) -> list[dict[str, Any]]:
-        """Arguments of two different prompts, of both in one call, then each alone."""
+        """Return the arguments of three calls: both prompts in one batch, then each prompt alone."""
         first = self.call(cfg)
         second = {k: _other(v) if isinstance(v, Tensor) else v for k, v in first.items()}
         both = {
@@ -92,20 +99,22 @@ class Tiny:
 
 
 def on_device(arguments: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return arguments with their tensors on a device."""
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
 
 
 def _other(value: Tensor) -> Tensor:
-    """Another prompt's embedding; a mask that is one token shorter."""
+    """Return the embedding of another prompt, or a mask that is one token shorter."""
     if value.dtype != torch.bool:
         return value.flip(-1)
     return value & value.roll(-1, -1)
 
 
 def ready(pipe: Any) -> Any:
+    """Return a pipeline without a progress bar, and with random values in parameters that are all zero."""
     pipe.set_progress_bar_config(disable=True)
     pipe.transformer.eval()
-    with torch.no_grad():  # some start with a projection of zeros
+    with torch.no_grad():
         for parameter in pipe.transformer.parameters():
             if not parameter.any():
                 parameter.normal_(0, 0.1)
@@ -113,16 +122,22 @@ def ready(pipe: Any) -> Any:
 
 
 def flow() -> FlowMatchEulerDiscreteScheduler:
+    """Return a flow-matching scheduler."""
     return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
 def kl(channels: int, **extra: Any) -> AutoencoderKL:
-    kinds = {
+    """Return an image VAE."""
+    block_types = {
         "down_block_types": ["DownEncoderBlock2D"] * 2,
         "up_block_types": ["UpDecoderBlock2D"] * 2,
     }
     return AutoencoderKL(
-        block_out_channels=[4, 4], norm_num_groups=1, latent_channels=channels, **kinds, **extra
+        block_out_channels=[4, 4],
+        norm_num_groups=1,
+        latent_channels=channels,
+        **block_types,
+        **extra,
     )
 
 
@@ -140,8 +155,7 @@ def wan() -> WanPipeline:
         latents_mean=[0.0] * 8,
         latents_std=[1.0] * 8,
     )
-    parts = {"tokenizer": None, "text_encoder": None, "transformer_2": None}
-    return ready(WanPipeline(vae=vae, transformer=transformer, scheduler=flow(), **parts))
+    return ready(WanPipeline(vae=vae, transformer=transformer, scheduler=flow(), **NO_ENCODER))
 
 
 def hunyuan_video() -> HunyuanVideoPipeline:
@@ -155,9 +169,9 @@ def hunyuan_video() -> HunyuanVideoPipeline:
     vae = AutoencoderKLHunyuanVideo(
         latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
     )
-    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    parts = dict.fromkeys(names)
-    return ready(HunyuanVideoPipeline(vae=vae, transformer=transformer, scheduler=flow(), **parts))
+    return ready(
+        HunyuanVideoPipeline(vae=vae, transformer=transformer, scheduler=flow(), **NO_ENCODERS)
+    )
 
 
 def cogvideox() -> CogVideoXPipeline:
@@ -246,9 +260,7 @@ def flux() -> FluxPipeline:
         pooled_projection_dim=WIDTH,
         axes_dims_rope=(4, 4, 8),
     )
-    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    parts = dict.fromkeys(names)
-    return ready(FluxPipeline(scheduler=flow(), vae=kl(4), transformer=transformer, **parts))
+    return ready(FluxPipeline(scheduler=flow(), vae=kl(4), transformer=transformer, **NO_ENCODERS))
 
 
 def sd3_parts() -> dict[str, Any]:
@@ -266,10 +278,9 @@ def sd3_parts() -> dict[str, Any]:
         out_channels=4,
         pos_embed_max_size=16,
     )
-    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    parts = dict.fromkeys((*names, "text_encoder_3", "tokenizer_3"))
     vae = kl(4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06)
-    return {"transformer": transformer, "vae": vae, "scheduler": flow(), **parts}
+    components = {"transformer": transformer, "vae": vae, "scheduler": flow(), **NO_ENCODERS}
+    return {**components, "text_encoder_3": None, "tokenizer_3": None}
 
 
 def sd3() -> StableDiffusion3Pipeline:
@@ -290,12 +301,11 @@ def pixart_parts() -> dict[str, Any]:
         out_channels=8,
         use_additional_conditions=False,
     )
-    parts = {"tokenizer": None, "text_encoder": None}
     return {
         "transformer": transformer,
         "vae": kl(4),
         "scheduler": DDIMScheduler(clip_sample=False),
-        **parts,
+        **NO_ENCODER,
     }
 
 
@@ -303,87 +313,82 @@ def pixart() -> PixArtSigmaPipeline:
     return ready(PixArtSigmaPipeline(**pixart_parts()))
 
 
-def prompts(cfg: bool, masks: str | None = None, pools: bool = False) -> dict[str, Any]:
-    """Embeddings of a prompt, and with guidance of a negative one."""
-    found: dict[str, Any] = {"prompt_embeds": embeds(1)}
+def prompts(cfg: bool, masks: bool = False, pools: bool = False) -> dict[str, Any]:
+    """Return embeddings of a prompt, and of a negative prompt with guidance."""
+    arguments: dict[str, Any] = {"prompt_embeds": embeds(1)}
     if cfg:
-        found["negative_prompt_embeds"] = embeds(2)
+        arguments["negative_prompt_embeds"] = embeds(2)
     if pools:
-        found["pooled_prompt_embeds"] = pooled(1)
+        arguments["pooled_prompt_embeds"] = pooled(1)
         if cfg:
-            found["negative_pooled_prompt_embeds"] = pooled(2)
+            arguments["negative_pooled_prompt_embeds"] = pooled(2)
     if masks:
-        found["prompt_attention_mask"] = mask(TEXT - 1)
+        arguments["prompt_attention_mask"] = mask(TEXT - 1)
         if cfg:
-            found["negative_prompt_attention_mask"] = mask(TEXT - 2)
-    return found
+            arguments["negative_prompt_attention_mask"] = mask(TEXT - 2)
+    return arguments
 
 
 def scaled(cfg: bool, **rest: Any) -> dict[str, Any]:
+    """Return arguments with a guidance_scale."""
     return {"guidance_scale": 4.0 if cfg else 1.0, **rest}
 
 
 def numbered(name: str, count: int) -> tuple[str, ...]:
+    """Return the names of the blocks in a block list."""
     return tuple(f"{name}.{i}" for i in range(count))
 
 
-DUAL = (*numbered("transformer_blocks", 2), *numbered("single_transformer_blocks", 2))
+DUAL_AND_SINGLE = (*numbered("transformer_blocks", 2), *numbered("single_transformer_blocks", 2))
 VIDEO = {"height": 32, "width": 48}
 IMAGE = {"height": 16, "width": 24}
 
-TINY: dict[str, Tiny] = {
-    "wan": Tiny(
+TINY: dict[str, TinyPipeline] = {
+    "wan": TinyPipeline(
         wan,
         lambda cfg: {**scaled(cfg, num_frames=9, **VIDEO), **prompts(cfg)},
         numbered("blocks", 3),
     ),
-    "hunyuan-video": Tiny(
+    "hunyuan-video": TinyPipeline(
         hunyuan_video,
         lambda cfg: {
             "true_cfg_scale": 4.0 if cfg else 1.0,
             "num_frames": 9,
             **VIDEO,
-            **prompts(cfg, masks="padded", pools=True),
+            **prompts(cfg, masks=True, pools=True),
         },
         (*numbered("transformer_blocks", 2), *numbered("single_transformer_blocks", 1)),
     ),
-    "cogvideox": Tiny(
+    "cogvideox": TinyPipeline(
         cogvideox,
         lambda cfg: {**scaled(cfg, num_frames=9, **VIDEO), **prompts(cfg)},
         numbered("transformer_blocks", 3),
     ),
-    "ltx": Tiny(
+    "ltx": TinyPipeline(
         ltx,
-        lambda cfg: {
-            **scaled(cfg, num_frames=9, height=64, width=96),
-            **prompts(cfg, masks="padded"),
-        },
+        lambda cfg: {**scaled(cfg, num_frames=9, height=64, width=96), **prompts(cfg, masks=True)},
         numbered("transformer_blocks", 3),
     ),
-    "mochi": Tiny(
+    "mochi": TinyPipeline(
         mochi,
-        lambda cfg: {**scaled(cfg, num_frames=7, **VIDEO), **prompts(cfg, masks="padded")},
+        lambda cfg: {**scaled(cfg, num_frames=7, **VIDEO), **prompts(cfg, masks=True)},
         numbered("transformer_blocks", 3),
     ),
-    "flux": Tiny(
+    "flux": TinyPipeline(
         flux,
-        lambda cfg: {
-            "true_cfg_scale": 4.0 if cfg else 1.0,
-            **IMAGE,
-            **prompts(cfg, pools=True),
-        },
-        DUAL,
+        lambda cfg: {"true_cfg_scale": 4.0 if cfg else 1.0, **IMAGE, **prompts(cfg, pools=True)},
+        DUAL_AND_SINGLE,
     ),
-    "sd3": Tiny(
+    "sd3": TinyPipeline(
         sd3,
         lambda cfg: {**scaled(cfg, **IMAGE), **prompts(cfg, pools=True)},
         numbered("transformer_blocks", 3),
     ),
-    "pixart": Tiny(
+    "pixart": TinyPipeline(
         pixart,
         lambda cfg: {
             **scaled(cfg, use_resolution_binning=False, negative_prompt=None, **IMAGE),
-            **prompts(cfg, masks="padded"),
+            **prompts(cfg, masks=True),
         },
         numbered("transformer_blocks", 3),
     ),

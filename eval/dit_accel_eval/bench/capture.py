@@ -18,10 +18,10 @@ from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import load_pipeline
-from dit_accel.generation.placement import DTYPES
+from dit_accel.generation.placement import torch_dtype
 from dit_accel.generation.render import render_with, versions
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel_pipelines import TokenLayout
 
@@ -79,7 +79,7 @@ def capture(
     Raises:
         InvalidSettings: for settings that do not work, or places that the run does not have.
     """
-    settings, card = check(settings.as_dense())
+    settings, card = validate(settings.as_dense())
     check_writable(out)
     if not layers or not steps:
         raise InvalidSettings("nothing to capture: give at least one layer and one step")
@@ -90,7 +90,7 @@ def capture(
             raise InvalidSettings(
                 f"no {name} {wrong[0]}: the run has {name}s 0 to {end and end - 1}"
             )
-    recorder = Recorder(tuple(layers), tuple(steps), branch, DTYPES[keep])
+    recorder = Recorder(tuple(layers), tuple(steps), branch, torch_dtype(keep))
     pipe = load_pipeline(card, settings.load_options)
     render_with(pipe, settings, Profile(recorder, Schedule(dense_steps=0, min_tokens=0)))
     found = {(c["layer"], c["step"]) for c in recorder.calls}

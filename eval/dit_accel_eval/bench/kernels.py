@@ -15,7 +15,7 @@ from dit_accel_eval.bench.cases import Inputs, Shape, clustered, random_map
 from dit_accel_eval.bench.measure import error_of, extra_bytes, sampled_rows, seconds
 from dit_accel_eval.bench.peers import flashinfer, flex, kmeans_rounds, uniform_blocks
 from dit_accel_kernels import BlockMap, ContractError, Precision, sparse_attention
-from dit_accel_kernels.contracts import group_of_token
+from dit_accel_kernels.contracts import label_tokens
 from dit_accel_kernels.kmeans import strided_centroids
 
 DENSITIES = (0.1, 0.25, 0.5)
@@ -121,8 +121,8 @@ def mask_of_sample(block_map: BlockMap) -> Tensor:
     """Which keys the sampled query rows of the first head may see, bool ``[64, S]``."""
     first = BlockMap(*(x[:1, :1] for x in vars(block_map).values()))
     rows = sampled_rows(first.query_order.shape[-1]).to(first.selected.device)
-    query_group = group_of_token(first.query_order, first.query_offsets)[0, 0, rows]
-    key_group = group_of_token(first.key_order, first.key_offsets)[0, 0]
+    query_group = label_tokens(first.query_order, first.query_offsets)[0, 0, rows]
+    key_group = label_tokens(first.key_order, first.key_offsets)[0, 0]
     return first.selected[0, 0][query_group][:, key_group]
 
 

@@ -18,7 +18,7 @@ from dit_accel import SVG2, AttentionCall, SVGEar
 from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.core.timer import Timer
-from dit_accel.generation.placement import DTYPES
+from dit_accel.generation.placement import torch_dtype
 from dit_accel.methods.clustered import Clustered
 from dit_accel.runtime.cost_model import Rates, SparseRates, Work
 from dit_accel_eval.bench.baselines import full_precision
@@ -101,7 +101,7 @@ def measure(shapes: Sequence[Shape], dtype: str, device: str, rounds: int) -> li
     with tqdm(total=rounds * len(sizes), desc="rates") as bar:
         for _ in range(rounds):
             for size in sizes:
-                add_round(size, clustered(size.shape, DTYPES[dtype], device), device)
+                add_round(size, clustered(size.shape, torch_dtype(dtype), device), device)
                 bar.update()
     return sizes
 

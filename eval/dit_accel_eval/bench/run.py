@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from dit_accel.errors import InvalidSettings
-from dit_accel.generation.placement import DTYPES, check_device, use_device
+from dit_accel.generation.placement import check_device, torch_dtype, use_device
 from dit_accel.generation.render import versions
 from dit_accel.io.jsonl import append_record, read_records
 from dit_accel_eval.bench.baselines import missing
@@ -72,7 +72,7 @@ def run_bench(
         if any(r.get("last") for r in rows):
             yield from (r for r in rows if not r.get("last"))
             continue
-        settings = (DTYPES[dtype], device, cast(tuple[Precision, ...], tuple(precisions)))
+        settings = (torch_dtype(dtype), device, cast(tuple[Precision, ...], tuple(precisions)))
         if what == "kernels":
             measured = bench_kernels(SHAPES[name], *settings)
         elif what == "layer":

@@ -21,7 +21,7 @@ from dit_accel_eval.bench.cases import Shape, clustered, random_map
 from dit_accel_eval.bench.measure import seconds
 from dit_accel_kernels import ContractError, Precision, check_precision
 from dit_accel_kernels.gpu.dense_attention import dense_attention
-from dit_accel_kernels.gpu.launch import Launch, capability
+from dit_accel_kernels.gpu.launch import Launch, compute_capability
 from dit_accel_kernels.gpu.quantize import Quantized, quantize
 from dit_accel_kernels.gpu.sparse_attention import sparse_attention
 
@@ -60,19 +60,23 @@ def tuned(
     query, key, value = (x.transpose(1, 2) for x in clustered(shape, torch.bfloat16, device))
     given = Quantized(query, key, value)
     if precision != "full":
-        given = quantize(query, key, value, precision == "int8-fp8", False)
+        given = quantize(
+            query, key, value, quantize_value=precision == "int8-fp8", return_lse=False
+        )
     scale = shape.head_dim**-0.5
     sizes = f"{given.query.element_size()} {given.value.element_size()} {shape.head_dim}"
     block_map = random_map(shape, SVG2().clusters(shape.tokens), DENSITY, SIGMA, device)
 
     def dense(launch: Launch) -> Work:
         return lambda: dense_attention(
-            query, key, value, scale, False, quantized=given, launch=launch
+            query, key, value, scale=scale, return_lse=False, quantized=given, launch=launch
         )[0]
 
     def sparse(launch: Launch) -> Work:
         return lambda: sparse_attention(
-            *(query, key, value, block_map, scale, False),
+            *(query, key, value, block_map),
+            scale=scale,
+            return_lse=False,
             quantized=given,
             launches=(launch, half(launch)),
         )[0]
@@ -104,7 +108,7 @@ def main(precision: Precision, head_dim: str, device: str, out: Path) -> None:
         raise click.UsageError(str(error)) from None
     table = json.loads(out.read_text()) if out.exists() else {}
     shape = Shape(HEADS, TOKENS, int(head_dim))
-    arch = str(capability(torch.empty(0, device=device)))
+    arch = str(compute_capability(torch.empty(0, device=device)))
     for name, launch in tuned(shape, precision, device, candidates()):
         entry = [launch.block_m, launch.block_n, launch.num_warps, launch.num_stages]
         table.setdefault(arch, {})[name] = entry

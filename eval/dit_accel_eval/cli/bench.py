@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dit_accel.cli.options import model_options
-from dit_accel.io.parsing import whole_numbers
+from dit_accel.io.parsing import parse_integers
+
+if TYPE_CHECKING:
+    from dit_accel.generation.settings import RenderSettings
 
 
 @click.group("bench")
@@ -140,13 +144,11 @@ def capture(
     keep: str,
     seed: int,
     out: Path,
-    request: dict[str, Any],
+    base: RenderSettings,
 ) -> None:
     """Render PROMPT dense and write queries, keys and values of chosen layers and steps."""
-    from dit_accel.generation.settings import RenderSettings
-
-    settings = RenderSettings(prompt, seed=seed, **request)
-    wanted = (whole_numbers("--layers", layers), whole_numbers("--steps-kept", steps_kept))
+    settings = replace(base, prompt=prompt, seed=seed)
+    wanted = (parse_integers("--layers", layers), parse_integers("--steps-kept", steps_kept))
     from dit_accel_eval.bench.capture import capture as capture_calls
 
     calls = capture_calls(settings, *wanted, None if branch == "all" else branch, keep, out)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from dit_accel.cli.options import backbone_option, guidance_options, model_options, prompts_option
-from dit_accel.io.parsing import whole_numbers
+from dit_accel.io.parsing import parse_integers
 from dit_accel.io.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from dit_accel.generation.settings import RenderSettings
 
 
 @click.command("eval")
@@ -45,20 +49,19 @@ def command(
     fps: int,
     out: Path,
     lpips_backbone: Path | None,
-    request: dict[str, Any],
+    base: RenderSettings,
 ) -> None:
     """Render every prompt and seed dense, then with each setting, and compare frame by frame."""
-    from dit_accel.generation.settings import RenderSettings
     from dit_accel_eval.report import evaluate
     from dit_accel_eval.runs import Evaluation
     from dit_accel_eval.settings import Setting, floors
 
     settings = [Setting.parse(text) for text in methods.split(",")]
     evaluation = Evaluation(
-        RenderSettings("", fps=fps, **request),
+        replace(base, fps=fps),
         read_prompts(prompt_source),
-        whole_numbers("--seeds", seeds),
-        [*floors(floor, request["dtype"]), *settings],
+        parse_integers("--seeds", seeds),
+        [*floors(floor, base.dtype), *settings],
         lpips_backbone,
     )
     click.echo(evaluate(evaluation, out))

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dit_accel.cli.options import model_options, prompts_option
 from dit_accel.errors import InvalidSettings
-from dit_accel.io.parsing import whole_numbers
+from dit_accel.io.parsing import parse_integers
 from dit_accel.io.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from dit_accel.generation.settings import RenderSettings
 
 
 @click.group("heads")
@@ -60,22 +63,19 @@ def search(
     out: Path,
     dry_run: bool,
     quiet: bool,
-    request: dict[str, Any],
+    base: RenderSettings,
 ) -> None:
     """Sample every head alone (and in later rounds beside the chosen ones) and keep the best; resumes."""
-    from dit_accel.generation.settings import RenderSettings
     from dit_accel_eval.heads.search import Search, SearchSettings, run
 
     settings = SearchSettings(
         tuple(read_prompts(prompt_source)),
-        tuple(whole_numbers("--seeds", seeds)),
+        tuple(parse_integers("--seeds", seeds)),
         *(reward, rounds, top_k, scale),
         softness=softness,
         batch=batch,
     )
-    found = Search.open(
-        settings, RenderSettings("", **request), out, _shard(shard), keep=not dry_run
-    )
+    found = Search.open(settings, base, out, _shard(shard), keep=not dry_run)
     if dry_run:
         seconds = found.scores.seconds()
         known = sum(seconds) / len(seconds) * found.clips() / 3600 if seconds else None
@@ -106,7 +106,7 @@ def report(folder: Path) -> None:
 @click.option("--quiet", is_flag=True)
 def validate(folder: Path, prompt_source: str, seeds: str, quiet: bool) -> None:
     """Score what was found on fresh prompts and seeds, beside its controls; resumes."""
-    pairs = list(product(read_prompts(prompt_source), whole_numbers("--seeds", seeds)))
+    pairs = list(product(read_prompts(prompt_source), parse_integers("--seeds", seeds)))
     from dit_accel_eval.heads.validate import validate as validate_heads
 
     _show(validate_heads(folder, pairs, quiet))
@@ -144,7 +144,7 @@ def _shard(text: str | None) -> tuple[int, int]:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    from dit_accel.io.tables import table
+    from dit_accel.io.tables import format_table
 
     shown = {}
     for row in rows:
@@ -154,4 +154,4 @@ def _show(rows: list[dict[str, Any]]) -> None:
             "gain": f"{gain.mean:+.3f} +- {gain.half_width:.3f}",
             "clips": row["clips"],
         }
-    click.echo(table(shown))
+    click.echo(format_table(shown))

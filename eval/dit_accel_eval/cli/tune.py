@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from dit_accel.cli.options import backbone_option, model_options, prompts_option
 from dit_accel.io.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from dit_accel.generation.settings import RenderSettings
 
 
 @click.command("tune")
@@ -48,17 +51,16 @@ def command(
     out: Path,
     dry_run: bool,
     lpips_backbone: Path | None,
-    request: dict[str, Any],
+    base: RenderSettings,
 ) -> None:
     """Search for the fastest profile that holds a quality on prompts it was not searched on."""
-    from dit_accel.generation.settings import RenderSettings
     from dit_accel_eval.tune import run
     from dit_accel_eval.tune.search import Goal
     from dit_accel_eval.tune.targets import Target
 
     tuning = run.Tuning(
         Goal(tuple(Target.parse(text) for text in targets), speedup),
-        RenderSettings("", **request),
+        base,
         read_prompts(prompt_source),
         clips=clips,
         validation=validate,

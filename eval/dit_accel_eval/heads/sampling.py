@@ -20,7 +20,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import ModelCard
 from dit_accel.generation.render import call_arguments, seeded
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.guidance import HeadSet
 from dit_accel.io.jsonl import append_record, read_records
 from dit_accel_eval.heads.rewards import Reward
@@ -160,7 +160,7 @@ def checked_base(base: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     """
     if (base.pag_scale, base.heads, base.softness) != (None, None, None):
         raise InvalidSettings("a head search sets the heads itself: give --scale, not --pag-scale")
-    base, card = check(base.as_dense())
+    base, card = validate(base.as_dense())
     if base.steps is None:
         base = replace(base, steps=default_steps(card.pipeline))
     return base, card

@@ -20,11 +20,11 @@ from dit_accel.generation.distributed import this_process
 from dit_accel.generation.loading import ModelCard, fingerprint, ingredients, load_pipeline
 from dit_accel.generation.render import versions
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, check_family, parse_heads
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
-from dit_accel.io.parsing import parsed
+from dit_accel.io.parsing import parse_dataclass
 from dit_accel_eval.heads.rewards import check_reward, find_reward
 from dit_accel_eval.heads.sampling import (
     Candidate,
@@ -109,7 +109,7 @@ class Search:
                 f"shard must be i/n with i from 0 to n - 1, got {shard[0]}/{shard[1]}"
             )
         strength = {"scale": settings.scale, "softness": settings.softness}
-        parsed(PerturbedGuidance, strength, "guidance")
+        parse_dataclass(PerturbedGuidance, strength, "guidance")
         check_reward(settings.reward, settings.prompts)
         base, card = checked_base(base)
         check_family(card.family)
@@ -136,8 +136,8 @@ class Search:
         try:
             request = json.loads((out / "search.json").read_text())
             names = [f.name for f in fields(SearchSettings)]
-            settings = parsed(SearchSettings, {n: request[n] for n in names}, "search")
-            base, card = check(RenderSettings("", **request["render"]))
+            settings = parse_dataclass(SearchSettings, {n: request[n] for n in names}, "search")
+            base, card = validate(RenderSettings("", **request["render"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidSettings(f"{out} holds no head search: {error}") from None
         model = ModelShape.from_config(card.transformer_class, card.transformer, card.family)

@@ -18,7 +18,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.distributed import this_process
 from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import check
+from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.bench.run import machine
@@ -81,7 +81,7 @@ class Tuning:
     seed: int = 0
     backbone: Path | None = None
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Check the request.
 
         Raises:
@@ -188,10 +188,10 @@ def check_tuning(tuning: Tuning, out: Path) -> tuple[ModelCard, Path]:
     Raises:
         InvalidSettings: for an invalid request, or a path that cannot be written.
     """
-    tuning.check()
+    tuning.validate()
     if out.suffix not in SUFFIXES:
         raise InvalidSettings(f"profile {out} must end in {', '.join(SUFFIXES)}")
-    _, card = check(tuning.cases()[0][0])
+    _, card = validate(tuning.cases()[0][0])
     journal = out.with_suffix(".trials.jsonl")
     for path in (out, journal):
         check_writable(path)
@@ -226,7 +226,7 @@ def open_search(tuning: Tuning, card: ModelCard, journal: Path, name: str, pipe:
     if process.rank == 0:
         search.begin()
         if "dense" not in study.user_attrs:
-            fastest = fastest_dense(pipe, check(cases[0])[0])
+            fastest = fastest_dense(pipe, validate(cases[0])[0])
             study.set_user_attr("dense", asdict(fastest))
         process.wait()
     return search

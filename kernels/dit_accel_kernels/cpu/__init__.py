@@ -1,1 +1,1 @@
-"""The ops on a CPU where plain torch is not the fastest way."""
+"""Run ops on a CPU where plain torch is not the fastest way."""

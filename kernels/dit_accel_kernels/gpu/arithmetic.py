@@ -1,11 +1,14 @@
-"""What the attention kernels share: products, rounding to e4m3, and one step of the online softmax."""
+"""Hold the arithmetic that the attention kernels share: products, e4m3 rounding, online softmax.
+
+The online softmax is that of FlashAttention-2 (arXiv 2307.08691, algorithm 1), in base 2.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# log2 of e4m3's largest value: weights are scaled by 448, the row sum carries the same factor.
+# log2(448). Weights are scaled by 448, the largest e4m3 value, and the row sum carries this factor.
 E4M3_SHIFT = tl.constexpr(8.807354922057604)
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -13,7 +16,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def dot(a, b, SIMULATE: tl.constexpr):
-    """``a @ b`` with float32 (or, of int8, int32) sums."""
+    """Return ``a @ b`` with float32 sums, or int32 sums of int8 inputs."""
     if a.dtype == tl.int8:
         product = tl.dot(a, b)
     elif SIMULATE:
@@ -24,46 +27,61 @@ def dot(a, b, SIMULATE: tl.constexpr):
 
 
 @triton.jit
-def rounded_e4m3(x):
-    """Nearest e4m3 value of 0 <= x <= 448 in float32: what a cast does where casts are right."""
+def round_e4m3(x):
+    """Round float32 values between 0 and 448 to the nearest e4m3 value.
+
+    The interpreter needs this because its own cast to e4m3 is wrong.
+    """
     exponent = tl.floor(tl.log2(tl.maximum(x, 0.015625)))
     step = tl.exp2(exponent - 3)
-    magic = 12582912.0  # 1.5 * 2**23: adding and subtracting it rounds half to even
+    # 1.5 * 2**23: adding and then subtracting it rounds half to even.
+    magic = 12582912.0
     return ((x / step + magic) - magic) * step
 
 
 @triton.jit
-def softmax_step(
-    scores, factor, value, acc, peak, total, PV_FP8: tl.constexpr, SIMULATE: tl.constexpr
+def online_softmax_step(
+    qk, qk_scale, v, acc, m_i, l_i, PV_FP8: tl.constexpr, SIMULATE: tl.constexpr
 ):
-    """One tile of keys of the online softmax, base 2.
+    """Update the online softmax with one tile of keys.
 
-    scores: float32 [M, N], -inf where there is no key; factor: float32 [M], what turns scores into
-    exponents of two; acc: float32 [M, D]; peak, total: float32 [M], the largest score and the sum of
-    weights so far.
+    Args:
+        qk: float32 ``[M, N]``, -inf where there is no key.
+        qk_scale: float32 ``[M]``, the factor from a score to an exponent of two.
+        v: ``[N, D]``.
+        acc: float32 ``[M, D]``, the weighted sum of values so far.
+        m_i: float32 ``[M]``, the largest score so far, before scaling.
+        l_i: float32 ``[M]``, the sum of weights so far.
+
+    Returns:
+        the new acc, m_i and l_i.
     """
-    new_peak = tl.maximum(peak, tl.max(scores, 1))
-    shift = new_peak * factor
+    m_new = tl.maximum(m_i, tl.max(qk, 1))
+    shift = m_new * qk_scale
     if PV_FP8:
         shift -= E4M3_SHIFT
-    weights = tl.exp2(scores * factor[:, None] - shift[:, None])
-    keep = tl.exp2((peak - new_peak) * factor)
-    total = total * keep + tl.sum(weights, 1)
+    p = tl.exp2(qk * qk_scale[:, None] - shift[:, None])  # [M, N]
+    alpha = tl.exp2((m_i - m_new) * qk_scale)
+    l_i = l_i * alpha + tl.sum(p, 1)
     if PV_FP8 and SIMULATE:
-        weights = rounded_e4m3(weights)
+        p = round_e4m3(p)
     elif not SIMULATE:
-        weights = weights.to(value.dtype)
-    acc = acc * keep[:, None] + dot(weights, value, SIMULATE)
-    return acc, new_peak, total
+        p = p.to(v.dtype)
+    acc = acc * alpha[:, None] + dot(p, v, SIMULATE)
+    return acc, m_new, l_i
 
 
 @triton.jit
-def softmax_end(factor, acc, peak, total, PV_FP8: tl.constexpr):
-    """Normalised output and natural-log log-sum-exp; a row without any key gets 0 and -inf."""
-    some = total > 0
-    out = acc / tl.where(some, total, 1.0)[:, None]
-    log_total = tl.log2(tl.where(some, total, 1.0))
+def online_softmax_end(qk_scale, acc, m_i, l_i, PV_FP8: tl.constexpr):
+    """Return the normalised output and the natural-log log-sum-exp.
+
+    A row without any key gets 0 and -inf.
+    """
+    has_key = l_i > 0
+    out = acc / tl.where(has_key, l_i, 1.0)[:, None]
+    log2_sum = tl.log2(tl.where(has_key, l_i, 1.0))
     if PV_FP8:
-        log_total -= E4M3_SHIFT
-    lse = tl.where(some, (tl.where(some, peak, 0.0) * factor + log_total) * LN2, float("-inf"))
+        log2_sum -= E4M3_SHIFT
+    m_i = tl.where(has_key, m_i, 0.0)
+    lse = tl.where(has_key, (m_i * qk_scale + log2_sum) * LN2, float("-inf"))
     return out, lse

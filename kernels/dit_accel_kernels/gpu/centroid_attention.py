@@ -1,90 +1,108 @@
-"""Attention to the centroids of skipped key groups."""
+"""Attend to the centroids of skipped key groups."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from dit_accel_kernels.contracts import BlockMap
-from dit_accel_kernels.gpu.arithmetic import LOG2E, dot, softmax_end, softmax_step
-from dit_accel_kernels.gpu.launch import interpreted, last_contiguous, padded
-from dit_accel_kernels.gpu.planner import query_tiles
+from dit_accel_kernels.gpu.arithmetic import (
+    LOG2E,
+    dot,
+    online_softmax_end,
+    online_softmax_step,
+)
+from dit_accel_kernels.gpu.launch import (
+    is_interpreted,
+    make_last_contiguous,
+    pad_to_power_of_two,
+)
+from dit_accel_kernels.gpu.planner import build_query_tiles
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_accel_kernels.contracts import BlockMap
 
 BLOCK_M, BLOCK_N = 64, 32
 
 
 @triton.jit
-def _centroid_attention_kernel(
-    query,
-    key_centroids,  # [BH, Gk, D], the query's dtype
-    value_centroids,
-    variance,  # 256 scale / 2 times the variance, the query's dtype
-    selected,  # bool [BH, Gq, Gk]
-    log_size,  # float32 [BH, Gk]
-    out,
-    lse,
-    query_order,
-    query_offsets,
-    tile_start,
-    tile_group,
-    stride_b,
-    stride_h,
-    stride_s,
-    heads,
-    tokens,
-    query_groups,
-    key_groups,
-    tiles,
-    scale,
-    D: tl.constexpr,
+def _centroid_attention_fwd_kernel(
+    q_ptr,
+    k_centroids_ptr,  # [BH, Gk, D], the query's dtype
+    v_centroids_ptr,  # [BH, Gk, D], the query's dtype
+    k_variance_ptr,  # [BH, Gk, D], 256 * scale / 2 times the variance, the query's dtype
+    selected_ptr,  # bool [BH, Gq, Gk]
+    log_size_ptr,  # float32 [BH, Gk]
+    out_ptr,  # [BH, Sq, D]
+    lse_ptr,  # float32 [BH, Sq]
+    q_order_ptr,  # int64 [BH, Sq]
+    q_offsets_ptr,  # int64 [BH, Gq + 1]
+    tile_start_ptr,  # int32 [BH, num_tiles]
+    tile_group_ptr,  # int32 [BH, num_tiles]
+    stride_qb,
+    stride_qh,
+    stride_qs,
+    num_heads,
+    q_len,
+    num_q_groups,
+    num_k_groups,
+    num_tiles,
+    sm_scale,  # times log2(e)
+    HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SECOND_ORDER: tl.constexpr,
     SIMULATE: tl.constexpr,
 ):
-    at = tl.program_id(1).to(tl.int64)
-    tile = tl.program_id(0)
-    group = tl.load(tile_group + at * tiles + tile)
-    if group < 0:
+    """Attend one tile of a query group to the centroids of the key groups it skips."""
+    pid_bh = tl.program_id(1).to(tl.int64)
+    pid_m = tl.program_id(0)
+    q_group = tl.load(tile_group_ptr + pid_bh * num_tiles + pid_m)
+    if q_group < 0:
         return
-    row = tl.load(tile_start + at * tiles + tile) + tl.arange(0, BLOCK_M)
-    inside = row < tl.load(query_offsets + at * (query_groups + 1) + group + 1)
-    channel = tl.arange(0, BLOCK_D)
-    real = channel < D
-    place = tl.load(query_order + at * tokens + row, inside, 0)
-    query += (at // heads) * stride_b + (at % heads) * stride_h
-    both = inside[:, None] & real[None, :]
-    q = tl.load(query + place[:, None] * stride_s + channel, both, 0)
-    factor = tl.full([BLOCK_M], scale, tl.float32)
+    offs_m = tl.load(tile_start_ptr + pid_bh * num_tiles + pid_m) + tl.arange(0, BLOCK_M)
+    mask_m = offs_m < tl.load(q_offsets_ptr + pid_bh * (num_q_groups + 1) + q_group + 1)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_d = offs_d < HEAD_DIM
+    q_idx = tl.load(q_order_ptr + pid_bh * q_len + offs_m, mask_m, 0)
+    q_ptr += (pid_bh // num_heads) * stride_qb + (pid_bh % num_heads) * stride_qh
+    mask_md = mask_m[:, None] & mask_d[None, :]
+    q = tl.load(q_ptr + q_idx[:, None] * stride_qs + offs_d, mask_md, 0)
+    qk_scale = tl.full([BLOCK_M], sm_scale, tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    for first in tl.range(0, key_groups, BLOCK_N):
-        column = first + tl.arange(0, BLOCK_N)
-        known = column < key_groups
-        taken = tl.load(selected + (at * query_groups + group) * key_groups + column, known, 1)
-        bias = tl.load(log_size + at * key_groups + column, known, float("-inf"))
-        skipped = (taken == 0) & (bias > float("-inf"))
+    m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    for start_n in tl.range(0, num_k_groups, BLOCK_N):
+        offs_n = start_n + tl.arange(0, BLOCK_N)
+        mask_n = offs_n < num_k_groups
+        selected = tl.load(
+            selected_ptr + (pid_bh * num_q_groups + q_group) * num_k_groups + offs_n, mask_n, 1
+        )
+        log_size = tl.load(log_size_ptr + pid_bh * num_k_groups + offs_n, mask_n, float("-inf"))
+        skipped = (selected == 0) & (log_size > float("-inf"))
         if tl.max(skipped.to(tl.int32), 0) > 0:
-            centre = (at * key_groups + column)[:, None] * D + channel
-            cells = known[:, None] & real[None, :]
-            k = tl.load(key_centroids + centre, cells, 0)
-            v = tl.load(value_centroids + centre, cells, 0)
-            scores = dot(q, tl.trans(k), SIMULATE)
+            offs_nd = (pid_bh * num_k_groups + offs_n)[:, None] * HEAD_DIM + offs_d
+            mask_nd = mask_n[:, None] & mask_d[None, :]
+            k = tl.load(k_centroids_ptr + offs_nd, mask_nd, 0)
+            v = tl.load(v_centroids_ptr + offs_nd, mask_nd, 0)
+            qk = dot(q, tl.trans(k), SIMULATE)
             if SECOND_ORDER:
-                spread = tl.load(variance + centre, cells, 0)
-                sixteenth = q * 0.0625  # its square fits float16 where that of q does not
-                square = (sixteenth * sixteenth).to(q.dtype)
-                scores += dot(square, tl.trans(spread), SIMULATE)
-            scores = tl.where(skipped[None, :], scores + bias[None, :], float("-inf"))
-            acc, peak, total = softmax_step(scores, factor, v, acc, peak, total, False, SIMULATE)
-    result, row_lse = softmax_end(factor, acc, peak, total, False)
-    target = (at * tokens + place)[:, None] * D + channel
-    tl.store(out + target, result.to(out.dtype.element_ty), both)
-    tl.store(lse + at * tokens + place, row_lse, inside)
+                variance = tl.load(k_variance_ptr + offs_nd, mask_nd, 0)
+                # The square of q / 16 fits float16 where the square of q does not.
+                q_sixteenth = q * 0.0625
+                q_square = (q_sixteenth * q_sixteenth).to(q.dtype)
+                qk += dot(q_square, tl.trans(variance), SIMULATE)
+            qk = tl.where(skipped[None, :], qk + log_size[None, :], float("-inf"))
+            acc, m_i, l_i = online_softmax_step(qk, qk_scale, v, acc, m_i, l_i, False, SIMULATE)
+    out, lse = online_softmax_end(qk_scale, acc, m_i, l_i, False)
+    offs_out = (pid_bh * q_len + q_idx)[:, None] * HEAD_DIM + offs_d
+    tl.store(out_ptr + offs_out, out.to(out_ptr.dtype.element_ty), mask_md)
+    tl.store(lse_ptr + pid_bh * q_len + q_idx, lse, mask_m)
 
 
 def centroid_attention(
@@ -92,46 +110,51 @@ def centroid_attention(
     key_centroids: Tensor,
     value_centroids: Tensor,
     block_map: BlockMap,
+    *,
     scale: float,
     key_variance: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The Triton form of `dit_accel_kernels.centroid_attention`; checked arguments."""
-    query = last_contiguous(query)
-    batch, heads, tokens, width = query.shape
-    query_groups, key_groups = block_map.selected.shape[2:]
+    """Run `dit_accel_kernels.centroid_attention` in Triton; arguments are checked there.
+
+    Returns:
+        out ``[B, H, Sq, D]`` in the query's dtype; log-sum-exp float32 ``[B, H, Sq]``.
+    """
+    query = make_last_contiguous(query)
+    batch, heads, q_len, head_dim = query.shape
+    num_q_groups, num_k_groups = block_map.selected.shape[2:]
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
-    keys, values = (x.to(query.dtype).contiguous() for x in (key_centroids, value_centroids))
-    spread = keys if key_variance is None else (128 * scale * key_variance).to(query.dtype)
-    # Logits are kept in units of scale: the bias ln n is divided by it.
+    k, v = (x.to(query.dtype).contiguous() for x in (key_centroids, value_centroids))
+    variance = k if key_variance is None else (128 * scale * key_variance).to(query.dtype)
+    # Scores are kept without the softmax scale, so the bias ln n is divided by it.
     log_size = block_map.key_offsets.diff(dim=-1).float().log() / scale
-    start, group = query_tiles(block_map.query_offsets, tokens, BLOCK_M, "all")
-    _centroid_attention_kernel[(start.shape[-1], batch * heads)](
+    tiles = build_query_tiles(block_map.query_offsets, q_len, BLOCK_M, "all")
+    num_tiles = tiles[0].shape[-1]
+    _centroid_attention_fwd_kernel[(num_tiles, batch * heads)](
         query,
-        keys,
-        values,
-        spread.contiguous(),
+        k,
+        v,
+        variance.contiguous(),
         block_map.selected.contiguous(),
         log_size.contiguous(),
         out,
         lse,
         block_map.query_order.contiguous(),
         block_map.query_offsets.contiguous(),
-        start,
-        group,
+        *tiles,
         *query.stride()[:3],
         heads,
-        tokens,
-        query_groups,
-        key_groups,
-        start.shape[-1],
+        q_len,
+        num_q_groups,
+        num_k_groups,
+        num_tiles,
         scale * LOG2E.value,
-        D=width,
-        BLOCK_D=padded(width),
+        HEAD_DIM=head_dim,
+        BLOCK_D=pad_to_power_of_two(head_dim),
         BLOCK_M=BLOCK_M,
         BLOCK_N=BLOCK_N,
         SECOND_ORDER=key_variance is not None,
-        SIMULATE=interpreted(query),
+        SIMULATE=is_interpreted(query),
         num_warps=8,
         num_stages=2,
     )

@@ -1,35 +1,44 @@
-"""Dense attention with log-sum-exp, in full precision or quantized."""
+"""Run dense attention with log-sum-exp, in full precision or quantized."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from dit_accel_kernels.gpu.arithmetic import LOG2E, dot, softmax_end, softmax_step
+from dit_accel_kernels.gpu.arithmetic import (
+    LOG2E,
+    dot,
+    online_softmax_end,
+    online_softmax_step,
+)
 from dit_accel_kernels.gpu.launch import (
     Launch,
-    attention_launch,
-    capability,
-    interpreted,
-    last_contiguous,
-    padded,
+    compute_capability,
+    is_interpreted,
+    make_last_contiguous,
+    pad_to_power_of_two,
+    select_launch,
 )
 from dit_accel_kernels.gpu.quantize import Quantized
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @triton.jit
-def _dense_attention_kernel(
-    query,
-    key,
-    value,
-    out,
-    lse,
-    query_scale,
-    key_scale,
-    value_scale,
-    value_mean,
+def _dense_attention_fwd_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,  # [BH, Sq, D]
+    lse_ptr,  # float32 [BH, Sq]
+    q_scale_ptr,  # float32 [BH, Sq]
+    k_scale_ptr,  # float32 [BH, Sk]
+    v_scale_ptr,  # float32 [BH, D]
+    v_mean_ptr,  # float32 [BH, D]
     stride_qb,
     stride_qh,
     stride_qs,
@@ -40,11 +49,11 @@ def _dense_attention_kernel(
     stride_vh,
     stride_vs,
     stride_vd,
-    heads,
-    query_tokens,
-    key_tokens,
-    scale,
-    D: tl.constexpr,
+    num_heads,
+    q_len,
+    k_len,
+    sm_scale,  # times log2(e)
+    HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -53,64 +62,73 @@ def _dense_attention_kernel(
     HAS_LSE: tl.constexpr,
     SIMULATE: tl.constexpr,
 ):
-    at = tl.program_id(1).to(tl.int64)
-    batch, head = at // heads, at % heads
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = row < query_tokens
-    channel = tl.arange(0, BLOCK_D)
-    real = channel < D
-    query += batch * stride_qb + head * stride_qh
-    key += batch * stride_kb + head * stride_kh
-    value += batch * stride_vb + head * stride_vh
-    place = row.to(tl.int64)
-    q = tl.load(query + place[:, None] * stride_qs + channel, inside[:, None] & real[None, :], 0)
-    factor = tl.full([BLOCK_M], scale, tl.float32)  # already times log2(e)
+    """Attend ``BLOCK_M`` queries of one head to all keys."""
+    pid_bh = tl.program_id(1).to(tl.int64)
+    pid_b, pid_h = pid_bh // num_heads, pid_bh % num_heads
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_m = offs_m < q_len
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_d = offs_d < HEAD_DIM
+    q_ptr += pid_b * stride_qb + pid_h * stride_qh
+    k_ptr += pid_b * stride_kb + pid_h * stride_kh
+    v_ptr += pid_b * stride_vb + pid_h * stride_vh
+    q_idx = offs_m.to(tl.int64)
+    mask_md = mask_m[:, None] & mask_d[None, :]
+    q = tl.load(q_ptr + q_idx[:, None] * stride_qs + offs_d, mask_md, 0)
+    qk_scale = tl.full([BLOCK_M], sm_scale, tl.float32)
     if QK_INT8:
-        factor *= tl.load(query_scale + at * query_tokens + row, inside, 0.0)
+        qk_scale *= tl.load(q_scale_ptr + pid_bh * q_len + offs_m, mask_m, 0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    for first in tl.range(0, key_tokens, BLOCK_N):
-        column = first + tl.arange(0, BLOCK_N)
-        live = column < key_tokens
-        token = column.to(tl.int64)
-        both = live[:, None] & real[None, :]
-        k = tl.load(key + token[:, None] * stride_ks + channel, both, 0)
-        if PV_FP8:  # transposed: what the matrix unit wants of 8-bit values
+    m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    for start_n in tl.range(0, k_len, BLOCK_N):
+        offs_n = start_n + tl.arange(0, BLOCK_N)
+        mask_n = offs_n < k_len
+        k_idx = offs_n.to(tl.int64)
+        mask_nd = mask_n[:, None] & mask_d[None, :]
+        k = tl.load(k_ptr + k_idx[:, None] * stride_ks + offs_d, mask_nd, 0)
+        if PV_FP8:
+            # The matrix unit wants 8-bit values transposed. They are padded with zeros to whole
+            # tiles, so no mask over keys is needed.
             v = tl.load(
-                value + channel.to(tl.int64)[:, None] * stride_vd + token[None, :],
-                real[:, None],  # zero, not absent, beyond the last token
+                v_ptr + offs_d.to(tl.int64)[:, None] * stride_vd + k_idx[None, :],
+                mask_d[:, None],
                 0.0,
             )
             v = tl.trans(v)
         else:
-            v = tl.load(value + token[:, None] * stride_vs + channel, both, 0.0)
-        scores = dot(q, tl.trans(k), SIMULATE).to(tl.float32)  # [M, N]
+            v = tl.load(v_ptr + k_idx[:, None] * stride_vs + offs_d, mask_nd, 0.0)
+        qk = dot(q, tl.trans(k), SIMULATE).to(tl.float32)  # [M, N]
         if QK_INT8:
-            scores *= tl.load(key_scale + at * key_tokens + token, live, 0.0)[None, :]
-        scores = tl.where(live[None, :], scores, float("-inf"))
-        acc, peak, total = softmax_step(scores, factor, v, acc, peak, total, PV_FP8, SIMULATE)
-    result, row_lse = softmax_end(factor, acc, peak, total, PV_FP8)
+            qk *= tl.load(k_scale_ptr + pid_bh * k_len + k_idx, mask_n, 0.0)[None, :]
+        qk = tl.where(mask_n[None, :], qk, float("-inf"))
+        acc, m_i, l_i = online_softmax_step(qk, qk_scale, v, acc, m_i, l_i, PV_FP8, SIMULATE)
+    out, lse = online_softmax_end(qk_scale, acc, m_i, l_i, PV_FP8)
     if PV_FP8:
-        result = result * tl.load(value_scale + at * D + channel, real, 0.0)[None, :]
-        result += tl.load(value_mean + at * D + channel, real, 0.0)[None, :]
+        out = out * tl.load(v_scale_ptr + pid_bh * HEAD_DIM + offs_d, mask_d, 0.0)[None, :]
+        out += tl.load(v_mean_ptr + pid_bh * HEAD_DIM + offs_d, mask_d, 0.0)[None, :]
     tl.store(
-        out + (at * query_tokens + place)[:, None] * D + channel,
-        result.to(out.dtype.element_ty),
-        inside[:, None] & real[None, :],
+        out_ptr + (pid_bh * q_len + q_idx)[:, None] * HEAD_DIM + offs_d,
+        out.to(out_ptr.dtype.element_ty),
+        mask_md,
     )
     if HAS_LSE:
-        tl.store(lse + at * query_tokens + row, row_lse, inside)
+        tl.store(lse_ptr + pid_bh * q_len + offs_m, lse, mask_m)
 
 
-def transposed(value: Tensor, block: int) -> Tensor:
-    """``[B, H, D, S']`` of ``[B, H, S, D]``, S' rounded up to whole tiles and zero there: rows that begin
-    at multiples of 16 bytes load in wide steps.
+def transpose_padded(value: Tensor, block_n: int) -> Tensor:
+    """Transpose values to ``[B, H, D, S']``, S padded with zeros to whole tiles.
+
+    Rows then begin at multiples of 16 bytes, which load in wide steps.
+
+    Args:
+        value: ``[B, H, S, D]``.
+        block_n: keys of a tile.
     """
-    batch, heads, tokens, width = value.shape
-    whole = triton.cdiv(tokens, block) * block
-    out = torch.zeros(batch, heads, width, whole, dtype=value.dtype, device=value.device)
-    out[..., :tokens] = value.transpose(2, 3)
+    batch, heads, seq_len, head_dim = value.shape
+    padded_len = triton.cdiv(seq_len, block_n) * block_n
+    out = torch.zeros(batch, heads, head_dim, padded_len, dtype=value.dtype, device=value.device)
+    out[..., :seq_len] = value.transpose(2, 3)
     return out
 
 
@@ -118,54 +136,71 @@ def dense_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    *,
     scale: float,
     return_lse: bool,
-    *,
     quantized: Quantized | None = None,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of ``[B, H, S, D]`` tensors; ``quantized`` stands for them in the products."""
-    given = quantized or Quantized(query, key, value)
-    launch = launch or attention_launch(
-        "dense", given.query.dtype, given.value.dtype, query.shape[-1], capability(query)
-    )
+    """Run dense attention in Triton; arguments are checked by the caller.
+
+    Args:
+        query, key, value: ``[B, H, S, D]``.
+        scale: softmax scale, above 0.
+        return_lse: return the log-sum-exp instead of None.
+        quantized: quantized inputs that replace the tensors in the products.
+        launch: tile shape, from the static table by default.
+
+    Returns:
+        out ``[B, H, Sq, D]`` in the query's dtype; log-sum-exp float32 ``[B, H, Sq]``.
+    """
+    inputs = quantized or Quantized(query, key, value)
+    dtypes = inputs.query.dtype, inputs.value.dtype
+    launch = launch or select_launch("dense", *dtypes, query.shape[-1], compute_capability(query))
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32) if return_lse else None
-    batch, heads, tokens, width = query.shape
-    q, k, v = (last_contiguous(x) for x in (given.query, given.key, given.value))
-    fp8 = v.dtype == torch.float8_e4m3fn
-    if fp8:
-        v = transposed(v, launch.block_n)
-    _dense_attention_kernel[(triton.cdiv(tokens, launch.block_m), batch * heads)](
+    _launch_dense(inputs, out, lse, scale, launch)
+    if lse is not None and inputs.lse_shift is not None:
+        lse += scale * inputs.lse_shift
+    return out, lse
+
+
+def _launch_dense(
+    inputs: Quantized, out: Tensor, lse: Tensor | None, scale: float, launch: Launch
+) -> None:
+    """Fill out ``[B, H, Sq, D]`` and lse ``[B, H, Sq]`` with the attention of the inputs."""
+    q, k, v = (make_last_contiguous(x) for x in (inputs.query, inputs.key, inputs.value))
+    batch, heads, q_len, head_dim = q.shape
+    is_fp8 = v.dtype == torch.float8_e4m3fn
+    if is_fp8:
+        v = transpose_padded(v, launch.block_n)
+    _dense_attention_fwd_kernel[(triton.cdiv(q_len, launch.block_m), batch * heads)](
         q,
         k,
         v,
         out,
         lse,
-        given.query_scale,
-        given.key_scale,
-        given.value_scale,
-        given.value_mean,
+        inputs.query_scale,
+        inputs.key_scale,
+        inputs.value_scale,
+        inputs.value_mean,
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:2],
-        1 if fp8 else v.stride(2),
-        v.stride(2) if fp8 else 1,
+        1 if is_fp8 else v.stride(2),
+        v.stride(2) if is_fp8 else 1,
         heads,
-        tokens,
-        key.shape[2],
+        q_len,
+        k.shape[2],
         scale * LOG2E.value,
-        D=width,
-        BLOCK_D=padded(width, 32),
+        HEAD_DIM=head_dim,
+        BLOCK_D=pad_to_power_of_two(head_dim, 32),
         BLOCK_M=launch.block_m,
         BLOCK_N=launch.block_n,
         QK_INT8=k.dtype == torch.int8,
-        PV_FP8=fp8,
+        PV_FP8=is_fp8,
         HAS_LSE=lse is not None,
-        SIMULATE=interpreted(query),
+        SIMULATE=is_interpreted(q),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
     )
-    if lse is not None and given.lse_shift is not None:
-        lse += scale * given.lse_shift
-    return out, lse

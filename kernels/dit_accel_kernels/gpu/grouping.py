@@ -1,57 +1,88 @@
-"""A stable counting sort of labels, without atomics."""
+"""Group tokens by label with a stable counting sort that needs no atomics."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 128
 
 
 @triton.jit
-def _count_kernel(labels, rank, counts, tokens, count, chunks, CHUNK: tl.constexpr):
-    """Rank of each token among the tokens of its label in its chunk, and how many a chunk has."""
-    at = tl.program_id(1).to(tl.int64)
-    chunk = tl.program_id(0)
+def _count_labels_kernel(
+    labels_ptr,  # integer [BH, S]
+    ranks_ptr,  # int32 [BH, S]
+    counts_ptr,  # int32 [BH, G, num_chunks]
+    seq_len,
+    num_groups,
+    num_chunks,
+    CHUNK: tl.constexpr,
+):
+    """Rank each token among the tokens of its label in its chunk, and count them per chunk."""
+    pid_bh = tl.program_id(1).to(tl.int64)
+    pid_s = tl.program_id(0)
     lane = tl.arange(0, CHUNK)
-    place = chunk * CHUNK + lane
-    inside = place < tokens
-    label = tl.load(labels + at * tokens + place, inside, -1).to(tl.int32)
-    other = tl.load(labels + at * tokens + place, inside, -2).to(tl.int32)
+    offs_s = pid_s * CHUNK + lane
+    mask_s = offs_s < seq_len
+    label = tl.load(labels_ptr + pid_bh * seq_len + offs_s, mask_s, -1).to(tl.int32)
+    # Another fill value keeps lanes beyond the sequence from matching each other.
+    other = tl.load(labels_ptr + pid_bh * seq_len + offs_s, mask_s, -2).to(tl.int32)
     same = label[:, None] == other[None, :]
-    before = tl.sum((same & (lane[None, :] < lane[:, None])).to(tl.int32), 1)
-    every = tl.sum(same.to(tl.int32), 1)
-    tl.store(rank + at * tokens + place, before, inside)
-    target = counts + (at * count + label) * chunks + chunk
-    tl.store(target, every, inside & (before == 0))
+    rank = tl.sum((same & (lane[None, :] < lane[:, None])).to(tl.int32), 1)
+    count = tl.sum(same.to(tl.int32), 1)
+    tl.store(ranks_ptr + pid_bh * seq_len + offs_s, rank, mask_s)
+    target = counts_ptr + (pid_bh * num_groups + label) * num_chunks + pid_s
+    tl.store(target, count, mask_s & (rank == 0))
 
 
 @triton.jit
-def _scatter_kernel(labels, rank, starts, order, tokens, count, chunks, CHUNK: tl.constexpr):
-    at = tl.program_id(1).to(tl.int64)
-    chunk = tl.program_id(0)
-    place = chunk * CHUNK + tl.arange(0, CHUNK)
-    inside = place < tokens
-    label = tl.load(labels + at * tokens + place, inside, 0)
-    start = tl.load(starts + (at * count + label) * chunks + chunk, inside, 0)
-    target = start + tl.load(rank + at * tokens + place, inside, 0)
-    tl.store(order + at * tokens + target, place.to(tl.int64), inside)
+def _scatter_tokens_kernel(
+    labels_ptr,  # integer [BH, S]
+    ranks_ptr,  # int32 [BH, S]
+    starts_ptr,  # int32 [BH, G, num_chunks]
+    order_ptr,  # int64 [BH, S]
+    seq_len,
+    num_groups,
+    num_chunks,
+    CHUNK: tl.constexpr,
+):
+    """Write each token index to its position in the order."""
+    pid_bh = tl.program_id(1).to(tl.int64)
+    pid_s = tl.program_id(0)
+    offs_s = pid_s * CHUNK + tl.arange(0, CHUNK)
+    mask_s = offs_s < seq_len
+    label = tl.load(labels_ptr + pid_bh * seq_len + offs_s, mask_s, 0)
+    start = tl.load(starts_ptr + (pid_bh * num_groups + label) * num_chunks + pid_s, mask_s, 0)
+    position = start + tl.load(ranks_ptr + pid_bh * seq_len + offs_s, mask_s, 0)
+    tl.store(order_ptr + pid_bh * seq_len + position, offs_s.to(tl.int64), mask_s)
 
 
 def group_by_label(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Order int64 ``[B, H, S]`` and offsets int64 ``[B, H, G + 1]``; tokens of a group ascend."""
+    """Run `dit_accel_kernels.group_by_label` in Triton.
+
+    Args:
+        labels: integer ``[B, H, S]`` in ``0 .. count - 1``.
+        count: number of groups G.
+
+    Returns:
+        order int64 ``[B, H, S]`` and offsets int64 ``[B, H, G + 1]``; the tokens of a group ascend.
+    """
     labels = labels.contiguous()
-    batch, heads, tokens = labels.shape
-    chunks = triton.cdiv(tokens, CHUNK)
-    rank = torch.empty(labels.shape, dtype=torch.int32, device=labels.device)
-    counts = torch.zeros(batch, heads, count * chunks, dtype=torch.int32, device=labels.device)
+    batch, heads, seq_len = labels.shape
+    num_chunks = triton.cdiv(seq_len, CHUNK)
+    ranks = torch.empty(labels.shape, dtype=torch.int32, device=labels.device)
+    counts = torch.zeros(batch, heads, count * num_chunks, dtype=torch.int32, device=labels.device)
     order = torch.empty(labels.shape, dtype=torch.int64, device=labels.device)
-    grid = (chunks, batch * heads)
-    _count_kernel[grid](labels, rank, counts, tokens, count, chunks, CHUNK=CHUNK)
+    grid, sizes = (num_chunks, batch * heads), (seq_len, count, num_chunks)
+    _count_labels_kernel[grid](labels, ranks, counts, *sizes, CHUNK=CHUNK)
     ends = counts.cumsum(-1, dtype=torch.int32)
-    _scatter_kernel[grid](labels, rank, ends - counts, order, tokens, count, chunks, CHUNK=CHUNK)
+    _scatter_tokens_kernel[grid](labels, ranks, ends - counts, order, *sizes, CHUNK=CHUNK)
     offsets = torch.zeros(batch, heads, count + 1, dtype=torch.int64, device=labels.device)
-    offsets[..., 1:] = ends[..., chunks - 1 :: chunks]
+    offsets[..., 1:] = ends[..., num_chunks - 1 :: num_chunks]
     return order, offsets

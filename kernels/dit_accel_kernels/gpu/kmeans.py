@@ -1,142 +1,177 @@
-"""k-means in Triton: assignment with a running argmax (no tokens x clusters matrix), and means of
-sorted segments (no atomics, so equal input gives equal bits).
+"""Run k-means in Triton.
+
+Assignment keeps a running argmax, so no matrix of tokens x clusters exists. The update averages
+sorted segments without atomics, so equal input gives equal bits.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from dit_accel_kernels.gpu.arithmetic import dot
-from dit_accel_kernels.gpu.launch import interpreted, last_contiguous, padded
+from dit_accel_kernels.gpu.launch import (
+    is_interpreted,
+    make_last_contiguous,
+    pad_to_power_of_two,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @triton.jit
-def _assign_kernel(
-    x,
-    centroids,  # [BH, K, D], the tokens' dtype
-    half_norm,  # float32 [BH, K]
-    labels,  # int64 [BH, S]
-    stride_b,
-    stride_h,
-    stride_s,
-    heads,
-    tokens,
-    count,
-    D: tl.constexpr,
+def _kmeans_assign_kernel(
+    x_ptr,
+    centroids_ptr,  # [BH, K, D], the tokens' dtype
+    half_norm_ptr,  # float32 [BH, K]
+    labels_ptr,  # int64 [BH, S]
+    stride_xb,
+    stride_xh,
+    stride_xs,
+    num_heads,
+    seq_len,
+    num_clusters,
+    HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SIMULATE: tl.constexpr,
 ):
-    at = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    channel = tl.arange(0, BLOCK_D)
-    inside, real = row < tokens, channel < D
-    x += (at // heads) * stride_b + (at % heads) * stride_h
-    values = tl.load(
-        x + row.to(tl.int64)[:, None] * stride_s + channel, inside[:, None] & real[None, :], 0
+    """Write the nearest centroid of ``BLOCK_S`` tokens of one head."""
+    pid_bh = tl.program_id(1).to(tl.int64)
+    offs_s = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_s, mask_d = offs_s < seq_len, offs_d < HEAD_DIM
+    x_ptr += (pid_bh // num_heads) * stride_xb + (pid_bh % num_heads) * stride_xh
+    x = tl.load(
+        x_ptr + offs_s.to(tl.int64)[:, None] * stride_xs + offs_d,
+        mask_s[:, None] & mask_d[None, :],
+        0,
     )
     best = tl.full([BLOCK_S], float("-inf"), tl.float32)
     label = tl.zeros([BLOCK_S], tl.int32)
-    for first in tl.range(0, count, BLOCK_K):
-        cluster = first + tl.arange(0, BLOCK_K)
-        known = cluster < count
-        c = tl.load(
-            centroids + (at * count + cluster)[:, None] * D + channel,
-            known[:, None] & real[None, :],
+    for start_k in tl.range(0, num_clusters, BLOCK_K):
+        offs_k = start_k + tl.arange(0, BLOCK_K)
+        mask_k = offs_k < num_clusters
+        centroids = tl.load(
+            centroids_ptr + (pid_bh * num_clusters + offs_k)[:, None] * HEAD_DIM + offs_d,
+            mask_k[:, None] & mask_d[None, :],
             0,
         )
-        score = dot(values, tl.trans(c), SIMULATE)
-        score -= tl.load(half_norm + at * count + cluster, known, float("inf"))[None, :]
-        top, place = tl.max(score, 1, return_indices=True)
-        label = tl.where(top > best, first + place, label)
-        best = tl.maximum(best, top)
-    tl.store(labels + at * tokens + row, label.to(tl.int64), inside)
+        # The largest x . c - |c|^2 / 2 belongs to the nearest centroid.
+        score = dot(x, tl.trans(centroids), SIMULATE)
+        score -= tl.load(half_norm_ptr + pid_bh * num_clusters + offs_k, mask_k, float("inf"))[
+            None, :
+        ]
+        block_best, block_label = tl.max(score, 1, return_indices=True)
+        label = tl.where(block_best > best, start_k + block_label, label)
+        best = tl.maximum(best, block_best)
+    tl.store(labels_ptr + pid_bh * seq_len + offs_s, label.to(tl.int64), mask_s)
 
 
 def kmeans_assign(tokens: Tensor, centroids: Tensor) -> Tensor:
-    """Labels int64 ``[B, H, S]``. Centroids are rounded to the tokens' dtype, for the matrix unit."""
-    tokens = last_contiguous(tokens)
-    batch, heads, size, width = tokens.shape
-    count = centroids.shape[2]
+    """Run `dit_accel_kernels.kmeans_assign` in Triton; arguments are checked there.
+
+    Centroids are rounded to the tokens' dtype because the matrix unit needs one dtype.
+
+    Returns:
+        labels int64 ``[B, H, S]``.
+    """
+    tokens = make_last_contiguous(tokens)
+    batch, heads, seq_len, head_dim = tokens.shape
+    num_clusters = centroids.shape[2]
     rounded = centroids.to(tokens.dtype).contiguous()
     half_norm = 0.5 * rounded.float().square().sum(-1)  # [B, H, K]
-    labels = torch.empty(batch, heads, size, dtype=torch.int64, device=tokens.device)
-    block = 128 if tokens.dtype.itemsize == 2 else 64
-    _assign_kernel[(triton.cdiv(size, block), batch * heads)](
+    labels = torch.empty(batch, heads, seq_len, dtype=torch.int64, device=tokens.device)
+    block_d = pad_to_power_of_two(head_dim)
+    block_s = 128 if tokens.dtype.itemsize == 2 else 64
+    _kmeans_assign_kernel[(triton.cdiv(seq_len, block_s), batch * heads)](
         tokens,
         rounded,
         half_norm,
         labels,
         *tokens.stride()[:3],
         heads,
-        size,
-        count,
-        D=width,
-        BLOCK_D=padded(width),
-        BLOCK_S=block,
+        seq_len,
+        num_clusters,
+        HEAD_DIM=head_dim,
+        BLOCK_D=block_d,
+        BLOCK_S=block_s,
         BLOCK_K=64,
-        SIMULATE=interpreted(tokens),
-        num_warps=4 if block == 64 or padded(width) < 128 else 8,
+        SIMULATE=is_interpreted(tokens),
+        num_warps=4 if block_s == 64 or block_d < 128 else 8,
         num_stages=3,
     )
     return labels
 
 
 @triton.jit
-def _means_kernel(
-    x,
-    order,  # int64 [BH, S]
-    offsets,  # int64 [BH, K + 1]
-    centroids,  # float32 [BH, K, D]: kept by empty clusters
-    means,  # float32 [BH, K, D]
-    stride_b,
-    stride_h,
-    stride_s,
-    heads,
-    tokens,
-    count,
-    D: tl.constexpr,
+def _kmeans_update_kernel(
+    x_ptr,
+    order_ptr,  # int64 [BH, S]
+    offsets_ptr,  # int64 [BH, K + 1]
+    centroids_ptr,  # float32 [BH, K, D], kept by empty clusters
+    means_ptr,  # float32 [BH, K, D]
+    stride_xb,
+    stride_xh,
+    stride_xs,
+    num_heads,
+    seq_len,
+    num_clusters,
+    HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    SQUARED: tl.constexpr,  # means of squares
+    SQUARED: tl.constexpr,
 ):
-    at = tl.program_id(1).to(tl.int64)
-    cluster = tl.program_id(0)
-    channel = tl.arange(0, BLOCK_D)
-    real = channel < D
-    x += (at // heads) * stride_b + (at % heads) * stride_h
-    begin = tl.load(offsets + at * (count + 1) + cluster)
-    end = tl.load(offsets + at * (count + 1) + cluster + 1)
-    sums = tl.zeros([BLOCK_D], tl.float32)
-    for first in tl.range(begin, end, BLOCK_S):
-        place = first + tl.arange(0, BLOCK_S)
-        inside = place < end
-        token = tl.load(order + at * tokens + place, inside, 0)
-        values = tl.load(
-            x + token[:, None] * stride_s + channel, inside[:, None] & real[None, :], 0
+    """Write the mean of the tokens of one cluster, or of their squares if ``SQUARED``."""
+    pid_bh = tl.program_id(1).to(tl.int64)
+    pid_k = tl.program_id(0)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_d = offs_d < HEAD_DIM
+    x_ptr += (pid_bh // num_heads) * stride_xb + (pid_bh % num_heads) * stride_xh
+    begin = tl.load(offsets_ptr + pid_bh * (num_clusters + 1) + pid_k)
+    end = tl.load(offsets_ptr + pid_bh * (num_clusters + 1) + pid_k + 1)
+    acc = tl.zeros([BLOCK_D], tl.float32)
+    for start_s in tl.range(begin, end, BLOCK_S):
+        offs_s = start_s + tl.arange(0, BLOCK_S)
+        mask_s = offs_s < end
+        x_idx = tl.load(order_ptr + pid_bh * seq_len + offs_s, mask_s, 0)
+        x = tl.load(
+            x_ptr + x_idx[:, None] * stride_xs + offs_d, mask_s[:, None] & mask_d[None, :], 0
         )
-        values = values.to(tl.float32)
-        sums += tl.sum(values * values if SQUARED else values, 0)
-    target = (at * count + cluster) * D + channel
-    kept = tl.load(centroids + target, real, 0.0)
+        x = x.to(tl.float32)
+        acc += tl.sum(x * x if SQUARED else x, 0)
+    offs_kd = (pid_bh * num_clusters + pid_k) * HEAD_DIM + offs_d
+    centroid = tl.load(centroids_ptr + offs_kd, mask_d, 0.0)
     size = (end - begin).to(tl.float32)
-    tl.store(means + target, tl.where(end > begin, sums / tl.maximum(size, 1.0), kept), real)
+    mean = tl.where(end > begin, acc / tl.maximum(size, 1.0), centroid)
+    tl.store(means_ptr + offs_kd, mean, mask_d)
 
 
 def kmeans_update(
-    tokens: Tensor, order: Tensor, offsets: Tensor, centroids: Tensor, squared: bool = False
+    tokens: Tensor, order: Tensor, offsets: Tensor, centroids: Tensor, *, squared: bool = False
 ) -> Tensor:
-    """Means float32 ``[B, H, K, D]`` of tokens grouped by ``order`` and ``offsets``, or of their squares."""
-    tokens = last_contiguous(tokens)
-    batch, heads, size, width = tokens.shape
-    count = centroids.shape[2]
+    """Average the tokens of each cluster in Triton.
+
+    Args:
+        tokens: ``[B, H, S, D]``.
+        order, offsets: clusters as `dit_accel_kernels.group_by_label` returns them.
+        centroids: ``[B, H, K, D]``, returned for empty clusters.
+        squared: average the squares of the tokens instead.
+
+    Returns:
+        float32 ``[B, H, K, D]``.
+    """
+    tokens = make_last_contiguous(tokens)
+    batch, heads, seq_len, head_dim = tokens.shape
+    num_clusters = centroids.shape[2]
     centroids = centroids.float().contiguous()
     means = torch.empty_like(centroids)
-    _means_kernel[(count, batch * heads)](
+    _kmeans_update_kernel[(num_clusters, batch * heads)](
         tokens,
         order.contiguous(),
         offsets.contiguous(),
@@ -144,10 +179,10 @@ def kmeans_update(
         means,
         *tokens.stride()[:3],
         heads,
-        size,
-        count,
-        D=width,
-        BLOCK_D=padded(width),
+        seq_len,
+        num_clusters,
+        HEAD_DIM=head_dim,
+        BLOCK_D=pad_to_power_of_two(head_dim),
         BLOCK_S=32,
         SQUARED=squared,
         num_warps=4,

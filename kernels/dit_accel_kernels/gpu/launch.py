@@ -1,8 +1,8 @@
-"""How kernels are launched: a static table of tile shapes per architecture, tuned offline.
+"""Choose the tile shapes of a kernel from a static table, tuned offline per architecture.
 
-``launch.json`` holds what was measured (`dit_accel_eval.bench.tune`), by compute capability; the
-tables here serve where it has nothing. No autotuning in the hot path: the first call of a shape would
-pay for all candidates.
+``launch.json`` holds measured shapes by compute capability; `dit_accel_eval.bench.tune` writes it. The
+tables in this file serve where it has no entry. The hot path never autotunes, because the first call
+of a shape would pay for all candidates.
 """
 
 from __future__ import annotations
@@ -10,17 +10,26 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["dense", "sparse", "small"]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Tile heights (queries and keys), warps and pipeline stages of an attention kernel."""
+    """Tile shape and pipelining of an attention kernel.
+
+    Attributes:
+        block_m: query rows of a tile.
+        block_n: keys of a tile.
+        num_warps: warps of a program.
+        num_stages: pipeline stages of the loop over keys.
+    """
 
     block_m: int
     block_n: int
@@ -28,9 +37,12 @@ class Launch:
     num_stages: int
 
 
-# (kind, bytes of an element of Q and K, padded head_dim) -> launch: what compiles without spills; see
-# tests/kernels/test_compiled.py. Times on a GPU decide among those, see eval/results.
-WARPGROUP: dict[tuple[str, int, int], Launch] = {  # compute capability 9 and 10
+# Keys are (kind, bytes of an element of Q and K, padded head_dim). All of these shapes compile without
+# spills, which tests/kernels/test_compiled.py checks. Times on a GPU (eval/results) decide among them.
+# "small" tiles take the remainders of query groups and are half as high as "sparse" tiles.
+
+# Compute capability 9 and 10: matrix instructions of four warps.
+WARPGROUP: dict[tuple[str, int, int], Launch] = {
     ("dense", 4, 64): Launch(32, 32, 4, 2),
     ("dense", 4, 128): Launch(32, 32, 8, 2),
     ("dense", 2, 64): Launch(128, 64, 4, 3),
@@ -43,14 +55,15 @@ WARPGROUP: dict[tuple[str, int, int], Launch] = {  # compute capability 9 and 10
     ("sparse", 2, 128): Launch(128, 64, 8, 3),
     ("sparse", 1, 64): Launch(128, 64, 8, 3),
     ("sparse", 1, 128): Launch(128, 64, 8, 3),
-    ("small", 4, 64): Launch(16, 32, 4, 2),  # rests of query groups: half of "sparse"
+    ("small", 4, 64): Launch(16, 32, 4, 2),
     ("small", 4, 128): Launch(16, 32, 8, 2),
     ("small", 2, 64): Launch(64, 64, 4, 3),
     ("small", 2, 128): Launch(64, 64, 8, 3),
     ("small", 1, 64): Launch(64, 64, 8, 3),
     ("small", 1, 128): Launch(64, 64, 8, 3),
 }
-WARP: dict[tuple[str, int, int], Launch] = WARPGROUP | {  # 8 and 12: products of single warps
+# Compute capability 8 and 12: matrix instructions of single warps.
+WARP: dict[tuple[str, int, int], Launch] = WARPGROUP | {
     ("dense", 2, 64): Launch(64, 64, 4, 3),
     ("dense", 2, 128): Launch(64, 64, 4, 3),
     ("dense", 1, 64): Launch(64, 64, 4, 3),
@@ -66,7 +79,7 @@ WARP: dict[tuple[str, int, int], Launch] = WARPGROUP | {  # 8 and 12: products o
     ("small", 1, 64): Launch(64, 32, 4, 3),
     ("small", 1, 128): Launch(32, 32, 4, 3),
 }
-# head_dim above 128: correct, not tuned
+# Any architecture, head_dim above 128: correct, but not tuned.
 WIDE: dict[Kind, Launch] = {
     "dense": Launch(32, 32, 8, 2),
     "sparse": Launch(32, 32, 8, 2),
@@ -75,50 +88,67 @@ WIDE: dict[Kind, Launch] = {
 
 
 def read_measured(path: Path) -> dict[tuple[int, str, int, int, int], Launch]:
-    """(capability, kind, bytes of Q, bytes of V, head_dim) -> launch, from
-    ``{"90": {"dense 2 2 128": [...]}}``.
+    """Read measured launches from a file such as ``{"90": {"dense 2 2 128": [128, 64, 8, 3]}}``.
+
+    Returns:
+        a launch by (compute capability, kind, bytes of Q, bytes of V, head_dim).
     """
-    found = {}
+    measured = {}
     for arch, entries in json.loads(path.read_text()).items():
         for name, numbers in entries.items():
             kind, *sizes = name.split()
-            query, value, width = map(int, sizes)
-            found[int(arch), kind, query, value, width] = Launch(*numbers)
-    return found
+            query_bytes, value_bytes, head_dim = map(int, sizes)
+            measured[int(arch), kind, query_bytes, value_bytes, head_dim] = Launch(*numbers)
+    return measured
 
 
 MEASURED = read_measured(Path(__file__).with_name("launch.json"))
 
 
-def attention_launch(
+def select_launch(
     kind: Kind, query: torch.dtype, value: torch.dtype, head_dim: int, arch: int
 ) -> Launch:
-    """Tile shapes for queries and values of some dtypes on a compute capability such as 90."""
-    width = max(64, padded(head_dim))
+    """Return the tile shape of a kernel.
+
+    Args:
+        kind: "dense", "sparse", or "small" for the remainders of query groups.
+        query, value: dtypes that are multiplied.
+        head_dim: channels of a head.
+        arch: compute capability as `compute_capability` returns it, such as 90.
+    """
+    width = max(64, pad_to_power_of_two(head_dim))
+    measured = MEASURED.get((arch, kind, query.itemsize, value.itemsize, width))
     table = WARPGROUP if arch // 10 in (9, 10) else WARP
-    return MEASURED.get((arch, kind, query.itemsize, value.itemsize, width)) or table.get(
-        (kind, query.itemsize, width), WIDE[kind]
-    )
+    return measured or table.get((kind, query.itemsize, width), WIDE[kind])
 
 
-def capability(tensor: Tensor) -> int:
-    """Compute capability of a tensor's device as 10 major + minor; in the interpreter that of Hopper."""
+def compute_capability(tensor: Tensor) -> int:
+    """Return the compute capability of a tensor's device as 10 major + minor.
+
+    The interpreter counts as Hopper (90).
+    """
     if not tensor.is_cuda:
         return 90
     major, minor = torch.cuda.get_device_capability(tensor.device)
     return 10 * major + minor
 
 
-def padded(size: int, least: int = 16) -> int:
-    """The power of two that a tile dimension needs; products of int8 need 32 at least."""
-    return max(least, 1 << (size - 1).bit_length())
+def pad_to_power_of_two(size: int, minimum: int = 16) -> int:
+    """Return the smallest power of two that a tile of ``size`` fits in.
+
+    Products of int8 need a ``minimum`` of 32.
+    """
+    return max(minimum, 1 << (size - 1).bit_length())
 
 
-def interpreted(tensor: Tensor) -> bool:
-    """Whether kernels run in the interpreter, whose bfloat16 products and float8 casts are wrong."""
+def is_interpreted(tensor: Tensor) -> bool:
+    """Return True if kernels on this tensor run in the interpreter.
+
+    Its bfloat16 products and float8 casts are wrong, so kernels simulate them there.
+    """
     return tensor.device.type == "cpu"
 
 
-def last_contiguous(tensor: Tensor) -> Tensor:
-    """The tensor itself if rows of its last axis are contiguous, else a copy."""
+def make_last_contiguous(tensor: Tensor) -> Tensor:
+    """Return the tensor itself if its last axis has stride 1, else a copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -1,128 +1,134 @@
-"""From a BlockMap to what the sparse kernel reads, on the device and without a sync.
+"""Turn a BlockMap into key lists and query tiles, on the device and without a sync.
 
-Keys: one flat list of token indices per (head, query group), the selected key groups packed one
-after the other, so that no key tile is padded. Lists are made for a few heads at a time, which
-bounds their memory. Queries: tiles that never cross a group, of 128 rows where that fills them and
-of 64 for what is left, so that no group wastes more than half a small tile.
+Keys: each (head, query group) gets one flat list of token indices, with the selected key groups packed
+one after the other, so no key tile is padded. The caller bounds the memory of the lists by building
+them for a few heads at a time.
+
+Queries: tiles never cross a group. Large tiles cover the bulk of a group, and small tiles of half the
+height take remainders, so no group wastes more than half a small tile.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from dit_accel_kernels.contracts import BlockMap, group_of_place
+from dit_accel_kernels.contracts import BlockMap, label_positions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK_S = 1024
 
 
 @triton.jit
-def _list_kernel(
-    selected,  # bool [BH, Gq, Gk]
-    packed_start,  # int32 [BH, Gq, Gk]: where a key group begins in its list
-    key_group,  # int32 [BH, Sk]: group of the token at each place of the order
-    key_offsets,  # int64 [BH, Gk + 1]
-    key_order,  # int64 [BH, Sk]
-    key_list,  # int32 [BH, Gq, capacity]
-    tokens,
-    query_groups,
-    key_groups,
-    capacity,
-    BLOCK: tl.constexpr,
+def _key_lists_kernel(
+    selected_ptr,  # bool [BH, Gq, Gk]
+    packed_start_ptr,  # int32 [BH, Gq, Gk], where a key group begins in its list
+    k_labels_ptr,  # int32 [BH, Sk], group of the token at each position of the order
+    k_offsets_ptr,  # int64 [BH, Gk + 1]
+    k_order_ptr,  # int64 [BH, Sk]
+    k_list_ptr,  # int32 [BH, Gq, Sk]
+    k_len,
+    num_q_groups,
+    num_k_groups,
+    BLOCK_S: tl.constexpr,
 ):
-    at = tl.program_id(2)
-    group = tl.program_id(1)
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < tokens
-    row = at.to(tl.int64) * query_groups + group
-    owner = tl.load(key_group + at.to(tl.int64) * tokens + place, inside, 0)
-    chosen = tl.load(selected + row * key_groups + owner, inside, 0).to(tl.int1) & inside
-    begin = tl.load(key_offsets + at.to(tl.int64) * (key_groups + 1) + owner, chosen, 0)
-    target = tl.load(packed_start + row * key_groups + owner, chosen, 0) + (place - begin)
-    token = tl.load(key_order + at.to(tl.int64) * tokens + place, chosen, 0)
-    tl.store(key_list + row * capacity + target, token.to(tl.int32), chosen & (target < capacity))
+    """Append the selected keys among ``BLOCK_S`` keys to the list of one query group."""
+    pid_bh = tl.program_id(2).to(tl.int64)
+    pid_q_group = tl.program_id(1)
+    offs_s = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    mask_s = offs_s < k_len
+    list_idx = pid_bh * num_q_groups + pid_q_group
+    k_group = tl.load(k_labels_ptr + pid_bh * k_len + offs_s, mask_s, 0)
+    selected = tl.load(selected_ptr + list_idx * num_k_groups + k_group, mask_s, 0)
+    mask_selected = selected.to(tl.int1) & mask_s
+    group_start = tl.load(k_offsets_ptr + pid_bh * (num_k_groups + 1) + k_group, mask_selected, 0)
+    packed_start = tl.load(packed_start_ptr + list_idx * num_k_groups + k_group, mask_selected, 0)
+    position = packed_start + (offs_s - group_start)
+    k_idx = tl.load(k_order_ptr + pid_bh * k_len + offs_s, mask_selected, 0)
+    tl.store(k_list_ptr + list_idx * k_len + position, k_idx.to(tl.int32), mask_selected)
 
 
-def key_lists(block_map: BlockMap, capacity: int) -> tuple[Tensor, Tensor]:
-    """Packed key indices of every query group.
+def build_key_lists(block_map: BlockMap) -> tuple[Tensor, Tensor]:
+    """Pack the keys that each query group selects.
 
     Args:
-        block_map: maps of some heads, as ``heads_of`` cuts them.
-        capacity: places per list; keys beyond it are left out.
+        block_map: map of some heads, as `slice_heads` returns it.
 
     Returns:
-        int32 ``[B, H, Gq, capacity]`` (only the first ``count`` entries of a row are written) and
-        the counts, int32 ``[B, H, Gq]``.
+        lists int32 ``[B, H, Gq, Sk]``, of which only the first ``count`` entries of a row are
+        written, and counts int32 ``[B, H, Gq]``.
     """
-    batch, heads, query_groups, key_groups = block_map.selected.shape
-    tokens = block_map.key_order.shape[-1]
-    sizes = block_map.key_offsets.diff(dim=-1)[:, :, None]  # [B, H, 1, Gk]
-    taken = (block_map.selected * sizes).to(torch.int32)
-    ends = taken.cumsum(-1, dtype=torch.int32)  # [B, H, Gq, Gk]
-    starts = ends - taken
-    key_group = group_of_place(block_map.key_offsets, tokens).to(torch.int32)
-    lists = taken.new_empty(batch, heads, query_groups, capacity)
-    block = 1024
-    _list_kernel[(triton.cdiv(tokens, block), query_groups, batch * heads)](
+    batch, heads, num_q_groups, num_k_groups = block_map.selected.shape
+    k_len = block_map.key_order.shape[-1]
+    group_sizes = block_map.key_offsets.diff(dim=-1)[:, :, None]  # [B, H, 1, Gk]
+    selected_sizes = (block_map.selected * group_sizes).to(torch.int32)
+    packed_ends = selected_sizes.cumsum(-1, dtype=torch.int32)  # [B, H, Gq, Gk]
+    k_labels = label_positions(block_map.key_offsets, k_len).to(torch.int32)
+    lists = selected_sizes.new_empty(batch, heads, num_q_groups, k_len)
+    _key_lists_kernel[(triton.cdiv(k_len, BLOCK_S), num_q_groups, batch * heads)](
         block_map.selected,
-        starts,
-        key_group,
+        packed_ends - selected_sizes,
+        k_labels,
         block_map.key_offsets,
         block_map.key_order,
         lists,
-        tokens,
-        query_groups,
-        key_groups,
-        capacity,
-        BLOCK=block,
+        k_len,
+        num_q_groups,
+        num_k_groups,
+        BLOCK_S=BLOCK_S,
     )
-    return lists, ends[..., -1].clamp(max=capacity)
+    return lists, packed_ends[..., -1].contiguous()
 
 
-def query_tiles(
-    offsets: Tensor, tokens: int, height: int, part: Literal["all", "large", "small"]
+def build_query_tiles(
+    offsets: Tensor, q_len: int, block_m: int, kind: Literal["all", "large", "small"]
 ) -> tuple[Tensor, Tensor]:
-    """Tiles of query groups: where each begins in the order, and its group.
+    """Cut query groups into tiles that never cross a group.
 
     Args:
         offsets: int64 ``[B, H, Gq + 1]``.
-        tokens: number of query tokens.
-        height: rows of a tile.
-        part: ``"all"`` tiles; or ``"large"`` ones, which leave a rest of a group that fills no more
-            than half a tile to ``"small"`` ones, asked for with half the height.
+        q_len: number of query tokens.
+        block_m: rows of a tile.
+        kind: ``"all"`` covers every query. ``"large"`` leaves the remainder of a group to ``"small"``
+            tiles if it fills no more than half a tile; call again with half the ``block_m`` for those.
 
     Returns:
-        start int32 and group int32, both ``[B, H, T]`` with T a bound that depends on shapes only;
-        group is -1 for tiles that do not exist.
+        start in the order and group, both int32 ``[B, H, T]``. T is a bound that depends on shapes
+        only; the group of a tile that does not exist is -1.
     """
     sizes = offsets.diff(dim=-1)  # [B, H, Gq]
-    groups = sizes.shape[-1]
-    first, bound = offsets[..., :-1], groups + tokens // height
-    if part == "small":
-        rest = sizes % (2 * height)
-        count = ((rest > 0) & (rest <= height)).long()
-        first, bound = first + sizes - rest, groups
+    num_groups = sizes.shape[-1]
+    first, num_tiles = offsets[..., :-1], num_groups + q_len // block_m
+    if kind == "small":
+        remainder = sizes % (2 * block_m)
+        count = ((remainder > 0) & (remainder <= block_m)).long()
+        first, num_tiles = first + sizes - remainder, num_groups
     else:
-        least = height // 2 if part == "large" else 0
-        count = sizes // height + (sizes % height > least)
+        smallest = block_m // 2 if kind == "large" else 0
+        count = sizes // block_m + (sizes % block_m > smallest)
     ends = count.cumsum(-1)  # [B, H, Gq]
-    tile = torch.arange(bound, device=offsets.device).expand(*ends.shape[:2], bound).contiguous()
+    tile = torch.arange(num_tiles, device=offsets.device)
+    tile = tile.expand(*ends.shape[:2], num_tiles).contiguous()
     group = torch.searchsorted(ends, tile, right=True)
-    exists = group < groups
-    known = group.clamp(max=groups - 1)
-    start = first.gather(-1, known) + height * (tile - (ends - count).gather(-1, known))
+    exists = group < num_groups
+    clamped = group.clamp(max=num_groups - 1)
+    tile_in_group = tile - (ends - count).gather(-1, clamped)
+    start = first.gather(-1, clamped) + block_m * tile_in_group
     return start.to(torch.int32), torch.where(exists, group, -1).to(torch.int32)
 
 
-def heads_of(block_map: BlockMap, batch: int, heads: slice) -> BlockMap:
-    """The part of a map for some heads of one batch element."""
-    at = (slice(batch, batch + 1), heads)
+def slice_heads(block_map: BlockMap, batch: int, heads: slice) -> BlockMap:
+    """Return the map of some heads of one batch element, contiguous, ``[1, H, ...]``."""
+    index = (slice(batch, batch + 1), heads)
     return BlockMap(
-        block_map.selected[at].contiguous(),
-        block_map.query_order[at].contiguous(),
-        block_map.query_offsets[at].contiguous(),
-        block_map.key_order[at].contiguous(),
-        block_map.key_offsets[at].contiguous(),
+        block_map.selected[index].contiguous(),
+        block_map.query_order[index].contiguous(),
+        block_map.query_offsets[index].contiguous(),
+        block_map.key_order[index].contiguous(),
+        block_map.key_offsets[index].contiguous(),
     )

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dit_accel import cli
-from dit_accel.cli.replay import settings_in
+from dit_accel.cli.replay import read_settings
 from dit_accel.comfyui import NODES
 from dit_accel.comfyui.workflows import EXAMPLES, RENDER, as_page, as_prompt
 from dit_accel.io.media import read_tags
@@ -114,7 +114,7 @@ def test_the_example_gives_a_video_once_and_then_from_the_cache(
     outcome = server.outcome(server.queue(as_prompt(RENDER)))
     assert outcome["status"]["status_str"] == "success", outcome["status"]
     (video,) = (server.base / "output").glob("dit_accel_*.webm")
-    recipe = settings_in(video)
+    recipe = read_settings(video)
     assert (recipe["method"], recipe["steps"]) == ("svg-ear", 12)
     assert cli.main(["replay", str(video), "-o", str(tmp_path / "again.mp4")]) == 0
     assert "svg-ear on wan" in capsys.readouterr().out
@@ -142,7 +142,7 @@ def test_pictures_and_mp4_carry_the_workflow_even_of_a_cached_render(server: Ser
     (video,) = (server.base / "output").glob("clip_*.mp4")
     for file in (pictures[0], video):
         assert {"prompt", "workflow"} <= set(read_tags(file))
-        found = settings_in(file)
+        found = read_settings(file)
         assert (found["method"], found["steps"], found["knobs"]["density"]) == ("svg-ear", 12, 0.3)
 
 

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 import torch
-from support.explicit_maps import ExplicitMaps, explicit
+from support.explicit_maps import ExplicitMaps, explicit_attention
 from support.tiny_pipelines import TINY
 
 import dit_accel
@@ -44,14 +44,16 @@ def written_out(tiny, pipe, cfg, heads, *, scale, softness, kind, mode):
         first = name_of(tiny) in ("cogvideox", "flux")
         index = torch.arange(size)
         visual = index >= text if first else index < size - text
-        return explicit(query, key, value, mask, visual, chosen[module], softness, kind, mode)
+        return explicit_attention(
+            query, key, value, mask, visual, chosen[module], softness, kind, mode
+        )
 
     maps = ExplicitMaps(perturb)
     forward = transformer.forward
     pending = {}
 
     def weak(arguments):
-        with maps.on(list(chosen)):
+        with maps.patch(list(chosen)):
             return forward(**arguments)[0]
 
     @functools.wraps(forward)
@@ -209,7 +211,7 @@ def test_two_experts_have_their_own_scales(build_wan, run_wan) -> None:
         transformer = getattr(pipe, name)
         chosen = transformer.blocks[1].attn1
         maps = ExplicitMaps(
-            lambda _, q, k, v, mask: explicit(
+            lambda _, q, k, v, mask: explicit_attention(
                 *(q, k, v, mask), torch.ones(q.shape[2]) > 0, [0, 1], 1.0, "identity", "visual"
             )
         )
@@ -222,7 +224,7 @@ def test_two_experts_have_their_own_scales(build_wan, run_wan) -> None:
             calls.append(1)
             if len(calls) % 2 == 0:
                 return (out,)
-            with maps.on([chosen]):
+            with maps.patch([chosen]):
                 weak = forward(**arguments)[0]
             return (out + 2.0 / scale * (out - weak),)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.explicit_maps import explicit
+from support.explicit_maps import explicit_attention
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation
@@ -42,7 +42,7 @@ def check(query, key, value, mask, text, text_first, heads, softness, kind, mode
     out = ours(query, key, value, mask, text, text_first, heads, softness, kind, mode)
     visual = visual_of(query.shape[1], text, text_first)
     transposed = (t.transpose(1, 2) for t in (query, key, value))
-    expected = explicit(*transposed, mask, visual, heads, softness, kind, mode)
+    expected = explicit_attention(*transposed, mask, visual, heads, softness, kind, mode)
     torch.testing.assert_close(out, expected.transpose(1, 2), atol=2e-6, rtol=2e-6)
 
 

@@ -1,18 +1,17 @@
-"""Tiny random transformers of all families that the installed diffusers has, one row each."""
+"""Tiny random transformers of all families, without those that the installed diffusers lacks.
 
-from support.tiny_transformers import (
-    first,
-    image,
-    picture_flux_like,
-    picture_further,
-    video,
-    video_further,
-    video_wan_like,
-)
-from support.tiny_transformers.base import TinyTransformer
-from support.tiny_transformers.shared import absent
+A module has the name of the family's module in dit_accel_pipelines.
+"""
 
-PARTS = (first, video, image, video_wan_like, video_further, picture_further, picture_flux_like)
+import importlib
+import pkgutil
+
+from support.tiny_transformers.base import TinyTransformer, absent
+
+MODULES = [
+    importlib.import_module(f"{__name__}.{module.name}")
+    for module in pkgutil.iter_modules(__path__)
+]
 ROWS: list[TinyTransformer] = [
-    row for part in PARTS for row in part.ROWS if row.build is not absent
+    row for module in MODULES for row in getattr(module, "ROWS", []) if row.build is not absent
 ]

@@ -1,4 +1,4 @@
-"""What a tiny random transformer of a family is: how it is built and called, and where its tokens are."""
+"""Build and call a tiny random transformer of a family."""
 
 from __future__ import annotations
 
@@ -9,50 +9,56 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-GRID = (3, 4, 6)
-BATCH = 2
-TEXT = (
-    7,
-    5,
-)  # valid text tokens of the two samples, where text is padded; the first has no padding
-
 Inputs = dict[str, Any]
+Grid = tuple[int, int, int]
+Position = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class TinyTransformer:
-    """A row of the family matrix.
+    """Row of the family matrix.
 
     Attributes:
-        family: its name.
-        build: a transformer with random weights of which none is zero (`ready`).
-        inputs: arguments of a forward of `BATCH` different samples, made anew and equal at each call.
-        touch: changes the latents of one token of one sample, in place: ``touch(inputs, sample, place)`` with
-            the place (frame, row, column) in the grid.
-        grid: (frames, rows, columns) of visual tokens.
-        text: text tokens that count, of each sample, in self-attention; ``()`` where there is none.
-        touch_text: changes a text token of a sample, in place, where there is text.
-        layers: self-attention calls of a forward.
+        family: Name of the family.
+        build: Function that returns a transformer with random weights, none of them zero (`ready`).
+        inputs: Function that returns arguments of a forward for two different samples; equal at each call.
+        touch: Function that changes the latents of one visual token in place: ``touch(inputs, sample, position)``
+            with the position (frame, row, column) in the grid.
+        grid: Frames, rows and columns of visual tokens.
+        layers: Number of self-attention calls in a forward.
+        text: Number of valid text tokens of each sample in self-attention; ``()`` without text.
+        touch_text: Function that changes one text token in place: ``touch_text(inputs, sample, token)``.
     """
 
     family: str
     build: Callable[[], nn.Module]
     inputs: Callable[[], Inputs]
-    touch: Callable[[Inputs, int, tuple[int, int, int]], None]
-    grid: tuple[int, int, int]
+    touch: Callable[[Inputs, int, Position], None]
+    grid: Grid
     layers: int
     text: tuple[int, ...] = ()
     touch_text: Callable[[Inputs, int, int], None] | None = None
 
     def run(self, transformer: nn.Module, inputs: Inputs | None = None) -> Tensor:
-        """The prediction of all samples."""
+        """Return the prediction of all samples."""
         with torch.no_grad():
             out = transformer(**(inputs or self.inputs()), return_dict=False)[0]
         return torch.stack(list(out)) if isinstance(out, list | tuple) else out
 
 
+class WithParameters(TinyTransformer):
+    """Row whose inputs also hold parameters of the transformer, for tokens that come from no argument."""
+
+    def run(self, transformer: nn.Module, inputs: Inputs | None = None) -> Tensor:
+        parameters = dict(transformer.named_parameters())
+        arguments = dict(inputs or self.inputs())
+        for name in parameters.keys() & arguments.keys():
+            parameters[name].data = arguments.pop(name)
+        return super().run(transformer, arguments)
+
+
 def ready(transformer: nn.Module) -> nn.Module:
-    """In evaluation mode; parameters that start as zeros get small random values."""
+    """Return a transformer in evaluation mode, with small random values in parameters that are all zero."""
     transformer.eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -62,42 +68,31 @@ def ready(transformer: nn.Module) -> nn.Module:
     return transformer
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers, always the same."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def absent() -> nn.Module:
+    """Fail, because the installed diffusers lacks the transformer."""
+    raise NotImplementedError
 
 
-def padding(tokens: int = TEXT[0], valid: tuple[int, ...] = TEXT) -> Tensor:
-    """A mask ``[B, T]``, True for the tokens that count, padding last."""
-    return torch.arange(tokens) < torch.tensor(valid)[:, None]
+def build(
+    transformer_class: Callable[..., nn.Module] | None, **config: object
+) -> Callable[[], nn.Module]:
+    """Return a function that builds a transformer with the same random weights at each call.
+
+    Without a class, return `absent`.
+    """
+    if transformer_class is None:
+        return absent
+
+    def build_ready() -> nn.Module:
+        torch.manual_seed(0)
+        return ready(transformer_class(**config))
+
+    return build_ready
 
 
-def touch_latents(
-    patch: tuple[int, int, int],
-) -> Callable[[Inputs, int, tuple[int, int, int]], None]:
-    """For latents ``[B, C, F, H, W]`` or ``[B, C, H, W]`` in patches."""
-
-    def touch(inputs: Inputs, sample: int, place: tuple[int, int, int]) -> None:
-        latents = inputs["hidden_states"][sample]
-        frame, row, column = (p * size for p, size in zip(place, patch, strict=True))
-        if latents.dim() == 4:
-            latents[:, frame, row, column] += 1
-        else:
-            latents[:, row, column] += 1
-
-    return touch
-
-
-def touch_tokens(grid: tuple[int, int, int]) -> Callable[[Inputs, int, tuple[int, int, int]], None]:
-    """For tokens ``[B, S, C]`` in raster order."""
-
-    def touch(inputs: Inputs, sample: int, place: tuple[int, int, int]) -> None:
-        frame, row, column = place
-        inputs["hidden_states"][sample, (frame * grid[1] + row) * grid[2] + column] += 1
-
-    return touch
-
-
-def touch_words(inputs: Inputs, sample: int, token: int) -> None:
-    """For text ``[B, T, C]``."""
-    inputs["encoder_hidden_states"][sample, token] += 1
+def scale_parameters(transformer: nn.Module, names: str, factor: float) -> nn.Module:
+    """Multiply the parameters whose names contain a string."""
+    for name, parameter in transformer.named_parameters():
+        if names in name:
+            parameter.data *= factor
+    return transformer

@@ -1,0 +1,176 @@
+"""The verbs: they compose in any order, take plain values, and refuse wrong ones at once."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import dit_accel
+from dit_accel import SVG2, Guard, InvalidSettings, Profile, Schedule, SVGEar
+from dit_accel.runtime.active_sessions import session_of
+from dit_accel.verbs import VERBS
+
+ALWAYS = Schedule(dense_steps=0, min_tokens=0)
+COARSE = SVG2(query_clusters=4, key_clusters=12, top_p=0.5, min_key_share=0.0)
+
+
+def precisions(pipe) -> tuple[str, str]:
+    """Precision of the sparse and of the dense calls of a pipeline."""
+    profile = session_of(pipe).profile
+    return profile.precision, profile.dense_precision
+
+
+def test_quantized_attention_composes_with_sparse_attention_in_both_orders(wan, run_wan) -> None:
+    wan.enable_sparse_attention(COARSE, schedule=ALWAYS)
+    wan.enable_quantized_attention("int8")
+    first = run_wan(wan)
+    assert wan.attention_report().calls["sparse"] == 24
+    assert precisions(wan) == ("int8", "int8")
+    wan.disable_sparse_attention()
+    wan.enable_sparse_attention(COARSE, schedule=ALWAYS)
+    assert precisions(wan) == ("int8", "int8")
+    assert torch.equal(run_wan(wan), first)
+
+
+def test_each_verb_takes_back_only_its_own(wan, run_wan) -> None:
+    untouched = run_wan(wan)
+    wan.enable_sparse_attention(COARSE, schedule=ALWAYS)
+    sparse = run_wan(wan)
+    wan.enable_quantized_attention("int8")
+    wan.enable_perturbed_guidance(2.0)
+    wan.disable_quantized_attention()
+    wan.disable_perturbed_guidance()
+    assert torch.equal(run_wan(wan), sparse)
+    wan.enable_quantized_attention("int8")
+    wan.disable_sparse_attention()
+    assert precisions(wan)[1] == "int8"
+    assert not torch.equal(run_wan(wan), untouched)
+    wan.disable_quantized_attention()
+    assert session_of(wan) is None
+    assert torch.equal(run_wan(wan), untouched)
+
+
+def test_the_later_precision_wins(wan) -> None:
+    wan.enable_quantized_attention("int8")
+    wan.enable_sparse_attention(COARSE, precision="full")
+    assert precisions(wan) == ("full", "int8")
+    wan.enable_quantized_attention("int8-fp8")
+    assert precisions(wan) == ("int8-fp8", "int8-fp8")
+    wan.disable_quantized_attention()
+    assert precisions(wan) == ("full", "full")
+
+
+def test_a_handle_ends_only_its_own_quantization(wan) -> None:
+    wan.enable_sparse_attention(COARSE)
+    with wan.enable_quantized_attention("int8") as handle:
+        assert handle.report().method == "svg2"
+    assert precisions(wan) == ("full", "full")
+    wan.enable_quantized_attention("int8-fp8")
+    handle.close()
+    assert precisions(wan) == ("int8-fp8", "int8-fp8")
+
+
+def test_classes_and_plain_values_are_accepted(wan) -> None:
+    session = wan.enable_sparse_attention(
+        SVGEar,
+        schedule={"dense_steps": 0.5, "rules": [{"layers": "0", "dense": True}]},
+        guard="warn",
+    )
+    assert session.profile.method == SVGEar()
+    assert session.profile.schedule.dense_steps == 0.5
+    assert session.profile.schedule.rules[0].dense
+    assert session.profile.guard == Guard("warn")
+    profile = {"method": "svg2", "knobs": {"top_p": 0.7}, "guard": {"mode": "warn", "limit": 0.1}}
+    session = wan.enable_sparse_attention(profile=profile)
+    assert session.profile == Profile(SVG2(top_p=0.7), guard=Guard("warn", limit=0.1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": 3}, "method must be a name or a Method, got int"),
+        ({"method": Schedule}, "method must be a name or a Method, got the class Schedule"),
+        ({"method": "nosuch"}, "unknown method 'nosuch': choose one of dense, svg2"),
+        ({"schedule": 0.2}, "schedule must be a Schedule or a dictionary, got float"),
+        ({"schedule": {"dense": 1}}, "unknown schedule 'dense': choose from dense_steps"),
+        ({"guard": 1}, "guard must be a Guard or a dictionary, got int"),
+        ({"guard": "maybe"}, "guard"),
+        ({"profile": 1}, "profile must be a Profile, a file or a dictionary, got int"),
+        ({"precision": "int4"}, "unknown precision 'int4': choose one of full"),
+    ],
+    ids=str,
+)
+def test_wrong_values_are_refused_and_change_nothing(wan, arguments, message: str) -> None:
+    with pytest.raises(InvalidSettings, match=message):
+        wan.enable_sparse_attention(**arguments)
+    assert session_of(wan) is None
+    assert "forward" not in vars(wan.transformer)
+
+
+def test_sessions_and_reports_are_readable(wan, run_wan) -> None:
+    session = wan.enable_sparse_attention(COARSE, schedule=ALWAYS)
+    wan.enable_quantized_attention("int8")
+    wan.enable_perturbed_guidance(2.0)
+    run_wan(wan)
+    text = repr(session)
+    assert text.startswith("<Session on wan: sparse attention SVG2(")
+    assert "quantized attention int8, perturbed guidance of blocks.1:*" in text
+    report = wan.attention_report()
+    assert str(report) in repr(report)
+    html = report._repr_html_()
+    assert html.startswith("<table>")
+    assert "<td style='text-align:left'>svg2</td>" in html
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import dit_accel; from diffusers import WanPipeline",
+        "from diffusers import WanPipeline; import dit_accel",
+        "import dit_accel.api; from diffusers import WanPipeline",
+        "from dit_accel import SVG2, enable_sparse_attention; from diffusers import WanPipeline",
+        "import dit_accel.hooks; from diffusers import WanPipeline",
+    ],
+)
+def test_pipelines_get_the_verbs_in_every_order_of_imports(imports: str) -> None:
+    code = f"{imports}; assert callable(WanPipeline.enable_sparse_attention)"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
+
+
+def test_verbs_are_functions_with_examples(wan) -> None:
+    for name in VERBS:
+        function = getattr(dit_accel, name)
+        assert "Example:" in inspect.getdoc(function), name
+        assert getattr(type(wan), name) is function
+        assert getattr(wan, name).__self__ is wan
+
+
+def test_public_names_load() -> None:
+    for name in dit_accel.__all__:
+        assert getattr(dit_accel, name) is not None
+    assert set(VERBS) <= set(dir(dit_accel))
+
+
+def test_errors_share_a_base() -> None:
+    for error in (
+        dit_accel.InvalidSettings,
+        dit_accel.RunFailed,
+        dit_accel.UnknownFamily,
+        dit_accel.UnsupportedProcessor,
+    ):
+        assert issubclass(error, dit_accel.DitAccelError)
+    assert issubclass(dit_accel.InvalidSettings, ValueError)
+
+
+def test_a_rendering_session_comes_back(wan, run_wan) -> None:
+    from dit_accel.runtime.active_sessions import preserved_session
+
+    session = wan.enable_sparse_attention(COARSE, schedule=ALWAYS)
+    expected = run_wan(wan)
+    with preserved_session(wan):
+        wan.enable_sparse_attention("dense")
+        run_wan(wan)
+    assert session_of(wan) is session
+    assert torch.equal(run_wan(wan), expected)
