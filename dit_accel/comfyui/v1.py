@@ -21,7 +21,7 @@ def node_class(node: Node) -> type:
     def execute(self: Any, **inputs: Any) -> tuple[Any, ...]:
         return node.run(**inputs)
 
-    def is_changed(cls: type, **inputs: Any) -> list[Any]:
+    def is_changed(cls: type, /, **inputs: Any) -> list[Any]:
         return node.fingerprint(inputs)
 
     members: dict[str, Any] = {"IS_CHANGED": classmethod(is_changed)} if node.files else {}

@@ -30,10 +30,10 @@ def node_class(node: Node) -> type[io.ComfyNode]:
             outputs=[io.Custom(o.type).Output(display_name=o.name) for o in node.outputs],
         )
 
-    def execute(cls: type, **inputs: Any) -> io.NodeOutput:
+    def execute(cls: type, /, **inputs: Any) -> io.NodeOutput:
         return io.NodeOutput(*node.run(**inputs))
 
-    def fingerprint_inputs(cls: type, **inputs: Any) -> list[Any]:
+    def fingerprint_inputs(cls: type, /, **inputs: Any) -> list[Any]:
         return node.fingerprint(inputs)
 
     members: dict[str, Any] = {

@@ -83,7 +83,8 @@ class Method(abc.ABC):
         usable = state.by is self and call.context.step - state.step < self.plan_steps()
         ops.count_plan(reused=state.made is not None and usable)
         if state.made is not None and usable:
-            return state.made
+            made: Plan = state.made
+            return made
         plan = self._full_plan(call, state, ops)
         reusable = self.plan_steps() > 1  # plans of all layers can take gigabytes
         state.made = plan if reusable else None

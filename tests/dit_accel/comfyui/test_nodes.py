@@ -225,4 +225,4 @@ def test_the_shim_comes_and_goes(tmp_path: Path, capsys) -> None:
     assert cli.main(["comfyui", "uninstall", str(tmp_path)]) == 0
     assert not shim.exists()
     assert cli.main(["comfyui", "uninstall", str(tmp_path)]) == 0
-    assert "nothing of ours" in capsys.readouterr().out
+    assert "nothing of dit-accel in" in capsys.readouterr().out

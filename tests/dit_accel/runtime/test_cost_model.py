@@ -182,7 +182,7 @@ def test_rates_of_other_threads_say_so(folders) -> None:
     other.save(measured_rates_path("cpu", "float32"))
     told = f", measured with {here + 3} threads, not {here}: `dit-accel bench rates`"
     with pytest.warns(SlowdownWarning, match=told):
-        SlowdownAdvisor().look(SVG2(min_key_share=0.1), torch.empty(1, 300, 4, 64), True)
+        SlowdownAdvisor().check(SVG2(min_key_share=0.1), torch.empty(1, 300, 4, 64), runs=True)
     assert told in doctor.describe_rates()["cpu float32"]
     assert replace(other, device="cuda").caveat == ""
 
