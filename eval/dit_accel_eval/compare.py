@@ -16,10 +16,10 @@ from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
 from dit_accel.io.tables import format_table
 from dit_accel_eval.comparison import similarity_metrics
-from dit_accel_eval.frames import PICTURES, VIDEOS, difference, read_clip, write_webm
+from dit_accel_eval.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, difference, read_clip, write_webm
 from dit_accel_eval.page import Page, Panel, Player, TableRow
-from dit_accel_eval.report import shown, titles
-from dit_accel_eval.statistics import estimate
+from dit_accel_eval.report import column_titles, format_figure
+from dit_accel_eval.statistics import mean_ci
 
 FIGURES = ("psnr", "ssim", "lpips", "flicker", "drift")
 PLAYERS = 8  # on the page: the pairs farthest apart
@@ -49,11 +49,11 @@ def compare(
         kept = keep(out, records) if out and records else None
         others = f"; {len(wrong) - 1} more pairs do not fit" if len(wrong) > 1 else ""
         raise InvalidSettings(f"{wrong[0]}{others}{f'; the rest is in {kept}' if kept else ''}")
-    means = {name: estimate([r[name] for r in records]) for name in FIGURES}
-    columns = titles(FIGURES, records)
+    means = {name: mean_ci([r[name] for r in records]) for name in FIGURES}
+    columns = column_titles(FIGURES, records)
     rows = {r["clip"]: {t: number(r[n]) for n, t in columns.items()} for r in records}
     if len(records) > 1:
-        rows["mean"] = {t: shown(means[n], n) for n, t in columns.items()}
+        rows["mean"] = {t: format_figure(means[n], n) for n, t in columns.items()}
     if out:
         keep(out, records)
         write(out, found, records, rows, fps)
@@ -96,16 +96,18 @@ def clips_in(path: Path) -> dict[str, Path] | None:
     if not path.is_dir():
         return None
     kinds = {p.suffix.lower() for p in path.iterdir()}
-    if kinds.intersection(PICTURES):
-        if kinds.intersection(VIDEOS):
+    if kinds.intersection(IMAGE_SUFFIXES):
+        if kinds.intersection(VIDEO_SUFFIXES):
             raise InvalidSettings(
                 f"{path} holds videos and pictures: put those to compare into a folder"
             )
         return None
-    files = [p for p in path.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS]
+    files = [p for p in path.iterdir() if p.is_dir() or p.suffix.lower() in VIDEO_SUFFIXES]
     found = {p.stem: p for p in files}
     if not found:
-        raise InvalidSettings(f"no clips in {path}: give videos ({', '.join(VIDEOS)}) or pictures")
+        raise InvalidSettings(
+            f"no clips in {path}: give videos ({', '.join(VIDEO_SUFFIXES)}) or pictures"
+        )
     if len(found) < len(files):
         raise InvalidSettings(f"{path} has two clips of one name: rename one")
     return found
@@ -123,7 +125,7 @@ def measure(name: str, reference: Path, other: Path, backbone: Path | None) -> d
 def keep(out: Path, records: Sequence[Mapping[str, Any]]) -> Path:
     """Write the figures of all pairs, and their means."""
     reason, path = lpips_reason(records), out / "compare.json"
-    means = {name: estimate([r[name] for r in records]) for name in FIGURES}
+    means = {name: mean_ci([r[name] for r in records]) for name in FIGURES}
     told = {"pairs": records, "mean": means, **({"lpips_reason": reason} if reason else {})}
     with atomic_write(path) as temporary:
         temporary.write_text(to_json(told, indent=2) + "\n")
@@ -152,8 +154,8 @@ def write(
     page = Page(
         title="Clips compared",
         subtitle=f"{len(records)} pair{'s' * (len(records) != 1)}",
-        what="clip",
-        columns=list(titles(FIGURES, records).values()),
+        row_name="clip",
+        columns=list(column_titles(FIGURES, records).values()),
         table=[TableRow(name, list(row.values())) for name, row in rows.items()],
         heading="Frames against frames",
         explanation="Decoded frames of one clip against those of the other, as they came out of their files"

@@ -71,9 +71,9 @@ def command(
         backbone=lpips_backbone,
     )
     if dry_run:
-        click.echo(run.cost(tuning, out))
+        click.echo(run.describe_cost(tuning, out))
         return
     tuned = run.tune(tuning, out)
     if tuned is None:  # in all processes but the first
         return
-    click.echo(f"{run.summary(tuning, tuned)}\nwritten: {out}")
+    click.echo(f"{run.describe_result(tuning, tuned)}\nwritten: {out}")

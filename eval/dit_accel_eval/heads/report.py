@@ -17,7 +17,7 @@ from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import to_json
 from dit_accel_eval.heads.sampling import Candidate, Pair, mean_score
 from dit_accel_eval.heads.search import Head, Search, controls, curves
-from dit_accel_eval.statistics import estimate
+from dit_accel_eval.statistics import mean_ci
 
 
 def report(folder: Path) -> list[dict[str, Any]]:
@@ -66,8 +66,8 @@ def row_of(
         "heads": candidate.heads,
         "softness": candidate.softness,
         "clips": len(own),
-        "score": estimate(own),
-        "gain": estimate(gains),
+        "score": mean_ci(own),
+        "gain": mean_ci(gains),
     }
 
 
