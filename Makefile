@@ -28,6 +28,7 @@ lint: $(TESTED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/support/verbs_script.py
 
 # Triton chooses its interpreter when it is imported, so these tests run in their own process.
 interpreted: $(TESTED)

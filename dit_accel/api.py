@@ -12,7 +12,7 @@ from dit_accel.core.precision import Precision, check_precision_name
 from dit_accel.core.schedule import Guard, GuardMode, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.config import Perturbation, PerturbedGuidance, TextMode, check_family
-from dit_accel.guidance.heads import HeadSet, ModelShape, find_heads
+from dit_accel.guidance.heads import HeadSet, ModelShape, make_head_set
 from dit_accel.guidance.noise import noise_levels
 from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import transformers_of
@@ -205,8 +205,8 @@ def enable_perturbed_guidance(
     """
     family = _check_target(target)
     check_family(family)
-    shape = ModelShape.of(next(iter(transformers_of(target).values())), family)
-    head_set = find_heads(heads, layers, shape)
+    shape = ModelShape.from_transformer(next(iter(transformers_of(target).values())), family)
+    head_set = make_head_set(heads, layers, shape)
     requested = {
         "scale": scale,
         "softness": softness,

@@ -24,8 +24,15 @@ class _Verb:
         self._name = name
 
     def __get__(self, pipe: Any, pipeline_class: type[Any]) -> Any:
-        verb = getattr(importlib.import_module("dit_accel.api"), self._name)
+        verb = _load(self._name)
         return verb if pipe is None else MethodType(verb, pipe)
+
+
+def _load(name: str) -> Any:
+    try:
+        return getattr(importlib.import_module("dit_accel.api"), name)
+    except AttributeError as error:  # Python would hide it behind the pipeline's own __getattr__
+        raise ImportError(f"cannot import dit_accel: {error}") from error
 
 
 def add_verbs(pipeline_utils: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""``python -m studies.ablation``: svg2 against its controls at equal density, paired over clips."""
+"""Compare svg2 with its controls at equal density, on the same clips."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from pathlib import Path
 
 import click
 
-from dit_accel import SVG2, Method, Profile, Schedule
-from dit_accel.generation.distributed import this_process
-from dit_accel.io.atomic import atomic_write
-from dit_accel.io.jsonl import to_json
-from dit_accel_eval.controls import CONTROLS, RoundedSums
-from dit_accel_eval.paired import Entry, paired_table, run_paired
+from dit_accel import SVG2, Profile, Schedule
+from dit_accel.io.jsonl import to_json, write_json
+from studies.controls import RoundedSums, density_controls
+from studies.paired_table import Entry, paired_table, run_paired
 
 
 @click.command()
@@ -31,22 +29,20 @@ def main(
     dense_steps: float,
     out: Path,
 ) -> None:
-    """Append to OUT/ablation.jsonl what is missing there, then write OUT/ablation.json."""
+    """Append missing records to OUT/ablation.jsonl, then write OUT/ablation.json."""
     base = SVG2(top_p=top_p, min_key_share=min_key_share)
-    methods: list[Method] = [base, *(control(base=base) for control in CONTROLS)]
-    methods.append(RoundedSums(top_p=top_p, min_key_share=min_key_share))
+    rounded = RoundedSums(top_p=top_p, min_key_share=min_key_share)
     schedule = Schedule(dense_steps=dense_steps, min_tokens=0)
-    entries = [Entry(m.name, Profile(m, schedule), clips) for m in methods]
-    common, records = run_paired(entries, size, steps, out / "ablation.jsonl")
-    if this_process().rank:
+    methods = [base, *density_controls(base), rounded]
+    entries = [Entry(method.name, Profile(method, schedule), clips) for method in methods]
+    results = run_paired(entries, size, steps, out / "ablation.jsonl")
+    if results is None:
         return
-    settings = {**common, "svg2": {"top_p": top_p, "min_key_share": min_key_share}}
-    settings["dense_steps"] = dense_steps
-    rows = paired_table(records, "svg2")
-    shown = to_json({"settings": settings, "rows": rows}, indent=2)
-    with atomic_write(out / "ablation.json") as temporary:
-        temporary.write_text(shown + "\n")
-    click.echo(shown)
+    common, records = results
+    knobs = {"svg2": {"top_p": top_p, "min_key_share": min_key_share}, "dense_steps": dense_steps}
+    table = {"settings": {**common, **knobs}, "rows": paired_table(records, "svg2")}
+    write_json(out / "ablation.json", table)
+    click.echo(to_json(table, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""What perturbed guidance costs: the plain extra forward against shared blocks, a sparse perturbed branch and
-an interval, in one run.
-"""
+"""Time perturbed guidance in one run: the plain extra forward, shared blocks, a sparse branch, and an interval."""
 
 from __future__ import annotations
 
@@ -15,15 +13,14 @@ from tqdm import tqdm
 
 from dit_accel import Profile, Rule, Schedule, SVGEar
 from dit_accel.api import enable_perturbed_guidance, enable_sparse_attention
-from dit_accel.generation.loading import fingerprint, load_pipeline
-from dit_accel.generation.placement import LoadOptions
+from dit_accel.generation.loading import fingerprint
 from dit_accel.generation.render import LoopTimer, call_arguments, versions
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
-from dit_accel.io.atomic import atomic_write
-from dit_accel.io.jsonl import to_json
+from dit_accel.io.jsonl import write_json
 from dit_accel.methods import Dense
 from dit_accel_assets.world import SIZES
+from dit_accel_eval.paired_runner import load_silently
 
 DENSE = Profile(Dense())
 SPARSE_BRANCH = Profile(
@@ -48,8 +45,8 @@ VARIANTS: Mapping[str, tuple[Profile, dict[str, Any] | None]] = {
 
 
 def measure(pipe: Any, settings: RenderSettings, heads: str) -> dict[str, dict[str, float]]:
-    """Seconds of the loop and of one perturbed forward of every variant, once."""
-    found = {}
+    """Run every variant once. Return the seconds of its loop, and of one forward by kind."""
+    measured: dict[str, dict[str, float]] = {}
     for label, (profile, arguments) in VARIANTS.items():
         with enable_sparse_attention(pipe, profile=profile) as session, LoopTimer(pipe) as timer:
             if arguments is None:
@@ -58,17 +55,19 @@ def measure(pipe: Any, settings: RenderSettings, heads: str) -> dict[str, dict[s
                 with enable_perturbed_guidance(pipe, 2.0, heads=heads, **arguments):
                     pipe(**call_arguments(settings))
                     guidance = session.report().guidance
-            found[label] = {"loop": timer.seconds()["denoise"]}
+            measured[label] = {"loop": timer.seconds()["denoise"]}
             if arguments is not None:
                 assert guidance is not None
                 for name, seconds in guidance["seconds"].items():
-                    found[label][name] = seconds / guidance["forwards"]
-    return found
+                    measured[label][name] = seconds / guidance["forwards"]
+    return measured
 
 
 def table(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
-    """Medians over the repetitions, and their ratios: the perturbed forward to the clean one of the same run,
-    and the loop to that without guidance.
+    """Return a row per variant: medians over the repetitions of seconds and of ratios within a repetition.
+
+    ``loop_ratio`` compares the loop with the one without guidance, ``forward_ratio`` the perturbed forward with the
+    clean one.
     """
     lines = []
     for label in runs[0]:
@@ -90,7 +89,7 @@ def table(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> list[dict[str, A
     "--guidance-scale",
     default=2.0,
     show_default=True,
-    help="Above 1: beside classifier-free guidance.",
+    help="Above 1 adds classifier-free guidance.",
 )
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--heads", default="blocks.4", show_default=True)
@@ -118,11 +117,10 @@ def main(
             device=device,
         )
     )
-    pipe = load_pipeline(card, LoadOptions(device))
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_silently(card, settings.load_options)
     runs = [measure(pipe, settings, heads) for _ in tqdm(range(repeats), desc="repeats")]
-    lines = table(runs)
-    told = {
+    rows = table(runs)
+    facts = {
         "size": size,
         "steps": steps,
         "guidance_scale": settings.guidance_scale,
@@ -132,14 +130,12 @@ def main(
         "dense": "SDPA",
         "weights": fingerprint(card.source),
         "versions": versions(),
-        "rows": lines,
     }
-    with atomic_write(out) as temporary:
-        temporary.write_text(to_json(told, indent=2) + "\n")
-    for line in lines:
-        forward = line.get("forward_ratio")
-        shown = "" if forward is None else f", perturbed forward {forward:.2f} of the clean one"
-        click.echo(f"{line['label']:54} loop x{line['loop_ratio']:.2f}{shown}")
+    write_json(out, {**facts, "rows": rows})
+    for row in rows:
+        ratio = row.get("forward_ratio")
+        forward = "" if ratio is None else f", perturbed forward {ratio:.2f} of the clean one"
+        click.echo(f"{row['label']:54} loop x{row['loop_ratio']:.2f}{forward}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Perturbed guidance on the tiny world: caption accuracy and sharpness over scale and softness, of found
-heads, whole layers and random heads (several sets, one for each batch in turn), beside no guidance at the same
-cost. Same noise everywhere.
+"""Measure perturbed guidance on the tiny world: caption accuracy and sharpness over scale and softness.
+
+The table compares heads from a search, a whole layer, random heads, and no guidance at the same cost. All clips start
+from the same noise.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
@@ -15,27 +15,27 @@ from typing import Any
 import click
 import numpy as np
 from diffusers import DiffusionPipeline
-from scipy import stats
 from tqdm import tqdm
 
 from dit_accel.generation.distributed import this_process
-from dit_accel.generation.loading import fingerprint, load_pipeline
+from dit_accel.generation.loading import fingerprint
 from dit_accel.generation.render import versions
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.guidance import HeadSet, ModelShape
-from dit_accel.io.atomic import atomic_write
-from dit_accel.io.jsonl import append_record, log_path, read_logs, to_json
+from dit_accel.io.jsonl import write_json
 from dit_accel_assets.world import SIZES, parse_caption, place_objects, render
 from dit_accel_eval.heads.rewards import caption, caption_words, sharpness
 from dit_accel_eval.heads.sampling import Candidate, Pair, chunks, same_cost_steps, sample
 from dit_accel_eval.heads.search import all_heads, head_set
-from dit_accel_eval.paired import held_out_prompts
-from dit_accel_eval.statistics import estimate
+from dit_accel_eval.paired_runner import Record, RecordLog, load_silently
+from dit_accel_eval.statistics import mean_ci, proportion_ci
 from dit_accel_pipelines import Family
+from studies.paired_table import held_out_prompts
 
-FIRST_SEED = 10_000  # no search has seen these
+FIRST_SEED = 10_000  # Head searches use smaller seeds.
 RANDOM_SETS = 5
+KEY_FIELDS = ("common", "guidance_scale", "candidate", "prompt", "seed")
 REWARDS = {"caption": caption, "caption_words": caption_words, "sharpness": sharpness}
 
 
@@ -44,7 +44,8 @@ class Row:
     """One row of the table.
 
     Attributes:
-        candidates: how it is sampled: the batches take them in turn.
+        label, guidance_scale: Together they name the row.
+        candidates: Head sets or none. The batches take them in turn.
     """
 
     label: str
@@ -52,124 +53,130 @@ class Row:
     candidates: tuple[Candidate, ...]
 
     def batches(self, pairs: Sequence[Pair], batch: int) -> list[tuple[Candidate, Sequence[Pair]]]:
-        """The clips in batches, each with what it is sampled with."""
+        """Return the clips in batches, each with the candidate that samples it."""
         return list(zip(cycle(self.candidates), chunks(pairs, batch), strict=False))
 
 
-def rows(found: HeadSet, layer: str, steps: int, family: Family) -> Iterator[Row]:
-    """What is compared, without and, in fewer rows, with classifier-free guidance."""
-    heads = found.spec()
+def rows(chosen: HeadSet, layer: str, steps: int, family: Family) -> Iterator[Row]:
+    """Yield the rows of the table: without and, fewer of them, with classifier-free guidance.
+
+    Args:
+        chosen: Heads that a search chose.
+        layer: Spec of the best whole layer.
+        steps: Number of denoising steps of the guided rows.
+        family: Family of the model.
+    """
+    heads = chosen.to_spec()
     for guidance_scale in (1.0, 2.0):
         yield Row("no guidance", guidance_scale, (Candidate(None),))
-        longer = same_cost_steps(steps, guidance_scale, family, found)
+        longer = same_cost_steps(steps, guidance_scale, family, chosen)
         yield Row("no guidance, same cost", guidance_scale, (Candidate(None, steps=longer),))
         for scale, softness in ((3.0, 1.0), (3.0, 0.5), (1.0, 1.0)):
             if guidance_scale == 1.0 or (scale, softness) == (3.0, 1.0):
-                chosen = Candidate(heads, scale, softness)
-                yield Row(f"found heads s {scale:g} u {softness:g}", guidance_scale, (chosen,))
+                candidate = Candidate(heads, scale, softness)
+                yield Row(f"found heads s {scale:g} u {softness:g}", guidance_scale, (candidate,))
         yield Row(f"layer {layer} s 1", guidance_scale, (Candidate(layer, 1.0),))
-    picked = tuple(Candidate(chance, 3.0) for chance in random_sets(found))
-    yield Row("random heads s 3", 1.0, picked)
+    random_candidates = tuple(Candidate(spec, 3.0) for spec in random_sets(chosen))
+    yield Row("random heads s 3", 1.0, random_candidates)
 
 
-def random_sets(found: HeadSet) -> list[str]:
-    """Sets of as many heads, drawn by chance: a mean over them is one over the choice of heads, too."""
-    heads, generator = all_heads(found.model), np.random.default_rng(1)
-    draws = [generator.choice(len(heads), len(found), replace=False) for _ in range(RANDOM_SETS)]
-    return [head_set([heads[i] for i in sorted(draw)], found.model).spec() for draw in draws]
+def random_sets(chosen: HeadSet) -> list[str]:
+    """Return specs of random sets of as many heads. Their mean is also a mean over the choice of heads."""
+    heads, generator = all_heads(chosen.model), np.random.default_rng(1)
+    draws = [generator.choice(len(heads), len(chosen), replace=False) for _ in range(RANDOM_SETS)]
+    return [head_set([heads[i] for i in sorted(draw)], chosen.model).to_spec() for draw in draws]
 
 
 def run(
-    table: Sequence[Row], base: RenderSettings, pairs: Sequence[Pair], batch: int, log: Path
-) -> list[dict[str, Any]]:
-    """Sample and judge what ``log`` does not hold yet, of several processes each its share of the batches (with a
-    log beside the first one's); returns the records of these rows.
+    table: Sequence[Row], base: RenderSettings, pairs: Sequence[Pair], batch: int, path: Path
+) -> list[Record] | None:
+    """Sample and score what a log does not hold yet, of the batches that are this process's share.
+
+    Returns:
+        The records of the rows, or None while other processes have batches left.
     """
     process = this_process()
     base, card = validate(replace(base, prompt=pairs[0][0]).as_dense())
-    told = {k: v for k, v in asdict(base).items() if k not in ("prompt", "seed", "guidance_scale")}
-    common = {**told, "weights": fingerprint(card.source), "versions": versions(), "batch": batch}
-    common = json.loads(to_json({k: v for k, v in common.items() if k != "knobs"}))
-    log.parent.mkdir(parents=True, exist_ok=True)
-    own = log_path(log, process.rank)
-    pipe = load_pipeline(card, process.load_options(base.load_options))
-    pipe.set_progress_bar_config(disable=True)
-    there = recorded(log, common)
-    units = [(row, *one) for row in table for one in row.batches(pairs, batch)]
+    varying = ("prompt", "seed", "guidance_scale", "knobs")
+    request = {name: value for name, value in asdict(base).items() if name not in varying}
+    common = {
+        **request,
+        "weights": fingerprint(card.source),
+        "versions": versions(),
+        "batch": batch,
+    }
+    pipe = load_silently(card, process.load_options(base.load_options))
+    log = RecordLog(path, KEY_FIELDS)
+
+    def describe(row: Row, candidate: Candidate, pair: Pair) -> Record:
+        names = {"guidance_scale": row.guidance_scale, "candidate": asdict(candidate)}
+        return {"common": common, **names, "prompt": pair[0], "seed": pair[1]}
+
+    done = log.read()
+    units = [(row, *unit) for row in table for unit in row.batches(pairs, batch)]
     for row, candidate, chunk in tqdm(process.share(units), desc="batches"):
-        if not all(_key(row, candidate, pair) in there for pair in chunk):
+        descriptions = [describe(row, candidate, pair) for pair in chunk]
+        if not all(log.key(description) in done for description in descriptions):
             guided = replace(base, guidance_scale=row.guidance_scale)
-            for record in judged(pipe, guided, candidate, chunk):
-                append_record(own, {"common": common, **record})
-    process.wait()
-    there = recorded(log, common)
-    return [
-        {**there[_key(row, candidate, pair)], "label": row.label}
+            scores = score_batch(pipe, guided, candidate, chunk)
+            for description, rewards in zip(descriptions, scores, strict=True):
+                log.append(process.rank, {**description, **rewards})
+    records = log.read()
+    keys = [
+        (row.label, log.key(describe(row, candidate, pair)))
         for row, candidate, chunk in units
         for pair in chunk
     ]
+    if any(key not in records for _, key in keys):
+        return None
+    return [{**records[key], "label": label} for label, key in keys]
 
 
-def judged(
+def score_batch(
     pipe: DiffusionPipeline, base: RenderSettings, candidate: Candidate, pairs: Sequence[Pair]
-) -> Iterator[dict[str, Any]]:
-    """A batch of clips, each under every reward."""
+) -> Iterator[dict[str, float]]:
+    """Sample a batch of clips, and yield the rewards of each."""
     clips = sample(pipe, base, candidate, pairs)
-    for (prompt, seed), clip in zip(pairs, clips, strict=True):
-        yield {
-            "guidance_scale": base.guidance_scale,
-            "candidate": asdict(candidate),
-            "prompt": prompt,
-            "seed": seed,
-            **{name: reward(clip, prompt) for name, reward in REWARDS.items()},
-        }
+    for (prompt, _), clip in zip(pairs, clips, strict=True):
+        yield {name: reward(clip, prompt) for name, reward in REWARDS.items()}
 
 
-def recorded(log: Path, common: Mapping[str, Any]) -> dict[Any, dict[str, Any]]:
-    """What all processes have written, by guidance_scale, candidate, prompt and seed."""
-    found = [r for r in read_logs(log) if r["common"] == common]
-    return {
-        (r["guidance_scale"], tuple(r["candidate"].values()), (r["prompt"], r["seed"])): r
-        for r in found
-    }
+def summarize(records: Sequence[Mapping[str, Any]], data: float) -> list[dict[str, Any]]:
+    """Return a line per row of the table, with 95 % intervals.
 
-
-def summary(records: Sequence[Mapping[str, Any]], data: float) -> list[dict[str, Any]]:
-    """Per row: share of right captions with its Wilson interval, sharpness as a share of the data's, and the
-    paired differences from no guidance at the same guidance_scale, all with 95 % intervals.
+    A line holds the share of correct captions, sharpness as a share of ``data``, and the paired differences from no
+    guidance at the same guidance_scale.
     """
-    plain = {
+    unguided = {
         (r["guidance_scale"], r["prompt"], r["seed"]): r
         for r in records
         if r["label"] == "no guidance"
     }
-    table = []
+    lines = []
     for label, scale in dict.fromkeys((r["label"], r["guidance_scale"]) for r in records):
-        own = [r for r in records if (r["label"], r["guidance_scale"]) == (label, scale)]
-        base = [plain[r["guidance_scale"], r["prompt"], r["seed"]] for r in own]
-        heads = list(dict.fromkeys(r["candidate"]["heads"] for r in own))
-        right = int(sum(r["caption"] for r in own))
-        interval = stats.binomtest(right, len(own)).proportion_ci(method="wilson")
+        labelled = [r for r in records if (r["label"], r["guidance_scale"]) == (label, scale)]
+        base = [unguided[scale, r["prompt"], r["seed"]] for r in labelled]
+        heads = list(dict.fromkeys(r["candidate"]["heads"] for r in labelled))
+        captions = proportion_ci(int(sum(r["caption"] for r in labelled)), len(labelled))
         line = {
             "label": label,
             "guidance_scale": scale,
             "heads": heads if len(heads) > 1 else heads[0],
-            "clips": len(own),
-            "right": right,
-            "right_low": interval.low,
-            "right_high": interval.high,
-            "sharpness": estimate([r["sharpness"] / data for r in own]),
+            "clips": captions.n,
+            "right": captions.right,
+            "right_low": captions.low,
+            "right_high": captions.high,
+            "sharpness": mean_ci([r["sharpness"] / data for r in labelled]),
         }
         for name in REWARDS:
-            line[f"{name}_gain"] = estimate(
-                [r[name] - b[name] for r, b in zip(own, base, strict=True)]
-            )
-        table.append(line)
-    return table
+            gains = [r[name] - b[name] for r, b in zip(labelled, base, strict=True)]
+            line[f"{name}_gain"] = mean_ci(gains)
+        lines.append(line)
+    return lines
 
 
 def sharpness_of_data(pairs: Sequence[Pair], height: int, width: int, frames: int) -> float:
-    """Mean sharpness of true clips of the captions."""
+    """Return the mean sharpness of true clips of the captions."""
     values = []
     for prompt, seed in pairs:
         scene = parse_caption(prompt)
@@ -177,10 +184,6 @@ def sharpness_of_data(pairs: Sequence[Pair], height: int, width: int, frames: in
         placed = place_objects(scene, np.random.default_rng(seed))
         values.append(sharpness(render(placed, height, width, frames)))
     return float(np.mean(values))
-
-
-def _key(row: Row, candidate: Candidate, pair: Pair) -> Any:
-    return (row.guidance_scale, tuple(asdict(candidate).values()), pair)
 
 
 @click.command()
@@ -195,29 +198,33 @@ def _key(row: Row, candidate: Candidate, pair: Pair) -> Any:
 def main(
     heads: Path, layer: str, size: str, pairs: int, steps: int, batch: int, dtype: str, out: Path
 ) -> None:
-    """Append to OUT/guidance.jsonl what is missing there, then write OUT/guidance.json; torchrun shares the work."""
+    """Append missing records to OUT/guidance.jsonl, then write OUT/guidance.json."""
     height, width, frames = SIZES[size]
     base = RenderSettings("", steps=steps, height=height, width=width, frames=frames, dtype=dtype)
     prompts = held_out_prompts(pairs, seed=7)
     clips = [(prompt, FIRST_SEED + number) for number, prompt in enumerate(prompts)]
     _, card = validate(replace(base, prompt=prompts[0]))
     model = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-    table = list(rows(HeadSet.load(heads).fitting(model), layer, steps, card.family))
+    table = list(rows(HeadSet.load(heads).fit_to(model), layer, steps, card.family))
     records = run(table, base, clips, batch, out / "guidance.jsonl")
-    data = sharpness_of_data(clips, height, width, frames)
-    lines = summary(records, data)
-    told = {**records[0]["common"], "sharpness_of_the_data": data, "rows": lines}
-    if this_process().rank > 0:
+    if records is None:
         return
-    with atomic_write(out / "guidance.json") as temporary:
-        temporary.write_text(to_json(told, indent=2) + "\n")
+    data = sharpness_of_data(clips, height, width, frames)
+    lines = summarize(records, data)
+    facts = {**records[0]["common"], "sharpness_of_the_data": data}
+    write_json(out / "guidance.json", {**facts, "rows": lines})
     for line in lines:
-        gain = line["caption_gain"]
-        click.echo(
-            f"g {line['guidance_scale']:g}  {line['label']:30} right {line['right']}/{line['clips']} "
-            f"({line['right_low']:.2f} to {line['right_high']:.2f}), gain {gain.mean:+.3f} +- "
-            f"{gain.half_width:.3f}, sharpness {line['sharpness'].mean:.2f} of the data's"
-        )
+        click.echo(describe_line(line))
+
+
+def describe_line(line: Mapping[str, Any]) -> str:
+    """Return a line of the table as text."""
+    gain, sharp = line["caption_gain"], line["sharpness"].mean
+    share = f"{line['right']}/{line['clips']} ({line['right_low']:.2f} to {line['right_high']:.2f})"
+    return (
+        f"g {line['guidance_scale']:g}  {line['label']:30} right {share}, "
+        f"gain {gain.mean:+.3f} +- {gain.half_width:.3f}, sharpness {sharp:.2f} of the data's"
+    )
 
 
 if __name__ == "__main__":

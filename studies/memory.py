@@ -1,4 +1,4 @@
-"""``python -m studies.memory``: peak memory of a render by method, each in a process of its own."""
+"""Measure the peak memory of a render by method, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 
 import click
 
+from dit_accel.io.jsonl import write_json
+
 
 def peak_mebibytes(method: str, frames: int) -> float:
-    """Denoise two steps at 256 x 256 on the CPU and return the process's peak resident size."""
+    """Denoise two steps at 256 x 256 pixels on the CPU, and return the process's peak resident memory in MiB."""
     import torch
 
     from dit_accel import Schedule
@@ -35,10 +37,10 @@ def peak_mebibytes(method: str, frames: int) -> float:
 
 
 @click.command()
-@click.option("--frames", default=101, show_default=True, help="101 at 256 x 256 are 6,656 tokens.")
+@click.option("--frames", default=101, show_default=True, help="101 frames are 6,656 tokens.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(frames: int, out: Path | None) -> None:
-    """Compare dense and svg2; a buffer of S x S float32 scores for one head is shown for scale."""
+    """Compare dense attention and svg2. For scale, the output names the size of one head's scores in float32."""
     context = multiprocessing.get_context("spawn")
     tokens = ((frames - 1) // 4 + 1) * 16 * 16
     figures: dict[str, float] = {"tokens": tokens, "one_head_scores_mib": tokens**2 * 4 / 2**20}
@@ -48,8 +50,7 @@ def main(frames: int, out: Path | None) -> None:
         figures[f"{method}_peak_mib"] = round(peak, 1)
     click.echo(json.dumps(figures, indent=2))
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(out, figures)
 
 
 if __name__ == "__main__":

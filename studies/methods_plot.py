@@ -1,4 +1,4 @@
-"""What the table of all methods says, drawn and as Markdown."""
+"""Draw the table of all methods, and write it as Markdown."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dit_accel_eval.pareto import MARKERS, finite
-from dit_accel_eval.statistics import Estimate
+from dit_accel_eval.pareto import MARKERS
+from dit_accel_eval.statistics import MeanInterval
 
 matplotlib.use("Agg")
 
@@ -22,13 +23,13 @@ COLUMNS = (
     *("setting", "clips", "density, sparse calls", "density, all calls"),
     *("PSNR, dB", "inside objects, dB", "SSIM", "captions right"),
 )
-SHOWN = (("psnr", "PSNR against dense (dB)"), ("psnr_objects", "inside the objects (dB)"))
+PLOTTED = (("psnr", "PSNR against dense (dB)"), ("psnr_objects", "inside the objects (dB)"))
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Quality against density over all calls: one line per method and schedule, a point for each other row."""
+    """Plot quality against density over all calls: a line per method and schedule, a point per other row."""
     figure = Figure(figsize=(12, 6.5), layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(1, 2), SHOWN, strict=True):
+    for axes, (name, label) in zip(figure.subplots(1, 2), PLOTTED, strict=True):
         draw_curves(axes, rows, name)
         draw_points(axes, rows, name)
         floors = [f"{row['label']} {row[name].mean:.1f} dB" for row in rows if is_floor(row)]
@@ -40,19 +41,19 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def draw_curves(axes: Axes, rows: Sequence[Row], name: str) -> None:
-    """Rows at several densities, joined."""
+    """Plot the rows that were measured at several densities as lines."""
     curves: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         match = CURVE.fullmatch(row["label"])
         if match:
             curves.setdefault((match["method"], match["schedule"]), []).append(row)
     methods = list(dict.fromkeys(method for method, _ in curves))
-    for (method, schedule), own in curves.items():
+    for (method, schedule), points in curves.items():
         number = methods.index(method)
         axes.errorbar(
-            [row["density_all_calls"].mean for row in own],
-            [row[name].mean for row in own],
-            yerr=[finite(row[name].half_width) or 0.0 for row in own],
+            [row["density_all_calls"].mean for row in points],
+            [row[name].mean for row in points],
+            yerr=[np.nan_to_num(row[name].half_width) for row in points],
             fmt=f"{'--' if schedule.startswith('no') else '-'}{MARKERS[number]}",
             color=matplotlib.colormaps["tab10"](number),
             capsize=3,
@@ -61,21 +62,21 @@ def draw_curves(axes: Axes, rows: Sequence[Row], name: str) -> None:
 
 
 def is_floor(row: Row) -> bool:
-    """Dense attention against itself."""
+    """Return True for dense attention compared with itself."""
     return str(row["label"]).startswith("noise floor")
 
 
 def draw_points(axes: Axes, rows: Sequence[Row], name: str) -> None:
-    """Rows at one density, numbered as the legend says."""
+    """Plot the rows that were measured at one density as points, numbered as in the legend."""
     others = [row for row in rows if not CURVE.fullmatch(row["label"]) and not is_floor(row)]
     for number, row in enumerate(others, start=1):
-        place = (row["density_all_calls"].mean, row[name].mean)
-        axes.plot(*place, "o", color="grey", ms=3, label=f"{number}: {row['label']}")
-        axes.annotate(str(number), place, xytext=(3, 3), textcoords="offset points", fontsize=8)
+        point = (row["density_all_calls"].mean, row[name].mean)
+        axes.plot(*point, "o", color="grey", ms=3, label=f"{number}: {row['label']}")
+        axes.annotate(str(number), point, xytext=(3, 3), textcoords="offset points", fontsize=8)
 
 
-def markdown(rows: Sequence[Row]) -> Iterator[str]:
-    """The lines of a table, with 95 % intervals."""
+def markdown_table(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the lines of a Markdown table, with 95 % intervals."""
     yield f"| {' | '.join(COLUMNS)} |"
     yield f"|{'---|' * len(COLUMNS)}"
     for row in rows:
@@ -84,14 +85,14 @@ def markdown(rows: Sequence[Row]) -> Iterator[str]:
             str(row["clips"]),
             f"{row['density_sparse_calls'].mean:.2f}",
             f"{row['density_all_calls'].mean:.2f}",
-            told(row["psnr"], 1),
-            told(row["psnr_objects"], 1),
-            told(row["ssim"], 3),
+            format_mean(row["psnr"], 1),
+            format_mean(row["psnr_objects"], 1),
+            format_mean(row["ssim"], 3),
             f"{row['correct']} (dense {row['correct_dense']})",
         ]
         yield f"| {' | '.join(cells)} |"
 
 
-def told(figure: Estimate, digits: int) -> str:
-    """Mean and half width."""
-    return f"{figure.mean:.{digits}f} +- {figure.half_width:.{digits}f}"
+def format_mean(mean: MeanInterval, digits: int) -> str:
+    """Return a mean and the half width of its interval as text."""
+    return f"{mean.mean:.{digits}f} +- {mean.half_width:.{digits}f}"

@@ -1,4 +1,4 @@
-"""``python -m studies.methods_table``: all methods of the project on the tiny world, with controls."""
+"""Compare all methods, their variants and controls with dense attention on the tiny world."""
 
 from __future__ import annotations
 
@@ -20,19 +20,15 @@ from dit_accel import (
     SVGEar,
     XAttention,
 )
-from dit_accel.generation.distributed import this_process
 from dit_accel.io.atomic import atomic_write
-from dit_accel.io.jsonl import to_json
-from dit_accel_eval.controls import (
-    CachedDifference,
-    OracleBlocks,
-    RoundedAttention,
-    RoundedSums,
-)
-from dit_accel_eval.paired import Entry, paired_gain, paired_table, run_paired
-from studies.methods_plot import draw, markdown
+from dit_accel.io.jsonl import write_json
+from dit_accel_eval.noise_floor import RoundedAttention
+from dit_accel_eval.oracle_blocks import OracleBlocks
+from studies.controls import CachedDifference, RoundedSums
+from studies.methods_plot import draw, markdown_table
+from studies.paired_table import Entry, paired_gain, paired_table, run_paired
 
-# svg2's density follows from its knobs: these give about the named one on the bundled model
+# The density of svg2 follows from its knobs. These give about the named density on the bundled model.
 SVG2_AT = {
     0.08: SVG2(top_p=0.2, min_key_share=0.074),
     0.15: SVG2(top_p=0.35, min_key_share=0.13),
@@ -43,15 +39,15 @@ BASE = "svg-ear 0.15, 20 % dense steps"
 
 
 def headline(density: float) -> Iterator[tuple[str, Method]]:
-    """The four methods that are compared at every density."""
+    """Yield the four methods that are compared at every density."""
     yield f"svg2 {density:g}", SVG2_AT[density]
     yield f"svg-ear {density:g}", SVGEar(density=density)
     for mode in ("merge", "paper"):
         yield f"re-ttention {mode} {density:g}", ReTtention(density=density, mode=mode)
 
 
-def others() -> Iterator[tuple[str, Method]]:
-    """The other methods, variants of the four, and the controls."""
+def variants() -> Iterator[tuple[str, Method]]:
+    """Yield the other methods, variants of the four, and the controls."""
     yield "svg-ear 0.15, error probe", SVGEar(density=0.15, selection="error")
     yield "svg-ear 0.15, second order", SVGEar(density=0.15, second_order=True)
     yield "svg-ear 0.15, refresh 3", SVGEar(density=0.15, refresh=3)
@@ -73,10 +69,10 @@ def others() -> Iterator[tuple[str, Method]]:
     yield "control: sums in bfloat16 0.15", RoundedSums(top_p=0.35, min_key_share=0.13)
 
 
-def questions() -> Iterator[tuple[str, str]]:
-    """Labels that are compared clip by clip: what is asked about, and over what."""
-    for share in SVG2_AT:
-        yield f"svg-ear {share}, no dense step", f"svg2 {share}, no dense step"
+def compared_labels() -> Iterator[tuple[str, str]]:
+    """Yield pairs of labels whose difference is measured clip by clip."""
+    for density in SVG2_AT:
+        yield f"svg-ear {density}, no dense step", f"svg2 {density}, no dense step"
     for name in ("svg-ear", "svg2"):
         yield f"{name} 0.3, no dense step", f"{name} 0.15, 20 % dense steps"
     merge = "re-ttention merge 0.15, 20 % dense steps"
@@ -95,17 +91,21 @@ def questions() -> Iterator[tuple[str, str]]:
 
 
 def entries(pairs: int, few: int) -> list[Entry]:
-    """The four at three densities with and without dense steps over ``pairs`` clips, the others, with dense
-    steps, over ``few``; the noise floor over all.
+    """Return the rows of the table.
+
+    Args:
+        pairs: Number of clips of the noise floor, and of the four methods, with and without dense steps.
+        few: Number of clips of the other methods, which run with dense steps.
     """
-    warm, cold = (Schedule(dense_steps=share, min_tokens=0) for share in (0.2, 0.0))
-    found = [Entry("noise floor: attention in bfloat16", Profile(RoundedAttention(), cold), pairs)]
+    dense_first, all_sparse = (Schedule(dense_steps=share, min_tokens=0) for share in (0.2, 0.0))
+    floor = Profile(RoundedAttention(), all_sparse)
+    rows = [Entry("noise floor: attention in bfloat16", floor, pairs)]
     for density in SVG2_AT:
         for label, method in headline(density):
-            found.append(Entry(f"{label}, 20 % dense steps", Profile(method, warm), pairs))
-            found.append(Entry(f"{label}, no dense step", Profile(method, cold), pairs))
-    found += [Entry(label, Profile(method, warm), few) for label, method in others()]
-    return found
+            rows.append(Entry(f"{label}, 20 % dense steps", Profile(method, dense_first), pairs))
+            rows.append(Entry(f"{label}, no dense step", Profile(method, all_sparse), pairs))
+    rows += [Entry(label, Profile(method, dense_first), few) for label, method in variants()]
+    return rows
 
 
 @click.command()
@@ -117,23 +117,22 @@ def entries(pairs: int, few: int) -> list[Entry]:
     "--guidance-scale",
     default=1.0,
     show_default=True,
-    help="1: one forward a step, which is half the cost and answers the same question.",
+    help="1 takes one forward per step, which halves the cost.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
 def main(size: str, pairs: int, few: int, steps: int, guidance_scale: float, out: Path) -> None:
-    """Append to OUT/methods.jsonl what is missing there, then write OUT/methods.json, .png and .md."""
+    """Append missing records to OUT/methods.jsonl, then write OUT/methods.json, .png and .md."""
     log = out / "methods.jsonl"
-    common, records = run_paired(entries(pairs, few), size, steps, log, guidance_scale)
-    if this_process().rank:
+    results = run_paired(entries(pairs, few), size, steps, log, guidance_scale)
+    if results is None:
         return
+    common, records = results
     rows = paired_table(records, BASE)
-    gains = [paired_gain(records, one, other) for one, other in questions()]
-    shown = to_json({"settings": common, "rows": rows, "gains": gains}, indent=2)
-    with atomic_write(out / "methods.json") as temporary:
-        temporary.write_text(shown + "\n")
+    gains = [paired_gain(records, label, other) for label, other in compared_labels()]
+    write_json(out / "methods.json", {"settings": common, "rows": rows, "gains": gains})
     with atomic_write(out / "methods.png") as temporary:
         draw(rows).savefig(temporary, dpi=110)
-    table = "\n".join(markdown(rows))
+    table = "\n".join(markdown_table(rows))
     with atomic_write(out / "methods.md") as temporary:
         temporary.write_text(table + "\n")
     click.echo(table)

@@ -86,3 +86,49 @@ def test_registered_commands_and_extensions_load() -> None:
 def test_no_package_in_the_source_roots() -> None:
     for root in ("kernels", "pipelines", "eval", "assets", "tests"):
         assert not (ROOT / root / "__init__.py").exists(), f"{root}/__init__.py"
+
+
+FLOORS = (
+    ("errors", "verbs"),
+    ("extensions",),
+    ("io",),
+    ("core",),
+    ("hooks", "methods"),
+    ("guidance",),
+    ("runtime",),
+    ("api",),
+    ("generation",),
+    ("doctor", "comfyui"),
+    ("cli",),
+)
+"""The rooms of dit_accel from the lowest up. A room imports itself and rooms of lower floors."""
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """Return the rooms of dit_accel that a file imports, also inside functions and for types."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "dit_accel":
+            rooms |= {alias.name for alias in node.names if not alias.name.startswith("_")}
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        rooms |= {n.split(".")[1] for n in names if n and n.startswith("dit_accel.")}
+    return rooms
+
+
+def test_rooms_of_dit_accel_import_lower_floors_only() -> None:
+    level = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+    for path in (ROOT / "dit_accel").rglob("*.py"):
+        room = path.relative_to(ROOT / "dit_accel").parts[0].removesuffix(".py")
+        if room in ("__init__", "__main__"):
+            continue
+        for other in rooms_imported(path) - {room}:
+            assert level[other] < level[room], f"{path.relative_to(ROOT)} imports {other}"
+
+
+def test_only_the_command_lines_import_cli() -> None:
+    for root in ("dit_accel", "eval", "kernels", "pipelines", "assets"):
+        for path in (ROOT / root).rglob("*.py"):
+            if "cli" not in path.parts and path.name != "__main__.py":
+                imported_rooms = rooms_imported(path)
+                assert "cli" not in imported_rooms, f"{path.relative_to(ROOT)} imports cli"

@@ -27,10 +27,10 @@ def read_settings(file: Path) -> dict[str, Any]:
         workflow = read_tags(file).get("prompt")
         if workflow is None:
             raise
-    from dit_accel.comfyui.replay import settings_of
+    from dit_accel.comfyui.replay import read_workflow_settings
 
     try:
-        return settings_of(json.loads(workflow))
+        return read_workflow_settings(json.loads(workflow))
     except ValueError as error:
         raise InvalidSettings(f"{file}: {error}") from None
 

@@ -1,21 +1,16 @@
-"""ComfyUI nodes. Each is declared once and becomes ComfyUI's third interface where there is one, else its
-first; outside ComfyUI they are plain classes.
+"""ComfyUI nodes, declared once and turned into classes of ComfyUI's V3 interface.
+
+Importing this package loads no node, so the command line can install the pack without torch.
 """
 
-from dit_accel.comfyui import native_nodes, pipeline_nodes, v1
+from typing import Any
 
-NODES = [*pipeline_nodes.NODES, *native_nodes.NODES]
+__all__ = ["comfy_entrypoint"]
 
-try:
-    from dit_accel.comfyui.v3 import extension
-except ImportError:
-    NODE_CLASS_MAPPINGS = {node.id: v1.node_class(node) for node in NODES}
-    NODE_DISPLAY_NAME_MAPPINGS = {node.id: node.title for node in NODES}
-    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
-else:
 
-    async def comfy_entrypoint():  # type: ignore[no-untyped-def]
-        """What ComfyUI asks a pack for."""
-        return extension(NODES)
+async def comfy_entrypoint() -> Any:
+    """Return the extension that ComfyUI asks a node pack for."""
+    from dit_accel.comfyui.node_classes import build_extension
+    from dit_accel.comfyui.registry import NODES
 
-    __all__ = ["comfy_entrypoint"]
+    return build_extension(NODES)

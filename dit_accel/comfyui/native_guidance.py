@@ -1,4 +1,4 @@
-"""Perturbed guidance inside ComfyUI's own models, without ComfyUI."""
+"""Perturbed guidance inside ComfyUI's own models. It runs without ComfyUI."""
 
 from __future__ import annotations
 
@@ -9,158 +9,179 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dit_accel.comfyui.native_attention import ModelCall
-from dit_accel.comfyui.override import Attention, OverrideCall, override
+from dit_accel.comfyui.model_call import ModelCall
+from dit_accel.comfyui.override import Attention, OverrideCall, build_override
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
+from dit_accel.guidance.difference import rescale_difference
+from dit_accel.guidance.heads import Block
 from dit_accel.guidance.perturb import JointTokens, soft_perturbation
 from dit_accel_pipelines import UnknownFamily, find_family
 
 _LAYER = re.compile(r"(?:\w+\.)?(\d+)(?::(\*|\d+(?:,\d+)*))?")
 
 
-def layers_of(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
-    """Perturbed heads by layer, counted over the picture's self-attentions of a model call from 0; None: all
-    heads.
+def resolve_layers(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
+    """Return the perturbed heads by layer, where None means all heads.
+
+    A layer is the index of a self-attention over the image in a model call.
+
+    Args:
+        heads: A head set, or a text such as ``"13; 7:0,4; 9:*"``.
 
     Raises:
-        InvalidSettings: for a text that is not like ``"13; 7:0,4; 9:*"``, or a head set of a model of several
-            block lists whose order nothing tells.
+        InvalidSettings: If the notation is wrong, or if the order of a head set's block lists is unknown.
     """
     if isinstance(heads, HeadSet):
-        order = _order_of(heads.model)
-        return {order.index(place): indices for place, indices in heads.heads.items()}
-    found: dict[int, tuple[int, ...] | None] = {}
+        order = _order_blocks(heads.model)
+        return {order.index(block): indices for block, indices in heads.heads.items()}
+    layers: dict[int, tuple[int, ...] | None] = {}
     for part in heads.replace(" ", "").split(";"):
         match = _LAYER.fullmatch(part)
         if match is None:
             raise InvalidSettings(f'layers are written like "13" or "7:0,4; 9:*", got {part!r}')
-        named = match[2]
-        layer = int(match[1])
-        before = found.get(layer, ())
-        if before is None or named in (None, "*"):
-            found[layer] = None
+        layer, listed = int(match[1]), match[2]
+        before = layers.get(layer, ())
+        if before is None or listed in (None, "*"):
+            layers[layer] = None
         else:
-            found[layer] = (*before, *map(int, named.split(",")))
-    return found
+            layers[layer] = (*before, *map(int, listed.split(",")))
+    return layers
 
 
-def _order_of(model: ModelShape) -> list[tuple[str, int]]:
-    """All blocks in the order of execution, which the family tells: a file may be sorted otherwise."""
+def _order_blocks(model: ModelShape) -> list[Block]:
+    """Return all blocks in the order of execution.
+
+    The order of the block lists comes from the model's family, because a file can list them in another order.
+    """
     if len(model.blocks) == 1:
-        return model.in_order()
+        return model.ordered_blocks()
     try:
-        stacks = find_family(model.transformer).blocks
+        block_lists = find_family(model.transformer).blocks
     except UnknownFamily as error:
         raise InvalidSettings(
             f"the order of the blocks in this head set is unknown: {error}"
         ) from None
-    if set(stacks) != set(model.blocks):
-        theirs = ", ".join(stacks)
+    if set(block_lists) != set(model.blocks):
         raise InvalidSettings(
-            f"{model.transformer} has the block lists {theirs}, not {', '.join(model.blocks)}"
+            f"{model.transformer} has the block lists {', '.join(block_lists)}, not {', '.join(model.blocks)}"
         )
-    blocks = {stack: model.blocks[stack] for stack in stacks}
-    return replace(model, blocks=blocks).in_order()
+    blocks = {block_list: model.blocks[block_list] for block_list in block_lists}
+    return replace(model, blocks=blocks).ordered_blocks()
 
 
 @dataclass
-class Perturbation:
-    """Attention of an extra, perturbed model call.
+class PerturbedOverride:
+    """Attention of one extra model call, perturbed in some heads.
 
     Attributes:
-        layers: as `layers_of`.
-        model: the shape that the layers belong to, if they are of a head set.
-        met: layers that a call had.
+        layers: Perturbed heads by layer; see `resolve_layers`.
+        settings: Settings of guidance.
+        model: Shape of the model that the layers belong to, if they come from a head set.
+        perturbed_layers: Layers that were perturbed.
     """
 
     layers: Mapping[int, tuple[int, ...] | None]
     settings: PerturbedGuidance
     model: ModelShape | None = None
-    met: set[int] = field(default_factory=set)
+    perturbed_layers: set[int] = field(default_factory=set)
 
-    def missing(self) -> list[int]:
-        """Layers that the model turned out not to have."""
-        return sorted(set(self.layers) - self.met)
+    def missing_layers(self) -> list[int]:
+        """Return the chosen layers that the model does not have."""
+        return sorted(set(self.layers) - self.perturbed_layers)
 
-    def attention(self, call: ModelCall) -> Attention:
-        """The override for one model call: as it would be, or perturbed in some heads."""
+    def build_attention(self, model_call: ModelCall) -> Attention:
+        """Return the attention override of one model call."""
 
-        def answer(asked: OverrideCall) -> Tensor:
-            other = call.entered(asked)
-            if other is None:
-                self.check_heads(asked)
-            clean = asked.onward(call.previous)
-            if other is not None or call.layer not in self.layers:
+        def answer(call: OverrideCall) -> Tensor:
+            reason = model_call.count_layer(call)
+            if reason is None:
+                self.check_heads(call)
+            clean = call.pass_on(model_call.previous)
+            if reason is not None or model_call.layer not in self.layers:
                 return clean
-            self.met.add(call.layer)
-            return asked.joined(self.perturbed(asked.split(clean), asked, call))
+            self.perturbed_layers.add(model_call.layer)
+            return call.join_output(self.perturb(call.split_output(clean), call, model_call))
 
-        return override(answer)
+        return build_override(answer)
 
-    def check_heads(self, asked: OverrideCall) -> None:
-        """Refuse a head set of a model with other heads.
-
-        Raises:
-            InvalidSettings: naming what differs.
-        """
-        if self.model is not None:
-            heads, head_dim = asked.tokens()[0].shape[2:]
-            difference = self.model.difference(replace(self.model, heads=heads, head_dim=head_dim))
-            if difference is not None:
-                raise InvalidSettings(f"this head set belongs to another model: here {difference}")
-
-    def check_layers(self, call: ModelCall) -> None:
-        """Refuse a head set of a model with other layers, after a call that had any (other nodes may leave out
-        all of them).
+    def check_heads(self, call: OverrideCall) -> None:
+        """Check that the model has the heads of the head set's model.
 
         Raises:
-            InvalidSettings: naming their numbers.
+            InvalidSettings: If it does not. The message says how it differs.
         """
-        found = call.layer + 1
-        if self.model is not None and found not in (0, len(self.model.in_order())):
+        if self.model is None:
+            return
+        heads, head_dim = call.split_inputs()[0].shape[2:]
+        actual = replace(self.model, heads=heads, head_dim=head_dim)
+        difference = self.model.describe_difference(actual)
+        if difference is not None:
+            raise InvalidSettings(f"this head set belongs to another model: here {difference}")
+
+    def check_layers(self, model_call: ModelCall) -> None:
+        """Check that the model has as many layers as the head set's model.
+
+        A call without any layer is valid, because other nodes can skip all of them.
+
+        Raises:
+            InvalidSettings: If the numbers differ.
+        """
+        count = model_call.layer + 1
+        if self.model is not None and count not in (0, len(self.model.ordered_blocks())):
             raise InvalidSettings(
-                f"this head set belongs to another model: here {found} self-attentions over the picture "
-                f"instead of {len(self.model.in_order())}"
+                f"this head set belongs to another model: here {count} self-attentions over the image "
+                f"instead of {len(self.model.ordered_blocks())}"
             )
 
-    def perturbed(self, out: Tensor, asked: OverrideCall, call: ModelCall) -> Tensor:
-        """``(1 - u) A V + u P V`` in the chosen heads, ``[B, S, H, D]`` from the clean attention ``out``
-        of that shape; of text only rows that the model names stay.
+    def perturb(self, clean: Tensor, call: OverrideCall, model_call: ModelCall) -> Tensor:
+        """Return ``(1 - u) A V + u P V`` in the chosen heads and ``A V`` in the others.
+
+        Args:
+            clean: Clean attention ``A V``, ``[B, S, H, D]``.
+            call: The attention call.
+            model_call: The model call. Its layout tells which tokens are text; their rows stay clean.
+
+        Returns:
+            A new tensor ``[B, S, H, D]``.
 
         Raises:
-            InvalidSettings: for a head that the model does not have.
+            InvalidSettings: If the model lacks a chosen head.
         """
-        query, key, value = asked.tokens()
-        chosen = self.layers[call.layer]
-        if chosen is not None and max(chosen) >= query.shape[2]:
-            raise InvalidSettings(f"no head {max(chosen)}: heads are 0 to {query.shape[2] - 1}")
-        layout = call.where.layout(asked.options, query.shape[1])
+        query, key, value = call.split_inputs()
+        heads, count = self.layers[model_call.layer], query.shape[2]
+        if heads is not None and max(heads) >= count:
+            raise InvalidSettings(f"no head {max(heads)}: heads are 0 to {count - 1}")
+        layout = model_call.step.find_layout(call.transformer_options, query.shape[1])
         tokens = JointTokens(
             query,
             key,
             value,
-            asked.scale,
-            asked.mask,
+            call.scale,
+            call.mask,
             layout.text_tokens if layout else 0,
             layout.text_first if layout else False,
         )
-        heads = None if chosen is None else torch.tensor(chosen, device=query.device)
-        settings = self.settings
         return soft_perturbation(
-            out, tokens, heads, settings.softness, settings.perturbation, settings.text_mode
+            clean,
+            tokens,
+            None if heads is None else torch.tensor(heads, device=query.device),
+            self.settings.softness,
+            self.settings.perturbation,
+            self.settings.text_mode,
         )
 
 
-def guided(
+def add_guidance(
     denoised: Tensor, cond: Tensor, perturbed: Tensor, settings: PerturbedGuidance
 ) -> Tensor:
-    """``denoised + s (cond - perturbed)``, on predictions of the clean latent; ``rescale`` shrinks the added term
-    so that ``cond`` with it keeps the standard deviation of ``cond``, in each sample.
+    """Return ``denoised + scale (cond - perturbed)``, with the added term rescaled.
+
+    Args:
+        denoised: Prediction after classifier-free guidance, ``[B, C, ...]``.
+        cond: Conditional prediction of the same shape.
+        perturbed: Conditional prediction with perturbed attention.
+        settings: Scale and rescale of guidance.
     """
     difference = settings.scale * (cond - perturbed)
-    if settings.rescale:
-        axes = tuple(range(1, cond.dim()))
-        ratio = cond.std(axes, keepdim=True) / (cond + difference).std(axes, keepdim=True)
-        difference = difference * (settings.rescale * ratio + 1 - settings.rescale)
-    return denoised + difference
+    return denoised + rescale_difference(cond, difference, settings.rescale)

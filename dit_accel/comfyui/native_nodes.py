@@ -6,41 +6,33 @@ import dataclasses
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from dit_accel.comfyui.native_attention import (
-    CLOSE,
-    UNKNOWN,
-    ModelCall,
-    called_at,
-    called_with,
-    replaced,
-    with_override,
-)
-from dit_accel.comfyui.native_guidance import Perturbation, guided, layers_of
+from dit_accel.comfyui.model_call import build_wrapper
+from dit_accel.comfyui.native_guidance import PerturbedOverride, add_guidance, resolve_layers
 from dit_accel.comfyui.node import (
     Node,
     Output,
-    choice,
-    number,
-    socket,
-    text,
-    whole,
+    choice_input,
+    float_input,
+    int_input,
+    socket_input,
+    text_input,
 )
-from dit_accel.comfyui.pipeline_nodes import CATEGORY, HEADS, sparse
-from dit_accel.comfyui.sparse_override import SparseOverride
+from dit_accel.comfyui.pipeline_nodes import CATEGORY, HEADS, make_attention
+from dit_accel.comfyui.sparse_override import SIGMA_TOLERANCE, SparseOverride
 from dit_accel.core.precision import PRECISIONS
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import HeadSet, PerturbedGuidance
 from dit_accel.io.parsing import parse_dataclass
 from dit_accel.methods import METHODS
+from dit_accel.runtime.profile import Profile
 
 log = logging.getLogger("dit_accel")
 
 
-def attention(
+def patch_attention(
     model: Any,
     method: str,
     knobs: str,
@@ -50,52 +42,45 @@ def attention(
     min_tokens: int,
     profile: str,
 ) -> tuple[Any]:
-    """The model with sparse self-attention; other overrides keep what stays dense."""
-    (chosen,) = sparse(method, knobs, 0.0, precision, "full", "off", profile)
+    """Return a model with sparse self-attention. Other overrides get the calls that stay dense."""
     check_window(start, end)
-    if chosen.schedule.min_tokens is None:
-        schedule = dataclasses.replace(chosen.schedule, min_tokens=min_tokens)
-        chosen = dataclasses.replace(chosen, schedule=schedule)
-    if chosen.guard.mode != "off" or chosen.dense_precision != "full":
-        log.warning(
-            "dit_accel: guard and dense_precision of a profile do nothing in ComfyUI's own models"
-        )
-    changed = model.clone()
-    override = SparseOverride(chosen)
+    loaded = _make_native_profile(method, knobs, precision, min_tokens, profile)
+    override = SparseOverride(loaded)
+    patched = model.clone()
 
-    def begin(patcher: Any, *_: Any) -> None:
-        override.begin()
-        override.window = window_of(patcher, start, end)
+    def begin_run(patcher: Any, *_: Any) -> None:
+        override.begin_run()
+        override.window = find_sigma_window(patcher, start, end)
 
-    def around(executor: Any, *given: Any, **named: Any) -> Any:
-        """One model call: our attention on top of whatever is there, in this call alone."""
-        options = called_with(given, named)
-        at = called_at(executor, given, named, override.seen)
-        calls: list[ModelCall] = []
-
-        def ours(previous: Any) -> Any:
-            calls.append(ModelCall(at, previous))
-            return torch.compiler.disable(override.attention(calls[-1]))
-
-        given, named = replaced(given, named, with_override(options, ours))
-        out = executor(*given, **named)
-        if override.layers == UNKNOWN:
-            override.layers = calls[-1].layer + 1
-        return out
-
-    def end_of_run(*_: Any) -> None:
+    def end_run(*_: Any) -> None:
         try:
             log.info(override.report())
         finally:
-            override.reset()
+            override.free_state()
 
-    on(changed, "ON_PRE_RUN", begin)
-    on(changed, "ON_CLEANUP", end_of_run)
-    wrap(changed, around)
-    return (changed,)
+    add_callback(patched, "ON_PRE_RUN", begin_run)
+    add_callback(patched, "ON_CLEANUP", end_run)
+    wrapper = build_wrapper(override.build_attention, override.seen_calls, override.finish_call)
+    add_wrapper(patched, wrapper)
+    return (patched,)
 
 
-def guidance(
+def _make_native_profile(
+    method: str, knobs: str, precision: str, min_tokens: int, file: str
+) -> Profile:
+    """Return the node's profile. ``min_tokens`` applies if the profile has none."""
+    (profile,) = make_attention(method, knobs, 0.0, precision, "full", "off", file)
+    if profile.schedule.min_tokens is None:
+        schedule = dataclasses.replace(profile.schedule, min_tokens=min_tokens)
+        profile = dataclasses.replace(profile, schedule=schedule)
+    if profile.guard.mode != "off" or profile.dense_precision != "full":
+        log.warning(
+            "dit_accel: guard and dense_precision of a profile have no effect in ComfyUI's own models"
+        )
+    return profile
+
+
+def patch_guidance(
     model: Any,
     scale: float,
     layers: str,
@@ -105,149 +90,156 @@ def guidance(
     rescale: float,
     head_set: HeadSet | None = None,
 ) -> tuple[Any]:
-    """The model with perturbed guidance after classifier-free guidance, or without any."""
+    """Return a model with perturbed guidance, which works with and without classifier-free guidance."""
     check_window(start, end)
-    kept = dict(head_set.settings) if head_set else {}
-    given = {"scale": scale, "softness": softness, "rescale": rescale}
-    settings = parse_dataclass(
-        PerturbedGuidance, {**kept, **given, "interval": (0.0, 1.0)}, "guidance"
+    defaults = dict(head_set.settings) if head_set else {}
+    values = {"scale": scale, "softness": softness, "rescale": rescale, "interval": (0.0, 1.0)}
+    settings = parse_dataclass(PerturbedGuidance, {**defaults, **values}, "guidance")
+    heads = resolve_layers(head_set or layers)
+    shape = head_set.model if head_set else None
+
+    def guide(arguments: dict[str, Any]) -> Any:
+        window = find_sigma_window(arguments["model"].current_patcher, start, end)
+        first, last = (sigma * (1 + SIGMA_TOLERANCE) for sigma in window)
+        if not last < float(arguments["sigma"].max()) <= first or not scale or not softness:
+            return arguments["denoised"]
+        override = PerturbedOverride(heads, settings, shape)
+        perturbed = predict_perturbed(arguments, override)
+        if override.missing_layers():
+            log.warning("dit_accel: the model has no self-attention %s", override.missing_layers())
+        denoised, cond = arguments["denoised"], arguments["cond_denoised"]
+        return add_guidance(denoised, cond, perturbed, settings)
+
+    patched = model.clone()
+    patched.set_model_sampler_post_cfg_function(guide)
+    return (patched,)
+
+
+def predict_perturbed(arguments: dict[str, Any], override: PerturbedOverride) -> Any:
+    """Return the conditional prediction with perturbed attention, from one more model call.
+
+    Args:
+        arguments: Arguments of ComfyUI's post-CFG function.
+        override: The perturbed attention.
+    """
+    import comfy.samplers
+
+    wrapper = build_wrapper(override.build_attention, Counter(), override.check_layers)
+    (prediction,) = comfy.samplers.calc_cond_batch(
+        arguments["model"],
+        [arguments["cond"]],
+        arguments["input"],
+        arguments["sigma"],
+        add_inner_wrapper(arguments["model_options"], wrapper),
     )
-    chosen = layers_of(head_set or layers)
-    changed = model.clone()
-
-    def after_cfg(given: dict[str, Any]) -> Any:
-        import comfy.samplers
-
-        sigma = given["sigma"]
-        first, last = (
-            s * (1 + CLOSE) for s in window_of(given["model"].current_patcher, start, end)
-        )
-        if not last < float(sigma.max()) <= first or not scale or not softness:
-            return given["denoised"]
-        perturbation = Perturbation(chosen, settings, head_set.model if head_set else None)
-        seen = Counter[Any]()
-
-        def around(executor: Any, *inner: Any, **named: Any) -> Any:
-            options = called_with(inner, named)
-            at = called_at(executor, inner, named, seen)
-            calls: list[ModelCall] = []
-
-            def ours(previous: Any) -> Any:
-                calls.append(ModelCall(at, previous))
-                return torch.compiler.disable(perturbation.attention(calls[-1]))
-
-            inner, named = replaced(inner, named, with_override(options, ours))
-            out = executor(*inner, **named)
-            perturbation.check_layers(calls[-1])
-            return out
-
-        (weak,) = comfy.samplers.calc_cond_batch(
-            given["model"],
-            [given["cond"]],
-            given["input"],
-            sigma,
-            wrapped(given["model_options"], around),
-        )
-        if perturbation.missing():
-            log.warning("dit_accel: the model has no self-attention %s", perturbation.missing())
-        return guided(given["denoised"], given["cond_denoised"], weak, settings)
-
-    changed.set_model_sampler_post_cfg_function(after_cfg)
-    return (changed,)
+    return prediction
 
 
 def check_window(start: float, end: float) -> None:
-    """Refuse shares of the steps that do not rise."""
+    """Check that a part of the steps is not empty.
+
+    Raises:
+        InvalidSettings: If it is.
+    """
     if not start < end:
         raise InvalidSettings(f"start must be below end, got {start:g} and {end:g}")
 
 
-def window_of(model: Any, start: float, end: float) -> tuple[float, float]:
-    """Sigmas of a share of the steps: from ``start`` on, before ``end``."""
+def find_sigma_window(model: Any, start: float, end: float) -> tuple[float, float]:
+    """Return the first and the last (excluded) sigma of a part of the steps, given as two fractions."""
     sampling = model.get_model_object("model_sampling")
     first = math.inf if start <= 0.0 else float(sampling.percent_to_sigma(start))
     last = -math.inf if end >= 1.0 else float(sampling.percent_to_sigma(end))
     return first, last
 
 
-def on(model: Any, event: str, call: Any) -> None:
-    """Register a callback of ComfyUI's patcher."""
+def add_callback(model: Any, event: str, callback: Callable[..., None]) -> None:
+    """Register a callback on a ComfyUI model patcher."""
     from comfy.patcher_extension import CallbacksMP
 
-    model.add_callback_with_key(getattr(CallbacksMP, event), "dit_accel", call)
+    model.add_callback_with_key(getattr(CallbacksMP, event), "dit_accel", callback)
 
 
-def wrap(model: Any, around: Any) -> None:
-    """Run every call of a patched model inside ``around``, outside of what is inside already."""
+def add_wrapper(model: Any, wrapper: Callable[..., Any]) -> None:
+    """Run each call of a patched model inside a wrapper. Wrappers that were added before run inside it."""
     from comfy.patcher_extension import WrappersMP
 
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "dit_accel", around)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "dit_accel", wrapper)
 
 
-def wrapped(model_options: dict[str, Any], around: Any) -> dict[str, Any]:
-    """Options of one extra pass with a wrapper inside all others; the given ones stay as they are."""
+def add_inner_wrapper(model_options: dict[str, Any], wrapper: Callable[..., Any]) -> dict[str, Any]:
+    """Return model options for one extra pass, with a wrapper inside all others."""
     from comfy.patcher_extension import WrappersMP
 
-    inner = dict(model_options.get("transformer_options", {}))
-    wrappers = {kind: dict(by_key) for kind, by_key in inner.get("wrappers", {}).items()}
-    last = wrappers.setdefault(WrappersMP.APPLY_MODEL, {})
-    last["dit_accel_perturbed"] = [*last.get("dit_accel_perturbed", ()), around]
-    return {**model_options, "transformer_options": {**inner, "wrappers": wrappers}}
+    options = dict(model_options.get("transformer_options", {}))
+    wrappers = {kind: dict(by_key) for kind, by_key in options.get("wrappers", {}).items()}
+    by_key = wrappers.setdefault(WrappersMP.APPLY_MODEL, {})
+    by_key["dit_accel_perturbed"] = [*by_key.get("dit_accel_perturbed", ()), wrapper]
+    return {**model_options, "transformer_options": {**options, "wrappers": wrappers}}
 
 
-MODEL = socket("model", "MODEL", "A diffusion transformer: Wan, Flux, HunyuanVideo, LTX, ...")
-START = number("start", 0.0, 0.0, 1.0, 0.01, "First share of the steps, by ComfyUI's sigmas.")
-END = number("end", 1.0, 0.0, 1.0, 0.01, "Last share of the steps.")
+MODEL = socket_input("model", "MODEL", "A diffusion transformer: Wan, Flux, HunyuanVideo, LTX, ...")
+START = float_input("start", 0.0, 0.0, 1.0, 0.01, "Start of the part of the steps, as a fraction.")
+END = float_input("end", 1.0, 0.0, 1.0, 0.01, "End of the part of the steps, as a fraction.")
 
 NODES = [
     Node(
         "DitAccelNativeAttention",
         "DiT-Accel attention",
         CATEGORY,
-        "Sparse self-attention in ComfyUI's own models; chains with other attention nodes.",
+        "Make self-attention sparse in ComfyUI's own models. It works together with other attention nodes.",
         [
             MODEL,
-            choice(
+            choice_input(
                 "method",
                 list(METHODS),
                 "svg-ear",
-                "svg, re-ttention, neighborhood, radial and band need a token grid.",
+                "Sparse attention method. svg, re-ttention, neighborhood, radial and band need a token grid.",
             ),
-            text("knobs", "", "KNOB=VALUE, one per line, such as top_p=0.85.", multiline=True),
-            choice("precision", PRECISIONS, "full", "Of the sparse calls."),
+            text_input(
+                "knobs", "", "KNOB=VALUE, one per line, such as top_p=0.85.", multiline=True
+            ),
+            choice_input("precision", PRECISIONS, "full", "Precision of the sparse calls."),
             dataclasses.replace(START, default=0.2),
             END,
-            whole("min_tokens", 8192, 0, 1 << 20, "Shorter sequences stay dense.", 256),
-            text(
-                "profile", "", "A YAML or JSON profile: it wins over method, knobs and precision."
+            int_input("min_tokens", 8192, 0, 1 << 20, "Shorter sequences stay dense.", 256),
+            text_input(
+                "profile",
+                "",
+                "A YAML or JSON profile. It replaces method, knobs and precision.",
             ),
         ],
         [Output("MODEL", "model")],
-        attention,
+        patch_attention,
         files=("profile",),
     ),
     Node(
         "DitAccelNativeGuidance",
         "DiT-Accel perturbed guidance",
         CATEGORY,
-        "Perturbed-attention guidance on layers or heads, after CFG or at cfg 1; costs one more model call.",
+        "Add perturbed-attention guidance on layers or heads, with or without CFG. A step costs one more model call.",
         [
             MODEL,
-            number("scale", 3.0, 0.0, 100.0, 0.1, "Strength; 0 is none."),
-            text(
+            float_input("scale", 3.0, 0.0, 100.0, 0.1, "Strength. 0 turns guidance off."),
+            text_input(
                 "layers",
                 "13",
-                "Like '13' or '7:0,4; 9:*': self-attentions over the picture, counted from 0, and heads.",
+                "Self-attentions over the image, counted from 0, and their heads: '13' or '7:0,4; 9:*'.",
             ),
-            number("softness", 1.0, 0.0, 1.0, 0.05, "Share of the perturbed attention."),
+            float_input("softness", 1.0, 0.0, 1.0, 0.05, "Weight of the perturbed attention."),
             START,
             END,
-            number(
-                "rescale", 0.0, 0.0, 1.0, 0.05, "Keep the standard deviation of the prediction."
+            float_input(
+                "rescale",
+                0.0,
+                0.0,
+                1.0,
+                0.05,
+                "How far to keep the standard deviation of the prediction.",
             ),
-            socket("head_set", HEADS, "From 'Head set': wins over layers.", optional=True),
+            socket_input("head_set", HEADS, "From 'Head set'. It replaces layers.", optional=True),
         ],
         [Output("MODEL", "model")],
-        guidance,
+        patch_guidance,
     ),
 ]

@@ -1,4 +1,4 @@
-"""A node said once: what it takes, what it gives, what it does. `v1` and `v3` turn it into ComfyUI's classes."""
+"""Declarations of nodes: their inputs, outputs and functions. `node_classes` makes ComfyUI's classes of them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ class Input:
     """One input of a node.
 
     Attributes:
-        name: of the parameter of the node's function.
-        kind: of widget; a ``socket`` takes the output of another node.
-        type: of a socket, such as ``MODEL``.
-        default, low, high, step: of numbers.
-        options: of a combo.
-        multiline: of a string.
-        optional: a socket that may stay empty.
-        tooltip: one line.
+        name: Name of the parameter of the node's function. Saved workflows contain it.
+        kind: Kind of widget, or ``"socket"`` for another node's output.
+        tooltip: One sentence for people.
+        default: Initial value of a widget.
+        type: Type of a socket, such as ``MODEL``.
+        low, high, step: Range of a number, and the step of its widget.
+        options: Choices of a combo.
+        multiline: True if a string can have several lines.
+        optional: True if a socket can stay unconnected.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """One output: its type and its name."""
+    """Type and name of one output of a node."""
 
     type: str
     name: str
@@ -48,13 +49,14 @@ class Output:
 
 @dataclass(frozen=True)
 class Node:
-    """A node.
+    """Declaration of a node.
 
     Attributes:
-        id: never changes: saved workflows name it.
-        title, category, description: what a person reads.
-        run: called with the inputs by name; gives the outputs in order.
-        files: inputs that name files: ComfyUI runs the node again when one of them changed.
+        id: Class name in saved workflows. It never changes.
+        title, category, description: Texts for people.
+        inputs, outputs: Inputs and outputs in the order of the page.
+        run: Function that takes the inputs by name and returns the outputs in order.
+        files: Names of the inputs that name files. ComfyUI runs the node again if one of the files changed.
     """
 
     id: str
@@ -66,32 +68,34 @@ class Node:
     run: Callable[..., tuple[Any, ...]]
     files: tuple[str, ...] = ()
 
-    def fingerprint(self, inputs: Mapping[str, Any]) -> list[Any]:
-        """What else than its inputs decides what the node gives."""
+    def fingerprint(self, inputs: Mapping[str, Any]) -> list[int | None]:
+        """Return the modification times of the input files in nanoseconds, with None for a missing file."""
         paths = [Path(str(inputs.get(name) or "")) for name in self.files]
-        return [p.stat().st_mtime_ns if p.is_file() else None for p in paths]
+        return [path.stat().st_mtime_ns if path.is_file() else None for path in paths]
 
 
-def socket(name: str, kind: str, tooltip: str, *, optional: bool = False) -> Input:
-    """An input for another node's output."""
-    return Input(name, "socket", tooltip, type=kind, optional=optional)
+def socket_input(name: str, type: str, tooltip: str, *, optional: bool = False) -> Input:
+    """Declare an input for another node's output."""
+    return Input(name, "socket", tooltip, type=type, optional=optional)
 
 
-def whole(name: str, default: int, low: int, high: int, tooltip: str, step: int = 1) -> Input:
-    """A whole number."""
+def int_input(name: str, default: int, low: int, high: int, tooltip: str, step: int = 1) -> Input:
+    """Declare an integer input."""
     return Input(name, "int", tooltip, default, low=low, high=high, step=step)
 
 
-def number(name: str, default: float, low: float, high: float, step: float, tooltip: str) -> Input:
-    """A real number."""
+def float_input(
+    name: str, default: float, low: float, high: float, step: float, tooltip: str
+) -> Input:
+    """Declare an input for a real number."""
     return Input(name, "float", tooltip, default, low=low, high=high, step=step)
 
 
-def text(name: str, default: str, tooltip: str, *, multiline: bool = False) -> Input:
-    """A text."""
+def text_input(name: str, default: str, tooltip: str, *, multiline: bool = False) -> Input:
+    """Declare a text input."""
     return Input(name, "string", tooltip, default, multiline=multiline)
 
 
-def choice(name: str, options: Sequence[str], default: str, tooltip: str) -> Input:
-    """One of some names."""
+def choice_input(name: str, options: Sequence[str], default: str, tooltip: str) -> Input:
+    """Declare a choice between names."""
     return Input(name, "combo", tooltip, default, options=tuple(options))

@@ -1,4 +1,4 @@
-"""One attention call as ComfyUI hands it to an override, and back."""
+"""One attention call in the form that ComfyUI passes to an attention override."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from torch import Tensor
 
 Attention = Callable[..., Tensor]
-Tokens = tuple[Tensor, Tensor, Tensor]  # [B, S, H, D] each
+"""An override as ComfyUI calls it: ``override(func, q, k, v, heads, mask=..., transformer_options=..., ...)``."""
 
 
 @dataclass(frozen=True)
 class OverrideCall:
-    """What an override is asked for.
+    """One call of an attention override.
 
     Attributes:
-        func: the attention that would run.
-        query, key, value: ``[B, H, S, D]`` if ``skip_reshape`` is named, else ``[B, S, H * D]``.
-        heads: their number.
-        named: all other arguments.
+        func: ComfyUI's own attention.
+        query, key, value: ``[B, H, S, D]`` if ``skip_reshape`` is among the keywords, else ``[B, S, H * D]``.
+        heads: Number of heads.
+        keywords: All other arguments.
     """
 
     func: Attention
@@ -28,60 +28,66 @@ class OverrideCall:
     key: Tensor
     value: Tensor
     heads: int
-    named: Mapping[str, Any]
+    keywords: Mapping[str, Any]
 
     @property
     def mask(self) -> Tensor | None:
-        """The attention mask ``[S, S]`` or ``[B, H or 1, S or 1, S]``: ComfyUI leaves out the heads of others."""
-        mask: Tensor | None = self.named.get("mask")
+        """Attention mask ``[S, S]`` or ``[B, H or 1, S or 1, S]``, or None. ComfyUI omits the head axis of some."""
+        mask: Tensor | None = self.keywords.get("mask")
         return mask.unsqueeze(1) if mask is not None and mask.dim() == 3 else mask
 
     @property
-    def options(self) -> Mapping[str, Any]:
-        """ComfyUI's ``transformer_options``."""
-        return self.named.get("transformer_options") or {}
+    def transformer_options(self) -> Mapping[str, Any]:
+        """ComfyUI's ``transformer_options`` of the model call."""
+        return self.keywords.get("transformer_options") or {}
 
     @property
     def scale(self) -> float:
-        """What scores are multiplied with."""
-        told = self.named.get("scale")
-        width = self.query.shape[-1] // (1 if self.named.get("skip_reshape") else self.heads)
-        return float(width**-0.5 if told is None else told)
+        """Softmax scale."""
+        scale = self.keywords.get("scale")
+        head_dim = self.query.shape[-1] // (1 if self._has_split_input else self.heads)
+        return float(head_dim**-0.5 if scale is None else scale)
 
-    def counts(self) -> tuple[int, int]:
-        """Queries and keys."""
-        axis = 2 if self.named.get("skip_reshape") else 1
+    def count_tokens(self) -> tuple[int, int]:
+        """Return the number of queries and the number of keys."""
+        axis = 2 if self._has_split_input else 1
         return self.query.shape[axis], self.key.shape[axis]
 
-    def tokens(self) -> Tokens:
-        """Query, key and value ``[B, S, H, D]``."""
-        apart = bool(self.named.get("skip_reshape"))
-        return (
-            self._split(self.query, apart),
-            self._split(self.key, apart),
-            self._split(self.value, apart),
+    def split_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value as ``[B, S, H, D]``."""
+        split = self._has_split_input
+        query, key, value = (
+            self._to_bshd(tensor, split) for tensor in (self.query, self.key, self.value)
         )
+        return query, key, value
 
-    def split(self, out: Tensor) -> Tensor:
-        """``[B, S, H, D]`` from an output as it is asked for."""
-        return self._split(out, bool(self.named.get("skip_output_reshape")))
+    def split_output(self, output: Tensor) -> Tensor:
+        """Convert an output from ComfyUI's form to ``[B, S, H, D]``."""
+        return self._to_bshd(output, bool(self.keywords.get("skip_output_reshape")))
 
-    def joined(self, out: Tensor) -> Tensor:
-        """The inverse."""
-        return out.transpose(1, 2) if self.named.get("skip_output_reshape") else out.flatten(2)
+    def join_output(self, attended: Tensor) -> Tensor:
+        """Convert an output ``[B, S, H, D]`` to the form that ComfyUI expects."""
+        if self.keywords.get("skip_output_reshape"):
+            return attended.transpose(1, 2)
+        return attended.flatten(2)
 
-    def onward(self, other: Attention | None) -> Tensor:
-        """The call handed to the override that was there before, or else to the attention that would run."""
-        if other is None:
-            return self.func(self.query, self.key, self.value, self.heads, **self.named)
-        return other(self.func, self.query, self.key, self.value, self.heads, **self.named)
+    def pass_on(self, previous: Attention | None) -> Tensor:
+        """Return the output of an earlier override, or of ComfyUI's own attention if there is none."""
+        arguments = (self.query, self.key, self.value, self.heads)
+        if previous is None:
+            return self.func(*arguments, **self.keywords)
+        return previous(self.func, *arguments, **self.keywords)
 
-    def _split(self, x: Tensor, apart: bool) -> Tensor:
-        return x.transpose(1, 2) if apart else x.unflatten(-1, (self.heads, -1))
+    @property
+    def _has_split_input(self) -> bool:
+        return bool(self.keywords.get("skip_reshape"))
+
+    def _to_bshd(self, tensor: Tensor, is_split: bool) -> Tensor:
+        return tensor.transpose(1, 2) if is_split else tensor.unflatten(-1, (self.heads, -1))
 
 
-def override(answer: Callable[[OverrideCall], Tensor]) -> Attention:
-    """The override that ComfyUI calls, from what answers a call."""
+def build_override(answer: Callable[[OverrideCall], Tensor]) -> Attention:
+    """Return the override that ComfyUI calls, from a function that answers an `OverrideCall`."""
 
     def attend(
         func: Attention,
@@ -95,8 +101,13 @@ def override(answer: Callable[[OverrideCall], Tensor]) -> Attention:
         skip_output_reshape: bool = False,
         **kwargs: Any,
     ) -> Tensor:
-        named = {"mask": mask, "attn_precision": attn_precision, **kwargs}
-        named |= {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
-        return answer(OverrideCall(func, q, k, v, heads, named))
+        keywords = {
+            "mask": mask,
+            "attn_precision": attn_precision,
+            **kwargs,
+            "skip_reshape": skip_reshape,
+            "skip_output_reshape": skip_output_reshape,
+        }
+        return answer(OverrideCall(func, q, k, v, heads, keywords))
 
     return attend

@@ -1,4 +1,4 @@
-"""Nodes around diffusers pipelines: load, settings, render, compare."""
+"""Nodes that run diffusers pipelines: load, settings, render and compare."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from dit_accel.comfyui.node import (
     Node,
     Output,
-    choice,
-    number,
-    socket,
-    text,
-    whole,
+    choice_input,
+    float_input,
+    int_input,
+    socket_input,
+    text_input,
 )
-from dit_accel.comfyui.progress import watched
+from dit_accel.comfyui.progress import report_progress
 from dit_accel.core.precision import PRECISIONS
 from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import load_extension
@@ -25,7 +25,7 @@ from dit_accel.generation.loading import load_pipeline, read_card
 from dit_accel.generation.placement import DTYPES, OFFLOADS, LoadOptions
 from dit_accel.generation.render import Clip, render_with
 from dit_accel.generation.settings import RenderSettings, build_profile, parse_assignments
-from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, find_heads
+from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, make_head_set
 from dit_accel.hooks import config_of
 from dit_accel.hooks.active_pipeline import transformers_of
 from dit_accel.io.parsing import parse_dataclass
@@ -39,7 +39,13 @@ PIPELINE, ATTENTION, GUIDANCE, HEADS = "DIT_PIPELINE", "DIT_ATTENTION", "DIT_GUI
 
 @dataclasses.dataclass(frozen=True)
 class LoadedPipeline:
-    """A pipeline and what it was loaded as, which a recipe names."""
+    """A loaded pipeline.
+
+    Attributes:
+        pipe: The pipeline.
+        model: Name, folder or hub id that it was loaded from.
+        load_options: How it was loaded.
+    """
 
     pipe: DiffusionPipeline
     model: str
@@ -47,7 +53,7 @@ class LoadedPipeline:
 
 
 def load(model: str, dtype: str, device: str, offload: str) -> tuple[LoadedPipeline]:
-    """A pipeline on a device, from safetensors only."""
+    """Load a pipeline onto a device, from safetensors files only."""
     load_options = LoadOptions(device, dtype, offload=offload)
     load_options.check()
     pipe = load_pipeline(read_card(model.strip()), load_options)
@@ -55,7 +61,7 @@ def load(model: str, dtype: str, device: str, offload: str) -> tuple[LoadedPipel
     return (LoadedPipeline(pipe, model.strip(), load_options),)
 
 
-def sparse(
+def make_attention(
     method: str,
     knobs: str,
     dense_steps: float,
@@ -64,16 +70,14 @@ def sparse(
     guard: str,
     profile: str,
 ) -> tuple[Profile]:
-    """How attention runs: a profile's file, or the other inputs."""
+    """Return the profile in a file if one is named, else a profile of the other inputs."""
     if profile.strip():
         return (Profile.load(profile.strip()),)
-    given = parse_assignments(
-        tuple(part for part in knobs.replace("\n", ";").split(";") if part.strip())
-    )
+    lines = tuple(line for line in knobs.replace("\n", ";").split(";") if line.strip())
     settings = RenderSettings(
         "",
         method=method,
-        knobs={"schedule.dense_steps": dense_steps, **given},
+        knobs={"schedule.dense_steps": dense_steps, **parse_assignments(lines)},
         precision=precision,
         dense_precision=dense_precision,
         guard=guard,
@@ -83,21 +87,26 @@ def sparse(
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Perturbed guidance before it meets a model."""
+    """Perturbed guidance that is not yet bound to a model.
+
+    Attributes:
+        settings: Settings of guidance.
+        heads: A head set, or a text that `make_head_set` takes.
+    """
 
     settings: PerturbedGuidance
     heads: str | HeadSet
 
-    def heads_of(self, model: ModelShape) -> HeadSet:
-        """The heads in a model, with the settings.
+    def bind(self, model: ModelShape) -> HeadSet:
+        """Return the head set of a model, with the settings.
 
         Raises:
-            InvalidSettings: if they are not of such a model.
+            InvalidSettings: If the heads do not fit the model.
         """
-        return find_heads(self.heads, None, model).with_settings(self.settings)
+        return make_head_set(self.heads, None, model).with_settings(self.settings)
 
 
-def guidance(
+def make_guidance(
     scale: float,
     heads: str,
     softness: float,
@@ -106,15 +115,15 @@ def guidance(
     rescale: float,
     head_set: HeadSet | None = None,
 ) -> tuple[Guidance]:
-    """Perturbed guidance; a head set wins over the text."""
-    given = {"scale": scale, "softness": softness, "interval": (start, end), "rescale": rescale}
-    kept = dict(head_set.settings) if head_set else {}  # what the node has no input for
-    settings = parse_dataclass(PerturbedGuidance, {**kept, **given}, "guidance")
+    """Return perturbed guidance. A head set replaces ``heads`` and adds the settings that have no input here."""
+    values = {"scale": scale, "softness": softness, "interval": (start, end), "rescale": rescale}
+    defaults = dict(head_set.settings) if head_set else {}
+    settings = parse_dataclass(PerturbedGuidance, {**defaults, **values}, "guidance")
     return (Guidance(settings, head_set or heads.strip() or "all"),)
 
 
-def head_set(path: str) -> tuple[HeadSet]:
-    """A head set from its file."""
+def load_head_set(path: str) -> tuple[HeadSet]:
+    """Read a head set from its JSON file."""
     return (HeadSet.load(path.strip()),)
 
 
@@ -131,11 +140,15 @@ def render(
     attention: Profile | None = None,
     guidance: Guidance | None = None,
 ) -> tuple[Tensor, str]:
-    """Frames as ComfyUI's IMAGE, float32 ``[T, H, W, 3]`` in [0, 1], and the attention report as text."""
-    settings = request(
+    """Render a clip.
+
+    Returns:
+        Frames as ComfyUI's IMAGE, float32 ``[T, H, W, 3]`` in [0, 1], and the attention report as text.
+    """
+    settings = make_settings(
         pipeline, prompt, negative_prompt, width, height, frames, steps, guidance_scale, seed
     )
-    clip = made(pipeline, settings, attention or Profile(), guidance)
+    clip = render_clip(pipeline, settings, attention or Profile(), guidance)
     return torch.from_numpy(clip.frames), str(clip.attention)
 
 
@@ -152,27 +165,28 @@ def compare(
     attention: Profile | None = None,
     guidance: Guidance | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, str]:
-    """The same seed dense and accelerated: both, four times their difference, and the figures as text."""
-    settings = request(
+    """Render the same seed with dense and with sparse attention.
+
+    Returns:
+        The dense and the sparse frames, float32 ``[T, H, W, 3]`` in [0, 1], four times their difference, and metrics
+        and seconds as text.
+    """
+    settings = make_settings(
         pipeline, prompt, negative_prompt, width, height, frames, steps, guidance_scale, seed
     )
     profile = attention or Profile()
-    clip = made(pipeline, settings, profile, guidance)
-    dense = made(pipeline, settings, build_profile(settings.as_dense()), guidance)
+    clip = render_clip(pipeline, settings, profile, guidance)
+    dense = render_clip(pipeline, settings, build_profile(settings.as_dense()), guidance)
     comparison = load_extension("comparison")
-    figures = comparison.quality_metrics(dense.frames, clip.frames, prompt)
-    told = comparison.summary(dense, clip, figures, profile.method.name)
-    both = [torch.from_numpy(c.frames) for c in (dense, clip)]
-    difference = (4 * (both[1] - both[0]).abs()).clamp(0, 1)
-    return (
-        both[0],
-        both[1],
-        difference,
-        f"{told}\n{comparison.speedup(dense, clip):.2f} times as fast",
-    )
+    metrics = comparison.quality_metrics(dense.frames, clip.frames, prompt)
+    summary = comparison.summary(dense, clip, metrics, profile.method.name)
+    figures = f"{summary}\n{comparison.speedup(dense, clip):.2f} times as fast"
+    before, after = torch.from_numpy(dense.frames), torch.from_numpy(clip.frames)
+    difference = (4 * (after - before).abs()).clamp(0, 1)
+    return before, after, difference, figures
 
 
-def request(
+def make_settings(
     pipeline: LoadedPipeline,
     prompt: str,
     negative_prompt: str,
@@ -183,12 +197,12 @@ def request(
     guidance_scale: float,
     seed: int,
 ) -> RenderSettings:
-    """The inputs as render settings, the size checked.
+    """Return the inputs of a render as settings.
 
     Raises:
-        InvalidSettings: with one line, for a size that does not work.
+        InvalidSettings: If the pipeline does not support the size. The message names the nearest sizes.
     """
-    error = size_rule_of(pipeline.pipe).find_error(height, width, frames)
+    error = find_size_rule(pipeline.pipe).find_error(height, width, frames)
     if error:
         raise InvalidSettings(error)
     return RenderSettings(
@@ -205,38 +219,44 @@ def request(
     )
 
 
-def made(
-    pipeline: LoadedPipeline, settings: RenderSettings, profile: Profile, guided: Guidance | None
+def render_clip(
+    pipeline: LoadedPipeline, settings: RenderSettings, profile: Profile, guidance: Guidance | None
 ) -> Clip:
-    """A clip of a profile and guidance; the pipeline is left as it was."""
+    """Render a clip with a profile and guidance, and leave the pipeline unchanged."""
     pipe = pipeline.pipe
-    if guided is not None:
+    if guidance is not None:
         transformer = next(iter(transformers_of(pipe).values()))
-        shape = ModelShape.of(transformer, find_family(transformer))
-        settings = dataclasses.replace(settings, heads=guided.heads_of(shape).to_dict())
+        shape = ModelShape.from_transformer(transformer, find_family(transformer))
+        settings = dataclasses.replace(settings, heads=guidance.bind(shape).to_dict())
     assert settings.steps is not None
-    with watched(pipe, settings.steps):
+    with report_progress(pipe, settings.steps):
         return render_with(pipe, settings, profile)
 
 
-def size_rule_of(pipe: DiffusionPipeline) -> SizeRule:
-    """Which sizes a loaded pipeline takes."""
+def find_size_rule(pipe: DiffusionPipeline) -> SizeRule:
+    """Return the rule for the sizes that a loaded pipeline supports."""
     transformer = next(iter(transformers_of(pipe).values()))
     return find_family(transformer).size_rule(config_of(transformer), pipe.vae.config)
 
 
-REQUEST = [
-    socket("pipeline", PIPELINE, "From 'Load DiT pipeline'."),
-    text("prompt", "", "What the clip shows.", multiline=True),
-    text("negative_prompt", "", "What it should not show.", multiline=True),
-    whole("width", 256, 16, 16384, "Pixels; a wrong one is told with the nearest that works.", 16),
-    whole("height", 256, 16, 16384, "Pixels.", 16),
-    whole("frames", 49, 1, 1024, "Number of frames; 1 is a picture.", 4),
-    whole("steps", 25, 1, 1000, "Denoising steps."),
-    number("guidance_scale", 4.0, 0.0, 30.0, 0.1, "Classifier-free guidance; 1 is none."),
-    whole("seed", 0, 0, 2**53 - 1, "Decides the noise."),
-    socket("attention", ATTENTION, "From 'Sparse attention'; none: svg-ear.", optional=True),
-    socket("guidance", GUIDANCE, "From 'Perturbed guidance'; none: none.", optional=True),
+RENDER_INPUTS = [
+    socket_input("pipeline", PIPELINE, "From 'Load DiT pipeline'."),
+    text_input("prompt", "", "What the clip shows.", multiline=True),
+    text_input("negative_prompt", "", "What the clip should not show.", multiline=True),
+    int_input(
+        "width", 256, 16, 16384, "Pixels. An unsupported size gives an error with the nearest.", 16
+    ),
+    int_input("height", 256, 16, 16384, "Pixels.", 16),
+    int_input("frames", 49, 1, 1024, "Number of frames. 1 makes an image.", 4),
+    int_input("steps", 25, 1, 1000, "Denoising steps."),
+    float_input("guidance_scale", 4.0, 0.0, 30.0, 0.1, "Classifier-free guidance. 1 turns it off."),
+    int_input("seed", 0, 0, 2**53 - 1, "Seed of the initial noise."),
+    socket_input(
+        "attention", ATTENTION, "From 'Sparse attention'. Without it: svg-ear.", optional=True
+    ),
+    socket_input(
+        "guidance", GUIDANCE, "From 'Perturbed guidance'. Without it: no guidance.", optional=True
+    ),
 ]
 
 NODES = [
@@ -246,14 +266,16 @@ NODES = [
         CATEGORY,
         "Load a diffusers pipeline: tiny-world (bundled), a folder, or a hub id. Safetensors only.",
         [
-            text(
+            text_input(
                 "model",
                 "tiny-world",
                 "tiny-world, a folder made by save_pretrained, or owner/name.",
             ),
-            choice("dtype", list(DTYPES), "float32", "What the weights run in."),
-            text("device", "cpu", "cpu, cuda or cuda:N."),
-            choice("offload", OFFLOADS, "none", "Keep weights in main memory, per model or layer."),
+            choice_input("dtype", list(DTYPES), "float32", "Data type of the weights."),
+            text_input("device", "cpu", "cpu, cuda or cuda:N."),
+            choice_input(
+                "offload", OFFLOADS, "none", "Keep weights in CPU memory, per model or per layer."
+            ),
         ],
         [Output(PIPELINE, "pipeline")],
         load,
@@ -262,60 +284,82 @@ NODES = [
         "DitAccelSparse",
         "Sparse attention",
         CATEGORY,
-        "How the self-attention of a pipeline runs: method, knobs, precision, or a profile's file.",
+        "Choose how the self-attention of a pipeline runs: method, knobs and precision, or a profile file.",
         [
-            choice("method", list(METHODS), "svg-ear", "How attention is made sparse."),
-            text("knobs", "", "KNOB=VALUE, one per line, such as density=0.1.", multiline=True),
-            number("dense_steps", 0.2, 0.0, 1.0, 0.01, "Share of the first steps that stay dense."),
-            choice("precision", PRECISIONS, "full", "Of the sparse calls."),
-            choice("dense_precision", PRECISIONS, "full", "Of the dense calls."),
-            choice(
+            choice_input("method", list(METHODS), "svg-ear", "Sparse attention method."),
+            text_input(
+                "knobs", "", "KNOB=VALUE, one per line, such as density=0.1.", multiline=True
+            ),
+            float_input(
+                "dense_steps", 0.2, 0.0, 1.0, 0.01, "Fraction of the first steps that stay dense."
+            ),
+            choice_input("precision", PRECISIONS, "full", "Precision of the sparse calls."),
+            choice_input("dense_precision", PRECISIONS, "full", "Precision of the dense calls."),
+            choice_input(
                 "guard",
                 ("off", "warn", "on"),
                 "off",
-                "Watch the output: tell faults, or mend them.",
+                "Check the output. warn reports faults, and on repairs them as well.",
             ),
-            text("profile", "", "A YAML or JSON profile: it wins over all else here."),
+            text_input(
+                "profile", "", "A YAML or JSON profile. It replaces all other inputs of this node."
+            ),
         ],
         [Output(ATTENTION, "attention")],
-        sparse,
+        make_attention,
         files=("profile",),
     ),
     Node(
         "DitAccelGuidance",
         "Perturbed guidance",
         CATEGORY,
-        "Perturbed-attention guidance (PAG, SoftPAG, single heads), with or without CFG.",
+        "Choose perturbed-attention guidance (PAG, SoftPAG, single heads). It works with and without CFG.",
         [
-            number("scale", 3.0, 0.0, 100.0, 0.1, "Strength; 0 is none."),
-            text("heads", "all", "all (the middle layer), or like 'blocks.7:0,4; blocks.9'."),
-            number("softness", 1.0, 0.0, 1.0, 0.05, "Share of the perturbed attention."),
-            number("start", 0.0, 0.0, 1.0, 0.01, "First share of the steps that is guided."),
-            number("end", 1.0, 0.0, 1.0, 0.01, "Last share of the steps that is guided."),
-            number(
-                "rescale", 0.0, 0.0, 1.0, 0.05, "Keep the standard deviation of the prediction."
+            float_input("scale", 3.0, 0.0, 100.0, 0.1, "Strength. 0 turns guidance off."),
+            text_input(
+                "heads", "all", "all (of the middle layer), or like 'blocks.7:0,4; blocks.9'."
             ),
-            socket("head_set", HEADS, "From 'Head set': wins over heads.", optional=True),
+            float_input("softness", 1.0, 0.0, 1.0, 0.05, "Weight of the perturbed attention."),
+            float_input(
+                "start",
+                0.0,
+                0.0,
+                1.0,
+                0.01,
+                "Start of the guided part of the steps, as a fraction.",
+            ),
+            float_input(
+                "end", 1.0, 0.0, 1.0, 0.01, "End of the guided part of the steps, as a fraction."
+            ),
+            float_input(
+                "rescale",
+                0.0,
+                0.0,
+                1.0,
+                0.05,
+                "How far to keep the standard deviation of the prediction.",
+            ),
+            socket_input("head_set", HEADS, "From 'Head set'. It replaces heads.", optional=True),
         ],
         [Output(GUIDANCE, "guidance")],
-        guidance,
+        make_guidance,
     ),
     Node(
         "DitAccelHeadSet",
         "Head set",
         CATEGORY,
-        "Heads that a search found (`dit-accel heads export`); any other model refuses them.",
-        [text("path", "", "A JSON file.")],
+        "Load the heads that a search found (`dit-accel heads export`). They fit only the searched model.",
+        [text_input("path", "", "A JSON file.")],
         [Output(HEADS, "head_set")],
-        head_set,
+        load_head_set,
         files=("path",),
     ),
     Node(
         "DitAccelRender",
         "Render DiT pipeline",
         CATEGORY,
-        "A prompt to frames; `dit-accel replay` renders again from a file that ComfyUI saved.",
-        REQUEST,
+        "Render a prompt. `dit-accel replay` repeats the render from a file that ComfyUI saved.",
+        RENDER_INPUTS,
         [Output("IMAGE", "frames"), Output("STRING", "report")],
         render,
     ),
@@ -323,8 +367,8 @@ NODES = [
         "DitAccelCompare",
         "Compare with dense",
         CATEGORY,
-        "The same seed dense and accelerated: both, their difference, metrics and seconds.",
-        REQUEST,
+        "Render the same seed with dense and with sparse attention, and measure the difference.",
+        RENDER_INPUTS,
         [
             Output("IMAGE", "dense"),
             Output("IMAGE", "accelerated"),

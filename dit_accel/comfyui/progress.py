@@ -1,18 +1,19 @@
-"""What the ComfyUI around us offers while a pipeline runs: progress and interrupt. Without it, nothing."""
+"""ComfyUI's progress bar and interrupt while a pipeline runs. Outside ComfyUI they do nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
-
-from diffusers import DiffusionPipeline
+from typing import TYPE_CHECKING, Any
 
 from dit_accel.hooks.active_pipeline import transformers_of
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
-def inside_comfyui() -> bool:
-    """Whether ComfyUI runs us."""
+
+def is_inside_comfyui() -> bool:
+    """Return True if ComfyUI runs this process."""
     try:
         import comfy.model_management  # noqa: F401
     except ImportError:
@@ -21,11 +22,16 @@ def inside_comfyui() -> bool:
 
 
 @contextmanager
-def watched(pipe: DiffusionPipeline, steps: int) -> Iterator[None]:
-    """ComfyUI's progress bar follows the pipeline's steps, and its interrupt ends the run before the next
-    forward of a transformer.
+def report_progress(pipe: DiffusionPipeline, steps: int) -> Iterator[None]:
+    """Move ComfyUI's progress bar with a pipeline's steps, and let its interrupt end the run.
+
+    An interrupt ends the run before the next forward of a transformer.
+
+    Args:
+        pipe: The pipeline that runs inside the block.
+        steps: Number of its steps.
     """
-    if not inside_comfyui():
+    if not is_inside_comfyui():
         yield
         return
     import comfy.model_management
@@ -33,13 +39,13 @@ def watched(pipe: DiffusionPipeline, steps: int) -> Iterator[None]:
 
     bar = comfy.utils.ProgressBar(steps)
 
-    def look(*_: Any) -> None:
+    def update_bar(*_: Any) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         step = getattr(pipe.scheduler, "step_index", None) or 0
         bar.update_absolute(min(step, steps), steps)
 
-    with ExitStack() as stack:
+    with ExitStack() as hooks:
         for transformer in transformers_of(pipe).values():
-            stack.callback(transformer.register_forward_pre_hook(look).remove)
+            hooks.callback(transformer.register_forward_pre_hook(update_bar).remove)
         yield
     bar.update_absolute(steps, steps)

@@ -1,4 +1,4 @@
-"""Sparse attention inside ComfyUI's own models: a profile applied to one run at a time."""
+"""Sparse attention inside ComfyUI's own models, by an override of each attention call. It runs without ComfyUI."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_accel.comfyui.native_attention import CLOSE, UNKNOWN, ModelCall
-from dit_accel.comfyui.override import Attention, OverrideCall, override
+from dit_accel.comfyui.model_call import ModelCall
+from dit_accel.comfyui.override import Attention, OverrideCall, build_override
 from dit_accel.core.attention_call import AttentionCall, CallContext
 from dit_accel.runtime.dispatch import MethodRunner
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.run import Run
 from dit_accel_pipelines import TokenLayout
+
+UNKNOWN_LAYERS = 1 << 20
+"""Number of layers before the first model call ends. No layer counted from the last is below it."""
+
+SIGMA_TOLERANCE = 1e-5
+"""Relative tolerance of sigmas, because ComfyUI computes those of a run in float32 and those of a window in float64."""
 
 
 @dataclass
@@ -24,61 +30,66 @@ class SparseOverride:
 
     Attributes:
         profile: How attention runs.
-        window: Sigmas between which attention is sparse: ``window[1] < sigma <= window[0]``.
-        seen: Number of calls of the model at one sigma.
-        layers: Number of self-attentions of the model, known after its first call.
+        window: Sigmas at which attention is sparse: ``window[1] < sigma <= window[0]``.
+        seen_calls: Number of model calls by sigma and stream.
+        num_layers: Number of self-attentions of the model, known after its first call.
     """
 
     profile: Profile
     window: tuple[float, float] = (math.inf, -math.inf)
-    seen: Counter[Any] = field(default_factory=Counter)
-    layers: int = UNKNOWN
+    seen_calls: Counter[Any] = field(default_factory=Counter)
+    num_layers: int = UNKNOWN_LAYERS
 
     def __post_init__(self) -> None:
         self.runner, self.run = MethodRunner(self.profile), Run(self.profile)
 
-    def reset(self) -> None:
-        """Free the memory of a run that is over. Its counts stay for the report."""
-        self.run.free()
-        self.seen.clear()
-        self.layers = UNKNOWN
-
-    def begin(self) -> None:
-        """Begin a run."""
-        self.reset()
+    def begin_run(self) -> None:
+        """Start a run with new state and new counts."""
+        self.free_state()
         self.run = Run(self.profile)
 
-    def attention(self, call: ModelCall) -> Attention:
-        """Return the override for one model call."""
+    def free_state(self) -> None:
+        """Free the state of a run. The counts stay for the report."""
+        self.run.free()
+        self.seen_calls.clear()
+        self.num_layers = UNKNOWN_LAYERS
 
-        def answer(asked: OverrideCall) -> Tensor:
-            reason = call.entered(asked)
-            if reason is None and asked.mask is not None:
+    def finish_call(self, call: ModelCall) -> None:
+        """Keep the number of layers that a model call had."""
+        if self.num_layers == UNKNOWN_LAYERS:
+            self.num_layers = call.layer + 1
+
+    def build_attention(self, model_call: ModelCall) -> Attention:
+        """Return the attention override of one model call."""
+
+        def answer(call: OverrideCall) -> Tensor:
+            reason = model_call.count_layer(call)
+            if reason is None and call.mask is not None:
                 reason = "attention mask"
             if reason is None:
-                out = self.sparse(asked, call)
-                if isinstance(out, Tensor):
-                    return asked.joined(out)
-                reason = out
+                attended = self.sparse(call, model_call)
+                if isinstance(attended, Tensor):
+                    return call.join_output(attended)
+                reason = attended
             self.run.stats.count_fallback(reason)
-            return asked.onward(call.previous)
+            return call.pass_on(model_call.previous)
 
-        return override(answer)
+        return build_override(answer)
 
-    def sparse(self, asked: OverrideCall, call: ModelCall) -> Tensor | str:
+    def sparse(self, call: OverrideCall, model_call: ModelCall) -> Tensor | str:
         """Return sparse attention ``[B, S, H, D]``, or the reason why the call stays dense."""
-        step = call.where
-        first, last = (sigma * (1 + CLOSE) for sigma in self.window)
+        step = model_call.step
+        first, last = (sigma * (1 + SIGMA_TOLERANCE) for sigma in self.window)
         if not last < step.sigma <= first:
-            return "outside its part of the steps"
-        query, key, value = asked.tokens()
+            return "outside the chosen part of the steps"
+        query, key, value = call.split_inputs()
         tokens = query.shape[1]
-        layout = step.layout(asked.options, tokens)
+        layout = step.find_layout(call.transformer_options, tokens)
         context = CallContext(
             step=step.step,
             num_steps=step.num_steps,
-            layer=call.layer,
-            num_layers=self.layers,
+            layer=model_call.layer,
+            num_layers=self.num_layers,
             component="model",
             branch=step.branch,
         )
@@ -95,19 +106,19 @@ class SparseOverride:
             query=query,
             key=key,
             value=value,
-            scale=asked.scale,
+            scale=call.scale,
             context=context,
             layout=layout or TokenLayout(1, 1, tokens),
         )
-        owner = (step.stream, call.layer, tuple(query.shape))
+        owner = (step.stream, model_call.layer, tuple(query.shape))
         attended = self.runner.run_method(attention, self.run, route.method, owner)
         if attended is None:
             return f"{route.method.name} found nothing better than dense"
-        self.run.stats.count_sparse(f"layer {call.layer}", attended.density)
+        self.run.stats.count_sparse(f"layer {model_call.layer}", attended.density)
         return attended.out
 
     def report(self) -> str:
-        """Return one line for the log."""
+        """Return one line about the run, for the log."""
         stats, name = self.run.stats, self.profile.method.name
         reasons = ", ".join(f"{reason} x{n}" for reason, n in stats.fallbacks.items())
         density, calls = stats.density()["sparse_calls"], stats.calls["sparse"]

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
+from dit_accel.errors import InvalidSettings
+
 if TYPE_CHECKING:
     from dit_accel.core.attention_call import CallContext
 
@@ -27,7 +29,7 @@ class Rule:
         knobs: Knobs of the method for the matching calls. If two rules match, the later one wins.
 
     Raises:
-        ValueError: If ``steps`` or ``layers`` cannot be read.
+        InvalidSettings: If ``steps`` or ``layers`` cannot be read.
 
     Example:
         >>> Rule(steps="0%-30%", knobs={"density": 0.3})
@@ -47,7 +49,7 @@ class Rule:
             text = getattr(self, name)
             if text is not None and not _spans(text, percent=name == "steps"):
                 shown = '"20%-90%", "5-9", "5-" or "3"' if name == "steps" else '"0,47-49" or "-1"'
-                raise ValueError(f"{name} must be written like {shown}, got {text!r}")
+                raise InvalidSettings(f"{name} must be written like {shown}, got {text!r}")
 
     @property
     def counts_steps(self) -> bool:
@@ -81,7 +83,7 @@ class Schedule:
         rules: Overrides by step, layer, expert or branch.
 
     Raises:
-        ValueError: If a value is out of range.
+        InvalidSettings: If a value is out of range.
 
     Example:
         >>> Schedule(dense_steps=0.1, dense_layers=(0, -1), rules=(Rule(branch="uncond", dense=True),))
@@ -94,9 +96,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.dense_steps <= 1.0:
-            raise ValueError(f"dense_steps must be in [0, 1], got {self.dense_steps}")
+            raise InvalidSettings(f"dense_steps must be in [0, 1], got {self.dense_steps}")
         if self.min_tokens is not None and self.min_tokens < 0:
-            raise ValueError(f"min_tokens must be 0 or more, got {self.min_tokens}")
+            raise InvalidSettings(f"min_tokens must be 0 or more, got {self.min_tokens}")
 
     def step_is_dense(self, step: int, num_steps: int | None) -> bool:
         """Return True if a step, counted from 0, runs dense. No step does while their number is unknown."""
@@ -151,7 +153,7 @@ class Guard:
             other head.
 
     Raises:
-        ValueError: If a value is out of range.
+        InvalidSettings: If a value is out of range.
     """
 
     mode: GuardMode = "off"
@@ -160,11 +162,11 @@ class Guard:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(GuardMode):
-            raise ValueError(f"guard must be off, warn or on, got {self.mode!r}")
+            raise InvalidSettings(f"guard must be off, warn or on, got {self.mode!r}")
         if not self.limit > 0:
-            raise ValueError(f"guard limit must be above 0, got {self.limit}")
+            raise InvalidSettings(f"guard limit must be above 0, got {self.limit}")
         if self.samples < 1:
-            raise ValueError(f"guard samples must be at least 1, got {self.samples}")
+            raise InvalidSettings(f"guard samples must be at least 1, got {self.samples}")
 
 
 _SPAN = re.compile(r"(-?\d+)(%?)(?:(-)(?:(-?\d+)(%?))?)?")

@@ -24,7 +24,7 @@ _DEFAULT = LoadOptions()
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the JSON files of a model say; no weights are read for it.
+    """The JSON files of a model, read without its weights.
 
     Attributes:
         source: folder or hub id.

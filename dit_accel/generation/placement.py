@@ -20,7 +20,7 @@ _DEVICE = re.compile(r"(cpu|cuda)(?::(\d+))?")
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Where and how a pipeline runs.
+    """The device, dtype and other options that a pipeline is loaded with.
 
     Attributes:
         device: ``cpu``, ``cuda`` or ``cuda:N``.

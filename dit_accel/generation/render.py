@@ -108,7 +108,7 @@ def seeded(settings: RenderSettings) -> Iterator[None]:
 def synchronized_time() -> float:
     """Return wall-clock seconds after all work given to a CUDA device is done."""
     # PyTorch's function has no annotations.
-    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    initialized = torch.cuda.is_initialized()
     if torch.cuda.is_available() and initialized:
         torch.cuda.synchronize()
     return time.perf_counter()

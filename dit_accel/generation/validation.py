@@ -12,7 +12,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.call_checks import check_call
 from dit_accel.generation.loading import TINY_WORLD, ModelCard, read_card
 from dit_accel.generation.settings import TINY_WORLD_DEFAULTS, RenderSettings, build_profile
-from dit_accel.guidance import ModelShape, PerturbedGuidance, check_family, find_heads
+from dit_accel.guidance import ModelShape, PerturbedGuidance, check_family, make_head_set
 from dit_accel.io.media import read_image
 from dit_accel.io.parsing import parse_dataclass
 from dit_accel_assets.sizes import SIZES
@@ -120,7 +120,7 @@ def resolve_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:
         return settings
     check_family(card.family)
     shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
-    heads = find_heads("all" if settings.heads is None else settings.heads, None, shape)
+    heads = make_head_set("all" if settings.heads is None else settings.heads, None, shape)
     requested = {"scale": settings.pag_scale, "softness": settings.softness}
     overrides = {name: value for name, value in requested.items() if value is not None}
     parse_dataclass(PerturbedGuidance, {**heads.settings, **overrides}, "guidance")

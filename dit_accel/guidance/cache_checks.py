@@ -1,42 +1,45 @@
-"""Caches that a perturbed forward would mix up."""
+"""Checks for caches that the perturbed forward would corrupt."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
+from dit_accel.errors import RunFailed
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.hooks import cache_without_contexts, foreign_states
 
-_COUNTING = ("MagCache", "TaylorSeer")
+if TYPE_CHECKING:
+    from torch import nn
+
+_STEP_COUNTING_CACHES = ("MagCache", "TaylorSeer")
 
 
-def refuse_caches(transformer: nn.Module, settings: PerturbedGuidance) -> None:
-    """Refuse diffusers' caches that would mix up branches or steps.
+def check_caches(transformer: nn.Module, settings: PerturbedGuidance) -> None:
+    """Check that no diffusers cache on a transformer would mix up branches or steps.
 
     Raises:
-        RuntimeError: naming the cache.
+        RunFailed: If one would. The message names the cache.
     """
     cache = cache_without_contexts(transformer)
     if cache is not None:
-        raise RuntimeError(
-            f"perturbed guidance cannot run beside {cache}, which keeps one state for all branches of a step: "
+        raise RunFailed(
+            f"perturbed guidance cannot run with {cache}, which keeps one state for all branches of a step: "
             "disable that cache"
         )
-    names = {type(state).__name__ for state in foreign_states(transformer)}
-    counting = [name for name in sorted(names) if name.startswith(_COUNTING)]
+    names = sorted({type(state).__name__ for state in foreign_states(transformer)})
+    counting = [name for name in names if name.startswith(_STEP_COUNTING_CACHES)]
     if counting and settings.interval[0] > 0:
-        raise RuntimeError(
-            f"perturbed guidance with an interval that begins late cannot run beside {counting[0]}, which "
-            "counts the steps of each branch: begin at 0, or disable that cache"
+        raise RunFailed(
+            f"perturbed guidance whose interval starts after 0 cannot run with {counting[0]}, which "
+            "counts the steps of each branch: start the interval at 0, or disable that cache"
         )
 
 
 def stores_keys(arguments: Mapping[str, Any]) -> bool:
-    """Whether a forward stores its keys and values, of reference images, for later ones: a perturbed one would
-    store its own beside them.
+    """Return True if a forward stores the keys and values of reference images for later forwards.
+
+    A perturbed forward would store its own keys as well.
     """
     if arguments.get("kv_cache_mode") == "extract":
         return True

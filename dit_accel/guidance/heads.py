@@ -1,4 +1,4 @@
-"""Head sets: which attention heads are perturbed, addressed exactly, tied to a model's shape."""
+"""Head sets: the attention heads that guidance perturbs, tied to the shape of one model."""
 
 from __future__ import annotations
 
@@ -16,25 +16,30 @@ from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.parsing import parse_dataclass
 from dit_accel_assets import head_sets
-from dit_accel_pipelines import Family
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from dit_accel_pipelines import Family
+
 FORMAT = 1
 SETTINGS = tuple(f.name for f in fields(PerturbedGuidance) if f.name != "share_prefix")
 
-_BLOCK = re.compile(r"(?P<stack>[\w.]+?)\.(?P<block>\d+)(?::(?P<heads>\*|\d+(?:,\d+)*))?")
+Block = tuple[str, int]
+"""Name of a block list, and the index of a block in it."""
+
+_BLOCK = re.compile(r"(?P<block_list>[\w.]+?)\.(?P<block>\d+)(?::(?P<heads>\*|\d+(?:,\d+)*))?")
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The fingerprint that a head set is tied to.
+    """Shape of a model, which tells whether a head set fits it.
 
     Attributes:
-        transformer: class name.
-        blocks: name of each block list, in the order of execution, to its number of blocks.
-        heads, head_dim: of the self-attention.
+        transformer: Class name of the transformer.
+        blocks: Number of blocks by name of the block list, in the order of execution.
+        heads: Number of self-attention heads.
+        head_dim: Channels of a head.
     """
 
     transformer: str
@@ -43,122 +48,122 @@ class ModelShape:
     head_dim: int
 
     @classmethod
-    def of(cls, transformer: nn.Module, family: Family) -> ModelShape:
-        """The shape of a transformer."""
+    def from_transformer(cls, transformer: nn.Module, family: Family) -> ModelShape:
+        """Return the shape of a transformer."""
         from dit_accel.hooks import config_of
 
         return cls.from_config(type(transformer).__name__, config_of(transformer), family)
 
     @classmethod
     def from_config(cls, transformer: str, config: Mapping[str, Any], family: Family) -> ModelShape:
-        """The shape of a transformer class with a config."""
+        """Return the shape of a transformer class with a config."""
         shape = family.attention_shape(config)
         return cls(transformer, family.block_counts(config), shape.heads, shape.head_dim)
 
-    def difference(self, other: ModelShape) -> str | None:
-        """What differs, or None."""
-        for name, ours in asdict(self).items():
-            theirs = asdict(other)[name]
-            if ours != theirs:
-                return f"{name} {theirs} instead of {ours}"
+    def describe_difference(self, other: ModelShape) -> str | None:
+        """Describe how another shape differs from this one; return None if it is equal."""
+        others = asdict(other)
+        for name, value in asdict(self).items():
+            if others[name] != value:
+                return f"{name} {others[name]} instead of {value}"
         return None
 
-    def in_order(self) -> list[tuple[str, int]]:
-        """All blocks in the order of execution."""
-        return [(stack, block) for stack, n in self.blocks.items() for block in range(n)]
+    def ordered_blocks(self) -> list[Block]:
+        """Return all blocks in the order of execution."""
+        return [(block_list, block) for block_list, n in self.blocks.items() for block in range(n)]
 
 
-def block_of(layer: str) -> tuple[str, int]:
-    """Block list and index of an attention module: ``("blocks", 3)`` of ``"blocks.3.attn1"``."""
-    stack, index, *_ = re.split(r"\.(\d+)\.", layer, maxsplit=1)
-    return stack, int(index)
+def split_layer_name(layer: str) -> Block:
+    """Return the block of an attention module: ``("blocks", 3)`` for ``"blocks.3.attn1"``."""
+    block_list, index, *_ = re.split(r"\.(\d+)\.", layer, maxsplit=1)
+    return block_list, int(index)
 
 
 @dataclass(frozen=True)
 class HeadSet:
-    """Heads of a model, and how they are perturbed.
+    """Heads of a model, and the guidance settings to use with them.
 
     Attributes:
-        model: the shape of the model they belong to.
-        heads: (block list, block) to the sorted indices of its heads.
-        settings: settings of `PerturbedGuidance` that go with them.
-        provenance: how they were found, free of form.
+        model: Shape of the model that the heads belong to.
+        heads: Sorted head indices by block, in the order of execution.
+        settings: Settings of `PerturbedGuidance` that were found together with the heads.
+        provenance: Free-form metadata on how the heads were found.
+
+    Raises:
+        InvalidSettings: If the model lacks a block or a head, if there are no heads, or if a setting is invalid.
     """
 
     model: ModelShape
-    heads: Mapping[tuple[str, int], tuple[int, ...]]
+    heads: Mapping[Block, tuple[int, ...]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        order = self.model.in_order()
-        merged: dict[tuple[str, int], tuple[int, ...]] = {}
-        for place in sorted(self.heads, key=lambda p: order.index(p) if p in order else -1):
-            stack, block = place
-            if place not in order:
-                known = ", ".join(f"{s}.0 to {s}.{n - 1}" for s, n in self.model.blocks.items())
-                raise InvalidSettings(
-                    f"no block {stack}.{block}: {self.model.transformer} has {known}"
-                )
-            indices = tuple(sorted(set(self.heads[place])))
-            if not indices:
-                raise InvalidSettings(f"no head given of {stack}.{block}: name some, or * for all")
-            if indices[-1] >= self.model.heads or indices[0] < 0:
-                wrong = indices[-1] if indices[0] >= 0 else indices[0]
-                raise InvalidSettings(
-                    f"no head {wrong} in {stack}.{block}: heads are 0 to {self.model.heads - 1}"
-                )
-            merged[place] = indices
-        if not merged:
+        order = {block: index for index, block in enumerate(self.model.ordered_blocks())}
+        blocks = sorted(self.heads, key=lambda block: order.get(block, -1))
+        heads = {block: _check_heads(self.model, block, self.heads[block]) for block in blocks}
+        if not heads:
             raise InvalidSettings("a head set needs at least one head")
         unknown = set(self.settings) - set(SETTINGS)
         if unknown:
             raise InvalidSettings(
                 f"unknown setting {min(unknown)!r}: choose from {', '.join(SETTINGS)}"
             )
-        read = parse_dataclass(PerturbedGuidance, dict(self.settings), "head set")
-        object.__setattr__(self, "heads", merged)
-        object.__setattr__(self, "settings", {name: getattr(read, name) for name in self.settings})
+        guidance = parse_dataclass(PerturbedGuidance, dict(self.settings), "head set")
+        settings = {name: getattr(guidance, name) for name in self.settings}
+        object.__setattr__(self, "heads", heads)
+        object.__setattr__(self, "settings", settings)
 
     def __len__(self) -> int:
         return sum(map(len, self.heads.values()))
 
     def __iter__(self) -> Iterator[tuple[str, int, int]]:
-        return ((s, b, head) for (s, b), heads in self.heads.items() for head in heads)
-
-    def spec(self) -> str:
-        """As `parse_heads` reads it: ``"blocks.7:0,4; blocks.9:*"``."""
-        every = tuple(range(self.model.heads))
-        return "; ".join(
-            f"{stack}.{block}:{'*' if heads == every else ','.join(map(str, heads))}"
-            for (stack, block), heads in self.heads.items()
+        return (
+            (block_list, block, head)
+            for (block_list, block), heads in self.heads.items()
+            for head in heads
         )
 
-    def fitting(self, model: ModelShape) -> HeadSet:
-        """The same set, if it belongs to a model of this shape; its blocks in the order of execution, whatever the
-        order in a file.
+    def count_leading_blocks(self) -> dict[str, int]:
+        """Return the number of blocks before the first block with heads, by name of the block list."""
+        first = next(iter(self.heads))
+        order = self.model.ordered_blocks()
+        return {block_list: block + 1 for block_list, block in order[: order.index(first)]}
+
+    def to_spec(self) -> str:
+        """Return the heads in the notation of `parse_heads`, such as ``"blocks.7:0,4; blocks.9:*"``."""
+        all_heads = tuple(range(self.model.heads))
+        return "; ".join(
+            f"{block_list}.{block}:{'*' if heads == all_heads else ','.join(map(str, heads))}"
+            for (block_list, block), heads in self.heads.items()
+        )
+
+    def fit_to(self, model: ModelShape) -> HeadSet:
+        """Return the same heads for a model of the same shape.
+
+        Its blocks come in the order of execution, even if a file listed them in another order.
 
         Raises:
-            InvalidSettings: naming what differs.
+            InvalidSettings: If the model has another shape. The message says how it differs.
         """
-        difference = self.model.difference(model)
+        difference = self.model.describe_difference(model)
         if difference is not None:
             raise InvalidSettings(f"this head set belongs to another model: here {difference}")
         return replace(self, model=model)
 
     def with_settings(self, settings: PerturbedGuidance) -> HeadSet:
-        """The same heads with other settings."""
-        values = {name: getattr(settings, name) for name in SETTINGS}
-        return replace(self, settings=values)
+        """Return the same heads with other settings."""
+        return replace(self, settings={name: getattr(settings, name) for name in SETTINGS})
 
     def to_dict(self) -> dict[str, Any]:
-        every = tuple(range(self.model.heads))
+        """Return the content of a head set's JSON file."""
+        all_heads = tuple(range(self.model.heads))
         return {
             "format": FORMAT,
             "model": asdict(self.model),
             "heads": [
-                [stack, block, "all" if heads == every else list(heads)]
-                for (stack, block), heads in self.heads.items()
+                [block_list, block, "all" if heads == all_heads else list(heads)]
+                for (block_list, block), heads in self.heads.items()
             ],
             "settings": dict(self.settings),
             "provenance": dict(self.provenance),
@@ -166,44 +171,31 @@ class HeadSet:
 
     @classmethod
     def from_dict(cls, values: Any) -> HeadSet:
-        """The inverse of `to_dict`.
+        """Return the head set that `to_dict` described.
 
         Raises:
-            InvalidSettings: naming what is wrong.
+            InvalidSettings: If a value is missing or invalid. The message names it.
         """
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
-            raise InvalidSettings(
-                f"not a head set: it must hold a JSON object with format {FORMAT}"
-            )
+            raise InvalidSettings(f"not a head set: it must be a JSON object with format {FORMAT}")
         unknown = set(values) - {"format", "model", "heads", "settings", "provenance"}
         if unknown:
             raise InvalidSettings(f"unknown key {min(unknown)!r} in a head set")
-        model = parse_dataclass(ModelShape, _mapping(values, "model"), "head set model")
-        heads: dict[tuple[str, int], tuple[int, ...]] = {}
-        given = values.get("heads")
-        entries: list[Any] = given if isinstance(given, list) else [given]
-        for entry in entries:
-            if not _is_entry(entry):
-                raise InvalidSettings(
-                    f'heads must be like ["blocks", 3, [0, 4]] or ["blocks", 3, "all"], got {entry!r}'
-                )
-            stack, block, indices = entry
-            named = range(model.heads) if indices == "all" else indices
-            heads[stack, block] = (*heads.get((stack, block), ()), *named)
-        settings, provenance = _mapping(values, "settings"), _mapping(values, "provenance")
-        return cls(model, heads, settings, dict(provenance))
+        model = parse_dataclass(ModelShape, _get_mapping(values, "model"), "head set model")
+        settings, provenance = (_get_mapping(values, key) for key in ("settings", "provenance"))
+        return cls(model, _read_heads(values.get("heads"), model), settings, dict(provenance))
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file."""
+        """Write the head set to a JSON file."""
         with atomic_write(Path(path)) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> HeadSet:
-        """Read a JSON file.
+        """Read a head set from a JSON file.
 
         Raises:
-            InvalidSettings: for a file that cannot be read or is no head set.
+            InvalidSettings: If the file cannot be read, or does not contain a head set.
         """
         try:
             values = json.loads(Path(path).read_text())
@@ -215,84 +207,122 @@ class HeadSet:
             raise InvalidSettings(f"head set {path}: {error}") from None
 
 
-def parse_heads(text: str, model: ModelShape) -> HeadSet:
-    """Heads written as ``"blocks.7:0,4; blocks.9:*"``; a block alone means all its heads. Names are exact:
-    ``blocks.1`` is not ``blocks.10``.
+def parse_heads(spec: str, model: ModelShape) -> HeadSet:
+    """Parse heads written as ``"blocks.7:0,4; blocks.9:*"``.
+
+    A block without heads means all its heads. Names are exact: ``blocks.1`` is not ``blocks.10``.
 
     Raises:
-        InvalidSettings: for a text that is written otherwise, or a block or head that the model lacks.
+        InvalidSettings: If the notation is wrong, or if the model lacks a block or a head.
     """
-    heads: dict[tuple[str, int], tuple[int, ...]] = {}
-    for part in text.replace(" ", "").split(";"):
+    heads: dict[Block, tuple[int, ...]] = {}
+    for part in spec.replace(" ", "").split(";"):
         match = _BLOCK.fullmatch(part)
         if match is None:
             raise InvalidSettings(
                 f'heads are written like "blocks.7:0,4; blocks.9:*", got {part!r}'
             )
-        place = (match["stack"], int(match["block"]))
-        named = match["heads"]
-        indices = range(model.heads) if named in (None, "*") else map(int, named.split(","))
-        heads[place] = (*heads.get(place, ()), *indices)
+        block, listed = (match["block_list"], int(match["block"])), match["heads"]
+        indices = range(model.heads) if listed in (None, "*") else map(int, listed.split(","))
+        heads[block] = (*heads.get(block, ()), *indices)
     return HeadSet(model, heads)
 
 
-def all_heads(layers: str | None, model: ModelShape) -> HeadSet:
-    """All heads of some layers, ``"0,47-49"`` in the order of execution; None: of the middle one.
+def select_all_heads(layers: str | None, model: ModelShape) -> HeadSet:
+    """Return all heads of some layers.
+
+    Args:
+        layers: Layers counted in the order of execution, such as ``"0,47-49"``. None means the middle layer.
+        model: Shape of the model.
 
     Raises:
-        InvalidSettings: for a text that is written otherwise, or names no layer of the model.
+        InvalidSettings: If the notation is wrong, or if it selects no layer of the model.
     """
-    order = model.in_order()
-    every = tuple(range(model.heads))
+    order = model.ordered_blocks()
+    all_heads = tuple(range(model.heads))
     if layers is None:
-        return HeadSet(model, {order[len(order) // 2]: every})
+        return HeadSet(model, {order[len(order) // 2]: all_heads})
     try:
         rule = Rule(layers=layers)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
-    places = (CallContext(layer=i, num_layers=len(order)) for i in range(len(order)))
-    chosen = {order[place.layer]: every for place in places if rule.matches(place)}
-    if not chosen:
-        raise InvalidSettings(f"layers {layers!r} names none of the {len(order)} layers")
-    return HeadSet(model, chosen)
+    contexts = (CallContext(layer=i, num_layers=len(order)) for i in range(len(order)))
+    selected = {order[c.layer]: all_heads for c in contexts if rule.matches(c)}
+    if not selected:
+        raise InvalidSettings(f"layers {layers!r} selects none of the {len(order)} layers")
+    return HeadSet(model, selected)
 
 
-def find_heads(
+def make_head_set(
     heads: str | Path | HeadSet | Mapping[str, Any], layers: str | None, model: ModelShape
 ) -> HeadSet:
-    """The head set that is meant: ``"all"`` (of ``layers``), the name of one that comes along, a JSON file or what
-    is in one, or as `parse_heads` reads it.
+    """Make a head set from a caller's description.
+
+    Args:
+        heads: ``"all"`` for all heads of ``layers``, the name of a bundled head set, a JSON file or its content, or
+            the notation of `parse_heads`.
+        layers: Layers for ``"all"``, in the notation of `select_all_heads`.
+        model: Shape of the model.
 
     Raises:
-        InvalidSettings: as the three.
+        InvalidSettings: If a file or the notation is invalid, or if the heads do not fit the model.
     """
     if isinstance(heads, str) and heads == "all":
-        return all_heads(layers, model)
+        return select_all_heads(layers, model)
     if layers is not None:
         raise InvalidSettings(
-            "layers goes with heads='all': a head set or spec names its layers itself"
+            "layers goes with heads='all': a head set or a spec already names its layers"
         )
     if isinstance(heads, HeadSet):
-        return heads.fitting(model)
+        return heads.fit_to(model)
     if isinstance(heads, Mapping):
-        return HeadSet.from_dict(heads).fitting(model)
+        return HeadSet.from_dict(heads).fit_to(model)
     if isinstance(heads, str):
         heads = head_sets().get(heads, heads)
     if isinstance(heads, Path) or heads.endswith(".json"):
-        return HeadSet.load(heads).fitting(model)
+        return HeadSet.load(heads).fit_to(model)
     return parse_heads(heads, model)
 
 
+def _check_heads(model: ModelShape, block: Block, heads: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a block's head indices sorted and without repetitions."""
+    name = f"{block[0]}.{block[1]}"
+    if block not in model.ordered_blocks():
+        known = ", ".join(f"{key}.0 to {key}.{n - 1}" for key, n in model.blocks.items())
+        raise InvalidSettings(f"no block {name}: {model.transformer} has {known}")
+    if not heads:
+        raise InvalidSettings(f"no heads for {name}: list some, or use * for all")
+    for head in (min(heads), max(heads)):
+        if not 0 <= head < model.heads:
+            raise InvalidSettings(f"no head {head} in {name}: heads are 0 to {model.heads - 1}")
+    return tuple(sorted(set(heads)))
+
+
+def _read_heads(entries: Any, model: ModelShape) -> dict[Block, tuple[int, ...]]:
+    """Return the heads that a head set's file lists."""
+    heads: dict[Block, tuple[int, ...]] = {}
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not _is_entry(entry):
+            raise InvalidSettings(
+                f'heads must be like ["blocks", 3, [0, 4]] or ["blocks", 3, "all"], got {entry!r}'
+            )
+        block_list, block, listed = entry
+        indices = range(model.heads) if listed == "all" else listed
+        heads[block_list, block] = (*heads.get((block_list, block), ()), *indices)
+    return heads
+
+
 def _is_entry(entry: Any) -> bool:
+    """Return True for ``["blocks", 3, [0, 4]]`` and ``["blocks", 3, "all"]``."""
     if not isinstance(entry, list) or len(entry) != 3:
         return False
-    stack, block, heads = entry
-    listed = isinstance(heads, list) and all(type(head) is int for head in heads)
-    return isinstance(stack, str) and type(block) is int and (heads == "all" or listed)
+    block_list, block, heads = entry
+    are_indices = isinstance(heads, list) and all(type(head) is int for head in heads)
+    return isinstance(block_list, str) and type(block) is int and (heads == "all" or are_indices)
 
 
-def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = values.get(key, {})
-    if not isinstance(found, Mapping):
-        raise InvalidSettings(f"{key} of a head set must hold keys and values, got {found!r}")
-    return found
+def _get_mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = values.get(key, {})
+    if not isinstance(value, Mapping):
+        raise InvalidSettings(f"{key} of a head set must be a JSON object, got {value!r}")
+    return value

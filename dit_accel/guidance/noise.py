@@ -1,4 +1,4 @@
-"""How much noise is left at a scheduler's steps."""
+"""Noise levels of a scheduler's steps."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ from typing import Any
 
 from dit_accel.errors import InvalidSettings
 
-PURE = 1000.0
+PURE_NOISE = 1000.0
+_TOLERANCE = 1e-3
 
 
 def noise_levels(scheduler: Any) -> list[float]:
-    """A scheduler's timesteps as levels of noise from 1000, which is pure noise, to 0: some count them up.
+    """Return the noise level of each step, from 1000 (pure noise) to 0.
+
+    A noise level is the timestep, or 1000 minus the timestep if the scheduler counts up.
 
     Raises:
-        InvalidSettings: for a scheduler whose timesteps are others, such as logarithms of sigma.
+        InvalidSettings: If the scheduler's timesteps have another meaning, such as logarithms of sigma.
     """
-    levels = [float(timestep) for timestep in scheduler.timesteps]
-    logarithms = hasattr(scheduler, "precondition_noise")  # of EDM
-    other = scheduler.config.get("num_train_timesteps", PURE) != PURE
-    if logarithms or other or not all(-1e-3 <= level <= PURE + 1e-3 for level in levels):
+    timesteps = [float(timestep) for timestep in scheduler.timesteps]
+    # EDM's timesteps are logarithms of sigma.
+    logarithmic = hasattr(scheduler, "precondition_noise")
+    other_range = scheduler.config.get("num_train_timesteps", PURE_NOISE) != PURE_NOISE
+    inside = all(-_TOLERANCE <= timestep <= PURE_NOISE + _TOLERANCE for timestep in timesteps)
+    if logarithmic or other_range or not inside:
         raise InvalidSettings(
-            f"adaptive guidance needs timesteps of 0 to 1000, and those of {type(scheduler).__name__} here are "
-            "others: leave adaptive out, or choose an interval"
+            f"adaptive guidance needs timesteps of 0 to 1000, and those of {type(scheduler).__name__} are "
+            "different: leave adaptive out, or use an interval"
         )
-    counted_up = scheduler.config.get("invert_sigmas", False)
-    return [PURE - level for level in levels] if counted_up else levels
+    if scheduler.config.get("invert_sigmas", False):
+        return [PURE_NOISE - timestep for timestep in timesteps]
+    return timesteps

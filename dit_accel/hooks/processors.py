@@ -55,7 +55,10 @@ def _dispatch(
         return ulysses_attention(
             *(query, key, value, attn_mask, is_causal, scale, backend.layer), parallel_config
         )
-    return torch.ops.dit_accel.attend(query, key, value, attn_mask, is_causal, scale, backend.layer)
+    out: Tensor = torch.ops.dit_accel.attend(
+        query, key, value, attn_mask, is_causal, scale, backend.layer
+    )
+    return out
 
 
 class _ProcessorView:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, CacheContext, StateManager, _set_cache_context
@@ -127,14 +127,14 @@ def cache_without_contexts(transformer: nn.Module) -> str | None:
 
 def config_of(transformer: nn.Module) -> Mapping[str, Any]:
     """Return the configuration of a diffusers model."""
-    config: Any = transformer.config
+    config: Mapping[str, Any] = cast(Any, transformer).config
     return config
 
 
 def root_hook(transformer: nn.Module, component: str) -> RootHook:
     """Return our hook on a transformer; register it if it is missing."""
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    hook = registry.get_hook(HOOK)
+    hook: RootHook | None = registry.get_hook(HOOK)
     if hook is None:
         hook = RootHook(component, inspect.signature(type(transformer).forward))
         registry.register_hook(hook, HOOK)
@@ -145,5 +145,5 @@ def root_hook(transformer: nn.Module, component: str) -> RootHook:
 def handler_of(transformer: nn.Module) -> ForwardHandler | None:
     """Return the session that is installed on a transformer, if any."""
     registry = getattr(transformer, "_diffusers_hook", None)
-    hook = registry.get_hook(HOOK) if registry is not None else None
+    hook: RootHook | None = registry.get_hook(HOOK) if registry is not None else None
     return hook.handler if hook is not None else None

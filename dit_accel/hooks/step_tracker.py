@@ -98,12 +98,12 @@ class StepTracker:
         self, context: CacheContext | None, scheduler: Any, timestep: Any, new_run: bool
     ) -> int:
         if context is not None and context.step_index is not None:
-            return context.step_index
+            return int(context.step_index)
         if hasattr(scheduler, "step_index"):
             if _is_not_stepped(scheduler):
                 return self._step_by_change(timestep, new_run)
             index = scheduler.step_index
-            return scheduler.begin_index if index is None else index
+            return int(scheduler.begin_index if index is None else index)
         changed = self._step_by_change(timestep, new_run)
         position = _position(timestep, getattr(scheduler, "timesteps", None))
         return changed if position is None else position
@@ -139,7 +139,7 @@ class StepTracker:
 
     def _num_steps(self, context: CacheContext | None, scheduler: Any) -> int | None:
         if context is not None and context.num_inference_steps is not None:
-            return context.num_inference_steps
+            return int(context.num_inference_steps)
         reported = getattr(self._pipe() if self._pipe else None, "num_timesteps", None)
         if _is_not_stepped(scheduler) and isinstance(reported, int):
             return reported  # copies of the scheduler may step one token after the other

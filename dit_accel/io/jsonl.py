@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dit_accel.io.atomic import atomic_write
+
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """Return a value as strict JSON."""
@@ -58,3 +60,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
     return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as an indented JSON file, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(to_json(value, indent=2) + "\n")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
+from dit_accel.errors import InvalidSettings
 from dit_accel_kernels import with_dense_tokens
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class Method(abc.ABC):
         usable = state.by is self and call.context.step - state.step < self.plan_steps()
         ops.count_plan(reused=state.made is not None and usable)
         if state.made is not None and usable:
-            return state.made
+            made: Plan = state.made
+            return made
         plan = self._full_plan(call, state, ops)
         reusable = self.plan_steps() > 1  # plans of all layers can take gigabytes
         state.made = plan if reusable else None
@@ -130,13 +132,13 @@ def with_text(plan: Plan | None, call: AttentionCall) -> Plan | None:
 
 
 def check_share(name: str, value: float, *, above: float | None = None) -> None:
-    """Raise ValueError unless a knob lies in [0, 1], or in (0, 1] with ``above=0``."""
+    """Raise InvalidSettings unless a knob lies in [0, 1], or in (0, 1] with ``above=0``."""
     low = "(0" if above == 0 else "[0"
     if not (0.0 <= value <= 1.0) or value == above:
-        raise ValueError(f"{name} must be in {low}, 1], got {value}")
+        raise InvalidSettings(f"{name} must be in {low}, 1], got {value}")
 
 
 def check_count(name: str, value: int) -> None:
-    """Raise ValueError unless a knob is at least 1."""
+    """Raise InvalidSettings unless a knob is at least 1."""
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise InvalidSettings(f"{name} must be at least 1, got {value}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops, heads_first
+from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import MethodState, Refreshed, check_count
 from dit_accel_kernels import BlockMap
 
@@ -69,7 +70,7 @@ class Clustered(Refreshed):
             if value is not None:
                 check_count(name, value)
         if min(self.kmeans_iterations) < 1:
-            raise ValueError(
+            raise InvalidSettings(
                 f"kmeans_iterations must both be at least 1, got {self.kmeans_iterations}"
             )
 

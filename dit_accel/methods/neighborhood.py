@@ -9,6 +9,7 @@ import torch
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
+from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import Method, check_share
 from dit_accel.methods.blocks import nearest, static_map, tiles
 
@@ -39,7 +40,7 @@ class Neighborhood(Method):
             if sizes is None:
                 continue
             if len(sizes) != 3 or min(sizes) <= 0:
-                raise ValueError(f"{name} must be three positive numbers, got {sizes}")
+                raise InvalidSettings(f"{name} must be three positive numbers, got {sizes}")
             object.__setattr__(self, name, tuple(sizes))  # a list has no hash
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
+from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import Method, check_count
 from dit_accel.methods.blocks import frame_runs, static_map
 
@@ -37,7 +38,7 @@ class Radial(Method):
 
     def __post_init__(self) -> None:
         if not self.decay > 0:
-            raise ValueError(f"decay must be above 0, got {self.decay}")
+            raise InvalidSettings(f"decay must be above 0, got {self.decay}")
         check_count("block", self.block)
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:

@@ -11,6 +11,7 @@ import torch
 
 from dit_accel.core.attention_call import AttentionCall
 from dit_accel.core.ops import Ops
+from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import Attended, Method, MethodState, check_count, check_share
 from dit_accel_kernels import BlockMap
 
@@ -104,9 +105,9 @@ class ReTtention(Method):
             check_share(name, getattr(self, name))
         check_count("refresh", self.refresh)
         if not math.isfinite(self.lam):
-            raise ValueError(f"lam must be finite, got {self.lam}")
+            raise InvalidSettings(f"lam must be finite, got {self.lam}")
         if self.mode not in ("merge", "paper"):
-            raise ValueError(f"mode must be merge or paper, got {self.mode!r}")
+            raise InvalidSettings(f"mode must be merge or paper, got {self.mode!r}")
         self.inner  # noqa: B018  # raises for an unknown mask
 
     @cached_property
@@ -121,7 +122,7 @@ class ReTtention(Method):
             knobs = {"density": self.density} if "density" in _knobs(kind) else {}
             method = kind(**knobs)
         if method.name in ("dense", self.name):
-            raise ValueError(f"mask must be a method with a map of its own, got {method.name}")
+            raise InvalidSettings(f"mask must be a method with a map of its own, got {method.name}")
         return method
 
     @property

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops, heads_first
+from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import check_share
 from dit_accel.methods.clustered import Clustered, Clusters
 
@@ -42,11 +43,13 @@ class SVGEar(Clustered):
         if isinstance(self.density, list):
             object.__setattr__(self, "density", tuple(self.density))
         if not self.densities:
-            raise ValueError("density must be a share, or one for each head, got an empty sequence")
+            raise InvalidSettings(
+                "density must be a share, or one for each head, got an empty sequence"
+            )
         for share in self.densities:
             check_share("density", share)
         if self.selection not in ("density", "error"):
-            raise ValueError(f"selection must be density or error, got {self.selection!r}")
+            raise InvalidSettings(f"selection must be density or error, got {self.selection!r}")
 
     @property
     def densities(self) -> tuple[float, ...]:
@@ -66,7 +69,7 @@ class SVGEar(Clustered):
             score = ops.centroid_logits(clusters.query_centroids, means, call.scale, variance)
         heads = call.query.shape[2]
         if len(self.densities) not in (1, heads):
-            raise ValueError(f"density has {len(self.densities)} shares for {heads} heads")
+            raise InvalidSettings(f"density has {len(self.densities)} shares for {heads} heads")
         keys = [share * call.tokens for share in self.densities]
         selected = ops.select_budget(score, offsets.diff(dim=-1), keys)
         return Plan(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops, heads_first
+from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import Refreshed, check_count, check_share
 from dit_accel.methods.blocks import uniform_blocks
 from dit_accel_kernels import BlockMap, antidiagonal_mass, select_top_p
@@ -37,7 +38,9 @@ class XAttention(Refreshed):
         check_share("threshold", self.threshold, above=0)
         check_count("stride", self.stride)
         if self.block < 1 or self.block % self.stride:
-            raise ValueError(f"block must be a multiple of stride {self.stride}, got {self.block}")
+            raise InvalidSettings(
+                f"block must be a multiple of stride {self.stride}, got {self.block}"
+            )
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         query, key, _ = heads_first(call)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from dit_accel.guidance.config import PerturbedGuidance
@@ -29,7 +29,7 @@ class _Handle(abc.ABC):
     def close(self) -> None:
         """End the feature. Closing twice is safe, and what was enabled later stays."""
 
-    def __enter__(self) -> _Handle:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

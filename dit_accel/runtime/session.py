@@ -181,7 +181,7 @@ class Session:
         if self._quantization is not None:
             enabled.append(f"quantized attention {self._quantization.dense}")
         if self.guidance is not None:
-            enabled.append(f"perturbed guidance of {self.guidance.heads.spec()}")
+            enabled.append(f"perturbed guidance of {self.guidance.heads.to_spec()}")
         return f"<Session on {self.family.name}: {', '.join(enabled) or 'nothing is enabled'}>"
 
     # Called by the hooks.

@@ -13,7 +13,7 @@ from dit_accel.errors import InvalidSettings, first_line
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
 from dit_accel.io.tables import format_table
-from dit_accel_eval.frames import PICTURES, VIDEOS, difference, read_clip, write_webm
+from dit_accel_eval.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, difference, read_clip, write_webm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,24 +84,24 @@ def describe_errors(
 
 def make_rows(records: Sequence[Record]) -> dict[str, dict[str, str]]:
     """Return the table: a row per pair and, for several pairs, the mean with its 95 % interval."""
-    from dit_accel_eval.report import shown, titles
+    from dit_accel_eval.report import column_titles, format_figure
 
-    columns = titles(FIGURES, records)
+    columns = column_titles(FIGURES, records)
     rows = {
-        record["clip"]: {title: format_figure(record[name]) for name, title in columns.items()}
+        record["clip"]: {title: format_single(record[name]) for name, title in columns.items()}
         for record in records
     }
     if len(records) > 1:
         means = mean_figures(records)
-        rows["mean"] = {title: shown(means[name], name) for name, title in columns.items()}
+        rows["mean"] = {title: format_figure(means[name], name) for name, title in columns.items()}
     return rows
 
 
 def mean_figures(records: Sequence[Record]) -> dict[str, Any]:
     """Return the mean of each figure with its interval."""
-    from dit_accel_eval.statistics import estimate
+    from dit_accel_eval.statistics import mean_ci
 
-    return {name: estimate([record[name] for record in records]) for name in FIGURES}
+    return {name: mean_ci([record[name] for record in records]) for name in FIGURES}
 
 
 def notes(records: Sequence[Record]) -> list[str]:
@@ -146,16 +146,18 @@ def clips_in(path: Path) -> dict[str, Path] | None:
     if not path.is_dir():
         return None
     kinds = {p.suffix.lower() for p in path.iterdir()}
-    if kinds.intersection(PICTURES):
-        if kinds.intersection(VIDEOS):
+    if kinds.intersection(IMAGE_SUFFIXES):
+        if kinds.intersection(VIDEO_SUFFIXES):
             raise InvalidSettings(
                 f"{path} holds videos and images: move those to compare into a folder of their own"
             )
         return None
-    files = [p for p in path.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS]
+    files = [p for p in path.iterdir() if p.is_dir() or p.suffix.lower() in VIDEO_SUFFIXES]
     clips = {p.stem: p for p in files}
     if not clips:
-        raise InvalidSettings(f"no clips in {path}: give videos ({', '.join(VIDEOS)}) or images")
+        raise InvalidSettings(
+            f"no clips in {path}: give videos ({', '.join(VIDEO_SUFFIXES)}) or images"
+        )
     if len(clips) < len(files):
         raise InvalidSettings(f"{path} has two clips of the same name: rename one")
     return clips
@@ -194,7 +196,7 @@ def lpips_reason(records: Sequence[Record]) -> str | None:
     return next((record["lpips_reason"] for record in records if "lpips_reason" in record), None)
 
 
-def format_figure(value: Any) -> str:
+def format_single(value: Any) -> str:
     """Return a figure of one pair as text; None becomes a dash."""
     return "-" if value is None else f"{float(value):.4f}"
 
@@ -209,15 +211,15 @@ def write_page(
     """Write ``report.html``."""
     from dit_accel.generation.render import versions
     from dit_accel_eval.page import Page, TableRow
-    from dit_accel_eval.report import titles
+    from dit_accel_eval.report import column_titles
 
     least_similar = sorted(records, key=lambda record: float(record["psnr"]))[:PLAYERS]
     several = len(records) > 1
     page = Page(
         title="Clips compared",
         subtitle=f"{len(records)} pair{'s' * several}",
-        what="clip",
-        columns=list(titles(FIGURES, records).values()),
+        row_name="clip",
+        columns=list(column_titles(FIGURES, records).values()),
         table=[TableRow(name, list(row.values())) for name, row in rows.items()],
         heading="Frames against frames",
         explanation="The decoded frames of one clip are compared with those of the other."

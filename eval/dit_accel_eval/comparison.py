@@ -1,4 +1,4 @@
-"""The same prompt and seed dense and accelerated: what it gained and what it cost."""
+"""Compare a clip with the dense clip of the same prompt and seed: quality and time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from dit_accel.generation.render import Clip
+from dit_accel.hooks.attention_backend import active_backend_name
 from dit_accel.io.tables import format_table
 from dit_accel_assets import oracle
 from dit_accel_assets.world import parse_caption
@@ -24,8 +24,18 @@ from dit_accel_eval.metrics.ssim import ssim
 def quality_metrics(
     dense: np.ndarray, other: np.ndarray, prompt: str, backbone: Path | None = None
 ) -> dict[str, Any]:
-    """`similarity_metrics` of raw frames ``[T, H, W, 3]``, and how well both fit the prompt; for captions of the tiny
-    world also what the oracle sees. A learned metric whose weights are not here is None, with the reason.
+    """Return `similarity_metrics`, CLIP scores, and for captions of the tiny world the verdict of its oracle.
+
+    Args:
+        dense, other: Raw frames ``[T, H, W, 3]``.
+        prompt: Text that both clips were made for.
+        backbone: Weights for LPIPS. None takes those in torch's cache.
+
+    Returns:
+        Figures by name. A learned metric without weights on this machine is None, and ``NAME_reason`` says why.
+
+    Raises:
+        ValueError: if shapes differ or values are not finite.
     """
     figures = {**similarity_metrics(dense, other, backbone), **_clip_scores(dense, other, prompt)}
     scene = parse_caption(prompt)
@@ -39,7 +49,11 @@ def quality_metrics(
 def similarity_metrics(
     dense: np.ndarray, other: np.ndarray, backbone: Path | None = None
 ) -> dict[str, Any]:
-    """Paired metrics of frames ``[T, H, W, 3]``."""
+    """Return the metrics of frames ``[T, H, W, 3]`` that need no prompt.
+
+    Raises:
+        ValueError: if shapes differ or values are not finite.
+    """
     perceptual, reason = lpips_or_reason(other, dense, backbone=backbone)
     return {
         "psnr": psnr(other, dense),
@@ -52,27 +66,28 @@ def similarity_metrics(
 
 
 def _clip_scores(dense: np.ndarray, other: np.ndarray, prompt: str) -> dict[str, Any]:
-    """How well both fit the prompt, and what the other gains."""
-    (own, reason), (before, _) = (clip_score_or_reason(frames, prompt) for frames in (other, dense))
-    if own is None or before is None:
+    """Return the CLIP score of both clips and the gain of the other over dense."""
+    score, reason = clip_score_or_reason(other, prompt)
+    base, _ = clip_score_or_reason(dense, prompt)
+    if score is None or base is None:
         return {"clip_score": None, "clip_score_reason": reason}
-    return {"clip_score": own, "clip_score_dense": before, "clip_score_gain": own - before}
+    return {"clip_score": score, "clip_score_dense": base, "clip_score_gain": score - base}
 
 
 def speedup(dense: Clip, other: Clip) -> float:
-    """Ratio of the denoising times."""
+    """Return the ratio of the denoising times."""
     return dense.seconds["denoise"] / other.seconds["denoise"]
 
 
-def where_time_went(clip: Clip) -> str:
-    """Seconds of the denoising loop by part; ``rest`` is everything outside self-attention."""
+def describe_times(clip: Clip) -> str:
+    """Return the seconds of the denoising loop by part. ``rest`` is everything outside self-attention."""
     parts = dict(clip.attention.seconds)
     parts["rest"] = clip.seconds["denoise"] - sum(parts.values())
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
 
 
 def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> str:
-    """The table of a comparison: seconds, density, quality, and what the oracle saw."""
+    """Return the table of a comparison: seconds, density, quality, and the verdict of the oracle."""
     rows = {
         name: {
             "denoise s": clip.seconds["denoise"],
@@ -84,12 +99,11 @@ def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> s
         }
         for name, clip in (("dense", dense), (method, other))
     }
-    backend = _AttentionBackendRegistry.get_active_backend()[0].value
-    gained = f"speed-up of the denoising loop: {speedup(dense, other):.2f}"
-    lines = [format_table(rows), f"{gained}, over diffusers' dense attention ({backend})"]
+    ratio = f"speed-up of the denoising loop: {speedup(dense, other):.2f}"
+    backend = f"diffusers' dense attention ({active_backend_name()})"
+    lines = [format_table(rows), f"{ratio}, over {backend}"]
     lines += [
-        f"{name} spent {where_time_went(clip)}"
-        for name, clip in (("dense", dense), (method, other))
+        f"{name} spent {describe_times(clip)}" for name, clip in (("dense", dense), (method, other))
     ]
     if figures["lpips"] is None:
         lines.append(f"LPIPS not measured: {figures['lpips_reason']}")

@@ -1,5 +1,6 @@
-"""Frames on disk: kept for comparison (safetensors), for a page (VP9 in WebM), or made elsewhere (video
-files, folders of pictures). Frames are float32 ``[T, H, W, 3]`` in [0, 1].
+"""Read and write frames: lossless files, videos for a page, and clips that were made elsewhere.
+
+Frames are float32 ``[T, H, W, 3]`` in [0, 1].
 """
 
 from __future__ import annotations
@@ -19,33 +20,35 @@ from dit_accel.io.atomic import atomic_write
 from dit_accel.io.media import to_bytes
 
 FORMAT = "dit_accel frames 2"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
-KEYFRAMES = 8  # frames from one to the next: a page seeks by single frames
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
+# Distance of key frames. It is small because a page seeks single frames.
+KEYFRAMES = 8
 
 
-def keep_frames(path: Path, frames: np.ndarray) -> None:
-    """Write frames without loss: as float16 where that holds them, as it does those of 16-bit pipelines."""
+def save_frames(path: Path, frames: np.ndarray) -> None:
+    """Write frames without loss: as float16 if that type holds them exactly, as it does those of 16-bit pipelines."""
     half = frames.astype(np.float16)
-    kept = half if np.array_equal(half.astype(frames.dtype), frames) else frames
-    kept = np.ascontiguousarray(kept)  # safetensors writes memory as it lies, whatever the strides
+    exact = half if np.array_equal(half.astype(frames.dtype), frames) else frames
+    # safetensors ignores strides.
+    contiguous = np.ascontiguousarray(exact)
     with atomic_write(path) as temporary:
-        save_file({"frames": kept}, temporary, {"format": FORMAT})
+        save_file({"frames": contiguous}, temporary, {"format": FORMAT})
 
 
 def load_frames(path: Path) -> np.ndarray | None:
-    """What `keep_frames` wrote, or None if there is no such file or it cannot be read."""
+    """Return the frames that `save_frames` wrote, or None for a missing or unreadable file."""
     try:
         with safe_open(path, "np") as file:
             if (file.metadata() or {}).get("format") != FORMAT:
                 return None
-            return file.get_tensor("frames").astype(np.float32)
+            return np.asarray(file.get_tensor("frames"), np.float32)
     except (OSError, SafetensorError, ValueError):
         return None
 
 
 def write_webm(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
-    """VP9 in WebM, which every browser plays, frame by frame; odd sizes lose a row or column."""
+    """Write VP9 in WebM, which every browser plays. An odd height or width loses one row or column."""
     with (
         atomic_write(path) as temporary,
         imageio.get_writer(
@@ -65,55 +68,55 @@ def write_webm(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
 
 
 def difference(clip: np.ndarray, reference: np.ndarray, gain: float = 4.0) -> Iterator[np.ndarray]:
-    """Where two clips differ, frame by frame: size of the difference per channel times ``gain``, black where
-    there is none.
-    """
-    for own, other in zip(clip, reference, strict=True):
-        yield np.clip(gain * np.abs(own - other), 0.0, 1.0)
+    """Yield the absolute difference of two clips per channel times ``gain``, frame by frame."""
+    for frame, other in zip(clip, reference, strict=True):
+        yield np.clip(gain * np.abs(frame - other), 0.0, 1.0)
 
 
 def read_clip(path: Path) -> np.ndarray:
-    """Frames of a video file, a picture, or a folder of pictures in the order of their names, 2 before 10.
+    """Return the frames of a video file, an image, or a folder of images.
+
+    Images are sorted by name, and numbers in names by value: 2 comes before 10.
 
     Raises:
-        InvalidSettings: if it cannot be read, or pictures differ in size.
+        InvalidSettings: if the path cannot be read, or images differ in size.
     """
     try:
         if path.is_dir():
-            files = [p for p in path.iterdir() if p.suffix.lower() in PICTURES]
+            files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
             if not files:
-                raise InvalidSettings(f"no pictures in {path}: accepted are {', '.join(PICTURES)}")
-            return _stacked([_picture(file) for file in sorted(files, key=in_order)], path)
-        if path.suffix.lower() in PICTURES:
-            return _stacked([_picture(path)], path)
-        if path.suffix.lower() in VIDEOS:
+                raise InvalidSettings(f"no images in {path}: give {', '.join(IMAGE_SUFFIXES)}")
+            return _stack([_read_image(file) for file in sorted(files, key=_natural_order)], path)
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return _stack([_read_image(path)], path)
+        if path.suffix.lower() in VIDEO_SUFFIXES:
             with imageio.get_reader(path) as reader:
-                return _stacked([np.asarray(frame)[..., :3] for frame in reader], path)  # type: ignore[attr-defined]
+                return _stack([np.asarray(frame)[..., :3] for frame in reader], path)  # type: ignore[attr-defined]
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, InvalidSettings):
             raise
         raise InvalidSettings(f"cannot read {path}: {str(error).splitlines()[0]}") from None
     raise InvalidSettings(
-        f"{path} is no clip: give a video ({', '.join(VIDEOS)}), a picture, or a folder of pictures"
+        f"{path} is not a clip: give a video ({', '.join(VIDEO_SUFFIXES)}), an image, or a folder of images"
     )
 
 
-def in_order(path: Path) -> list[tuple[str, int]]:
-    """A name as text and numbers in turn, to sort by."""
+def _natural_order(path: Path) -> list[tuple[str, int]]:
+    """Return a sort key: the name of a file, split into texts and numbers."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", path.stem)]
 
 
-def _picture(path: Path) -> np.ndarray:
+def _read_image(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def _stacked(frames: list[np.ndarray], path: Path) -> np.ndarray:
+def _stack(frames: list[np.ndarray], path: Path) -> np.ndarray:
     if not frames:
         raise InvalidSettings(f"no frames in {path}")
     sizes = {frame.shape for frame in frames}
     if len(sizes) > 1:
         raise InvalidSettings(
-            f"{path} has pictures of different sizes: {sorted(s[:2] for s in sizes)}"
+            f"{path} has images of different sizes: {sorted(s[:2] for s in sizes)}"
         )
     return np.stack(frames).astype(np.float32) / 255

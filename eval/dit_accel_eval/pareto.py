@@ -1,8 +1,9 @@
-"""Speed-up against quality, one point per setting, with intervals, front and noise floor."""
+"""Plot speed-up against quality: a point per setting, with intervals, front and noise floor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from textwrap import fill
 from typing import Any
 
@@ -10,30 +11,35 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dit_accel_eval.summary import is_floor
+from dit_accel_eval.summary import Row, is_floor
 
 matplotlib.use("Agg")
 
-Row = Mapping[str, Any]
-
 MARKERS = "osD^vP*X<>hp"
-INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-SHOWN = (("psnr", "PSNR against dense (dB)"), ("lpips", "LPIPS against dense (lower is nearer)"))
+INK_PARTS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+PLOTTED = (("psnr", "PSNR against dense (dB)"), ("lpips", "LPIPS against dense (lower is closer)"))
 
 
-def pareto(rows: Sequence[Row], title: str, lpips_reason: str | None, ink: str = "black") -> Figure:
-    """A figure of `summarize`'s rows in one colour for lines and letters; LPIPS that was not measured says
-    why.
+def plot_pareto(
+    rows: Sequence[Row], title: str, lpips_reason: str | None, ink: str = "black"
+) -> Figure:
+    """Return a figure of the rows that `summarize` returns.
+
+    Args:
+        rows: One row per setting.
+        title: Line above the plots.
+        lpips_reason: Why LPIPS was not measured. The figure shows it instead of the points.
+        ink: Colour of axes and letters.
     """
-    inked: dict[Any, str] = dict.fromkeys(INKED, ink)
-    with matplotlib.rc_context(inked):
-        return _pareto(rows, title, lpips_reason)
+    colours: dict[Any, str] = dict.fromkeys(INK_PARTS, ink)
+    with matplotlib.rc_context(colours):
+        return _plot(rows, title, lpips_reason)
 
 
-def _pareto(rows: Sequence[Row], title: str, lpips_reason: str | None) -> Figure:
+def _plot(rows: Sequence[Row], title: str, lpips_reason: str | None) -> Figure:
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     figure.suptitle(title, fontsize=10)
-    for axes, (name, label) in zip(figure.subplots(1, 2), SHOWN, strict=True):
+    for axes, (name, label) in zip(figure.subplots(1, 2), PLOTTED, strict=True):
         draw(axes, rows, name)
         axes.set(xlabel="speed-up of the denoising loop (median)", ylabel=label)
         if name == "lpips" and not any(r["lpips"].n for r in rows):
@@ -48,7 +54,7 @@ def _pareto(rows: Sequence[Row], title: str, lpips_reason: str | None) -> Figure
 
 
 def draw(axes: Axes, rows: Sequence[Row], name: str) -> None:
-    """Points with their intervals in both directions; floors are lines, the front is joined."""
+    """Plot points with their intervals. Floors are horizontal lines, and a line joins the front."""
     points = [r for r in rows if r["speedup"].n and r[name].n]
     colours = matplotlib.colormaps["tab10"]
     for number, row in enumerate(points):
@@ -60,7 +66,7 @@ def draw(axes: Axes, rows: Sequence[Row], name: str) -> None:
             speed.median,
             figure.mean,
             xerr=None if speed.n < 6 else [[speed.median - speed.low], [speed.high - speed.median]],
-            yerr=finite(figure.half_width),
+            yerr=None if math.isnan(figure.half_width) else figure.half_width,
             fmt=MARKERS[number % len(MARKERS)],
             color=colour,
             capsize=3,
@@ -71,8 +77,3 @@ def draw(axes: Axes, rows: Sequence[Row], name: str) -> None:
         axes.plot(*zip(*front, strict=True), lw=1, color="grey", zorder=0, label="front by PSNR")
     axes.axvline(1.0, lw=1, ls="--", color="grey", zorder=0)
     axes.grid(alpha=0.25)
-
-
-def finite(width: float) -> float | None:
-    """An interval of a single clip has no width."""
-    return width if width == width else None

@@ -1,49 +1,49 @@
-"""Paired runs: every prompt and seed dense first, then each setting against it."""
+"""Evaluation runs: every prompt and seed with dense attention, and with each setting against it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from dit_accel.errors import first_line
-from dit_accel.generation.distributed import this_process
-from dit_accel.generation.loading import ModelCard, ingredients, load_pipeline
-from dit_accel.generation.placement import LoadOptions
-from dit_accel.generation.render import render
+from dit_accel.generation.distributed import Process, this_process
+from dit_accel.generation.loading import ModelCard, ingredients
+from dit_accel.generation.render import Clip
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
-from dit_accel.io.atomic import atomic_write, check_writable
-from dit_accel.io.jsonl import append_record, log_path, read_logs, to_json
+from dit_accel.io.atomic import check_writable
+from dit_accel.io.jsonl import write_json
 from dit_accel_eval.bench.run import machine
-from dit_accel_eval.comparison import quality_metrics
-from dit_accel_eval.dense import NATIVE, DenseBackend, fastest_dense, finite
-from dit_accel_eval.frames import difference, keep_frames, load_frames, write_webm
+from dit_accel_eval.comparison import speedup
+from dit_accel_eval.dense import DenseBackend, fastest_dense
+from dit_accel_eval.digest import digest
+from dit_accel_eval.frames import difference, write_webm
 from dit_accel_eval.metrics.clip_score import load_clip
 from dit_accel_eval.metrics.clips import NoBackbone
 from dit_accel_eval.metrics.lpips import backbone_digest
+from dit_accel_eval.paired_runner import (
+    PairedRunner,
+    Record,
+    RecordLog,
+    load_silently,
+    measure_quality,
+)
 from dit_accel_eval.settings import Setting
 from dit_accel_eval.stability import stability
-
-T = TypeVar("T")
-WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is compared: clips (prompts x seeds), and the settings against dense.
+    """Clips (prompts x seeds) and the settings that are compared with dense attention on them.
 
     Attributes:
-        base: what all clips have in common.
-        backbone: of LPIPS; None: torch's cache.
+        base: Request that all clips share.
+        backbone: Weights for LPIPS. None takes those in torch's cache.
     """
 
     base: RenderSettings
@@ -53,79 +53,129 @@ class Evaluation:
     backbone: Path | None = None
 
     def cases(self) -> list[RenderSettings]:
-        """One dense request per clip; the same clip twice is not two independent clips."""
-        pairs = [(p, s) for p in unique(self.prompts) for s in unique(self.seeds)]
-        return [replace(self.base, prompt=p, seed=s).as_dense() for p, s in pairs]
+        """Return one dense request per clip. A clip that is named twice counts once."""
+        clips = dict.fromkeys((prompt, seed) for prompt in self.prompts for seed in self.seeds)
+        return [replace(self.base, prompt=p, seed=s).as_dense() for p, s in clips]
 
 
 @dataclass(frozen=True)
-class Dense:
-    """A dense clip: its frames, the denoising seconds of the fastest dense attention in this process, and its
-    file's name.
+class Results:
+    """Records of every setting and clip, with the request and the cluster agreement of the first clip."""
+
+    request: RenderSettings
+    weights: str
+    dense: DenseBackend
+    records: list[Record]
+    clusters: list[Record]
+
+
+def run_eval(evaluation: Evaluation, out: Path) -> Results | None:
+    """Render and measure what a folder does not hold yet.
+
+    Records go to ``out/results.jsonl`` (of further processes: ``results.1.jsonl``, ...), dense frames to ``out/dense``,
+    and videos for the page to ``out/clips``.
+
+    Returns:
+        All results, or None while other processes have clips left.
+
+    Raises:
+        InvalidSettings: for an invalid setting, size or backbone, before anything is rendered.
     """
+    cases = evaluation.cases()
+    request, card, identity = check_evaluation(evaluation, out)
+    out.mkdir(parents=True, exist_ok=True)
+    process = this_process()
+    load = cache(lambda: load_silently(card, process.load_options(request.load_options)))
+    shared = asdict(replace(request, prompt="", seed=0))
+    path = out / f"fastest-dense-{digest({**shared, **identity})}.json"
+    fastest = find_fastest(path, request, load, process)
+    identity["dense"] = fastest.name
+    runner = PairedRunner(load, fastest, out / "dense", identity, process)
+    recorder = Recorder(out, runner, evaluation.backbone)
+    settings = recorder.distinct(evaluation.settings, cases[0])
+    records = runner.run(
+        [(case, settings) for case in cases],
+        RecordLog(out / "results.jsonl", ("key",)),
+        describe=recorder.describe,
+        measure=recorder.measure,
+        is_complete=recorder.is_complete,
+    )
+    clusters = measure_stability(out, runner, cases[0])
+    if records is None or clusters is None:
+        return None
+    labels = [setting.label for setting in settings] * len(cases)
+    labelled = [{**r, "setting": label} for r, label in zip(records, labels, strict=True)]
+    return Results(request, identity["weights"], fastest, labelled, clusters)
 
-    frames: np.ndarray
-    seconds: float
-    name: str
 
+def check_evaluation(
+    evaluation: Evaluation, out: Path
+) -> tuple[RenderSettings, ModelCard, dict[str, Any]]:
+    """Check an evaluation. Return its first request, the model's card, and what else decides the records.
 
-@dataclass
-class Runner:
-    """Renders what a folder does not hold yet.
-
-    Attributes:
-        out: ``results.jsonl`` and the folders ``dense`` and ``clips``.
-        told: what besides its request decides a record.
-        fastest: the dense attention that speed-ups are ratios to.
+    Raises:
+        InvalidSettings: for an invalid setting, size or backbone.
     """
+    cases = evaluation.cases()
+    checks = [validate(case) for case in cases]
+    request, card = checks[0]
+    for setting in evaluation.settings:
+        setting.identity(cases[0])
+    check_writable(out / "results.jsonl")
+    metrics = {"lpips": backbone_digest(backbone=evaluation.backbone), "clip": has_clip()}
+    identity = {**machine(request.device), **ingredients(card, request.load_options)}
+    return request, card, {**identity, "metrics": metrics}
 
-    evaluation: Evaluation
+
+def find_fastest(
+    path: Path, request: RenderSettings, load: Callable[[], Any], process: Process
+) -> DenseBackend:
+    """Return the fastest dense attention from a file, which the first process writes if it is missing."""
+    if process.rank == 0 and not path.exists():
+        fastest_dense(load(), request).save(path)
+    process.wait()
+    return DenseBackend.load(path)
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Turns the renders of an evaluation into records, and into videos in its folder ``out``."""
+
     out: Path
-    pipe: Any
-    told: Mapping[str, Any]
-    fastest: DenseBackend
-    warm: set[str] = field(default_factory=set)
+    runner: PairedRunner
+    backbone: Path | None
 
-    def dense(self, case: RenderSettings) -> Dense:
-        """The dense clip of a case: the pipeline's own frames, from the disk if they are there; the seconds are
-        always of this process, so that a speed-up is a ratio within one.
-        """
-        settings, _ = validate(case)
-        name = digest({**asdict(settings), **self.told})
-        path = self.out / "dense" / f"{name}.safetensors"
-        self._warm_up("dense", lambda c: self.fastest.render(self.pipe, validate(c)[0]), case)
-        clip = self.fastest.render(self.pipe, settings)
-        frames = load_frames(path)
-        if frames is None:
-            own = self.fastest.name == NATIVE
-            frames = finite(clip.frames if own else render(self.pipe, settings).frames, case)
-            keep_frames(path, frames)
-        if not self._video(name).exists():
-            write_webm(self._video(name), frames, case.fps)
-        return Dense(frames, clip.seconds["denoise"], name)
+    def key(self, setting: Setting, case: RenderSettings) -> str:
+        """Return everything that decides a record as JSON."""
+        return json.dumps({**setting.identity(case), **self.runner.identity}, sort_keys=True)
 
-    def record(self, setting: Setting, case: RenderSettings, dense: Dense) -> dict[str, Any]:
-        """Render a case in some way, keep its videos, and measure it; what cannot be measured says why."""
-        identity = {**setting.identity(case), **self.told}
-        known = {
-            "key": json.dumps(identity, sort_keys=True),
+    def distinct(self, settings: Sequence[Setting], case: RenderSettings) -> list[Setting]:
+        """Return the settings without those that render the same as an earlier one."""
+        by_key: dict[str, Setting] = {}
+        for setting in settings:
+            by_key.setdefault(self.key(setting, case), setting)
+        return list(by_key.values())
+
+    def describe(self, setting: Setting, case: RenderSettings) -> Record:
+        """Return the first fields of a record."""
+        return {
+            "key": self.key(setting, case),
             "setting": setting.label,
             "prompt": case.prompt,
             "seed": case.seed,
-            "frames": len(dense.frames),
         }
-        try:
-            self._warm_up(setting.label, lambda c: setting.run(self.pipe, c), case)
-            clip = setting.run(self.pipe, case)
-        except torch.OutOfMemoryError as error:
-            return {**known, "failed": f"out of memory: {first_line(error)}"}
+
+    def measure(self, setting: Setting, case: RenderSettings, dense: Clip, clip: Clip) -> Record:
+        """Return the figures of a record, and write its videos if its frames are finite."""
+        figures = measure_quality(dense, clip, case.prompt, self.backbone)
+        if "failed" not in figures:
+            figures |= self._write_videos(setting, case, dense.frames, clip.frames)
         attention = clip.attention
         return {
-            **known,
-            **self._measured(clip.frames, dense, case, digest(identity)),
-            "speedup": dense.seconds / clip.seconds["denoise"],
+            **figures,
+            "speedup": speedup(dense, clip),
             "seconds": clip.seconds["denoise"],
-            "dense_seconds": dense.seconds,
+            "dense_seconds": dense.seconds["denoise"],
             "density_sparse": attention.density["sparse_calls"],
             "density_all": attention.density["all_calls"],
             "layers": attention.layers,
@@ -136,138 +186,41 @@ class Runner:
             "config": attention.config,
         }
 
-    def _measured(
-        self, frames: np.ndarray, dense: Dense, case: RenderSettings, name: str
-    ) -> dict[str, Any]:
-        """Figures and videos; frames that are not finite have none."""
-        try:
-            figures = quality_metrics(dense.frames, frames, case.prompt, self.evaluation.backbone)
-        except ValueError as error:
-            return {"failed": first_line(error)}
-        videos = {"video": self._video(name), "difference_video": self._video(f"{name}-difference")}
-        write_webm(videos["video"], frames, case.fps)
-        write_webm(videos["difference_video"], difference(frames, dense.frames), case.fps)
-        names = {key: f"clips/{path.name}" for key, path in videos.items()}
-        return {**figures, **names, "dense_video": f"clips/{dense.name}.webm"}
+    def is_complete(self, record: Record) -> bool:
+        """Return True if the videos that a record names exist."""
+        fields = ("video", "difference_video", "dense_video")
+        return all((self.out / record[name]).is_file() for name in fields if name in record)
 
-    def _warm_up(self, label: str, run: Any, case: RenderSettings) -> None:
-        """The first run of a kind in a process pays for what later ones find done."""
-        if label not in self.warm:
-            run(replace(case, steps=WARM_UP_STEPS))
-            self.warm.add(label)
-
-    def _video(self, name: str) -> Path:
-        return self.out / "clips" / f"{name}.webm"
+    def _write_videos(
+        self, setting: Setting, case: RenderSettings, dense: np.ndarray, other: np.ndarray
+    ) -> dict[str, str]:
+        """Write a clip, its difference from dense, and, the first time, the dense clip. Return their names."""
+        name = digest(json.loads(self.key(setting, case)))
+        videos = {
+            "video": f"clips/{name}.webm",
+            "difference_video": f"clips/{name}-difference.webm",
+            "dense_video": f"clips/{self.runner.dense_name(case)}.webm",
+        }
+        write_webm(self.out / videos["video"], other, case.fps)
+        write_webm(self.out / videos["difference_video"], difference(other, dense), case.fps)
+        if not (self.out / videos["dense_video"]).exists():
+            write_webm(self.out / videos["dense_video"], dense, case.fps)
+        return videos
 
 
-def run_eval(evaluation: Evaluation, out: Path) -> Results | None:
-    """Append to ``out/results.jsonl`` (further processes: ``results.1.jsonl``, ...) what is not there yet for the very
-    same request; dense clips are kept in ``out/dense``, videos for the page in ``out/clips``. None while
-    other processes have not done their share of the clips.
-
-    Raises:
-        InvalidSettings: for a setting, size or backbone that does not work, before anything is rendered.
-    """
-    process = this_process()
-    results = log_path(out / "results.jsonl", process.rank)
-    cases = evaluation.cases()
-    checks = [validate(case) for case in cases]
-    for setting in evaluation.settings:
-        setting.identity(cases[0])
-    checked, card = checks[0]
-    check_writable(results)
-    told: dict[str, Any] = {**machine(checked.device), **ingredients(card, checked.load_options)}
-    told["metrics"] = {"lpips": backbone_digest(backbone=evaluation.backbone), "clip": has_clip()}
-
-    out.mkdir(parents=True, exist_ok=True)
-    pipe = cache(lambda: loaded(card, process.load_options(checked.load_options)))
-    fastest = kept_dense(out, checked, told, pipe)
-    told["dense"] = fastest.name
-
-    def key(setting: Setting, case: RenderSettings) -> str:
-        return json.dumps({**setting.identity(case), **told}, sort_keys=True)
-
-    settings = list({key(s, cases[0]): s for s in reversed(evaluation.settings)}.values())[::-1]
-    records = all_records(out)
-    done = {name for name, record in records.items() if complete(record, out)}
-    todo = [c for c in process.share(cases) if any(key(s, c) not in done for s in settings)]
-    watched = out / f"stability-{digest({**asdict(checked), **told})}.json"
-    watches = process.rank == 0 and not watched.exists()
-    if todo or watches:
-        runner = Runner(evaluation, out, pipe(), told, fastest)
-        for case in tqdm(todo, desc="eval", disable=None):
-            dense = runner.dense(case)
-            for setting in settings:
-                if key(setting, case) not in done:
-                    append_record(results, runner.record(setting, case, dense))
-        if watches:
-            with atomic_write(watched) as temporary:
-                temporary.write_text(to_json(stability(pipe(), checked), indent=1) + "\n")
-    records = all_records(out)
-    if not watched.exists() or any(key(s, c) not in records for s in settings for c in cases):
-        return None
-    found = [{**records[key(s, c)], "setting": s.label} for s in settings for c in cases]
-    return Results(checked, told["weights"], fastest, found, json.loads(watched.read_text()))
-
-
-def kept_dense(
-    out: Path, request: RenderSettings, told: Mapping[str, Any], pipe: Callable[[], Any]
-) -> DenseBackend:
-    """The dense attention that was the fastest when this folder was begun; the first process finds out."""
-    process = this_process()
-    common = asdict(replace(request, prompt="", seed=0))
-    path = out / f"fastest-dense-{digest({**common, **told})}.json"
-    if process.rank == 0 and not path.exists():
-        fastest_dense(pipe(), request).keep(path)
-    process.wait()
-    return DenseBackend.kept(path)
-
-
-def loaded(card: ModelCard, load_options: LoadOptions) -> Any:
-    """A pipeline without its own progress bars."""
-    pipe = load_pipeline(card, load_options)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def complete(record: Mapping[str, Any], out: Path) -> bool:
-    """Whether the videos that a record names are there."""
-    names = [record[n] for n in ("video", "difference_video", "dense_video") if n in record]
-    return all((out / name).is_file() for name in names)
-
-
-def all_records(out: Path) -> dict[str, dict[str, Any]]:
-    """What all processes have recorded, by key."""
-    return {record["key"]: record for record in read_logs(out / "results.jsonl")}
-
-
-@dataclass(frozen=True)
-class Results:
-    """What was measured: the request of the first clip, the weights, a record per setting and clip, and the
-    agreement of clusters in the first clip (`stability`).
-    """
-
-    request: RenderSettings
-    weights: str
-    dense: DenseBackend
-    records: list[dict[str, Any]]
-    clusters: list[dict[str, Any]]
+def measure_stability(out: Path, runner: PairedRunner, case: RenderSettings) -> list[Record] | None:
+    """Return `stability` of a clip from a file, which the first process writes; None without the file."""
+    path = out / f"stability-{runner.dense_name(case)}.json"
+    if runner.process.rank == 0 and not path.exists():
+        write_json(path, stability(runner.pipe, validate(case)[0]))
+    rows: list[Record] | None = json.loads(path.read_text()) if path.exists() else None
+    return rows
 
 
 def has_clip() -> bool:
-    """Whether CLIP's weights are here."""
+    """Return True if CLIP's weights are on this machine."""
     try:
         load_clip()
     except NoBackbone:
         return False
     return True
-
-
-def unique(values: Sequence[T]) -> list[T]:
-    """Without repetitions."""
-    return list(dict.fromkeys(values))
-
-
-def digest(told: Mapping[str, Any]) -> str:
-    """A short name for a file."""
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,90 +1,106 @@
-"""What an evaluation compares with dense attention: ways to run it by name, and the noise floor."""
+"""Settings that an evaluation compares with dense attention, and the noise floor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dit_accel import Method, Profile, Schedule
+from dit_accel import Profile, Schedule
 from dit_accel.errors import InvalidSettings
-from dit_accel.generation.render import Clip, render, render_with
 from dit_accel.generation.settings import RenderSettings, attention_settings, build_profile
 from dit_accel.generation.validation import validate
 from dit_accel.runtime.profile import SUFFIXES
-from dit_accel_eval.controls import OtherBackend, RoundedAttention
+from dit_accel_eval.noise_floor import OtherBackend, RoundedAttention
 
-FLOORS: dict[str, tuple[str, Method]] = {
-    "backend": ("floor: another backend", OtherBackend()),
-    "bfloat16": ("floor: attention in bfloat16", RoundedAttention()),
-}
+if TYPE_CHECKING:
+    from dit_accel.generation.render import Clip
+
+WARM_UP_STEPS = 2
+ALL_SPARSE = Schedule(dense_steps=0.0, min_tokens=0)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to run attention, as one column of an evaluation: its name, and what it sets in
-    `RenderSettings`.
+    """A way to run attention.
+
+    Attributes:
+        label: Name in tables and records. Each label is warmed up once.
+        profile: Profile that the attention runs by.
     """
 
     label: str
-    changes: Mapping[str, Any] = field(compare=False)
+    profile: Profile = field(compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """``svg2:top_p=0.8:schedule.dense_steps=0:precision=int8``; a profile's file may stand for the
-        method.
+        """Read ``METHOD[:KNOB=VALUE]...`` or ``PROFILE_FILE[:KNOB=VALUE]...``.
+
+        Example: ``svg2:top_p=0.8:schedule.dense_steps=0:precision=int8``.
 
         Raises:
-            InvalidSettings: for a part without ``=``, or a file that is no profile.
+            InvalidSettings: for a part without ``=``, an unknown method or knob, or an invalid profile.
         """
         name, *parts = text.split(":")
         for part in parts:
             if "=" not in part:
                 raise InvalidSettings(f"setting {text!r}: {part!r} is not KNOB=VALUE")
         knobs = dict(part.split("=", 1) for part in parts)
-        given = {key: knobs.pop(key, None) for key in ("precision", "dense_precision", "guard")}
+        modes = {key: knobs.pop(key, None) for key in ("precision", "dense_precision", "guard")}
         path = Path(name) if Path(name).suffix in SUFFIXES else None
-        method = None if path else name
-        return cls(text, attention_settings(path, {"method": method, **given}, knobs))
-
-    def of(self, case: RenderSettings) -> RenderSettings:
-        """A clip's settings with this way to run attention."""
-        return replace(case, **self.changes)
+        changes = attention_settings(path, {"method": None if path else name, **modes}, knobs)
+        return Setting(text, build_profile(RenderSettings("", **changes)))
 
     def identity(self, case: RenderSettings) -> dict[str, Any]:
-        """All that decides what `run` makes, but for weights and versions; files by what they hold."""
-        settings = validate(self.of(case))[0]
-        told = asdict(settings)
-        for name in ("method", "knobs", "precision", "dense_precision", "guard"):
-            del told[name]  # as values, whatever they were written like
-        return {**told, "profile": build_profile(settings).to_dict()}
+        """Return everything that decides a render, except weights and versions.
 
-    def run(self, pipe: Any, case: RenderSettings) -> Clip:
-        """Render a case in this way."""
-        return render(pipe, validate(self.of(case))[0])
+        Raises:
+            InvalidSettings: for a clip that cannot be rendered with the profile.
+        """
+        checked, _ = validate(replace(case, guard=self.profile.guard.mode))
+        request = asdict(checked)
+        for name in ("method", "knobs", "precision", "dense_precision", "guard"):
+            del request[name]
+        return {**request, "profile": self.profile.to_dict()}
+
+    def render(self, pipe: Any, case: RenderSettings) -> Clip:
+        """Render a clip."""
+        from dit_accel.generation.render import render_with
+
+        return render_with(pipe, validate(case)[0], self.profile)
+
+    def warm_up(self, pipe: Any, case: RenderSettings) -> None:
+        """Render two sparse steps, because the first run of a kind takes longer than the later ones."""
+        from dit_accel.generation.render import render_with
+
+        schedule = replace(self.profile.schedule, dense_steps=0.0)
+        short = replace(validate(case)[0], steps=WARM_UP_STEPS)
+        render_with(pipe, short, replace(self.profile, schedule=schedule))
 
 
 @dataclass(frozen=True)
 class Floor(Setting):
-    """Dense attention computed otherwise: what dense differs from itself by."""
-
-    method: Method = field(kw_only=True)
+    """Dense attention computed in another way: the difference that dense attention has from itself."""
 
     def identity(self, case: RenderSettings) -> dict[str, Any]:
         return {**asdict(validate(case.as_dense())[0]), "floor": self.label}
 
-    def run(self, pipe: Any, case: RenderSettings) -> Clip:
-        settings, _ = validate(case.as_dense())
-        everywhere = Schedule(dense_steps=0.0, min_tokens=0)
-        return render_with(pipe, settings, Profile(self.method, everywhere))
+
+FLOORS = {
+    "backend": Floor("floor: another backend", Profile(OtherBackend(), ALL_SPARSE)),
+    "bfloat16": Floor("floor: attention in bfloat16", Profile(RoundedAttention(), ALL_SPARSE)),
+}
 
 
 def floors(names: str, dtype: str) -> list[Setting]:
-    """Floors by name, separated by commas; ``auto`` is bfloat16 for float32 pipelines, else another backend.
+    """Return noise floors by comma-separated names.
+
+    Args:
+        names: ``backend``, ``bfloat16``, both, ``none``, or ``auto``: bfloat16 for float32 pipelines, else backend.
+        dtype: Type of the pipeline.
 
     Raises:
-        InvalidSettings: for a name that there is not.
+        InvalidSettings: for an unknown name.
     """
     if names == "none":
         return []
@@ -95,4 +111,4 @@ def floors(names: str, dtype: str) -> list[Setting]:
             raise InvalidSettings(
                 f"unknown floor {name!r}: choose from auto, none, {', '.join(FLOORS)}"
             )
-    return [Floor(FLOORS[name][0], {}, method=FLOORS[name][1]) for name in names.split(",")]
+    return [FLOORS[name] for name in names.split(",")]

@@ -1,4 +1,4 @@
-"""Means with their intervals."""
+"""Means, medians and proportions with their confidence intervals."""
 
 from __future__ import annotations
 
@@ -10,29 +10,16 @@ import numpy as np
 from scipy import stats
 
 
-class Estimate(NamedTuple):
-    """Mean of n finite values and the half width of its 95 % interval (Student's t)."""
+class MeanInterval(NamedTuple):
+    """Mean of ``n`` finite values and the half width of its 95 % interval (Student's t)."""
 
     mean: float
     half_width: float
     n: int
 
 
-def estimate(values: Sequence[float | str | None]) -> Estimate:
-    """Mean and interval of the finite values; what is None, NaN or infinite is left out, and n says so."""
-    numbers = np.array([float(v) for v in values if v is not None])
-    finite = numbers[np.isfinite(numbers)]
-    n = len(finite)
-    if n == 0:
-        return Estimate(math.nan, math.nan, 0)
-    if n == 1:
-        return Estimate(float(finite[0]), math.nan, 1)
-    width = stats.sem(finite) * stats.t.ppf(0.975, n - 1)
-    return Estimate(float(finite.mean()), float(width), n)
-
-
-class Median(NamedTuple):
-    """Middle of n values, with the ends of its 95 % interval, NaN for fewer than six."""
+class MedianInterval(NamedTuple):
+    """Median of ``n`` values and the ends of its interval, which are NaN for fewer than six values."""
 
     median: float
     low: float
@@ -40,18 +27,8 @@ class Median(NamedTuple):
     n: int
 
 
-def middle(values: Sequence[float | None], level: float = 0.95) -> Median:
-    """Median and its interval by order statistics, which takes nothing for granted; None is left out."""
-    found = [float(v) for v in values if v is not None]
-    if not found:
-        return Median(math.nan, math.nan, math.nan, 0)
-    interval = stats.quantile_test(found, p=0.5).confidence_interval(level)
-    ends = float(interval.low), float(interval.high)
-    return Median(float(np.median(found)), *ends, len(found))
-
-
-class Share(NamedTuple):
-    """``right`` of ``n``, with Wilson's 95 % interval."""
+class ProportionInterval(NamedTuple):
+    """Number of successes among ``n`` trials and the ends of Wilson's interval of their share."""
 
     right: int
     n: int
@@ -59,8 +36,31 @@ class Share(NamedTuple):
     high: float
 
 
-def share(verdicts: Sequence[bool]) -> Share:
-    """How many are true."""
-    right, n = sum(verdicts), len(verdicts)
-    interval = stats.binomtest(right, n).proportion_ci(method="wilson")
-    return Share(right, n, float(interval.low), float(interval.high))
+def mean_ci(values: Sequence[float | str | None]) -> MeanInterval:
+    """Return the mean and its interval over the finite values; ``n`` counts only those."""
+    numbers = np.array([float(v) for v in values if v is not None])
+    finite = numbers[np.isfinite(numbers)]
+    n = len(finite)
+    if n == 0:
+        return MeanInterval(math.nan, math.nan, 0)
+    if n == 1:
+        return MeanInterval(float(finite[0]), math.nan, 1)
+    half_width = stats.sem(finite) * stats.t.ppf(0.975, n - 1)
+    return MeanInterval(float(finite.mean()), float(half_width), n)
+
+
+def median_ci(values: Sequence[float | None], level: float = 0.95) -> MedianInterval:
+    """Return the median and its interval by order statistics, which assume no distribution; skip None."""
+    numbers = [float(v) for v in values if v is not None]
+    if not numbers:
+        return MedianInterval(math.nan, math.nan, math.nan, 0)
+    interval = stats.quantile_test(numbers, p=0.5).confidence_interval(level)
+    return MedianInterval(
+        float(np.median(numbers)), float(interval.low), float(interval.high), len(numbers)
+    )
+
+
+def proportion_ci(right: int, n: int, level: float = 0.95) -> ProportionInterval:
+    """Return the interval of the share of ``right`` among ``n`` trials (Wilson 1927)."""
+    interval = stats.binomtest(right, n).proportion_ci(level, method="wilson")
+    return ProportionInterval(right, n, float(interval.low), float(interval.high))

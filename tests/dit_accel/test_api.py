@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from support.verbs_script import render_with_every_verb
 
 import dit_accel
 from dit_accel import SVG2, Guard, InvalidSettings, Profile, Schedule, SVGEar
@@ -173,4 +174,28 @@ def test_a_rendering_session_comes_back(wan, run_wan) -> None:
         wan.enable_sparse_attention("dense")
         run_wan(wan)
     assert session_of(wan) is session
+    assert torch.equal(run_wan(wan), expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SVGEar(density=2),
+        lambda: SVG2(kmeans_iterations=(0, 1)),
+        lambda: Schedule(dense_steps=2),
+        lambda: Guard("maybe"),
+        lambda: dit_accel.Rule(steps="x"),
+        lambda: dit_accel.PerturbedGuidance(scale=-1),
+        lambda: dit_accel.Neighborhood(tile=(0, 1, 1)),
+    ],
+)
+def test_settings_out_of_range_are_errors_of_ours(make) -> None:
+    with pytest.raises(InvalidSettings):
+        make()
+
+
+def test_a_script_with_every_verb_runs_and_restores(wan, run_wan) -> None:
+    expected = run_wan(wan)
+    assert render_with_every_verb(wan).method == "svg-ear"
+    assert session_of(wan) is None
     assert torch.equal(run_wan(wan), expected)

@@ -44,11 +44,19 @@ INVALID = [
     ["compare", "missing", "missing"],
     ["eval", *PROMPTS, "--methods", "svg2", "--seeds", "one", "--out", "x", *MODEL],
     ["eval", "--prompts", "missing", "--methods", "svg2", "--out", "x", *MODEL],
+    ["eval", *PROMPTS, "--methods", "svg9", "--out", "x", *MODEL],
+    ["eval", *PROMPTS, "--methods", "svg2:density=1", "--out", "x", *MODEL],
+    ["eval", *PROMPTS, "--methods", "svg2", "--floor", "none,x", "--out", "x", *MODEL],
+    ["eval", *PROMPTS, "--methods", "svg2", "--out", "x", *MODEL, "--steps", "0"],
     ["heads", "search", *PROMPTS, "--rounds", "0", "--out", "x", *MODEL],
     ["heads", "search", *PROMPTS, "--shard", "2", "--out", "x", *MODEL],
     ["heads", "search", *PROMPTS, "--reward", "beauty", "--shard", "0/1", "--out", "x", *MODEL],
     ["heads", "report", "missing"],
     ["tune", "--prompts", "missing", "--out", "x.yaml", *MODEL],
+    ["tune", *PROMPTS, "--target", "beauty>=1", "--out", "x.yaml", *MODEL],
+    ["tune", *PROMPTS, "--target", "psnr>=1", "--methods", "band", "--out", "x.yaml", *MODEL],
+    ["tune", *PROMPTS, "--target", "psnr>=1", "--clips", "0", "--out", "x.yaml", *MODEL],
+    ["tune", *PROMPTS, "--speedup", "0", "--out", "x.yaml", *MODEL],
 ]
 
 

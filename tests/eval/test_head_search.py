@@ -223,7 +223,7 @@ def test_the_command_line(base, folder, tmp_path, capsys) -> None:
     assert main(["heads", "report", str(out)]) == 0
     heads = tmp_path / "heads.json"
     assert main(["heads", "export", str(out), "-o", str(heads)]) == 0
-    assert HeadSet.load(heads).spec() == "blocks.1:1"
+    assert HeadSet.load(heads).to_spec() == "blocks.1:1"
     assert HeadSet.load(heads).settings == {"scale": 2.0, "softness": 1.0}
     clip = tmp_path / "clip.mp4"
     render = ["render", *PROMPTS[:1], f"--model={folder}", *sizes, "-o", str(clip), "--quiet"]

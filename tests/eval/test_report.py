@@ -1,4 +1,4 @@
-"""`dit-accel eval` and `compare` from end to end, on the bundled model at a size that takes seconds."""
+"""`dit-accel eval` and `compare` end to end, on the bundled model at a size that takes seconds."""
 
 import base64
 import json
@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from support.planted_backbone import seeded, torchvision_state
 
-import dit_accel_eval.runs
-import dit_accel_eval.settings
 from dit_accel import cli
 from dit_accel.generation.distributed import Process
+from dit_accel_eval import paired_runner, runs
 from dit_accel_eval.frames import read_clip, write_webm
+from dit_accel_eval.settings import Setting
 
 PROMPT = "a red circle moving up on a navy background"
 SETTINGS = "svg-ear:density=0.3:schedule.min_tokens=0,svg2:top_p=1:schedule.min_tokens=0"
@@ -34,7 +34,7 @@ def arguments(tmp_path: Path, out: str) -> list[str]:
 
 
 def untimed(path: Path) -> list[dict]:
-    """What does not depend on the clock; figures of nearly equal clips to a tenth of a decibel."""
+    """Return the figures that do not depend on the clock, rounded because PSNR of nearly equal clips is unstable."""
     rows = json.loads(path.read_text())["settings"]
     means = [{n: round(r[n]["mean"], 1) for n in ("psnr", "ssim", "density_all")} for r in rows[:2]]
     return [{name: row[name] for name in SAME} for row in rows] + means
@@ -43,11 +43,11 @@ def untimed(path: Path) -> list[dict]:
 def test_two_processes_share_the_clips_and_the_last_one_writes_the_page(
     tmp_path: Path, capsys, monkeypatch
 ) -> None:
-    given = arguments(tmp_path, "shared")
-    for rank, told in ((0, "others are not"), (1, "floor: attention in bfloat16")):
-        monkeypatch.setattr(dit_accel_eval.runs, "this_process", lambda rank=rank: Process(rank, 2))
-        assert cli.main(given) == 0
-        assert told in capsys.readouterr().out
+    command = arguments(tmp_path, "shared")
+    for rank, text in ((0, "others have not"), (1, "floor: attention in bfloat16")):
+        monkeypatch.setattr(runs, "this_process", lambda rank=rank: Process(rank, 2))
+        assert cli.main(command) == 0
+        assert text in capsys.readouterr().out
     out = tmp_path / "shared"
     shares = [
         {json.loads(line)["seed"] for line in (out / name).read_text().splitlines()}
@@ -59,29 +59,27 @@ def test_two_processes_share_the_clips_and_the_last_one_writes_the_page(
     }
 
 
-def test_eval_killed_and_resumed_gives_the_same(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_a_killed_eval_resumes_with_the_same_figures(tmp_path: Path, capsys, monkeypatch) -> None:
     assert cli.main(arguments(tmp_path, "whole")) == 0
-    shown = capsys.readouterr().out
-    assert "floor: attention in bfloat16" in shown
-    assert "report.html" in shown
-    append = dit_accel_eval.runs.append_record
+    printed = capsys.readouterr().out
+    assert "floor: attention in bfloat16" in printed
+    assert "report.html" in printed
+    append = paired_runner.append_record
 
-    def dies(path: Path, record: dict) -> None:
+    def die_after_two_records(path: Path, record: dict) -> None:
         append(path, record)
         if len(path.read_text().splitlines()) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(dit_accel_eval.runs, "append_record", dies)
-    assert cli.main(arguments(tmp_path, "parts")) == 1
-    monkeypatch.setattr(dit_accel_eval.runs, "append_record", append)
-    write = dit_accel_eval.runs.write_webm
-
-    def dies_writing(*_: object) -> None:
+    def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dit_accel_eval.runs, "write_webm", dies_writing)
-    assert cli.main(arguments(tmp_path, "parts")) == 1
-    monkeypatch.setattr(dit_accel_eval.runs, "write_webm", write)
+    with monkeypatch.context() as patch:
+        patch.setattr(paired_runner, "append_record", die_after_two_records)
+        assert cli.main(arguments(tmp_path, "parts")) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_webm", die)
+        assert cli.main(arguments(tmp_path, "parts")) == 1
     with (tmp_path / "parts/results.jsonl").open("a") as file:
         file.write('{"key": "cut o')
     assert cli.main(arguments(tmp_path, "parts")) == 0
@@ -91,7 +89,7 @@ def test_eval_killed_and_resumed_gives_the_same(tmp_path: Path, capsys, monkeypa
         for r in json.loads((tmp_path / "parts/summary.json").read_text())["settings"]
     }
     full = next(row for name, row in rows.items() if "top_p=1" in name)
-    assert float(full["worst"]["psnr"]) > 50, "against dense frames from the disk"
+    assert float(full["worst"]["psnr"]) > 50, "the comparison is with dense frames from the disk"
     assert full["density_all"]["mean"] == 1
     assert rows[SETTINGS.split(",")[0]]["clips"] == 2
     assert "LPIPS" in json.loads((tmp_path / "parts/summary.json").read_text())["unmeasured"]
@@ -103,9 +101,9 @@ def test_eval_killed_and_resumed_gives_the_same(tmp_path: Path, capsys, monkeypa
     assert lost.exists()
 
     def refuse(*arguments: object, **options: object) -> None:
-        raise AssertionError("nothing is left to do, but a model was loaded")
+        raise AssertionError("a model was loaded with nothing left to do")
 
-    monkeypatch.setattr(dit_accel_eval.runs, "load_pipeline", refuse)
+    monkeypatch.setattr(paired_runner, "load_pipeline", refuse)
     assert cli.main(arguments(tmp_path, "parts")) == 0
 
     page = (tmp_path / "whole/report.html").read_text()
@@ -115,21 +113,21 @@ def test_eval_killed_and_resumed_gives_the_same(tmp_path: Path, capsys, monkeypa
     assert (tmp_path / "whole/pareto.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_settings_that_mean_the_same_are_one_and_broken_frames_are_told(
+def test_equal_settings_are_one_and_broken_frames_are_reported(
     tmp_path, capsys, monkeypatch
 ) -> None:
-    run = dit_accel_eval.settings.Setting.run
+    render = Setting.render
 
-    def broken(self, pipe, case):
-        clip = run(self, pipe, case)
-        if case.seed == 1 and case.steps == 3:
+    def render_broken(self, pipe, case):
+        clip = render(self, pipe, case)
+        if case.seed == 1:
             clip.frames[1] = np.nan
         return clip
 
-    monkeypatch.setattr(dit_accel_eval.settings.Setting, "run", broken)
-    given = arguments(tmp_path, "out")
-    given[given.index(SETTINGS)] = "svg2:top_p=1,svg2:top_p=1.0,svg2:top_p=1:precision=full"
-    assert cli.main([*given, "--floor", "none"]) == 0
+    monkeypatch.setattr(Setting, "render", render_broken)
+    command = arguments(tmp_path, "out")
+    command[command.index(SETTINGS)] = "svg2:top_p=1,svg2:top_p=1.0,svg2:top_p=1:precision=full"
+    assert cli.main([*command, "--floor", "none"]) == 0
     (row,) = json.loads((tmp_path / "out/summary.json").read_text())["settings"]
     assert (row["clips"], row["failed"]) == (2, 1)
     page = (tmp_path / "out/report.html").read_text()
@@ -137,24 +135,24 @@ def test_settings_that_mean_the_same_are_one_and_broken_frames_are_told(
     check_page(page, players=1)
 
 
-def test_a_backbone_that_is_none_is_refused_before_a_model_is_loaded(
+def test_an_invalid_backbone_is_refused_before_a_model_is_loaded(
     tmp_path, capsys, monkeypatch
 ) -> None:
     (tmp_path / "b.safetensors").write_bytes(b"cut off")
-    monkeypatch.setattr(dit_accel_eval.runs, "load_pipeline", None)
-    given = [*arguments(tmp_path, "out"), "--lpips-backbone", str(tmp_path / "b.safetensors")]
-    assert cli.main(given) == 2
+    monkeypatch.setattr(paired_runner, "load_pipeline", None)
+    backbone = ["--lpips-backbone", str(tmp_path / "b.safetensors")]
+    assert cli.main([*arguments(tmp_path, "out"), *backbone]) == 2
     assert "holds neither torchvision's alex nor vgg" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def check_page(page: str, players: int) -> None:
-    """Nothing comes from elsewhere, and every panel has a video that plays."""
+    """Check that the page loads nothing from elsewhere, and that every panel has a VP9 video."""
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]+"', page.replace('xlink:href="#', ""))
     videos = json.loads(re.search(r'id="videos">(.*?)</script>', page, re.DOTALL)[1])
-    shown = re.findall(r'data-video="([^"]+)"', page)
-    assert len(shown) == 3 * players
-    assert set(shown) == set(videos)
+    panels = re.findall(r'data-video="([^"]+)"', page)
+    assert len(panels) == 3 * players
+    assert set(panels) == set(videos)
     assert all(b"V_VP9" in base64.b64decode(video) for video in videos.values())
 
 
@@ -172,11 +170,11 @@ def clips(tmp_path: Path) -> tuple[Path, Path]:
 def test_compare_folders_and_files(clips, tmp_path: Path, capsys) -> None:
     first, second = clips
     assert cli.main(["compare", str(first), str(second), "--out", str(tmp_path / "out")]) == 0
-    found = json.loads((tmp_path / "out/compare.json").read_text())
-    assert [pair["clip"] for pair in found["pairs"]] == ["one", "two<b>"]
+    results = json.loads((tmp_path / "out/compare.json").read_text())
+    assert [pair["clip"] for pair in results["pairs"]] == ["one", "two<b>"]
     pair = read_clip(first / "one.webm"), read_clip(second / "one.webm")
     mse = ((pair[0] - pair[1]) ** 2).mean(axis=(1, 2, 3))
-    assert found["pairs"][0]["psnr"] == pytest.approx((-10 * np.log10(mse)).mean(), abs=1e-3)
+    assert results["pairs"][0]["psnr"] == pytest.approx((-10 * np.log10(mse)).mean(), abs=1e-3)
     page = (tmp_path / "out/report.html").read_text()
     check_page(page, players=2)
     assert "two<b>" not in page
@@ -193,8 +191,8 @@ def test_figures_of_lpips_name_the_network_of_the_backbone(
 ) -> None:
     backbone, out = tmp_path / "backbone.safetensors", tmp_path / "out"
     save_file(torchvision_state(seeded(net)), backbone)
-    given = [*map(str, clips), "--out", str(out), "--lpips-backbone", str(backbone)]
-    assert cli.main(["compare", *given]) == 0
+    command = [*map(str, clips), "--out", str(out), "--lpips-backbone", str(backbone)]
+    assert cli.main(["compare", *command]) == 0
     assert f"LPIPS ({net})" in capsys.readouterr().out
     assert f"LPIPS ({net})" in (out / "report.html").read_text()
     pairs = json.loads((out / "compare.json").read_text())["pairs"]
@@ -202,7 +200,7 @@ def test_figures_of_lpips_name_the_network_of_the_backbone(
     assert min(pair["lpips"] for pair in pairs) > 0.0
 
 
-def test_pairs_that_do_not_fit_lose_no_others_and_equal_ones_are_told(
+def test_pairs_that_do_not_fit_keep_the_others_and_equal_ones_are_reported(
     clips, tmp_path: Path, capsys
 ) -> None:
     first, second = clips
@@ -210,18 +208,18 @@ def test_pairs_that_do_not_fit_lose_no_others_and_equal_ones_are_told(
         write_webm(side / "three.webm", np.zeros((4, 32, 48, 3), np.float32), 8)
     out = tmp_path / "out"
     assert cli.main(["compare", str(first), str(second), "--out", str(out)]) == 0
-    told = "1 of the pairs are equal bit for bit: the mean PSNR leaves them out."
-    assert told in capsys.readouterr().out
-    assert told in (out / "report.html").read_text()
+    note = "1 of the pairs are equal bit for bit: the mean PSNR leaves them out."
+    assert note in capsys.readouterr().out
+    assert note in (out / "report.html").read_text()
     write_webm(second / "one.webm", np.zeros((4, 16, 16, 3), np.float32), 8)
     other = tmp_path / "other"
     assert cli.main(["compare", str(first), str(second), "--out", str(other)]) == 2
     assert "against 4 x 16 x 16; the rest is in" in capsys.readouterr().err
-    kept = json.loads((other / "compare.json").read_text())["pairs"]
-    assert [pair["clip"] for pair in kept] == ["three", "two<b>"]
+    pairs = json.loads((other / "compare.json").read_text())["pairs"]
+    assert [pair["clip"] for pair in pairs] == ["three", "two<b>"]
 
 
-def test_compare_refuses_what_is_ambiguous_first(clips, capsys) -> None:
+def test_compare_refuses_ambiguous_folders_first(clips, capsys) -> None:
     first, second = map(str, clips)
     assert cli.main(["compare", first, second, "--fps", "0"]) == 2
     assert "Invalid value for '--fps'" in capsys.readouterr().err
@@ -231,40 +229,40 @@ def test_compare_refuses_what_is_ambiguous_first(clips, capsys) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["svg9", "svg2:topp=1", "svg2:top_p=2"])
-def test_a_setting_that_is_none_is_refused_before_a_model_is_loaded(
+def test_an_invalid_setting_is_refused_before_a_model_is_loaded(
     wrong: str, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(dit_accel_eval.runs, "load_pipeline", refuse)
-    given = arguments(tmp_path, "out")
-    given[given.index(SETTINGS)] = f"svg2,{wrong}"
-    assert cli.main(given) == 2
+    monkeypatch.setattr(paired_runner, "load_pipeline", refuse)
+    command = arguments(tmp_path, "out")
+    command[command.index(SETTINGS)] = f"svg2,{wrong}"
+    assert cli.main(command) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_setting_without_room_on_the_device_is_told_and_no_end(
+def test_a_setting_without_memory_is_reported_and_the_others_go_on(
     tmp_path: Path, capsys, monkeypatch
 ) -> None:
-    real = dit_accel_eval.settings.render
+    render = Setting.render
 
-    def full(pipe, settings):
-        if settings.method == "svg2":
+    def render_without_memory(self, pipe, case):
+        if self.profile.method.name == "svg2":
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(pipe, settings)
+        return render(self, pipe, case)
 
-    monkeypatch.setattr(dit_accel_eval.settings, "render", full)
+    monkeypatch.setattr(Setting, "render", render_without_memory)
     assert cli.main(arguments(tmp_path, "out")) == 0
     rows = json.loads((tmp_path / "out/summary.json").read_text())["settings"]
     assert [(row["failed"], row["psnr"]["n"]) for row in rows] == [(0, 2), (0, 2), (2, 0)]
-    told = "2 clips could not be measured (out of memory: CUDA out of memory)"
-    assert told in (tmp_path / "out/report.html").read_text()
+    note = "2 clips could not be measured (out of memory: CUDA out of memory)"
+    assert note in (tmp_path / "out/report.html").read_text()
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same", "other-size"])
-def test_compare_what_does_not_fit(clips, capsys, same: bool) -> None:
+def test_compare_refuses_clips_that_do_not_fit(clips, capsys, same: bool) -> None:
     first, second = clips
     if same:
         (second / "two<b>.webm").unlink()

@@ -3,17 +3,17 @@ import torch
 from support.tiny_pipelines import TINY
 
 from dit_accel import Schedule
-from dit_accel_eval.stability import ClusterWatch, agreement, by_layer, labels_of, stability
+from dit_accel_eval.stability import ClusterWatch, agreement, by_layer, group_labels, stability
 from dit_accel_kernels import group_by_label
 
 
-def test_labels_come_back_from_an_order() -> None:
+def test_group_labels_inverts_group_by_label() -> None:
     labels = torch.randint(0, 5, (1, 3, 37), generator=torch.Generator().manual_seed(0))
-    labels[labels == 2] = 3  # an empty group
-    assert torch.equal(labels_of(*group_by_label(labels, 5)), labels[0])
+    labels[labels == 2] = 3  # Group 2 is empty.
+    assert torch.equal(group_labels(*group_by_label(labels, 5)), labels[0])
 
 
-def test_agreement_is_blind_to_names_and_zero_by_chance() -> None:
+def test_agreement_ignores_names_and_is_zero_for_random_clusters() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 5, (2, 500), generator=generator)
     assert agreement(labels, (labels + 1) % 5) == pytest.approx(1.0)
@@ -22,7 +22,7 @@ def test_agreement_is_blind_to_names_and_zero_by_chance() -> None:
     )
 
 
-def test_a_run_has_a_row_per_watched_layer_and_step(wan) -> None:
+def test_stability_has_a_row_per_watched_layer_and_step(wan) -> None:
     from dit_accel.generation.settings import RenderSettings
 
     case = RenderSettings("a red circle", height=32, width=32, frames=5, steps=3)
@@ -34,7 +34,7 @@ def test_a_run_has_a_row_per_watched_layer_and_step(wan) -> None:
 
 
 @pytest.mark.parametrize("name", ["mochi", "hunyuan-video"])
-def test_clusters_are_of_the_visual_tokens_of_each_sample(name: str) -> None:
+def test_cluster_watch_runs_with_text_tokens_and_guidance(name: str) -> None:
     tiny, watch = TINY[name], ClusterWatch()
     pipe = tiny.build()
     with pipe.enable_sparse_attention(watch, schedule=Schedule(dense_steps=0.0, min_tokens=0)):

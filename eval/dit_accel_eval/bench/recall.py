@@ -28,7 +28,7 @@ from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
 from dit_accel.methods.re_ttention import Mode
 from dit_accel_eval.bench.capture import read_capture
-from dit_accel_eval.controls import OracleBlocks
+from dit_accel_eval.oracle_blocks import OracleBlocks
 from dit_accel_kernels import dense_attention
 
 if TYPE_CHECKING:

@@ -64,15 +64,14 @@ def command(
 ) -> None:
     """Render every prompt and seed with dense attention and with each setting, and compare the frames."""
     prompts, seed_numbers = read_prompts(prompt_source), parse_integers("--seeds", seeds)
-    from dit_accel.generation.settings import build_profile
+    from dit_accel.generation.validation import validate
     from dit_accel_eval.settings import Setting, floors
 
     base = replace(base, fps=fps)
     settings = [Setting.parse(text) for text in methods.split(",")]
-    for setting in settings:
-        build_profile(setting.of(base))
     settings = [*floors(floor, base.dtype), *settings]
     require_extra("`dit-accel eval`", *PAGE)
+    validate(replace(base, prompt=prompts[0]))
     from dit_accel_eval.report import evaluate
     from dit_accel_eval.runs import Evaluation
 

@@ -180,7 +180,7 @@ def export(folder: Path, out: Path) -> None:
 
     heads = found_heads(Search.load(folder))
     heads.save(out)
-    click.echo(f"{heads.spec()} at softness {heads.settings['softness']:g}\nwritten: {out}")
+    click.echo(f"{heads.to_spec()} at softness {heads.settings['softness']:g}\nwritten: {out}")
     unguided = heads.provenance["score_without_guidance"]
     if heads.provenance["score"] <= unguided:
         click.echo(

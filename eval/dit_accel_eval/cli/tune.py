@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,18 +26,32 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--speedup",
-    type=float,
+    type=click.FloatRange(min=0, min_open=True),
     help="Reach this speed-up at least, and search for the best quality instead of the best speed.",
 )
 @prompts_option(required=True)
-@click.option("--clips", default=5, show_default=True, help="Try every setting on this many clips.")
+@click.option(
+    "--clips",
+    type=click.IntRange(min=2),
+    default=5,
+    show_default=True,
+    help="Try every setting on this many clips.",
+)
 @click.option(
     "--validate",
+    "validation",
+    type=click.IntRange(min=2),
     default=20,
     show_default=True,
     help="Validate the winner on this many fresh clips.",
 )
-@click.option("--trials", default=60, show_default=True, help="Try this many settings.")
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    default=60,
+    show_default=True,
+    help="Try this many settings.",
+)
 @click.option(
     "--minutes", default=60.0, show_default=True, help="End the search after this many minutes."
 )
@@ -62,7 +77,7 @@ def command(
     speedup: float | None,
     prompt_source: str,
     clips: int,
-    validate: int,
+    validation: int,
     trials: int,
     minutes: float,
     methods: str,
@@ -73,11 +88,15 @@ def command(
     base: RenderSettings,
 ) -> None:
     """Search for the fastest profile that holds a quality on prompts that the search does not use."""
-    prompts = read_prompts(prompt_source)
+    prompts, names = read_prompts(prompt_source), tuple(methods.split(","))
+    from dit_accel.generation.validation import validate
+    from dit_accel_eval.tune.space import check_methods
     from dit_accel_eval.tune.targets import Target
 
+    check_methods(names)
     goals = tuple(Target.parse(text) for text in targets)
     require_extra("`dit-accel tune`", "filelock", "optuna", *PAGE)
+    validate(replace(base, prompt=prompts[0]))
     from dit_accel_eval.tune import run
     from dit_accel_eval.tune.search import Goal
 
@@ -86,18 +105,18 @@ def command(
         base,
         prompts,
         clips=clips,
-        validation=validate,
+        validation=validation,
         trials=trials,
         minutes=minutes,
-        methods=tuple(methods.split(",")),
+        methods=names,
         seed=seed,
         backbone=lpips_backbone,
     )
     if dry_run:
-        click.echo(run.cost(tuning, out))
+        click.echo(run.describe_cost(tuning, out))
         return
     tuned = run.tune(tuning, out)
     # Only the first process gets the result.
     if tuned is None:
         return
-    click.echo(f"{run.summary(tuning, tuned)}\nwritten: {out}")
+    click.echo(f"{run.describe_result(tuning, tuned)}\nwritten: {out}")

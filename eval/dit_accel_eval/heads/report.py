@@ -12,7 +12,7 @@ from dit_accel.io.jsonl import to_json
 from dit_accel_eval.heads.sampling import Candidate, mean_score
 from dit_accel_eval.heads.search import Head, Search
 from dit_accel_eval.heads.settings import Pair
-from dit_accel_eval.statistics import estimate
+from dit_accel_eval.statistics import mean_ci
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,8 +68,8 @@ def summarize(
         "heads": candidate.heads,
         "softness": candidate.softness,
         "clips": len(values),
-        "score": estimate(values),
-        "gain": estimate(gains),
+        "score": mean_ci(values),
+        "gain": mean_ci(gains),
     }
 
 
@@ -109,7 +109,7 @@ def plot_single_heads(
     import numpy as np
     from matplotlib.patches import Rectangle
 
-    layers, heads = search.model.in_order(), range(search.model.heads)
+    layers, heads = search.model.ordered_blocks(), range(search.model.heads)
     gains = np.array([[singles[(*layer, h)] - unguided for h in heads] for layer in layers])
     largest = float(np.abs(gains).max()) or 1.0
     image = axes.imshow(gains, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")

@@ -262,6 +262,6 @@ def same_cost_steps(
     embedded = family.cfg == "embedded" and true_cfg_scale is None
     alone = embedded or (scale is not None and scale <= 1.0)
     forwards = 1 if alone else 2
-    order = heads.model.in_order()
+    order = heads.model.ordered_blocks()
     extra = 1.0 - order.index(next(iter(heads.heads))) / len(order)
     return round(steps * (forwards + extra) / forwards)

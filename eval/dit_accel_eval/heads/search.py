@@ -116,7 +116,7 @@ class Search:
     def candidate(self, heads: Sequence[Head], softness: float | None = None) -> Candidate:
         """Return a set of heads at the scale of the search; its softness is the search's unless given."""
         softness = self.settings.softness if softness is None else softness
-        return Candidate(head_set(heads, self.model).spec(), self.settings.scale, softness)
+        return Candidate(head_set(heads, self.model).to_spec(), self.settings.scale, softness)
 
     def chosen(self) -> list[Head] | None:
         """Return the heads of the complete rounds in the order of choice, or None before the first."""
@@ -151,7 +151,7 @@ class Search:
 
         order = all_heads(self.model)
         controls = {"no guidance": Candidate(None)}
-        for block_list, block in self.model.in_order():
+        for block_list, block in self.model.ordered_blocks():
             layer = [head for head in order if head[:2] == (block_list, block)]
             controls[f"layer {block_list}.{block}"] = self.candidate(layer)
         controls["all heads"] = self.candidate(order)
@@ -207,7 +207,7 @@ def read_shape(card: ModelCard) -> ModelShape:
 
 def all_heads(model: ModelShape) -> list[Head]:
     """Return every head in the order of execution."""
-    return [(s, b, h) for s, b in model.in_order() for h in range(model.heads)]
+    return [(s, b, h) for s, b in model.ordered_blocks() for h in range(model.heads)]
 
 
 def head_set(heads: Sequence[Head], model: ModelShape) -> HeadSet:

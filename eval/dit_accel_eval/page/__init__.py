@@ -1,4 +1,4 @@
-"""One self-contained page: figures, a plot, and clips side by side."""
+"""A self-contained HTML page: figures, a plot, and clips side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-INK = "#010203"  # of lines and letters in a plot, which take the page's own colour
+# Colour of axes and letters in a plot. The page replaces it by its own text colour.
+INK = "#010203"
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,13 @@ class Panel:
 
     @property
     def video(self) -> str:
+        """Name of the video in the page."""
         return self.path.stem
 
 
 @dataclass(frozen=True)
 class Player:
-    """Videos of the same length, shown together."""
+    """Videos of equal length that play together."""
 
     title: str
     text: str
@@ -44,7 +46,7 @@ class Player:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of figures as text."""
+    """A row of formatted figures. Rows of the front are bold."""
 
     name: str
     cells: Sequence[str]
@@ -53,7 +55,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Values in [0, 1] or None, by row and column."""
+    """A table of values in [0, 1] or None."""
 
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[float | None]]]
@@ -61,18 +63,18 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page says; texts are escaped.
+    """Content of a page. Texts are escaped.
 
     Attributes:
-        what: what a row of the table is.
-        heading, explanation: of the table.
-        plot: drawn with `INK`.
-        facts: settings and versions.
+        row_name: Heading of the first column of the table, which names the rows.
+        facts: Settings and versions.
+        heading, explanation: Texts above the table.
+        plot: Figure drawn in `INK`.
     """
 
     title: str
     subtitle: str
-    what: str
+    row_name: str
     columns: Sequence[str]
     table: Sequence[TableRow]
     facts: Sequence[tuple[str, str]]
@@ -86,7 +88,7 @@ class Page:
     players: Sequence[Player] = field(default_factory=tuple)
 
     def html(self) -> str:
-        """The whole page; nothing is loaded from elsewhere."""
+        """Return the page as HTML that loads nothing from elsewhere."""
         environment = Environment(
             loader=PackageLoader(__name__, ""),
             autoescape=True,
@@ -99,14 +101,14 @@ class Page:
             **{name: getattr(self, name) for name in self.__dataclass_fields__},
             has_front=any(row.front for row in self.table),
             pareto=svg(self.plot) if self.plot else None,
-            style=_own("style.css"),
-            script=_own("players.js"),
+            style=_read_part("style.css"),
+            script=_read_part("players.js"),
             videos=Markup(json.dumps(videos)),
         )
 
 
 def svg(figure: Figure) -> Markup:
-    """A plot whose lines and letters take the page's colour, on a transparent ground."""
+    """Return a plot as SVG on a transparent background, with axes and letters in the page's text colour."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dit_accel"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -114,5 +116,5 @@ def svg(figure: Figure) -> Markup:
     return Markup(text[text.index("<svg") :].replace(INK, "currentColor"))
 
 
-def _own(name: str) -> Markup:
+def _read_part(name: str) -> Markup:
     return Markup(files(__name__).joinpath(name).read_text())

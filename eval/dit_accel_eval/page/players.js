@@ -1,5 +1,5 @@
 "use strict";
-// Videos come once as base64 and are shared by the players that show them.
+// The page holds each video once as base64. Players share them.
 const sources = {};
 for (const [name, data] of Object.entries(JSON.parse(document.getElementById("videos").textContent))) {
   const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
@@ -18,7 +18,7 @@ for (const player of document.querySelectorAll(".player")) {
     for (const video of videos) video.currentTime = (frame + 0.5) / fps;
   };
   const stop = () => { clearInterval(timer); timer = 0; button.textContent = "Play"; };
-  // All panels show a frame before any shows the next: single steps keep them together.
+  // No panel advances before all panels show the current frame. This keeps them together.
   const step = () => {
     if (videos.every((video) => !video.seeking)) show((Number(slider.value) + 1) % frames);
   };

@@ -1,1 +1,1 @@
-"""Tuning: the fastest profile that holds a quality, or the best quality at a speed."""
+"""Tuning: find the fastest profile that holds a quality, or the best quality at a speed."""

@@ -1,4 +1,4 @@
-"""A search as a picture: every setting that was tried, and the targets."""
+"""Plot a search: every setting that was tried, and the targets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
-from dit_accel_eval.tune.search import Search, measured_of
+from dit_accel_eval.tune.search import Search, read_measurements
 
 matplotlib.use("Agg")
 
@@ -15,7 +15,10 @@ MARKERS = {"svg2": "o", "svg-ear": "s", "re-ttention": "^"}
 
 
 def draw(search: Search) -> Figure:
-    """Speed-up against each metric; hollow points were given up early, the ring is the best that holds all."""
+    """Plot speed-up against each metric.
+
+    Hollow points are settings that were stopped early. The ring marks the best setting that holds all targets.
+    """
     metrics = search.goal.metrics
     figure = Figure(figsize=(6.5 * len(metrics), 4.8), layout="constrained")
     bounds = {t.metric: t.bound for t in search.goal.targets}
@@ -24,17 +27,17 @@ def draw(search: Search) -> Figure:
         figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True
     ):
         for trial in search.measured():
-            found, method = measured_of(trial), trial.params["method"]
-            at = found.speedup, float(np.mean(found.values[metric]))
-            whole = trial.state == TrialState.COMPLETE
+            measured, method = read_measurements(trial), trial.params["method"]
+            point = measured.speedup, float(np.mean(measured.values[metric]))
             colour = f"C{list(MARKERS).index(method)}"
-            axes.plot(*at, MARKERS[method], c=colour, mfc=colour if whole else "none", alpha=0.8)
+            fill = colour if trial.state == TrialState.COMPLETE else "none"
+            axes.plot(*point, MARKERS[method], c=colour, mfc=fill, alpha=0.8)
             if winner is not None and trial.number == winner.number:
-                axes.plot(*at, "o", ms=16, mfc="none", mec="black")
+                axes.plot(*point, "o", ms=16, mfc="none", mec="black")
         for method, marker in MARKERS.items():
             if method in search.space.methods:
                 axes.plot([], [], marker, c=f"C{list(MARKERS).index(method)}", label=method)
-        axes.plot([], [], "o", c="grey", mfc="none", label="given up early")
+        axes.plot([], [], "o", c="grey", mfc="none", label="stopped early")
         if metric in bounds:
             axes.axhline(bounds[metric], ls="--", c="grey", label="target")
         if search.goal.speedup is not None:

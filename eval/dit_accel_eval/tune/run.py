@@ -1,14 +1,13 @@
-"""From a quality target to a profile that was seen to hold it."""
+"""Tune a profile for a quality target, and check it on fresh clips."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,53 +16,58 @@ from filelock import FileLock, Timeout
 from dit_accel.core.precision import Precision
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.distributed import this_process
-from dit_accel.generation.loading import ModelCard, ingredients, load_pipeline
+from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.dense import DenseBackend, fastest_dense
+from dit_accel_eval.digest import digest
 from dit_accel_eval.metrics.lpips import backbone_digest, net_of
-from dit_accel_eval.runs import unique
+from dit_accel_eval.paired_runner import PairedRunner, load_silently
 from dit_accel_eval.tune.plot import draw
 from dit_accel_eval.tune.search import (
     Bench,
     Goal,
     Search,
-    duration,
-    in_turn,
-    kept_trials,
-    measured_of,
     open_study,
+    read_measurements,
+    stored_trials,
+    trial_seconds,
 )
-from dit_accel_eval.tune.space import METHODS, Space
+from dit_accel_eval.tune.space import METHODS, Space, check_methods
 from dit_accel_eval.tune.targets import BEST, check_targets
 from dit_accel_eval.tune.validation import (
     FEWEST_RATIOS,
-    TRIED,
+    MOST_ATTEMPTS,
     Tuned,
-    best,
-    described,
-    figures,
+    describe_measurements,
+    intervals,
     shortfall,
+    validate_winners,
 )
 from dit_accel_kernels import ContractError, check_precision
 
-TOLD = ("height", "width", "frames", "steps", "guidance_scale", "true_cfg_scale", "dtype")
+# Fields of the request that the provenance of a profile names.
+REQUEST_FIELDS = (
+    *("height", "width", "frames", "steps"),
+    *("guidance_scale", "true_cfg_scale", "dtype"),
+)
 QUANTIZED: tuple[Precision, ...] = ("int8", "int8-fp8")
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What to tune for, and on what.
+    """A request to tune a profile.
 
     Attributes:
-        base: what all clips have in common.
-        prompts: a third of them, at least one, serves the search, the others the validation.
-        clips, validation: numbers of clips of the two.
-        trials, minutes: the search ends with whichever comes first.
-        methods: among `METHODS`.
+        base: Request that all clips share.
+        prompts: A third of them, at least one, is for the search. The others are for the validation.
+        clips, validation: Numbers of clips of the search and of the validation.
+        trials, minutes: The search ends with whichever comes first.
+        methods: Names among `METHODS`.
+        backbone: Weights for LPIPS. None takes those in torch's cache.
     """
 
     goal: Goal
@@ -77,17 +81,18 @@ class Tuning:
     seed: int = 0
     backbone: Path | None = None
 
-    def check(self) -> None:
-        """Refuse what cannot work.
+    def validate(self) -> None:
+        """Check the request.
 
         Raises:
-            InvalidSettings: in one line.
+            InvalidSettings: in one line that says what to change.
         """
-        if not self.goal.targets and self.goal.speedup is None:
+        speedup = self.goal.speedup
+        if not self.goal.targets and speedup is None:
             raise InvalidSettings("nothing to tune for: give --target psnr>=30, or --speedup 2")
-        if self.goal.speedup is not None and not 0 < self.goal.speedup < math.inf:
-            raise InvalidSettings(f"--speedup must be above 0, got {self.goal.speedup:g}")
-        if len(unique(self.prompts)) < 2:
+        if speedup is not None and not 0 < speedup < math.inf:
+            raise InvalidSettings(f"--speedup must be above 0, got {speedup:g}")
+        if len(set(self.prompts)) < 2:
             raise InvalidSettings(
                 "tuning needs at least two prompts: one to search on, one to validate on"
             )
@@ -95,117 +100,106 @@ class Tuning:
             raise InvalidSettings(
                 "tuning needs two clips to search on, two to validate on, and one trial"
             )
-        if self.goal.speedup is not None and self.validation < FEWEST_RATIOS:
+        if speedup is not None and self.validation < FEWEST_RATIOS:
             raise InvalidSettings(
                 f"a speed-up's 95 % interval needs {FEWEST_RATIOS} clips to validate on, got {self.validation}: "
                 "give more --validate"
             )
-        for name in self.methods:
-            if name not in METHODS:
-                raise InvalidSettings(
-                    f"cannot tune method {name!r}: choose from {', '.join(METHODS)}"
-                )
+        check_methods(self.methods)
         check_targets(self.goal.targets, self.prompts, self.backbone)
         for target in self.goal.targets:
             if not target.holds([BEST[target.metric]] * self.validation):
                 raise InvalidSettings(
-                    f"target {target} cannot be held by the whole 95 % interval of {self.validation} clips, "
-                    "whatever they look like: give more --validate, or ask for less"
+                    f"target {target} cannot hold: even {self.validation} perfect clips give a 95 % interval "
+                    "beyond it; give more --validate, or a weaker target"
                 )
 
     def cases(self) -> tuple[list[RenderSettings], list[RenderSettings]]:
-        """Dense requests of the search, and of the validation: other prompts, other seeds."""
-        prompts = unique(self.prompts)
-        share = max(1, len(prompts) // 3)
-        parts = (
-            in_turn(prompts[:share], self.clips, 0),
-            in_turn(prompts[share:], self.validation, 1000),
-        )
-        found = [
-            [replace(self.base, prompt=p, seed=s).as_dense() for p, s in part] for part in parts
-        ]
-        return found[0], found[1]
+        """Return the dense requests of the search and of the validation. They share no prompt and no seed."""
+        prompts = list(dict.fromkeys(self.prompts))
+        count = max(1, len(prompts) // 3)
+        search = self._clips(prompts[:count], self.clips, 0)
+        return search, self._clips(prompts[count:], self.validation, 1000)
 
-    def name(self, made_of: Mapping[str, Any]) -> str:
-        """Of the study: what decides a trial's figures, but not how long to search; ``made_of``: what the pipeline is
-        loaded from.
+    def _clips(self, prompts: Sequence[str], count: int, first_seed: int) -> list[RenderSettings]:
+        """Return requests for the prompts in turn, with another seed in each turn."""
+        turns = (divmod(number, len(prompts)) for number in range(count))
+        clips = [(prompts[index], first_seed + turn) for turn, index in turns]
+        return [replace(self.base, prompt=p, seed=s).as_dense() for p, s in clips]
+
+    def study_name(self, made_of: Mapping[str, Any]) -> str:
+        """Return a digest of everything that decides a trial's figures.
+
+        Args:
+            made_of: Digests of the files that the pipeline is loaded from.
         """
-        told = {
-            "goal": str(self.goal),
-            "base": asdict(self.base),
-            "cases": [(c.prompt, c.seed) for part in self.cases() for c in part],
-            "methods": self.methods,
-            "backbone": backbone_digest(backbone=self.backbone)
-            if "lpips" in self.goal.metrics
-            else None,
-            **made_of,
-            **machine(self.base.device),
-        }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        measures_lpips = "lpips" in self.goal.metrics
+        return digest(
+            {
+                "goal": str(self.goal),
+                "base": asdict(self.base),
+                "cases": [(c.prompt, c.seed) for part in self.cases() for c in part],
+                "methods": self.methods,
+                "backbone": backbone_digest(backbone=self.backbone) if measures_lpips else None,
+                **made_of,
+                **machine(self.base.device),
+            }
+        )
 
 
 def tune(tuning: Tuning, out: Path) -> Tuned | None:
-    """Search, validate, and write the profile to ``out``, the trials and a plot beside it. Several processes search
-    at once; the first one validates, the others return None.
+    """Search, validate, and write the profile, with its trials and a plot beside it.
+
+    Several processes search at once. The first one validates, and the others return None.
 
     Raises:
-        InvalidSettings: for a request that cannot work.
-        RunFailed: if no setting holds the targets, with the best that was found.
+        InvalidSettings: for an invalid request.
+        RunFailed: if no setting holds the goal. The message names the nearest one.
     """
-    card, journal = prepared(tuning, out)
+    card, journal = check_tuning(tuning, out)
     process = this_process()
-    with alone(journal) if process.rank == 0 else nullcontext():
+    lock = lock_journal(journal) if process.rank == 0 else nullcontext()
+    with lock, TemporaryDirectory(prefix="dit_accel-tune-") as folder:
         made_of = ingredients(card, tuning.base.load_options)
-        pipe = load_pipeline(card, process.load_options(tuning.base.load_options))
-        pipe.set_progress_bar_config(disable=True)
-        bench = Bench(pipe, tuning.goal, tuning.backbone)
-        try:
-            search = searched(tuning, bench, space(tuning, card), journal, tuning.name(made_of))
-            if process.rank > 0:
-                return None
-            return validated_best(tuning, out, search, bench, made_of)
-        finally:
-            bench.close()
-
-
-def searched(tuning: Tuning, bench: Bench, allowed: Space, journal: Path, name: str) -> Search:
-    """The search, over in all processes."""
-    process = this_process()
-    cases, fresh = tuning.cases()
-    if process.rank > 0:
-        process.wait()  # for the study
-    study = open_study(journal, name, tuning.seed, process.rank)
-    search = Search(tuning.goal, allowed, cases, len(fresh), study)
-    if process.rank == 0:
-        search.begin()
-        if "dense" not in study.user_attrs:
-            fastest = fastest_dense(bench.pipe, validate(cases[0])[0])
-            study.set_user_attr("dense", asdict(fastest))
+        pipe = load_silently(card, process.load_options(tuning.base.load_options))
+        search = open_search(tuning, card, journal, tuning.study_name(made_of), pipe)
+        runner = PairedRunner(lambda: pipe, read_fastest(search), Path(folder))
+        bench = Bench(runner, tuning.goal, tuning.backbone)
+        search.run(bench, tuning.trials, tuning.minutes)
         process.wait()
-    bench.fastest = DenseBackend(**study.user_attrs["dense"])
-    search.run(bench, tuning.trials, tuning.minutes)
-    process.wait()
-    return search
+        if process.rank > 0:
+            return None
+        with atomic_write(out.with_suffix(".png")) as temporary:
+            draw(search).savefig(temporary, dpi=140)
+        tuned = validate_winners(search, bench, tuning.cases()[1])
+        provenance = describe_promise(tuning, tuned, search, made_of)
+        profile = replace(tuned.profile, provenance=provenance)
+        profile.save(out)
+        return replace(tuned, profile=profile)
 
 
-def validated_best(
-    tuning: Tuning, out: Path, search: Search, bench: Bench, made_of: Mapping[str, Any]
-) -> Tuned:
-    """Plot, validate, save."""
-    with atomic_write(out.with_suffix(".png")) as temporary:
-        draw(search).savefig(temporary, dpi=140)
-    found = best(search, bench, tuning.cases()[1])
-    profile = replace(found.profile, provenance=provenance(tuning, found, search, made_of))
-    profile.save(out)
-    return replace(found, profile=profile)
+def check_tuning(tuning: Tuning, out: Path) -> tuple[ModelCard, Path]:
+    """Check a request and its files. Return the model's card and the path of the journal.
+
+    Raises:
+        InvalidSettings: for an invalid request, or a path that cannot be written.
+    """
+    tuning.validate()
+    if out.suffix not in SUFFIXES:
+        raise InvalidSettings(f"profile {out} must end in {', '.join(SUFFIXES)}")
+    _, card = validate(tuning.cases()[0][0])
+    journal = out.with_suffix(".trials.jsonl")
+    for path in (out, journal):
+        check_writable(path)
+    return card, journal
 
 
 @contextmanager
-def alone(journal: Path) -> Iterator[None]:
-    """Keep a second search off the same trials: it would take this one's running trial for one that was killed.
+def lock_journal(journal: Path) -> Iterator[None]:
+    """Keep a second search from the same trials, because it would discard the running trial of the first one.
 
     Raises:
-        InvalidSettings: if one is running.
+        InvalidSettings: if another search is running.
     """
     journal.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -217,28 +211,38 @@ def alone(journal: Path) -> Iterator[None]:
         ) from None
 
 
-def prepared(tuning: Tuning, out: Path) -> tuple[ModelCard, Path]:
-    """Everything checked: the model's card, and where the trials are kept."""
-    tuning.check()
-    if out.suffix not in SUFFIXES:
-        raise InvalidSettings(f"profile {out} must end in {', '.join(SUFFIXES)}")
-    _, card = validate(tuning.cases()[0][0])
-    journal = out.with_suffix(".trials.jsonl")
-    for path in (out, journal):
-        check_writable(path)
-    return card, journal
+def open_search(tuning: Tuning, card: ModelCard, journal: Path, name: str, pipe: Any) -> Search:
+    """Return the search of a study. The first process creates the study, and times dense attention once."""
+    process = this_process()
+    cases, fresh = tuning.cases()
+    if process.rank > 0:
+        process.wait()
+    study = open_study(journal, name, tuning.seed, process.rank)
+    search = Search(tuning.goal, search_space(tuning, card), cases, len(fresh), study)
+    if process.rank == 0:
+        search.begin()
+        if "dense" not in study.user_attrs:
+            fastest = fastest_dense(pipe, validate(cases[0])[0])
+            study.set_user_attr("dense", asdict(fastest))
+        process.wait()
+    return search
 
 
-def space(tuning: Tuning, card: ModelCard) -> Space:
-    """On a GPU also 8-bit attention; on a CPU that is a simulation."""
+def read_fastest(search: Search) -> DenseBackend:
+    """Return the dense attention that the speed-ups of a search are ratios to."""
+    return DenseBackend(**search.study.user_attrs["dense"])
+
+
+def search_space(tuning: Tuning, card: ModelCard) -> Space:
+    """Return the profiles to try. Quantized attention is among them on a GPU only, because a CPU simulates it."""
     layers = card.family.attention_shape(card.transformer).layers
     device = torch.device(tuning.base.device)
-    allowed = [p for p in QUANTIZED if device.type == "cuda" and runs(p, device)]
-    return Space(tuning.methods, layers, ("full", *allowed))
+    quantized = [p for p in QUANTIZED if device.type == "cuda" and has_kernel(p, device)]
+    return Space(tuning.methods, layers, ("full", *quantized))
 
 
-def runs(precision: Precision, device: torch.device) -> bool:
-    """Whether a device has a kernel for a precision."""
+def has_kernel(precision: Precision, device: torch.device) -> bool:
+    """Return True if a device has a kernel for a precision."""
     try:
         check_precision(precision, device)
     except ContractError:
@@ -246,51 +250,52 @@ def runs(precision: Precision, device: torch.device) -> bool:
     return True
 
 
-def provenance(
-    tuning: Tuning, found: Tuned, search: Search, made_of: Mapping[str, Any]
+def describe_promise(
+    tuning: Tuning, tuned: Tuned, search: Search, made_of: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a profile promises, and how it was measured."""
+    """Return the provenance of a profile: what it promises, and how that was measured."""
+    request = asdict(tuning.base)
     return {
         "promise": str(tuning.goal),
-        "measured": figures(tuning.goal, found.winner),
-        "default": figures(tuning.goal, found.default),
-        "validated": found.attempts,
+        "measured": intervals(tuning.goal, tuned.winner),
+        "default": intervals(tuning.goal, tuned.default),
+        "validated": tuned.attempts,
         "trials": len(search.finished()),
-        "clips": len(found.winner.speedups),
+        "clips": len(tuned.winner.speedups),
         "prompts": len({case.prompt for case in tuning.cases()[1]}),
         "model": tuning.base.model,
         **made_of,
-        "dense": str(DenseBackend(**search.study.user_attrs["dense"])),
+        "dense": str(read_fastest(search)),
         **({"lpips_net": net_of(tuning.backbone)} if "lpips" in tuning.goal.metrics else {}),
-        **{
-            name: value
-            for name, value in asdict(tuning.base).items()
-            if name in TOLD and value is not None
-        },
+        **{name: request[name] for name in REQUEST_FIELDS if request[name] is not None},
         **machine(tuning.base.device),
     }
 
 
-def cost(tuning: Tuning, out: Path) -> str:
-    """What `tune` would render at most, checked, in words; minutes once trials are there. Writes nothing."""
-    card, journal = prepared(tuning, out)
-    clips = tuning.clips * (tuning.trials + 1) + (1 + 2 * TRIED) * tuning.validation
-    known = []
+def describe_cost(tuning: Tuning, out: Path) -> str:
+    """Check a request, and return what `tune` would render at most. It writes nothing.
+
+    The answer has minutes once the journal has trials.
+    """
+    card, journal = check_tuning(tuning, out)
+    clips = tuning.clips * (tuning.trials + 1) + (1 + 2 * MOST_ATTEMPTS) * tuning.validation
+    seconds = []
     if journal.exists():
-        trials = kept_trials(journal, tuning.name(ingredients(card, tuning.base.load_options)))
-        done = [t for t in trials if t.duration and "measured" in t.user_attrs]
-        known = [duration(t) / len(measured_of(t).speedups) for t in done]
+        made_of = ingredients(card, tuning.base.load_options)
+        for trial in stored_trials(journal, tuning.study_name(made_of)):
+            if trial.duration and "measured" in trial.user_attrs:
+                seconds.append(trial_seconds(trial) / len(read_measurements(trial).speedups))
     most = f"at most {clips} clips (and dense ones timed anew now and then) and {tuning.minutes:g} minutes of search"
-    if not known:
+    if not seconds:
         return f"{most}; a clip's seconds are not known yet"
-    return f"{most}; about {clips * sum(known) / len(known) / 60:.0f} minutes in all"
+    return f"{most}; about {clips * sum(seconds) / len(seconds) / 60:.0f} minutes in all"
 
 
-def summary(tuning: Tuning, tuned: Tuned) -> str:
-    """The outcome as text."""
-    lines = [f"{tuned.profile.method.name} on fresh clips: {described(tuned.winner)}"]
+def describe_result(tuning: Tuning, tuned: Tuned) -> str:
+    """Return the figures of the winner and of the shipped default as text."""
+    winner, default = (describe_measurements(m) for m in (tuned.winner, tuned.default))
     missed = shortfall(tuning.goal, tuned.default, 0.95)
-    lines.append(
-        f"the shipped default there: {described(tuned.default)}{f', {missed}' if missed else ''}"
+    return (
+        f"{tuned.profile.method.name} on fresh clips: {winner}\n"
+        f"the shipped default on the same clips: {default}{f', {missed}' if missed else ''}"
     )
-    return "\n".join(lines)

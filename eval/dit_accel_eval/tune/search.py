@@ -1,15 +1,13 @@
-"""The search itself: Optuna's TPE under constraints, clip by clip, with an early end for bad settings."""
+"""Search profiles with Optuna's TPE under constraints, clip by clip. Bad settings are stopped early."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import statistics
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,35 +22,40 @@ from tqdm import tqdm
 
 from dit_accel import Profile
 from dit_accel.errors import first_line
-from dit_accel.generation.render import Clip, render_with
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import validate
-from dit_accel.methods import Dense
-from dit_accel.runtime.cost_model import SlowdownWarning
-from dit_accel_eval.dense import NATIVE, DenseBackend, finite
-from dit_accel_eval.frames import keep_frames, load_frames
-from dit_accel_eval.tune.space import Space, starts
+from dit_accel_eval.comparison import speedup
+from dit_accel_eval.paired_runner import PairedRunner
+from dit_accel_eval.settings import Setting
+from dit_accel_eval.tune.space import Space, first_trials
 from dit_accel_eval.tune.targets import METRICS, Target
 
-SLOW = 1.05  # a setting that is this much slower than the best one is not rendered further
-AMPLE = 1.03  # times an asked speed-up: what the search wants, for the validation to have some room
-RETIMED = 600.0  # seconds after which dense is timed anew: a machine is not the same all day
-NEVER = 1e6  # a violation that nothing is above
-FEWEST = 2  # clips before a setting may be given up
-# Frames that are not finite, or that a device has no room for.
+# A setting that is this many times slower than the best one is stopped.
+SLOW = 1.05
+# The search wants a requested speed-up times this, which leaves room for the validation.
+AMPLE = 1.03
+# A violation that no setting exceeds.
+NEVER = 1e6
+# Number of clips before a setting may be stopped.
+FEWEST_CLIPS = 2
+# Frames that are not finite, or that the device has no memory for.
 FAILURES = (ValueError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """The fastest profile that holds targets; with ``speedup`` the nearest to dense at that speed or above."""
+    """The aim of a search: the fastest profile that holds all targets, or the best quality at a speed.
+
+    Attributes:
+        targets: Bounds that must hold.
+        speedup: Least speed-up. With it the search maximizes the first metric, PSNR if there is no target.
+    """
 
     targets: tuple[Target, ...]
     speedup: float | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What has to be measured."""
+        """Names of the metrics to measure."""
         return tuple(dict.fromkeys([t.metric for t in self.targets] or ["psnr"]))
 
     def __str__(self) -> str:
@@ -62,8 +65,8 @@ class Goal:
 
 
 @dataclass
-class Measured:
-    """Figures of a setting, clip by clip, or why one could not be measured."""
+class Measurements:
+    """Figures of a setting, clip by clip, or the reason why a clip could not be measured."""
 
     speedups: list[float] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
@@ -71,89 +74,58 @@ class Measured:
 
     @property
     def speedup(self) -> float:
+        """Median speed-up."""
         return statistics.median(self.speedups)
 
     def add(self, speedup: float, values: dict[str, float]) -> None:
+        """Add the figures of a clip. A metric that is not finite has no value there, as without an object."""
         self.speedups.append(speedup)
         for name, value in values.items():
-            kept = self.values.setdefault(name, [])
-            kept += [value] if math.isfinite(value) else []  # no object in the dense clip
+            measured = self.values.setdefault(name, [])
+            if math.isfinite(value):
+                measured.append(value)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values."""
         return {"speedups": self.speedups, "values": self.values}
 
 
+@dataclass(frozen=True)
 class Bench:
-    """Renders clips dense and otherwise, and measures; dense frames are kept in a folder until `close`.
+    """Measures the metrics of a goal, and the speed-up, against dense attention."""
 
-    Attributes:
-        fastest: the dense attention that speed-ups are ratios to.
-    """
-
-    def __init__(self, pipe: Any, goal: Goal, backbone: Path | None = None) -> None:
-        self.pipe, self.goal, self.backbone = pipe, goal, backbone
-        self.fastest = DenseBackend(NATIVE, {})
-        self._folder = tempfile.TemporaryDirectory(prefix="dit_accel-tune-")
-        self._dense: dict[tuple[str, int], tuple[float, float]] = {}  # seconds, and when
-        self._warm: set[tuple[str, str, str]] = set()
-
-    def close(self) -> None:
-        self._folder.cleanup()
+    runner: PairedRunner
+    goal: Goal
+    backbone: Path | None = None
 
     def measure(self, profile: Profile, case: RenderSettings) -> tuple[float, dict[str, float]]:
-        """Speed-up of the denoising loop over dense, and the metrics of the goal.
+        """Return the speed-up of a clip over dense, and the metrics of the goal.
 
         Raises:
             ValueError: for frames that are not finite.
+            torch.OutOfMemoryError: if the device has too little memory.
         """
-        dense, seconds = self._dense_clip(case)
-        clip = self._render(profile, case)
+        dense = self.runner.dense(case)
+        kind = f"{profile.method.name} {profile.precision} {profile.dense_precision}"
+        clip = self.runner.render(Setting(kind, profile), case)
         values = {
-            name: METRICS[name](clip.frames, dense, case.prompt, self.backbone)
+            name: METRICS[name](clip.frames, dense.frames, case.prompt, self.backbone)
             for name in self.goal.metrics
         }
-        return seconds / clip.seconds["denoise"], values
+        return speedup(dense, clip), values
 
     def forget_times(self) -> None:
-        """Dense is timed anew for every clip."""
-        self._dense.clear()
-
-    def _dense_clip(self, case: RenderSettings) -> tuple[np.ndarray, float]:
-        """Frames and seconds of the dense clip, timed not too long ago."""
-        key = case.prompt, case.seed
-        name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-        path = Path(self._folder.name) / f"{name}.safetensors"
-        frames = load_frames(path)
-        seconds, when = self._dense.get(key, (0.0, -math.inf))
-        if frames is None or time.monotonic() - when > RETIMED:
-            timed = self.fastest.render(self.pipe, validate(case)[0])
-            seconds = timed.seconds["denoise"]
-            if frames is None:
-                own = self.fastest.name == NATIVE
-                frames = timed.frames if own else self._render(Profile(Dense()), case).frames
-                finite(frames, case)
-                keep_frames(path, frames)
-            self._dense[key] = seconds, time.monotonic()
-        return frames, seconds
-
-    def _render(self, profile: Profile, case: RenderSettings) -> Clip:
-        settings, _ = validate(case)
-        kind = (profile.method.name, profile.precision, profile.dense_precision)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SlowdownWarning)  # that is what is being found out
-            if kind not in self._warm:
-                sparse = replace(profile, schedule=replace(profile.schedule, dense_steps=0.0))
-                render_with(self.pipe, replace(settings, steps=2), sparse)
-                self._warm.add(kind)
-            return render_with(self.pipe, settings, profile)
+        """Time dense attention anew for every clip."""
+        self.runner.forget_times()
 
 
 @dataclass
 class Search:
-    """Trials over a few clips, kept in a journal that a later run goes on with.
+    """Trials over a few clips, stored in a journal that a later run resumes.
 
     Attributes:
-        validation: number of clips the winner will be judged on, for the width of its interval.
+        cases: Dense requests of the clips.
+        validation: Number of clips for the winner, which sets the width of its interval.
     """
 
     goal: Goal
@@ -162,144 +134,147 @@ class Search:
     validation: int
     study: optuna.Study
 
+    def begin(self) -> None:
+        """Queue the first trials, and those that a killed run left unfinished."""
+        if not self.study.trials:
+            for parameters in first_trials(self.space):
+                self.study.enqueue_trial(parameters)
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        alive = [t for t in self.study.trials if t.state != TrialState.FAIL]
+        queued = [p for t in alive for p in (t.params, t.system_attrs.get("fixed_params"))]
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+            if trial.params not in queued:
+                self.study.enqueue_trial(trial.params)
+                queued.append(trial.params)
+
     def run(
         self, bench: Bench, trials: int, minutes: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Try settings until there are as many as asked for, or the time is over, that of killed runs counted;
-        several processes may do so at once.
+        """Try settings until the study has enough trials, or the time is over.
+
+        The time of earlier runs counts. Several processes may run one study at once.
         """
-        end = clock() + 60 * minutes - spent(self.finished())
+        end = clock() + 60 * minutes - busy_seconds(self.finished())
         with tqdm(total=trials, initial=min(trials, len(self.finished())), desc="tune") as bar:
             while len(self.finished()) < trials and clock() < end:
                 self.study.optimize(lambda trial: self.objective(trial, bench), n_trials=1)
                 bar.update()
 
-    def begin(self) -> None:
-        """What is tried first; what a killed run left undone is done again."""
-        if not self.study.trials:
-            for parameters in starts(self.space):
-                self.study.enqueue_trial(parameters)
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.study.tell(trial.number, state=TrialState.FAIL)
-        alive = [t for t in self.study.trials if t.state != TrialState.FAIL]
-        tried = [p for t in alive for p in (t.params, t.system_attrs.get("fixed_params"))]
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
-            if trial.params not in tried:
-                self.study.enqueue_trial(trial.params)
-                tried.append(trial.params)
-
     def finished(self) -> list[FrozenTrial]:
+        """Return the trials that ended, stopped ones included."""
         states = (TrialState.COMPLETE, TrialState.PRUNED)
-        return self.study.get_trials(deepcopy=False, states=states)
+        trials: list[FrozenTrial] = self.study.get_trials(deepcopy=False, states=states)
+        return trials
 
     def measured(self) -> list[FrozenTrial]:
-        """Finished trials of which at least one clip could be measured."""
+        """Return the finished trials with at least one measured clip."""
         return [t for t in self.finished() if "measured" in t.user_attrs]
 
     def objective(self, trial: optuna.Trial, bench: Bench) -> float:
-        """What is maximised; a setting that cannot win is given up after a few clips."""
+        """Measure a trial, and return the value to maximize. A trial that cannot win is stopped."""
         profile = self.space.profile(trial)
         trial.set_user_attr("profile", profile.to_dict())
-        found, best = Measured(), self.best_value()
+        measured, best = Measurements(), self.best_value()
         for number, case in enumerate(self.cases):
             try:
-                found.add(*bench.measure(profile, case))
+                measured.add(*bench.measure(profile, case))
             except FAILURES as error:
                 trial.set_user_attr("failed", first_line(error))
                 trial.set_user_attr("constraints", [NEVER])
                 raise optuna.TrialPruned from None
-            trial.set_user_attr("measured", found.to_dict())
-            trial.set_user_attr("constraints", self.violations(found))
-            trial.report(self.value(found), number)
-            if number + 1 >= FEWEST and self.hopeless(found, best):
+            trial.set_user_attr("measured", measured.to_dict())
+            trial.set_user_attr("constraints", self.violations(measured))
+            trial.report(self.value(measured), number)
+            if number + 1 >= FEWEST_CLIPS and self.cannot_win(measured, best):
                 raise optuna.TrialPruned
-        return self.value(found)
+        return self.value(measured)
 
-    def value(self, found: Measured) -> float:
-        """Speed-up, or with a given speed the margin of the metric that is to be best."""
+    def value(self, measured: Measurements) -> float:
+        """Return the value to maximize: the speed-up, or the first metric if the goal names a speed-up."""
         if self.goal.speedup is None:
-            return found.speedup
+            return measured.speedup
         metric = self.goal.metrics[0]
-        mean = float(np.mean(found.values[metric]))
+        mean = float(np.mean(measured.values[metric]))
         return -mean if metric == "lpips" else mean
 
-    def violations(self, found: Measured) -> list[float]:
-        """Above 0 where a target is not held, as far as these clips tell of the winner's validation; in units
-        of the bound.
-        """
-        over = []
-        for target in self.goal.targets:
-            over.append(min(NEVER, -self.room(target, found) / (abs(target.bound) or 1.0)))
+    def violations(self, measured: Measurements) -> list[float]:
+        """Return one number per bound, in units of the bound. It is above 0 if the bound would not hold."""
+        numbers = [
+            min(NEVER, -self.worst_margin(target, measured) / (abs(target.bound) or 1.0))
+            for target in self.goal.targets
+        ]
         if self.goal.speedup is not None:
-            over.append(AMPLE - found.speedup / self.goal.speedup)
-        return over
+            numbers.append(AMPLE - measured.speedup / self.goal.speedup)
+        return numbers
 
-    def room(self, target: Target, found: Measured) -> float:
-        """How far the worse end of the interval that the validation will have is on the right side."""
-        return target.margins(found.values[target.metric], clips=self.validation)[0]
+    def worst_margin(self, target: Target, measured: Measurements) -> float:
+        """Return the margin of the worse end of the interval that the validation will have."""
+        return target.margins(measured.values[target.metric], clips=self.validation)[0]
 
-    def hopeless(self, found: Measured, best: float | None) -> bool:
-        """Whether a target is out of reach, or a better setting that holds them all is known."""
-        if any(t.hopeless(found.values[t.metric]) for t in self.goal.targets):
+    def cannot_win(self, measured: Measurements, best: float | None) -> bool:
+        """Return True if a target is out of reach, or a better setting that holds all targets is known."""
+        if any(t.is_out_of_reach(measured.values[t.metric]) for t in self.goal.targets):
             return True
         if self.goal.speedup is not None:
-            return SLOW * found.speedup < self.goal.speedup
-        return best is not None and SLOW * found.speedup < best
+            return SLOW * measured.speedup < self.goal.speedup
+        return best is not None and SLOW * measured.speedup < best
 
     def best_value(self) -> float | None:
-        """Of the settings that hold all targets."""
+        """Return the best value among the settings that hold all targets."""
         winners = self.winners()
         return winners[0].value if winners else None
 
     def winners(self) -> list[FrozenTrial]:
-        """Complete trials that hold all targets, best first, a profile once."""
-        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        fitting = [t for t in done if max(constraints(t)) <= 0]
-        best_first = sorted(fitting, key=lambda t: -float(t.value or 0.0))
-        seen: dict[str, FrozenTrial] = {}
-        for trial in best_first:
-            seen.setdefault(str(trial.params), trial)
-        return list(seen.values())
+        """Return complete trials that hold all targets, the best first, each profile once."""
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        holding = [t for t in complete if max(constraints(t)) <= 0]
+        by_profile: dict[str, FrozenTrial] = {}
+        for trial in sorted(holding, key=lambda t: -float(t.value or 0.0)):
+            by_profile.setdefault(str(trial.params), trial)
+        return list(by_profile.values())
 
     def nearest(self) -> FrozenTrial | None:
-        """The trial that came nearest to the targets, if any was made."""
+        """Return the measured trial with the smallest violation."""
         return min(self.measured(), key=lambda t: max(constraints(t)), default=None)
 
 
 def constraints(trial: FrozenTrial) -> list[float]:
-    """What a trial violates."""
-    found: list[float] = trial.user_attrs.get("constraints", [NEVER])
-    return found
+    """Return the violations of a trial."""
+    violations: list[float] = trial.user_attrs.get("constraints", [NEVER])
+    return violations
 
 
-def duration(trial: FrozenTrial) -> float:
-    """Seconds that a trial took."""
-    return trial.duration.total_seconds() if trial.duration else 0.0
+def trial_seconds(trial: FrozenTrial) -> float:
+    """Return how long a trial took."""
+    return float(trial.duration.total_seconds()) if trial.duration else 0.0
 
 
-def spent(trials: Sequence[FrozenTrial]) -> float:
-    """Seconds in which at least one of some trials ran."""
-    known = [(t.datetime_start, t.datetime_complete) for t in trials]
+def busy_seconds(trials: Sequence[FrozenTrial]) -> float:
+    """Return the seconds during which at least one trial ran."""
+    spans = [(t.datetime_start, t.datetime_complete) for t in trials]
     total, until = 0.0, datetime.min
-    for start, end in sorted((a, b) for a, b in known if a and b):
+    for start, end in sorted((start, end) for start, end in spans if start and end):
         total += max(0.0, (end - max(start, until)).total_seconds())
         until = max(until, end)
     return total
 
 
 def open_study(journal: Path, name: str, seed: int, rank: int = 0) -> optuna.Study:
-    """The study of a name in a journal, made if it is not there; what it tries next follows from the seed, the
-    process and the trials that are there: the same twice would be tried in vain.
+    """Return the study of a name in a journal, and create it if it is missing.
+
+    Its random choices follow the seed, the process and the number of stored trials. Otherwise a resumed run or a second
+    process would try the same settings again.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     journal.parent.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(journal)))
-    known = len(kept_trials(journal, name))
+    stored = len(stored_trials(journal, name))
     with warnings.catch_warnings():
         for kind in (optuna.exceptions.ExperimentalWarning, FutureWarning):
             warnings.simplefilter("ignore", kind)
         sampler = optuna.samplers.TPESampler(
-            seed=int(np.random.SeedSequence([seed, rank, known]).generate_state(1)[0]),
+            seed=int(np.random.SeedSequence([seed, rank, stored]).generate_state(1)[0]),
             multivariate=True,
             group=True,
             constant_liar=True,
@@ -311,26 +286,21 @@ def open_study(journal: Path, name: str, seed: int, rank: int = 0) -> optuna.Stu
     )
 
 
-def kept_trials(journal: Path, name: str) -> list[FrozenTrial]:
-    """What a journal holds of a study; nothing is changed."""
+def stored_trials(journal: Path, name: str) -> list[FrozenTrial]:
+    """Return the trials of a study in a journal, and change nothing."""
     storage = JournalStorage(JournalFileBackend(str(journal)))
     try:
-        return optuna.load_study(storage=storage, study_name=name).trials
+        trials: list[FrozenTrial] = optuna.load_study(storage=storage, study_name=name).trials
     except KeyError:
         return []
+    return trials
 
 
-def measured_of(trial: FrozenTrial) -> Measured:
-    """The figures of a trial."""
-    return Measured(**trial.user_attrs["measured"])
+def read_measurements(trial: FrozenTrial) -> Measurements:
+    """Return the figures of a trial."""
+    return Measurements(**trial.user_attrs["measured"])
 
 
-def profile_of(trial: FrozenTrial) -> Profile:
-    """The profile of a trial."""
+def read_profile(trial: FrozenTrial) -> Profile:
+    """Return the profile of a trial."""
     return Profile.from_dict(trial.user_attrs["profile"])
-
-
-def in_turn(prompts: Sequence[str], count: int, first_seed: int) -> Iterator[tuple[str, int]]:
-    """``count`` clips: the prompts in turn, each time with another seed."""
-    for number in range(count):
-        yield prompts[number % len(prompts)], first_seed + number // len(prompts)

@@ -1,28 +1,42 @@
-"""What tuning may change: the method, its knobs, the schedule, budgets by layer, precision."""
+"""The profiles that tuning may try: method, knobs, schedule, budgets by layer, precision."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import optuna
+from typing import TYPE_CHECKING, Any
 
 from dit_accel import SVG2, Method, Profile, ReTtention, Rule, Schedule, SVGEar
 from dit_accel.core.precision import Precision
+from dit_accel.errors import InvalidSettings
+
+if TYPE_CHECKING:
+    import optuna
 
 METHODS = ("svg2", "svg-ear", "re-ttention")
-SHARE = {"svg2": "min_key_share", "svg-ear": "density", "re-ttention": "density"}  # of the keys
+# Name of the knob that sets the share of the keys.
+SHARE = {"svg2": "min_key_share", "svg-ear": "density", "re-ttention": "density"}
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Check that tuning knows all methods.
+
+    Raises:
+        InvalidSettings: for another one.
+    """
+    for name in names:
+        if name not in METHODS:
+            raise InvalidSettings(f"cannot tune method {name!r}: choose from {', '.join(METHODS)}")
 
 
 @dataclass(frozen=True)
 class Space:
-    """Profiles that may be tried.
+    """A search space of profiles.
 
     Attributes:
-        methods: names among `METHODS`.
-        layers: number of attention layers of a transformer.
-        precisions: of sparse and dense calls.
+        methods: Names among `METHODS`.
+        layers: Number of attention layers of a transformer.
+        precisions: Precisions of sparse and dense calls.
     """
 
     methods: tuple[str, ...]
@@ -30,9 +44,9 @@ class Space:
     precisions: tuple[Precision, ...] = ("full",)
 
     def profile(self, trial: optuna.trial.BaseTrial) -> Profile:
-        """The profile that a trial's parameters stand for."""
+        """Return the profile that a trial's parameters describe."""
         name = trial.suggest_categorical("method", self.methods)
-        method = METHOD_OF[name](trial)
+        method = SUGGEST[name](trial)
         precision = trial.suggest_categorical("precision", self.precisions)
         dense_layers = trial.suggest_int("dense_layers", 0, min(2, self.layers - 1))
         schedule = Schedule(
@@ -44,7 +58,7 @@ class Space:
         return Profile(method, schedule, precision=precision, dense_precision=precision)
 
     def _budgets(self, trial: optuna.trial.BaseTrial, method: Method) -> list[Rule]:
-        """Another share of the keys for the middle and the last third of the layers."""
+        """Return rules that change the share of the keys in the middle and the last third of the layers."""
         knob, third = SHARE[method.name], self.layers // 3
         if not third:
             return []
@@ -82,16 +96,18 @@ def _re_ttention(trial: optuna.trial.BaseTrial) -> Method:
 
 
 def _share(trial: optuna.trial.BaseTrial, name: str) -> float:
-    return round(trial.suggest_float(name, 0.03, 0.5, log=True), 4)
+    return round(float(trial.suggest_float(name, 0.03, 0.5, log=True)), 4)
 
 
-METHOD_OF = {"svg2": _svg2, "svg-ear": _svg_ear, "re-ttention": _re_ttention}
+SUGGEST = {"svg2": _svg2, "svg-ear": _svg_ear, "re-ttention": _re_ttention}
 
 
-def starts(space: Space) -> Sequence[Mapping[str, Any]]:
-    """Parameters tried first: one careful and one bold profile of every method."""
-    common: dict[str, Any] = {"dense_layers": 0, "budget_middle": 1.0, "budget_last": 1.0}
-    own = {
+def first_trials(space: Space) -> Sequence[Mapping[str, Any]]:
+    """Return the parameters to try first: a careful and a bold profile of every method."""
+    common: dict[str, Any] = {"precision": space.precisions[0], "dense_layers": 0}
+    if space.layers >= 3:
+        common |= {"budget_middle": 1.0, "budget_last": 1.0}
+    knobs = {
         "svg2": [
             {"svg2_top_p": 0.9, "svg2_share": 0.1, "svg2_refresh": 1, "dense_steps": 0.24},
             {"svg2_top_p": 0.5, "svg2_share": 0.1, "svg2_refresh": 3, "dense_steps": 0.16},
@@ -105,19 +121,6 @@ def starts(space: Space) -> Sequence[Mapping[str, Any]]:
             {"re_density": 0.06, "re_refresh": 2, "re_reuse_below": 1.0, "dense_steps": 0.32},
         ],
     }
-    precision = {"precision": space.precisions[0]}
-    found = [
-        {"method": name, **precision, **common, **knobs}
-        for name in space.methods
-        for knobs in own[name]
+    return [
+        {"method": name, **common, **values} for name in space.methods for values in knobs[name]
     ]
-    return [known(space, parameters) for parameters in found]
-
-
-def known(space: Space, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Without budgets by layer where there are too few layers for them."""
-    return {
-        name: value
-        for name, value in parameters.items()
-        if space.layers >= 3 or not name.startswith("budget_")
-    }

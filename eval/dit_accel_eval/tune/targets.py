@@ -1,4 +1,4 @@
-"""Quality that a profile promises, and the metrics that measure it."""
+"""Quality targets of a profile, and the metrics that measure them."""
 
 from __future__ import annotations
 
@@ -7,50 +7,60 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from scipy import stats
+from typing import TYPE_CHECKING, TypeAlias
 
 from dit_accel.errors import InvalidSettings
-from dit_accel_assets import oracle
-from dit_accel_assets.world import parse_caption
 from dit_accel_eval.metrics.caption import caption_correct
 from dit_accel_eval.metrics.lpips import lpips, lpips_or_reason
 from dit_accel_eval.metrics.psnr import HIGHEST, psnr
 from dit_accel_eval.metrics.ssim import ssim
 
-Metric = Callable[[np.ndarray, np.ndarray, str, Path | None], float]
+if TYPE_CHECKING:
+    import numpy as np
+
+Metric: TypeAlias = "Callable[[np.ndarray, np.ndarray, str, Path | None], float]"
 
 
 def _caption(clip: np.ndarray, _dense: np.ndarray, prompt: str, _backbone: Path | None) -> float:
+    from dit_accel_assets.world import parse_caption
+
     scene = parse_caption(prompt)
     if scene is None:
         raise InvalidSettings(f"target caption needs captions of the tiny world, got {prompt!r}")
     return float(caption_correct(clip, scene)[0])
 
 
+def _psnr_objects(clip: np.ndarray, dense: np.ndarray, *_: object) -> float:
+    from dit_accel_assets import oracle
+
+    return _capped(psnr(clip, dense, mask=oracle.object_mask(dense)))
+
+
 def _capped(value: float) -> float:
-    """The infinite PSNR of equal clips as `HIGHEST`; NaN stays."""
+    """Return `HIGHEST` for the infinite PSNR of equal clips. NaN stays NaN."""
     return HIGHEST if value > HIGHEST else value
 
 
 METRICS: dict[str, Metric] = {
     "psnr": lambda clip, dense, *_: _capped(psnr(clip, dense)),
-    "psnr_objects": lambda clip, dense, *_: _capped(
-        psnr(clip, dense, mask=oracle.object_mask(dense))
-    ),
+    "psnr_objects": _psnr_objects,
     "ssim": lambda clip, dense, *_: ssim(clip, dense),
     "lpips": lambda clip, dense, _, backbone: lpips(clip, dense, backbone=backbone),
     "caption": _caption,
 }
-
-
+# Best value of each metric.
 BEST = {"psnr": HIGHEST, "psnr_objects": HIGHEST, "ssim": 1.0, "lpips": 0.0, "caption": 1.0}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on the mean of a metric, or on the speed-up (``speedup``)."""
+    """A bound on the mean of a metric.
+
+    Attributes:
+        metric: Name among `METRICS`.
+        at_least: True if larger values are better.
+        bound: Worst mean that is accepted.
+    """
 
     metric: str
     at_least: bool
@@ -58,10 +68,10 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """``psnr>=30``, ``lpips<=0.1``.
+        """Read a target such as ``psnr>=30`` or ``lpips<=0.1``.
 
         Raises:
-            InvalidSettings: for anything else, or a metric that cannot be measured.
+            InvalidSettings: for another form, an unknown metric, or a bound on the wrong side.
         """
         match = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+.\de]+)\s*", text)
         if match is None or match[1] not in METRICS:
@@ -71,10 +81,10 @@ class Target:
         try:
             bound = float(match[3])
         except ValueError:
-            raise InvalidSettings(f"target {text!r}: {match[3]!r} is no number") from None
+            raise InvalidSettings(f"target {text!r}: {match[3]!r} is not a number") from None
         if (match[1] == "lpips") == (match[2] == ">="):
             raise InvalidSettings(
-                f"target {text!r}: nearer to dense is {'<=' if match[1] == 'lpips' else '>='}"
+                f"target {text!r}: use {'<=' if match[1] == 'lpips' else '>='} for {match[1]}"
             )
         return cls(match[1], match[2] == ">=", bound)
 
@@ -82,18 +92,18 @@ class Target:
         return f"{self.metric}{'>=' if self.at_least else '<='}{self.bound:g}"
 
     def margin(self, value: float) -> float:
-        """How far a value is on the right side; negative on the wrong one."""
+        """Return the distance of a value from the bound, which is negative on the wrong side."""
         return value - self.bound if self.at_least else self.bound - value
 
     def margins(
         self, values: Sequence[float], *, clips: int | None = None, level: float = 0.95
     ) -> tuple[float, float]:
-        """Margins of the worse and the better end of the mean's interval.
+        """Return the margins of the worse and the better end of the mean's interval.
 
         Args:
-            values: of single clips; a share (``caption``) has Wilson's interval, every other mean Student's.
-            clips: of how many clips that scatter as these do; None: of these.
-            level: of the interval.
+            values: Values of single clips. A share (``caption``) has Wilson's interval, every other mean Student's.
+            clips: Number of clips that the interval is for, if they scatter like these. None is their own number.
+            level: Confidence level.
         """
         low, high = self.interval(values, clips or len(values), level)
         ends = self.margin(low), self.margin(high)
@@ -102,40 +112,47 @@ class Target:
     def interval(
         self, values: Sequence[float], clips: int, level: float = 0.95
     ) -> tuple[float, float]:
-        """Ends of the interval of the mean; without two values anything is possible."""
+        """Return the ends of the mean's interval, which are infinite for fewer than two values."""
         if len(values) < 2:
             return -math.inf, math.inf
+        import numpy as np
+        from scipy import stats
+
+        from dit_accel_eval.statistics import proportion_ci
+
         mean = float(np.mean(values))
         if self.metric == "caption":
-            found = stats.binomtest(round(mean * clips), clips).proportion_ci(
-                level, method="wilson"
-            )
-            return float(found.low), float(found.high)
+            proportion = proportion_ci(round(mean * clips), clips, level)
+            return proportion.low, proportion.high
         spread = float(np.std(values, ddof=1))
-        width = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * spread / math.sqrt(clips)
-        return mean - width, mean + width
+        half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * spread / math.sqrt(clips)
+        return mean - half, mean + half
 
     def holds(self, values: Sequence[float], level: float = 0.95) -> bool:
-        """Whether the whole interval of the mean is on the right side."""
+        """Return True if the whole interval of the mean is on the right side."""
         return self.margins(values, level=level)[0] >= 0
 
-    def hopeless(self, values: Sequence[float]) -> bool:
-        """Whether even the better end of the interval is on the wrong side."""
+    def is_out_of_reach(self, values: Sequence[float]) -> bool:
+        """Return True if even the better end of the interval is on the wrong side."""
         return self.margins(values)[1] < 0
 
 
 def check_targets(targets: Sequence[Target], prompts: Sequence[str], backbone: Path | None) -> None:
-    """Refuse what cannot be measured here, before anything is rendered.
+    """Check that every target can be measured.
 
     Raises:
-        InvalidSettings: for captions that are none, or LPIPS without its weights.
+        InvalidSettings: for prompts that are not captions of the tiny world, or LPIPS without its weights.
     """
-    names = [target.metric for target in targets]
-    for name in names:
-        wrong = [p for p in prompts if parse_caption(p) is None]
-        if name in ("caption", "psnr_objects") and wrong:
-            raise InvalidSettings(f"target {name} needs captions of the tiny world: {wrong[0]!r}")
-    if "lpips" in names:
+    import numpy as np
+
+    from dit_accel_assets.world import parse_caption
+
+    metrics = [target.metric for target in targets]
+    foreign = [prompt for prompt in prompts if parse_caption(prompt) is None]
+    for name in metrics:
+        if name in ("caption", "psnr_objects") and foreign:
+            raise InvalidSettings(f"target {name} needs captions of the tiny world: {foreign[0]!r}")
+    if "lpips" in metrics:
         black = np.zeros((1, 64, 64, 3), np.float32)
         reason = lpips_or_reason(black, black, backbone=backbone)[1]
         if reason:

@@ -1,4 +1,4 @@
-"""The real ComfyUI server with the pack, over HTTP: ``pytest --comfyui=DIR``."""
+"""The node pack in a real ComfyUI server, over HTTP: ``pytest --comfyui=DIR``."""
 
 import json
 import socket
@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.comfyui_workflows import WORKFLOWS, load_workflow, read_widgets, to_prompt
 
 from dit_accel import cli
 from dit_accel.cli.replay import read_settings
-from dit_accel.comfyui import NODES
-from dit_accel.comfyui.workflows import EXAMPLES, RENDER, as_page, as_prompt
+from dit_accel.comfyui.registry import NODES
 from dit_accel.io.media import read_tags
+
+RENDER = load_workflow("tiny_world_render")
 
 
 class Server:
-    """A running ComfyUI."""
+    """A running ComfyUI server."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         with socket.socket() as probe:
@@ -54,7 +56,7 @@ class Server:
         raise AssertionError((self.base / "log.txt").read_text()[-2000:])
 
     def queue(self, prompt: dict) -> str:
-        extra = {"extra_pnginfo": {"workflow": as_page(RENDER)}}
+        extra = {"extra_pnginfo": {"workflow": RENDER}}
         return self.ask("/prompt", {"prompt": prompt, "extra_data": extra})["prompt_id"]
 
     def outcome(self, prompt_id: str) -> dict:
@@ -84,70 +86,75 @@ def server(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Server]
         running.log.close()
 
 
-def test_the_server_starts_with_every_node_and_no_warning_of_ours(server: Server) -> None:
-    found = server.ask("/object_info")
+def test_server_starts_with_all_nodes_and_without_warnings(server: Server) -> None:
+    classes = server.ask("/object_info")
     for node in NODES:
-        told = found[node.id]
-        assert told["display_name"] == node.title
-        assert told["output"] == [output.type for output in node.outputs]
-        given = {**told["input"].get("required", {}), **told["input"].get("optional", {})}
-        assert set(given) == {i.name for i in node.inputs}
+        registered = classes[node.id]
+        assert registered["display_name"] == node.title
+        assert registered["output"] == [output.type for output in node.outputs]
+        assert set(list_inputs(registered)) == {declared.name for declared in node.inputs}
     lines = (server.base / "log.txt").read_text().splitlines()
     ours = [line for line in lines if "dit_accel" in line.lower()]
     assert not [line for line in ours if "warn" in line.lower() or "fail" in line.lower()]
     examples = server.ask("/workflow_templates")
-    assert sorted(examples["dit_accel"]) == sorted(EXAMPLES)
-    told = server.ask("/object_info")
-    for steps in EXAMPLES.values():  # the page fills widgets and sockets by these orders and names
-        for step in steps:
-            takes = told[step.node]["input"]
-            names = [*takes.get("required", {}), *takes.get("optional", {})]
-            assert [i.name for i in step.declared.inputs if i.kind != "socket"] == [
-                name for name in names if name in step.widgets()
-            ]
-            assert set(step.links) <= set(names), step.node
+    assert sorted(examples["dit_accel"]) == sorted(WORKFLOWS)
 
 
-def test_the_example_gives_a_video_once_and_then_from_the_cache(
-    server: Server, tmp_path, capsys
-) -> None:
-    outcome = server.outcome(server.queue(as_prompt(RENDER)))
+def list_inputs(registered: dict) -> list[str]:
+    """Return the names of a registered node's inputs, in the order of the page."""
+    inputs = registered["input"]
+    return [*inputs.get("required", {}), *inputs.get("optional", {})]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflows_fit_the_registered_nodes(server: Server, name: str) -> None:
+    """The page fills widgets by their order, and sockets by their name."""
+    classes = server.ask("/object_info")
+    for node in load_workflow(name)["nodes"]:
+        names, widgets = list_inputs(classes[node["type"]]), read_widgets(node)
+        assert [name for name in names if name in widgets] == list(widgets)
+        assert {socket["name"] for socket in node["inputs"]} <= set(names), node["type"]
+
+
+def test_example_renders_a_video_and_then_uses_the_cache(server: Server, tmp_path, capsys) -> None:
+    outcome = server.outcome(server.queue(to_prompt(RENDER)))
     assert outcome["status"]["status_str"] == "success", outcome["status"]
     (video,) = (server.base / "output").glob("dit_accel_*.webm")
-    recipe = read_settings(video)
-    assert (recipe["method"], recipe["steps"]) == ("svg-ear", 12)
+    settings = read_settings(video)
+    assert (settings["method"], settings["steps"]) == ("svg-ear", 12)
     assert cli.main(["replay", str(video), "-o", str(tmp_path / "again.mp4")]) == 0
     assert "svg-ear on wan" in capsys.readouterr().out
-    again = server.outcome(server.queue(as_prompt(RENDER)))
+    again = server.outcome(server.queue(to_prompt(RENDER)))
     cached = next(m for kind, m in again["status"]["messages"] if kind == "execution_cached")
     assert set(cached["nodes"]) >= {"0", "1", "2"}
 
 
-def test_pictures_and_mp4_carry_the_workflow_even_of_a_cached_render(server: Server) -> None:
-    prompt = as_prompt(RENDER)
+def test_images_and_mp4_contain_the_workflow_of_a_cached_render(server: Server) -> None:
+    prompt = to_prompt(RENDER)
     del prompt["3"]
     images = ["2", 0]
-    own = {
-        "4": ("SaveImage", {"images": images, "filename_prefix": "picture"}),
+    core_nodes = {
+        "4": ("SaveImage", {"images": images, "filename_prefix": "image"}),
         "5": ("CreateVideo", {"images": images, "fps": 16}),
         "6": ("SaveVideo", {"video": ["5", 0], "format": "mp4", "codec": "h264"}),
     }
-    for number, (kind, inputs) in own.items():
+    for number, (kind, inputs) in core_nodes.items():
         prompt[number] = {"class_type": kind, "inputs": inputs}
     prompt["6"]["inputs"]["filename_prefix"] = "clip"
     outcome = server.outcome(server.queue(prompt))
     assert outcome["status"]["status_str"] == "success", outcome["status"]
-    pictures = sorted((server.base / "output").glob("picture_*.png"))
-    assert len(pictures) == 17
+    images = sorted((server.base / "output").glob("image_*.png"))
+    assert len(images) == 17
     (video,) = (server.base / "output").glob("clip_*.mp4")
-    for file in (pictures[0], video):
+    for file in (images[0], video):
         assert {"prompt", "workflow"} <= set(read_tags(file))
-        found = read_settings(file)
-        assert (found["method"], found["steps"], found["knobs"]["density"]) == ("svg-ear", 12, 0.3)
+        settings = read_settings(file)
+        assert (settings["method"], settings["steps"]) == ("svg-ear", 12)
+        assert settings["knobs"]["density"] == 0.3
 
 
-def test_wrong_input_is_a_node_error_in_one_line(server: Server) -> None:
-    prompt = as_prompt(RENDER)
+def test_invalid_input_is_a_node_error_in_one_line(server: Server) -> None:
+    prompt = to_prompt(RENDER)
     prompt["2"]["inputs"] |= {"frames": 18}
     outcome = server.outcome(server.queue(prompt))
     kind, error = outcome["status"]["messages"][-1]
@@ -160,8 +167,8 @@ def test_wrong_input_is_a_node_error_in_one_line(server: Server) -> None:
     assert b"value_smaller_than_min" in refused.value.read()
 
 
-def test_interrupt_ends_the_run_and_leaves_no_patch(server: Server) -> None:
-    prompt = as_prompt(RENDER)
+def test_interrupt_ends_the_run_and_restores_the_pipeline(server: Server) -> None:
+    prompt = to_prompt(RENDER)
     prompt["2"]["inputs"] |= {"steps": 400, "seed": 5}
     number = server.queue(prompt)
     for _ in range(100):

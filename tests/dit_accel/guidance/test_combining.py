@@ -1,4 +1,4 @@
-"""What pipelines do to the guided prediction is told."""
+"""The report remarks on pipelines that change the guided prediction."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -11,8 +11,8 @@ from diffusers.modular_pipelines import BlockState
 from support.tiny_pipelines import TINY, embeds
 
 import dit_accel
-from dit_accel.guidance.perturbed_branch import SEVERAL
-from dit_accel.guidance.pipeline_checks import deviations
+from dit_accel.guidance.perturbed_branch import SEVERAL_GUIDED
+from dit_accel.guidance.pipeline_checks import describe_deviations
 from dit_accel_pipelines import families, find_family
 
 NORM = "the pipeline scales the guided prediction to the norm of the conditional one"
@@ -22,7 +22,7 @@ LATENTS = torch.randn(1, 8, 2, 4, 4, generator=torch.Generator().manual_seed(3))
 
 
 class Pipe:
-    """A pipeline whose call has arguments of the given names."""
+    """A pipeline whose call has the arguments of `call`."""
 
     guider = None
 
@@ -30,14 +30,14 @@ class Pipe:
         self.config = config
 
     def call(self, family, normalize=None, enable_cfg_renorm=None, clip_value=None):
-        return list(deviations(self, family))
+        return list(describe_deviations(self, family))
 
 
 def family(name):
     return next(family for family in families() if family.name == name)
 
 
-def test_a_pipeline_that_rescales_is_told() -> None:
+def test_remark_on_guidance_rescale() -> None:
     tiny = TINY["ltx"]
     pipe = tiny.build()
     with pipe.enable_perturbed_guidance(2.0, heads=tiny.blocks[1]):
@@ -78,7 +78,7 @@ def qwen_image():
 
 
 @pytest.mark.parametrize("cfg", [False, True], ids=["no cfg", "cfg"])
-def test_qwen_images_norm_is_told(qwen_image, cfg) -> None:
+def test_remark_on_the_norm_of_qwen_image(qwen_image, cfg) -> None:
     mask = torch.ones(1, 5, dtype=torch.bool)
     arguments = {"prompt_embeds": embeds(1), "prompt_embeds_mask": mask}
     if cfg:
@@ -87,10 +87,10 @@ def test_qwen_images_norm_is_told(qwen_image, cfg) -> None:
     with qwen_image.enable_perturbed_guidance(2.0, heads="transformer_blocks.1"):
         qwen_image(**arguments, **size, true_cfg_scale=4.0)
         remarks = qwen_image.attention_report().remarks
-    assert remarks == ([NORM + ", and with it what perturbed guidance adds"] if cfg else [])
+    assert remarks == ([NORM + ", which also changes what perturbed guidance adds"] if cfg else [])
 
 
-def test_arguments_that_turn_it_on_count() -> None:
+def test_remark_only_if_the_call_or_config_switches_it_on() -> None:
     longcat, bria = family("longcat-image"), family("bria")
     assert len(Pipe().call(longcat)) == len(Pipe().call(longcat, enable_cfg_renorm=True)) == 1
     assert not Pipe().call(longcat, enable_cfg_renorm=False)
@@ -104,7 +104,7 @@ def test_arguments_that_turn_it_on_count() -> None:
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["without contexts", "with contexts"])
-def test_a_loop_of_ones_own(named) -> None:
+def test_loop_of_the_users_own(named) -> None:
     transformer = TINY["wan"].build().transformer
     timestep = torch.tensor([500.0])
 
@@ -117,15 +117,16 @@ def test_a_loop_of_ones_own(named) -> None:
         with dit_accel.enable_perturbed_guidance(transformer, 2.0, heads="blocks.1"):
             guided, other = predict(1, "cond"), predict(2, "uncond")
             report = dit_accel.attention_report(transformer)
-    found, formula = other + 4.0 * (guided - other), uncond + 4.0 * (cond - uncond) + guided - cond
+    combined = other + 4.0 * (guided - other)
+    formula = uncond + 4.0 * (cond - uncond) + guided - cond
     assert (guided - cond).abs().max() > 1e-3
-    assert torch.allclose(found, formula, atol=1e-4) == named
-    assert report.remarks == ([] if named else [SEVERAL])
+    assert torch.allclose(combined, formula, atol=1e-4) == named
+    assert report.remarks == ([] if named else [SEVERAL_GUIDED])
     assert report.guidance["forwards"] == (1 if named else 2)
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.5])
-def test_a_modular_pipelines_guider_tells_which_prediction_it_is(rescale) -> None:
+def test_guider_of_a_modular_pipeline_names_the_predictions(rescale) -> None:
     denoise = pytest.importorskip("diffusers.modular_pipelines.wan.denoise")
     transformer = TINY["wan"].build().transformer
     guider = ClassifierFreeGuidance(guidance_scale=4.0, guidance_rescale=rescale)
@@ -147,7 +148,7 @@ def test_a_modular_pipelines_guider_tells_which_prediction_it_is(rescale) -> Non
 
     plain = predict()
     with dit_accel.enable_perturbed_guidance(transformer, 2.0, heads="blocks.1"):
-        found = predict()
+        guided = predict()
         report = dit_accel.attention_report(transformer)
         with torch.no_grad(), transformer.cache_context("cond"):
             arguments = (LATENTS, torch.tensor([500.0]), embeds(1))
@@ -155,12 +156,12 @@ def test_a_modular_pipelines_guider_tells_which_prediction_it_is(rescale) -> Non
     with torch.no_grad():
         difference = difference - transformer(*arguments, return_dict=False)[0]
     assert report.guidance["forwards"] == 1
-    assert torch.allclose(found, plain + difference, atol=1e-4) == (not rescale)
-    told = ["the pipeline's ClassifierFreeGuidance combines"] if rescale else []
-    assert [remark[: len(told[0])] for remark in report.remarks] == told
+    assert torch.allclose(guided, plain + difference, atol=1e-4) == (not rescale)
+    expected = ["the pipeline's ClassifierFreeGuidance combines"] if rescale else []
+    assert [remark[: len(expected[0])] for remark in report.remarks] == expected
 
 
-def test_another_guider_is_told() -> None:
+def test_remark_on_another_guider() -> None:
     wan, pipe = find_family("WanTransformer3DModel"), Pipe()
     pipe.guider = ClassifierFreeGuidance()
     assert not pipe.call(wan)

@@ -1,4 +1,4 @@
-"""Perturbed guidance on a bare transformer of every family that it knows."""
+"""Perturbed guidance on a bare transformer of every supported family."""
 
 import pytest
 import torch
@@ -12,15 +12,15 @@ GUIDED = [row for row in ROWS if find_family(type(row.build()).__name__).guidanc
 
 
 @pytest.mark.parametrize("row", GUIDED, ids=lambda row: row.family)
-def test_a_tuple_a_tensor_and_an_output_are_guided_alike(row) -> None:
+def test_tuples_tensors_and_diffusers_outputs_are_guided_equally(row) -> None:
     transformer = row.build()
-
-    own = dict(transformer.named_parameters())  # rows name some as if they were arguments
-    given = {name: value for name, value in row.inputs().items() if name not in own}
+    # A row's inputs may also replace parameters of the transformer.
+    parameters = dict(transformer.named_parameters())
+    arguments = {name: value for name, value in row.inputs().items() if name not in parameters}
 
     def forward(return_dict: bool) -> Tensor:
-        found = transformer(**given, return_dict=return_dict)
-        return found if isinstance(found, Tensor) else found[0]
+        output = transformer(**arguments, return_dict=return_dict)
+        return output if isinstance(output, Tensor) else output[0]
 
     with torch.no_grad():
         plain = forward(False)

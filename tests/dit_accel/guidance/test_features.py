@@ -1,4 +1,4 @@
-"""Guidance beside what diffusers offers: caches, LoRA, compiled blocks, offloading, casting."""
+"""Guidance together with diffusers' features: caches, LoRA, compiled blocks, offloading, layerwise casting."""
 
 import pytest
 import torch
@@ -26,39 +26,40 @@ def test_with_every_feature(build_wan, feature, guidance) -> None:
     guided = render(pipe, case)
     assert pipe.attention_report().guidance["forwards"] == 4
     assert relative_error(guided, plain) > 1e-3
-    assert torch.equal(render(pipe, case), guided), "a second run differs"
+    assert torch.equal(render(pipe, case), guided), "the second run differs"
     pipe.enable_sparse_attention(METHODS["svg-ear"], schedule=ALWAYS)
     assert relative_error(render(pipe, case), guided) < 1e-4
     assert pipe.attention_report().calls["fallback"] == 0
     pipe.disable_sparse_attention()
     pipe.disable_perturbed_guidance()
-    assert torch.equal(render(pipe, case), plain), "not itself again"
+    assert torch.equal(render(pipe, case), plain), "the pipeline was not restored"
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
-def test_the_perturbed_branch_has_a_cache_of_its_own(build_wan, guidance) -> None:
+def test_perturbed_branch_has_its_own_cache(build_wan, guidance) -> None:
     case = Case("svg-ear", "full", guidance, "1", "FirstBlockCache")
     pipe = build_wan()
     pipe.enable_perturbed_guidance(2.0, heads=HEADS, share_prefix=False)
     without = render(pipe, case)
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))  # watches, skips nothing
+    # A threshold of 0 skips no block.
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
     assert torch.equal(render(pipe, case), without)
 
 
 @pytest.mark.parametrize("feature", [f for f in FEATURES if f != "PyramidAttentionBroadcast"])
-def test_blocks_are_shared_unless_hooks_count_them(build_wan, feature) -> None:
+def test_blocks_are_shared_unless_they_carry_hooks(build_wan, feature) -> None:
     pipe = build_wan(two_transformers=feature == "two transformers")
     FEATURES[feature](pipe)
     pipe.enable_perturbed_guidance(2.0, heads="blocks.2")
     render(pipe, Case("svg-ear", "full", "none", "1", feature))
     report = pipe.attention_report()
-    told = [line for line in report.remarks if "shares no blocks" in line]
-    alone = feature in ("FirstBlockCache", "MagCache", "group offload")
-    assert bool(told) == alone
-    assert (report.guidance["shared_blocks"] == 0) == alone
+    remarks = [line for line in report.remarks if "shares no blocks" in line]
+    has_hooks = feature in ("FirstBlockCache", "MagCache", "group offload")
+    assert bool(remarks) == has_hooks
+    assert (report.guidance["shared_blocks"] == 0) == has_hooks
 
 
-def test_a_cache_that_counts_needs_the_first_step(build_wan, run_wan) -> None:
+def test_step_counting_cache_needs_the_first_step(build_wan, run_wan) -> None:
     pipe = build_wan()
     FEATURES["MagCache"](pipe)
     pipe.enable_perturbed_guidance(2.0, heads=HEADS, interval=(0.0, 0.5))
@@ -68,10 +69,10 @@ def test_a_cache_that_counts_needs_the_first_step(build_wan, run_wan) -> None:
         run_wan(pipe)
 
 
-def test_a_guided_run_under_the_guard(wan, run_wan) -> None:
+def test_guided_run_with_the_guard(wan, run_wan) -> None:
     wan.enable_perturbed_guidance(2.0, heads=HEADS)
     guided = run_wan(wan)
     wan.enable_sparse_attention(METHODS["svg-ear"], schedule=ALWAYS, guard="on")
-    found = run_wan(wan)
-    assert relative_error(found, guided) < 1e-4
+    guarded = run_wan(wan)
+    assert relative_error(guarded, guided) < 1e-4
     assert not wan.attention_report().faults

@@ -1,4 +1,4 @@
-"""Perturbed attention against explicit attention maps."""
+"""Perturbed attention equals the result of explicit attention maps."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support.explicit_maps import explicit_attention
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dit_accel.guidance.perturb import JointTokens, needs_attention, soft_perturbation
+from dit_accel.guidance.perturb import JointTokens, needed_attention, soft_perturbation
 
 KINDS = ("identity", "uniform", "mean-query")
 
@@ -17,19 +17,19 @@ def inputs(batch=2, size=23, heads=3, width=8, seed=0):
     return tuple(torch.randn(batch, size, heads, width, generator=generator) for _ in range(3))
 
 
-def ours(query, key, value, mask, text, text_first, heads, softness, kind, mode):
+def perturb(query, key, value, mask, text, text_first, heads, softness, kind, mode):
     tokens = JointTokens(query, key, value, query.shape[-1] ** -0.5, mask, text, text_first)
-    chosen = None if len(heads) == query.shape[2] else torch.tensor(heads)
+    indices = None if len(heads) == query.shape[2] else torch.tensor(heads)
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     attention = dense.transpose(1, 2).contiguous()
-    left = needs_attention(tokens, chosen, softness, mode)
-    if left != "all":
-        attention = attention[:, tokens.text_range] if left == "text" else None
-    return soft_perturbation(attention, tokens, chosen, softness, kind, mode)
+    rows = needed_attention(tokens, indices, softness, mode)
+    if rows != "all":
+        attention = attention[:, tokens.text_range] if rows == "text" else None
+    return soft_perturbation(attention, tokens, indices, softness, kind, mode)
 
 
-def visual_of(size, text, text_first):
+def visual_tokens(size, text, text_first):
     visual = torch.ones(size, dtype=torch.bool)
     visual[:text] = not text_first or not text
     if not text_first and text:
@@ -39,8 +39,8 @@ def visual_of(size, text, text_first):
 
 
 def check(query, key, value, mask, text, text_first, heads, softness, kind, mode):
-    out = ours(query, key, value, mask, text, text_first, heads, softness, kind, mode)
-    visual = visual_of(query.shape[1], text, text_first)
+    out = perturb(query, key, value, mask, text, text_first, heads, softness, kind, mode)
+    visual = visual_tokens(query.shape[1], text, text_first)
     transposed = (t.transpose(1, 2) for t in (query, key, value))
     expected = explicit_attention(*transposed, mask, visual, heads, softness, kind, mode)
     torch.testing.assert_close(out, expected.transpose(1, 2), atol=2e-6, rtol=2e-6)
@@ -51,13 +51,13 @@ def check(query, key, value, mask, text, text_first, heads, softness, kind, mode
 @pytest.mark.parametrize(("text", "text_first"), [(0, False), (5, True), (5, False)], ids=str)
 @pytest.mark.parametrize("softness", [1.0, 0.3], ids=lambda u: f"u={u}")
 @pytest.mark.parametrize("heads", [[0, 1, 2], [0, 2]], ids=["all", "two heads"])
-def test_equals_the_explicit_map(kind, mode, text, text_first, softness, heads) -> None:
+def test_equals_explicit_maps(kind, mode, text, text_first, softness, heads) -> None:
     check(*inputs(), None, text, text_first, heads, softness, kind, mode)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("boolean", [True, False], ids=["bool", "additive"])
-def test_masks_of_padded_text(kind, boolean) -> None:
+def test_masks_for_padded_text(kind, boolean) -> None:
     mask = torch.ones(2, 1, 1, 23, dtype=torch.bool)
     mask[0, ..., 20:], mask[1, ..., 22:] = False, False
     if not boolean:
@@ -66,7 +66,7 @@ def test_masks_of_padded_text(kind, boolean) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_of_every_head(kind) -> None:
+def test_masks_with_a_row_per_head(kind) -> None:
     mask = torch.ones(2, 3, 1, 23, dtype=torch.bool)
     mask[0, 1, :, 20:] = False
     check(*inputs(), mask, 5, False, [1, 2], 1.0, kind, "visual")
@@ -74,7 +74,7 @@ def test_masks_of_every_head(kind) -> None:
 
 @given(
     size=st.integers(2, 40),
-    share=st.floats(0, 1),
+    text_fraction=st.floats(0, 1),
     softness=st.floats(0, 1),
     kind=st.sampled_from(KINDS),
     mode=st.sampled_from(["visual", "joint"]),
@@ -82,8 +82,8 @@ def test_masks_of_every_head(kind) -> None:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_size_and_text(size, share, softness, kind, mode, text_first, seed) -> None:
-    text = min(size - 1, int(share * size))
+def test_any_number_of_tokens(size, text_fraction, softness, kind, mode, text_first, seed) -> None:
+    text = min(size - 1, int(text_fraction * size))
     check(*inputs(1, size, seed=seed), None, text, text_first, [0, 2], softness, kind, mode)
 
 
@@ -96,20 +96,20 @@ def test_softness_zero_keeps_every_bit() -> None:
         assert torch.equal(out, attention)
 
 
-def test_identity_without_text_is_the_value_itself() -> None:
+def test_identity_without_text_returns_the_values() -> None:
     query, key, value = inputs()
     tokens = JointTokens(query, key, value, 0.3)
-    assert needs_attention(tokens, None, 1.0, "visual") == "none"
+    assert needed_attention(tokens, None, 1.0, "visual") == "none"
     joint = JointTokens(query, key, value, 0.3, None, 5)
-    assert needs_attention(joint, None, 1.0, "visual") == "text"
-    assert needs_attention(joint, None, 1.0, "joint") == "none"
-    assert needs_attention(joint, torch.tensor([1]), 1.0, "joint") == "all"
+    assert needed_attention(joint, None, 1.0, "visual") == "text"
+    assert needed_attention(joint, None, 1.0, "joint") == "none"
+    assert needed_attention(joint, torch.tensor([1]), 1.0, "joint") == "all"
     out = soft_perturbation(None, tokens, None, 1.0, "identity", "visual")
     assert torch.equal(out, value)
     assert out.data_ptr() != value.data_ptr()
 
 
-def test_rows_over_text_come_in_chunks(monkeypatch) -> None:
+def test_attention_to_text_is_computed_in_chunks(monkeypatch) -> None:
     monkeypatch.setattr("dit_accel.guidance.perturb.ROWS", 7)
     check(*inputs(), None, 5, True, [0, 1, 2], 1.0, "identity", "visual")
     mask = torch.ones(1, 1, 23, 23, dtype=torch.bool).tril()
@@ -119,7 +119,7 @@ def test_rows_over_text_come_in_chunks(monkeypatch) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", ["visual", "joint"])
-def test_nothing_waits_for_the_device(kind, mode) -> None:
+def test_no_synchronization_with_the_device(kind, mode) -> None:
     with FakeTensorMode():
         query, key, value = (torch.empty(1, 9000, 4, 64, device="cuda") for _ in range(3))
         mask = torch.empty(1, 1, 1, 9000, dtype=torch.bool, device="cuda")
@@ -141,7 +141,7 @@ def test_on_a_gpu(kind, mode) -> None:
     on_device = (attention.cuda(), tokens, heads.cuda())
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = soft_perturbation(*on_device, *arguments)
+        output = soft_perturbation(*on_device, *arguments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(found.cpu(), expected, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(output.cpu(), expected, atol=2e-3, rtol=2e-3)

@@ -1,4 +1,4 @@
-"""Guidance that follows the steps: an interval, a scale that falls with the noise."""
+"""Guidance that depends on the step: intervals, and a scale that falls with the noise level."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from dit_accel.runtime.active_sessions import session_of
 
 @pytest.fixture
 def video_to_video():
-    """A pipeline whose scheduler has no step, and a run of its last 3 steps of 10."""
+    """A pipeline whose scheduler has no step index, and a function that runs its last 3 steps of 10."""
     base = TINY["cogvideox"].build()
     pipe = CogVideoXVideoToVideoPipeline(
         None, None, base.vae, base.transformer, CogVideoXDDIMScheduler()
@@ -43,25 +43,25 @@ def video_to_video():
     ],
     ids=str,
 )
-def test_video_to_video_begins_in_the_middle(video_to_video, settings, forwards) -> None:
+def test_video_to_video_starts_inside_the_interval(video_to_video, settings, forwards) -> None:
     pipe, run = video_to_video
     with pipe.enable_perturbed_guidance(3.0, heads="transformer_blocks.1", **settings):
         run()
         assert pipe.attention_report().guidance["forwards"] == forwards
 
 
-def test_a_scale_falls_with_the_noise_also_where_timesteps_rise() -> None:
+def test_scale_falls_with_the_noise_if_timesteps_rise() -> None:
     tiny = TINY["mochi"]
     pipe = tiny.build()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     with pipe.enable_perturbed_guidance(3.0, heads=tiny.blocks[1], adaptive=0.18):
         tiny.run(pipe, True)
         assert pipe.scheduler.timesteps[0] == 0, "pure noise"
-        left = [1000.0 - timestep for timestep in pipe.scheduler.timesteps.tolist()]
-        guided = sum(3.0 - 0.18 * (1000.0 - level) > 0 for level in left)
+        noise = [1000.0 - timestep for timestep in pipe.scheduler.timesteps.tolist()]
+        guided = sum(3.0 - 0.18 * (1000.0 - level) > 0 for level in noise)
         assert 0 < guided < 3
         assert pipe.attention_report().guidance["forwards"] == guided
-        assert noise_levels(pipe.scheduler) == pytest.approx(left)
+        assert noise_levels(pipe.scheduler) == pytest.approx(noise)
 
 
 @pytest.mark.parametrize(
@@ -69,20 +69,20 @@ def test_a_scale_falls_with_the_noise_also_where_timesteps_rise() -> None:
     [EDMEulerScheduler(), FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)],
     ids=lambda s: type(s).__name__,
 )
-def test_timesteps_that_are_no_levels_of_noise_are_refused(scheduler) -> None:
+def test_timesteps_of_another_meaning_are_invalid(scheduler) -> None:
     tiny = TINY["ltx"]
     pipe = tiny.build()
     pipe.scheduler = scheduler
     with pytest.raises(
-        InvalidSettings, match=r"needs timesteps of 0 to 1000, and those of .* here are"
+        InvalidSettings, match=r"needs timesteps of 0 to 1000, and those of .* are different"
     ):
         pipe.enable_perturbed_guidance(3.0, heads=tiny.blocks[1], adaptive=0.003)
     assert session_of(pipe) is None
     pipe.enable_perturbed_guidance(3.0, heads=tiny.blocks[1])
 
 
-def test_timesteps_that_a_run_chooses_are_refused_there() -> None:
-    """Sigmas beyond 1, as in Cosmos Predict2."""
+def test_timesteps_that_a_run_sets_are_checked_in_the_run() -> None:
+    """Cosmos Predict2 sets sigmas above 1."""
     tiny = TINY["ltx"]
     pipe = tiny.build()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)

@@ -1,4 +1,4 @@
-"""The search on planted figures, and the whole command on the bundled model."""
+"""The search on made-up figures, and the whole command on the bundled model."""
 
 import json
 from datetime import datetime
@@ -14,27 +14,26 @@ from dit_accel import Profile, cli
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.tune.plot import draw
-from dit_accel_eval.tune.run import Tuning, alone, cost
+from dit_accel_eval.tune.run import Tuning, describe_cost, lock_journal
 from dit_accel_eval.tune.search import (
     AMPLE,
     Goal,
     Search,
-    in_turn,
-    measured_of,
+    busy_seconds,
     open_study,
-    profile_of,
-    spent,
+    read_measurements,
+    read_profile,
 )
-from dit_accel_eval.tune.space import METHODS, Space, starts
+from dit_accel_eval.tune.space import METHODS, Space, first_trials
 from dit_accel_eval.tune.targets import Target
-from dit_accel_eval.tune.validation import best, figures
+from dit_accel_eval.tune.validation import intervals, validate_winners
 
 CASES = [RenderSettings("p", method="dense", seed=s) for s in range(4)]
 FRESH = [RenderSettings("q", method="dense", seed=s) for s in range(6)]
 
 
-class Planted:
-    """Figures that follow from a profile: less density is faster and farther from dense."""
+class FakeBench:
+    """A bench with made-up figures: less density is faster and farther from dense."""
 
     def __init__(self, ceiling: float = 45.0) -> None:
         self.ceiling, self.rendered = ceiling, 0
@@ -52,7 +51,7 @@ class Planted:
         pass
 
 
-def searched(tmp_path: Path, goal: Goal, trials: int, bench: Planted) -> Search:
+def searched(tmp_path: Path, goal: Goal, trials: int, bench: FakeBench) -> Search:
     study = open_study(tmp_path / "t.jsonl", "s", 0)
     search = Search(goal, Space(METHODS, 6), CASES, len(FRESH), study)
     search.begin()
@@ -60,62 +59,65 @@ def searched(tmp_path: Path, goal: Goal, trials: int, bench: Planted) -> Search:
     return search
 
 
-def test_the_fastest_that_holds_is_found_and_bad_ones_are_given_up(tmp_path: Path) -> None:
-    bench = Planted()
+def test_the_fastest_profile_that_holds_wins_and_bad_ones_are_stopped(tmp_path: Path) -> None:
+    bench = FakeBench()
     goal = Goal((Target.parse("psnr>=36"),))
     search = searched(tmp_path, goal, 40, bench)
     assert len(search.finished()) == 40
     assert bench.rendered < 40 * len(CASES)
     winner = search.winners()[0]
-    assert profile_of(winner).method.name == "svg-ear"
-    tuned = best(search, bench, FRESH)
+    assert read_profile(winner).method.name == "svg-ear"
+    tuned = validate_winners(search, bench, FRESH)
     assert Target.parse("psnr>=36").holds(tuned.winner.values["psnr"])
-    assert max(tuned.default.values["psnr"]) < 36  # what the shipped default is measured at
-    exact = 1 / (0.4 + 0.6 * (1 - (45 + 4 - 36) / 20))  # the density that just holds
+    assert max(tuned.default.values["psnr"]) < 36, "the shipped default does not hold"
+    # The speed-up at the density that just holds.
+    exact = 1 / (0.4 + 0.6 * (1 - (45 + 4 - 36) / 20))
     assert tuned.winner.speedup == pytest.approx(exact, rel=0.12)
 
 
-def test_the_nearest_to_dense_at_a_speed(tmp_path: Path) -> None:
-    search = searched(tmp_path, Goal((), speedup=1.4), 30, Planted())
+def test_the_best_quality_at_a_speed_wins(tmp_path: Path) -> None:
+    search = searched(tmp_path, Goal((), speedup=1.4), 30, FakeBench())
     winner = search.winners()[0]
     whole = [
-        measured_of(t) for t in search.finished() if len(measured_of(t).speedups) == len(CASES)
+        read_measurements(t)
+        for t in search.finished()
+        if len(read_measurements(t).speedups) == len(CASES)
     ]
     fast = [m for m in whole if m.speedup >= AMPLE * 1.4]
     quality = [np.mean(m.values["psnr"]) for m in fast]
-    assert np.mean(measured_of(winner).values["psnr"]) == max(quality) > min(quality)
-    assert best(search, Planted(), FRESH).winner.speedup >= 1.4
+    assert np.mean(read_measurements(winner).values["psnr"]) == max(quality) > min(quality)
+    assert validate_winners(search, FakeBench(), FRESH).winner.speedup >= 1.4
 
 
-def test_the_whole_interval_of_the_speed_up_holds(tmp_path: Path) -> None:
-    class Wavering(Planted):
-        """As fast as the search saw, in the median, but not on every clip."""
+def test_the_whole_interval_of_the_speed_up_must_hold(tmp_path: Path) -> None:
+    class Wavering(FakeBench):
+        """A bench whose fresh clips have the same median speed-up, but two of them are slow."""
 
         def measure(self, profile, case):
             speed, values = super().measure(profile, case)
             return speed * (0.7 if case.prompt == "q" and case.seed < 2 else 1.0), values
 
-    search = searched(tmp_path, Goal((), speedup=1.4), 20, Planted())
+    search = searched(tmp_path, Goal((), speedup=1.4), 20, FakeBench())
     with pytest.raises(RunFailed, match=r"whose 95 % interval does not hold speedup>=1\.4"):
-        best(search, Wavering(), FRESH)
+        validate_winners(search, Wavering(), FRESH)
 
 
-def test_out_of_reach_says_what_was_nearest(tmp_path: Path) -> None:
-    search = searched(tmp_path, Goal((Target.parse("psnr>=60"),)), 8, Planted())
+def test_a_target_out_of_reach_names_the_nearest_setting(tmp_path: Path) -> None:
+    search = searched(tmp_path, Goal((Target.parse("psnr>=60"),)), 8, FakeBench())
     message = r"no setting holds psnr>=60: the nearest of 8 tried was .* with psnr .* clips\) at [\d.]+ times"
     with pytest.raises(RunFailed, match=message):
-        best(search, Planted(), FRESH)
+        validate_winners(search, FakeBench(), FRESH)
 
 
-def test_a_winner_that_fails_on_fresh_clips_is_told_with_its_figures(tmp_path: Path) -> None:
-    search = searched(tmp_path, Goal((Target.parse("psnr>=36"),)), 20, Planted())
+def test_a_winner_that_fails_on_fresh_clips_is_named_with_its_figures(tmp_path: Path) -> None:
+    search = searched(tmp_path, Goal((Target.parse("psnr>=36"),)), 20, FakeBench())
     message = r"no setting holds psnr>=36: svg-ear on fresh clips: psnr .*, whose 95 % interval does not hold"
     with pytest.raises(RunFailed, match=message):
-        best(search, Planted(ceiling=30.0), FRESH)
+        validate_winners(search, FakeBench(ceiling=30.0), FRESH)
 
 
-def test_frames_that_are_not_finite_end_a_trial_not_the_search(tmp_path: Path) -> None:
-    class Broken(Planted):
+def test_frames_that_are_not_finite_end_a_trial_and_not_the_search(tmp_path: Path) -> None:
+    class Broken(FakeBench):
         def measure(self, profile, case):
             if profile.method.name == "svg-ear":
                 raise ValueError("a clip must be finite, got NaN or infinity")
@@ -123,24 +125,26 @@ def test_frames_that_are_not_finite_end_a_trial_not_the_search(tmp_path: Path) -
 
     search = searched(tmp_path, Goal((Target.parse("psnr>=33"),)), 12, Broken())
     assert len(search.finished()) == 12
-    assert profile_of(search.winners()[0]).method.name != "svg-ear"
+    assert read_profile(search.winners()[0]).method.name != "svg-ear"
     lines = draw(search).axes[0].lines
     assert sum(len(line.get_xdata()) == 1 for line in lines) >= len(search.measured())
     assert len(search.measured()) < 12
 
 
-def test_all_that_fail_are_told_with_why(tmp_path: Path) -> None:
-    class Full(Planted):
+def test_the_error_says_why_no_setting_could_be_measured(tmp_path: Path) -> None:
+    class Full(FakeBench):
         def measure(self, profile, case):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     search = searched(tmp_path, Goal((Target.parse("psnr>=33"),)), 3, Full())
     with pytest.raises(RunFailed, match="none could be measured: CUDA out of memory"):
-        best(search, Full(), FRESH)
+        validate_winners(search, Full(), FRESH)
 
 
-def test_a_winner_or_a_default_that_breaks_on_a_fresh_clip_is_no_end(tmp_path: Path) -> None:
-    class Breaks(Planted):
+def test_validation_goes_on_if_a_winner_or_the_default_breaks_on_a_fresh_clip(
+    tmp_path: Path,
+) -> None:
+    class Breaks(FakeBench):
         """The first winner and the shipped default give NaN on the third fresh clip."""
 
         def measure(self, profile, case):
@@ -148,15 +152,15 @@ def test_a_winner_or_a_default_that_breaks_on_a_fresh_clip_is_no_end(tmp_path: P
                 raise ValueError("a clip must be finite, got NaN or infinity")
             return super().measure(profile, case)
 
-    search = searched(tmp_path, Goal((Target.parse("psnr>=33"),)), 30, Planted())
-    first, second = map(profile_of, search.winners()[:2])
-    tuned = best(search, Breaks(), FRESH)
+    search = searched(tmp_path, Goal((Target.parse("psnr>=33"),)), 30, FakeBench())
+    first, second = map(read_profile, search.winners()[:2])
+    tuned = validate_winners(search, Breaks(), FRESH)
     assert (tuned.profile, tuned.attempts) == (second, 2)
     assert tuned.default.failed == "a clip must be finite, got NaN or infinity on 'q', seed 2"
-    assert figures(search.goal, tuned.default) == {"failed": tuned.default.failed}
+    assert intervals(search.goal, tuned.default) == {"failed": tuned.default.failed}
 
 
-def test_time_counts_once_however_many_processes_used_it() -> None:
+def test_busy_seconds_count_parallel_trials_once() -> None:
     def ran(start: int, end: int) -> optuna.trial.FrozenTrial:
         trial = optuna.trial.create_trial(value=0.0)
         trial.datetime_start, trial.datetime_complete = (
@@ -164,25 +168,25 @@ def test_time_counts_once_however_many_processes_used_it() -> None:
         )
         return trial
 
-    assert spent([]) == 0
-    assert spent([ran(20, 25), ran(0, 10), ran(5, 8), ran(7, 12)]) == 17
+    assert busy_seconds([]) == 0
+    assert busy_seconds([ran(20, 25), ran(0, 10), ran(5, 8), ran(7, 12)]) == 17
 
 
-def test_a_profile_slower_than_dense_is_no_answer(tmp_path: Path) -> None:
-    class Slow(Planted):
+def test_a_profile_slower_than_dense_does_not_win(tmp_path: Path) -> None:
+    class Slow(FakeBench):
         def measure(self, profile, case):
             speed, values = super().measure(profile, case)
             return 0.5 * speed, values
 
     search = searched(tmp_path, Goal((Target.parse("psnr>=20"),)), 8, Slow())
-    with pytest.raises(RunFailed, match="which dense attention is faster than"):
-        best(search, Slow(), FRESH)
+    with pytest.raises(RunFailed, match="which is slower than dense attention"):
+        validate_winners(search, Slow(), FRESH)
 
 
-def test_a_killed_search_goes_on_in_its_journal(tmp_path: Path) -> None:
+def test_a_killed_search_resumes_from_its_journal(tmp_path: Path) -> None:
     goal = Goal((Target.parse("psnr>=36"),))
 
-    class Dies(Planted):
+    class Dies(FakeBench):
         def measure(self, profile, case):
             if self.rendered == 9:
                 raise KeyboardInterrupt
@@ -195,58 +199,59 @@ def test_a_killed_search_goes_on_in_its_journal(tmp_path: Path) -> None:
         study.get_trials(states=(optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED))
     )
     assert 0 < done < 12
-    given_up = study.get_trials(states=(optuna.trial.TrialState.FAIL,))[0].params
-    again = Planted()
-    search = searched(tmp_path, goal, 12, again)
+    killed = study.get_trials(states=(optuna.trial.TrialState.FAIL,))[0].params
+    bench = FakeBench()
+    search = searched(tmp_path, goal, 12, bench)
     assert len(search.finished()) == 12
-    assert again.rendered <= (12 - done) * len(CASES)
-    assert given_up in [t.params for t in search.finished()]
-    assert len(searched(tmp_path, goal, 13, again).finished()) == 13, "nothing is done twice"
+    assert bench.rendered <= (12 - done) * len(CASES)
+    assert killed in [t.params for t in search.finished()]
+    assert len(searched(tmp_path, goal, 13, bench).finished()) == 13, "nothing is done twice"
 
 
-def test_what_is_tried_differs_by_process_and_after_a_restart(tmp_path: Path) -> None:
+def test_trials_differ_between_processes_and_after_a_restart(tmp_path: Path) -> None:
     goal, journal = Goal((Target.parse("psnr>=36"),)), tmp_path / "t.jsonl"
-    searched(tmp_path, goal, 6, Planted())  # the starts
-    asked = []
+    searched(tmp_path, goal, 6, FakeBench())  # These are the first trials of the space.
+    suggested = []
     for rank in (0, 1):
         study = open_study(journal, "s", 0, rank)
         trial = study.ask()
         Space(METHODS, 6).profile(trial)
-        asked.append(trial.params)
-    tried = [t.params for t in searched(tmp_path, goal, 9, Planted()).finished()]
+        suggested.append(trial.params)
+    tried = [t.params for t in searched(tmp_path, goal, 9, FakeBench()).finished()]
     study = open_study(journal, "s", 0)
     trial = study.ask()
     Space(METHODS, 6).profile(trial)
-    assert asked[0] != asked[1]
+    assert suggested[0] != suggested[1]
     assert trial.params not in tried
     assert len({str(sorted(p.items())) for p in tried}) == len(tried)
 
 
-def test_a_killed_validation_goes_on_too(tmp_path: Path) -> None:
-    class Dies(Planted):
+def test_a_killed_validation_resumes(tmp_path: Path) -> None:
+    class Dies(FakeBench):
         def measure(self, profile, case):
             if self.rendered == 7:
                 raise KeyboardInterrupt
             return super().measure(profile, case)
 
-    search = searched(tmp_path, Goal((Target.parse("psnr>=36"),)), 20, Planted())
+    search = searched(tmp_path, Goal((Target.parse("psnr>=36"),)), 20, FakeBench())
     with pytest.raises(KeyboardInterrupt):
-        best(search, Dies(), FRESH)
+        validate_winners(search, Dies(), FRESH)
     search.study = open_study(tmp_path / "t.jsonl", "s", 0)
-    rest, whole = Planted(), Planted()
-    resumed = best(search, rest, FRESH)
-    search.study = searched(tmp_path / "other", search.goal, 20, Planted()).study
-    uninterrupted = best(search, whole, FRESH)
+    rest, whole = FakeBench(), FakeBench()
+    resumed = validate_winners(search, rest, FRESH)
+    search.study = searched(tmp_path / "other", search.goal, 20, FakeBench()).study
+    uninterrupted = validate_winners(search, whole, FRESH)
     assert resumed == uninterrupted
     assert rest.rendered == whole.rendered - 7
 
 
 def test_a_second_search_on_the_same_trials_is_refused(tmp_path: Path) -> None:
-    with alone(tmp_path / "new" / "t.jsonl"):
-        refused = "another tune is writing to .*t.jsonl"
-        with pytest.raises(InvalidSettings, match=refused), alone(tmp_path / "new" / "t.jsonl"):
-            raise AssertionError("both went in")
-    with alone(tmp_path / "new" / "t.jsonl"):
+    journal = tmp_path / "new" / "t.jsonl"
+    with lock_journal(journal):
+        message = "another tune is writing to .*t.jsonl"
+        with pytest.raises(InvalidSettings, match=message), lock_journal(journal):
+            raise AssertionError("both searches run")
+    with lock_journal(journal):
         pass
 
 
@@ -254,21 +259,22 @@ def test_a_second_search_on_the_same_trials_is_refused(tmp_path: Path) -> None:
 def test_every_point_of_the_space_is_a_profile(layers: int) -> None:
     space = Space(METHODS, layers)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for parameters in starts(space):
+    for parameters in first_trials(space):
         study.enqueue_trial(parameters)
     for number in range(60):
         trial = study.ask()
         profile = space.profile(trial)
         assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
-        if number < len(starts(space)):
-            assert starts(space)[number].items() <= trial.params.items()
+        if number < len(first_trials(space)):
+            assert first_trials(space)[number].items() <= trial.params.items()
 
 
-def test_clips_of_search_and_validation_share_nothing() -> None:
-    assert list(in_turn(["a", "b"], 3, 5)) == [("a", 5), ("b", 5), ("a", 6)]
+def test_search_and_validation_share_no_prompt_and_no_seed() -> None:
     goal = Goal((Target.parse("psnr>=30"),))
-    cases, fresh = Tuning(goal, RenderSettings(""), ["a", "b", "c"], clips=3).cases()
-    assert len(fresh) == 20
+    tuning = Tuning(goal, RenderSettings(""), ["a", "b", "c"], clips=3, validation=3)
+    cases, fresh = tuning.cases()
+    assert [(case.prompt, case.seed) for case in cases] == [("a", 0), ("a", 1), ("a", 2)]
+    assert [(case.prompt, case.seed) for case in fresh] == [("b", 1000), ("c", 1000), ("b", 1001)]
     assert not {c.prompt for c in cases} & {c.prompt for c in fresh}
     assert not {c.seed for c in cases} & {c.seed for c in fresh}
 
@@ -282,20 +288,20 @@ def test_clips_of_search_and_validation_share_nothing() -> None:
         ({"methods": ("radial",)}, "cannot tune method 'radial': choose from svg2"),
         ({"goal": Goal((), speedup=2.0), "validation": 5}, "needs 7 clips to validate on, got 5"),
         ({"goal": Goal((), speedup=0.0)}, "--speedup must be above 0, got 0"),
-        ({"goal": Goal((Target.parse("ssim>=1.5"),))}, "ssim>=1.5 cannot be held"),
+        ({"goal": Goal((Target.parse("ssim>=1.5"),))}, "ssim>=1.5 cannot hold"),
     ],
     ids=["no-goal", "one-prompt", "one-clip", "method", "few", "no-speed", "beyond-perfect"],
 )
-def test_what_cannot_work_is_told_first(tmp_path: Path, changes: dict, message: str) -> None:
-    given = {
+def test_invalid_requests_are_refused_first(tmp_path: Path, changes: dict, message: str) -> None:
+    arguments = {
         "goal": Goal((Target.parse("psnr>=30"),)),
         "base": RenderSettings(""),
         "prompts": ["a", "b"],
     }
     with pytest.raises(InvalidSettings, match=message):
-        cost(Tuning(**{**given, **changes}), tmp_path / "p.yaml")
+        describe_cost(Tuning(**{**arguments, **changes}), tmp_path / "p.yaml")
     with pytest.raises(InvalidSettings, match="must end in"):
-        cost(Tuning(**given), tmp_path / "p.txt")
+        describe_cost(Tuning(**arguments), tmp_path / "p.txt")
 
 
 def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -307,9 +313,9 @@ def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -
     assert "at most 61 clips" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
     assert cli.main([*command, "--target", "ssim>=-1", "--speedup", "0.01"]) == 0
-    shown = capsys.readouterr().out
-    assert "times the speed of dense" in shown
-    assert "the shipped default there" in shown
+    printed = capsys.readouterr().out
+    assert "times the speed of dense" in printed
+    assert "the shipped default on the same clips" in printed
     profile = Profile.load(out)
     promise = profile.provenance
     assert promise["promise"] == "speedup>=0.01, ssim>=-1"
@@ -322,7 +328,7 @@ def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -
     assert "minutes" in capsys.readouterr().out
 
     def refuse(*_: object) -> None:
-        raise AssertionError("tried again what the journal holds")
+        raise AssertionError("the journal holds this trial")
 
     monkeypatch.setattr(dit_accel_eval.tune.search.Search, "objective", refuse)
     assert cli.main([*command, "--target", "ssim>=-1", "--speedup", "0.01"]) == 0

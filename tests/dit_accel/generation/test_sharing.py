@@ -40,7 +40,7 @@ from dit_accel.io.media import read_metadata, write_clip
 PROMPTS = [
     f"a red circle on a {color} background" for color in ("navy", "white", "green", "gray", "pink")
 ]
-SCRIPTS = Path(__file__).parents[1] / "support"
+SCRIPTS = Path(__file__).parents[2] / "support"
 
 
 def render_command(folder: Path) -> list[str]:

@@ -1,0 +1,65 @@
+"""The example workflows fit the declarations of the nodes."""
+
+from typing import Any
+
+import pytest
+from support.comfyui_workflows import WORKFLOWS, load_workflow, read_widgets, to_prompt
+
+from dit_accel.comfyui.node import Input
+from dit_accel.comfyui.registry import NODES
+from dit_accel.comfyui.replay import read_workflow_settings
+
+DECLARED = {node.id: node for node in NODES}
+EVERY_WORKFLOW = pytest.mark.parametrize("name", WORKFLOWS)
+
+
+def is_valid(declared: Input, value: Any) -> bool:
+    """Return True if a widget can have a value."""
+    if declared.kind == "combo":
+        return value in declared.options
+    if declared.kind == "string":
+        return isinstance(value, str)
+    return isinstance(value, int | float) and declared.low <= value <= declared.high
+
+
+def test_there_are_three_workflows() -> None:
+    assert list(WORKFLOWS) == ["tiny_world_compare", "tiny_world_render", "wan_native_attention"]
+
+
+@EVERY_WORKFLOW
+def test_nodes_fit_their_declarations(name) -> None:
+    nodes = [node for node in load_workflow(name)["nodes"] if node["type"] in DECLARED]
+    assert nodes
+    for node in nodes:
+        declared = DECLARED[node["type"]]
+        sockets = [(i.name, i.type) for i in declared.inputs if i.kind == "socket"]
+        assert [(s["name"], s["type"]) for s in node["inputs"]] == sockets
+        outputs = [(o.name, o.type) for o in declared.outputs]
+        assert [(o["name"], o["type"]) for o in node["outputs"]] == outputs
+        inputs = {i.name: i for i in declared.inputs}
+        for widget, value in read_widgets(node).items():
+            assert is_valid(inputs[widget], value), (node["type"], widget, value)
+        required = {i.name for i in declared.inputs if i.kind == "socket" and not i.optional}
+        assert required <= {s["name"] for s in node["inputs"] if s["link"] is not None}
+
+
+@EVERY_WORKFLOW
+def test_links_join_outputs_and_inputs_of_one_type(name) -> None:
+    workflow = load_workflow(name)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for link, source, output, target, position, kind in workflow["links"]:
+        given, taken = nodes[source]["outputs"][output], nodes[target]["inputs"][position]
+        assert given["type"] == taken["type"] == kind
+        assert link in given["links"]
+        assert link == taken["link"]
+    assert workflow["last_link_id"] == len(workflow["links"])
+    assert workflow["last_node_id"] == max(nodes)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("tiny_world_render", "svg-ear"), ("tiny_world_compare", "re-ttention")]
+)
+def test_workflows_of_pipelines_can_be_replayed(name, method) -> None:
+    settings = read_workflow_settings(to_prompt(load_workflow(name)))
+    assert (settings["model"], settings["method"]) == ("tiny-world", method)
+    assert settings["knobs"]["schedule.min_tokens"] == 0
