@@ -75,10 +75,10 @@ class _BlockProxy(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.__dict__["block"] = block  # not as a submodule, so that nothing walks into it
+        self._modules["block"] = block  # a submodule, because diffusers walks to LoRA layers to scale them
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["block"], name)
+        return getattr(self.__dict__["_modules"]["block"], name)
 
 
 class _Recorder(_BlockProxy):
@@ -87,7 +87,7 @@ class _Recorder(_BlockProxy):
         self.__dict__["keep"] = keep
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.__dict__["block"](*args, **kwargs)
+        output = self._modules["block"](*args, **kwargs)  # type: ignore[misc]
         self.__dict__["keep"](output)
         return output
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
-from support.composition import FEATURES, GUIDANCE, METHODS, Case, relative_error, render
+from support.composition import FEATURES, GUIDANCE, METHODS, Case, lora, relative_error, render
 
 from dit_accel import Schedule
 
@@ -76,3 +76,13 @@ def test_guided_run_with_the_guard(wan, run_wan) -> None:
     guarded = run_wan(wan)
     assert relative_error(guarded, guided) < 1e-4
     assert not wan.attention_report().faults
+
+
+def test_a_lora_scale_in_the_call_applies_to_the_perturbed_forward(wan, run_wan) -> None:
+    """Diffusers reads the scale from a keyword argument of the forward."""
+    lora(wan)
+    wan.enable_perturbed_guidance(2.0)
+    by_call = run_wan(wan, attention_kwargs={"scale": 0.5})
+    wan.transformer.set_adapters(["default"], [0.5])
+    by_weight = run_wan(wan)
+    torch.testing.assert_close(by_call, by_weight, rtol=0, atol=1e-5)
