@@ -165,7 +165,7 @@ def test_text_tokens_are_where_the_layout_says(model, monkeypatch) -> None:
     compute = METHODS["neighborhood"].attend
 
     def attend(self: Any, call: Any, *arguments: Any) -> Any:
-        if call.layer == 0:
+        if call.context.layer == 0:
             layouts.append((call.layout, call.key))
         return compute(self, call, *arguments)
 
