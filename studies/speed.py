@@ -17,7 +17,6 @@ from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.io.jsonl import to_json, write_json
 from dit_accel.io.prompts import read_prompts
-from dit_accel_eval.comparison import speedup
 from dit_accel_eval.dense import fastest_dense
 from dit_accel_eval.paired_runner import (
     PairedRunner,
@@ -27,6 +26,7 @@ from dit_accel_eval.paired_runner import (
     load_silently,
     measure_quality,
 )
+from dit_accel_eval.quality_metrics import speedup
 from dit_accel_eval.settings import Setting
 from dit_accel_eval.statistics import mean_ci
 from studies.paired_table import dense_requests, held_out_prompts

@@ -11,7 +11,7 @@ from typing import Any
 
 from dit_accel.comfyui.model_call import build_wrapper
 from dit_accel.comfyui.native_guidance import PerturbedOverride, add_guidance, resolve_layers
-from dit_accel.comfyui.node import (
+from dit_accel.comfyui.node_declaration import (
     Node,
     Output,
     choice_input,

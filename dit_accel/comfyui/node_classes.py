@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
 
-from dit_accel.comfyui.node import Input, Node
+from dit_accel.comfyui.node_declaration import Input, Node
 
 WIDGETS = {
     "int": io.Int,

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from dit_accel.comfyui.node import (
+from dit_accel.comfyui.node_declaration import (
     Node,
     Output,
     choice_input,

@@ -14,7 +14,7 @@ from dit_accel.comfyui.override import Attention, OverrideCall, build_override
 from dit_accel.core.attention_call import AttentionCall, CallContext
 from dit_accel.runtime.dispatch import MethodRunner
 from dit_accel.runtime.profile import Profile
-from dit_accel.runtime.run import Run
+from dit_accel.runtime.run_state import Run
 from dit_accel_pipelines import TokenLayout
 
 UNKNOWN_LAYERS = 1 << 20

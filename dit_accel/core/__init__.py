@@ -1,1 +1,1 @@
-"""What passes between the rooms: attention calls, ops, timers, schedules and precisions."""
+"""Types that all rooms share: attention calls, ops, timers, schedules and precisions."""

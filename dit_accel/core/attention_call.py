@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CallContext:
-    """Where in a run an attention call happens.
+    """Position of an attention call in a run.
 
     Attributes:
         step: Denoising step, counted from 0.
@@ -98,7 +98,7 @@ class AttentionCall:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method decided for a call. It holds plain tensors, so it can be stored, reused and drawn.
+    """Decision of a method for a call. It holds plain tensors, so it can be stored, reused and drawn.
 
     Attributes:
         block_map: The blocks to compute.

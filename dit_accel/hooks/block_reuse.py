@@ -75,7 +75,9 @@ class _BlockProxy(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self._modules["block"] = block  # a submodule, because diffusers walks to LoRA layers to scale them
+        self._modules["block"] = (
+            block  # a submodule, because diffusers walks to LoRA layers to scale them
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_modules"]["block"], name)

@@ -1,1 +1,1 @@
-"""What happens while a pipeline runs: the session, the routing of attention calls, the guard and the report."""
+"""State and decisions of a running pipeline: the session, the routing of attention calls, the guard and the report."""

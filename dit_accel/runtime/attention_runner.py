@@ -13,7 +13,7 @@ from dit_accel.hooks.step_tracker import StepInfo
 from dit_accel.methods import Method
 from dit_accel.runtime.dispatch import CallFacts, MethodRunner, unsupported_reason
 from dit_accel.runtime.profile import Profile
-from dit_accel.runtime.run import Forward, Run
+from dit_accel.runtime.run_state import Forward, Run
 from dit_accel_pipelines import Family, TokenLayout
 
 

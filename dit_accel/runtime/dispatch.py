@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dit_accel.core.attention_call import AttentionCall, CallContext
     from dit_accel.methods import Attended
     from dit_accel.runtime.profile import Profile
-    from dit_accel.runtime.run import Run
+    from dit_accel.runtime.run_state import Run
     from dit_accel_pipelines import TokenLayout
 
 

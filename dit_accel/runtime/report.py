@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dit_accel.core.precision import PrecisionResolver
     from dit_accel.guidance.perturbed_branch import PerturbedBranch
-    from dit_accel.runtime.run import Run
+    from dit_accel.runtime.run_state import Run
     from dit_accel_pipelines import Family
 
 

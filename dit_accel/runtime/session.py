@@ -26,7 +26,7 @@ from dit_accel.methods import Dense
 from dit_accel.runtime.attention_runner import AttentionRunner
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import AttentionReport, make_report
-from dit_accel.runtime.run import Forward, Run
+from dit_accel.runtime.run_state import Forward, Run
 from dit_accel_pipelines import Family, TokenLayout
 
 PERTURBED = "perturbed"

@@ -28,10 +28,10 @@ from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.io.jsonl import append_record, log_path, read_logs, to_json
 from dit_accel.runtime.cost_model import SlowdownWarning
-from dit_accel_eval.comparison import quality_metrics
 from dit_accel_eval.dense import NATIVE, DenseBackend, check_finite
 from dit_accel_eval.digest import digest
 from dit_accel_eval.frames import load_frames, save_frames
+from dit_accel_eval.quality_metrics import quality_metrics
 from dit_accel_eval.settings import WARM_UP_STEPS, Setting
 
 # A dense time is used this long, because the speed of a machine changes during a day.

@@ -19,12 +19,11 @@ from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import check_writable
 from dit_accel.io.jsonl import write_json
 from dit_accel_eval.bench.run import machine
-from dit_accel_eval.comparison import speedup
 from dit_accel_eval.dense import DenseBackend, fastest_dense
 from dit_accel_eval.digest import digest
 from dit_accel_eval.frames import difference, write_webm
+from dit_accel_eval.metrics.clip_pairs import NoBackbone
 from dit_accel_eval.metrics.clip_score import load_clip
-from dit_accel_eval.metrics.clips import NoBackbone
 from dit_accel_eval.metrics.lpips import backbone_digest
 from dit_accel_eval.paired_runner import (
     PairedRunner,
@@ -33,6 +32,7 @@ from dit_accel_eval.paired_runner import (
     load_silently,
     measure_quality,
 )
+from dit_accel_eval.quality_metrics import speedup
 from dit_accel_eval.settings import Setting
 from dit_accel_eval.stability import stability
 

@@ -21,8 +21,8 @@ from transformers import (
 from dit_accel.errors import InvalidSettings
 from dit_accel_assets.world import render, sample_scenes
 from dit_accel_eval.metrics.caption import caption_correct
+from dit_accel_eval.metrics.clip_pairs import NoBackbone, paired
 from dit_accel_eval.metrics.clip_score import clip_score
-from dit_accel_eval.metrics.clips import NoBackbone, paired
 from dit_accel_eval.metrics.drift import drift
 from dit_accel_eval.metrics.flicker import flicker, flicker_difference
 from dit_accel_eval.metrics.lpips import lpips, lpips_or_reason, net_of

@@ -34,7 +34,7 @@ def command(
     Both are videos, folders of images, or folders of clips with the same names.
     """
     require_extra("`dit-accel compare`", *PAGE)
-    from dit_accel_eval.compare import compare
+    from dit_accel_eval.compare_files import compare
 
     click.echo(compare(reference, other, out, fps, lpips_backbone))
     if out:

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 from dit_accel.errors import InvalidSettings
+from dit_accel_eval.metrics.clip_pairs import NoBackbone
 from dit_accel_eval.metrics.clip_score import clip_score, load_clip
-from dit_accel_eval.metrics.clips import NoBackbone
 
 if TYPE_CHECKING:
     import numpy as np

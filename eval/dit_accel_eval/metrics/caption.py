@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_accel_eval.metrics.clips import to_tensor
+from dit_accel_eval.metrics.clip_pairs import to_tensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_accel_eval.metrics.clips import NoBackbone, to_tensor
+from dit_accel_eval.metrics.clip_pairs import NoBackbone, to_tensor
 
 if TYPE_CHECKING:
     import numpy as np

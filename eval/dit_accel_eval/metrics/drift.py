@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_accel_eval.metrics.clips import paired
+from dit_accel_eval.metrics.clip_pairs import paired
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from dit_accel_eval.metrics.clips import paired, to_tensor
+from dit_accel_eval.metrics.clip_pairs import paired, to_tensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from dit_accel.errors import InvalidSettings, first_line
-from dit_accel_eval.metrics.clips import NoBackbone, paired
+from dit_accel_eval.metrics.clip_pairs import NoBackbone, paired
 
 if TYPE_CHECKING:
     import numpy as np

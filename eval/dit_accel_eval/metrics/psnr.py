@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_accel_eval.metrics.clips import paired
+from dit_accel_eval.metrics.clip_pairs import paired
 
 if TYPE_CHECKING:
     import numpy as np

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from dit_accel import Profile
 from dit_accel.errors import first_line
 from dit_accel.generation.settings import RenderSettings
-from dit_accel_eval.comparison import speedup
 from dit_accel_eval.paired_runner import PairedRunner
+from dit_accel_eval.quality_metrics import speedup
 from dit_accel_eval.settings import Setting
 from dit_accel_eval.tune.space import Space, first_trials
 from dit_accel_eval.tune.targets import METRICS, Target

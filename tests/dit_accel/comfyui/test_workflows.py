@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from support.comfyui_workflows import WORKFLOWS, load_workflow, read_widgets, to_prompt
 
-from dit_accel.comfyui.node import Input
+from dit_accel.comfyui.node_declaration import Input
 from dit_accel.comfyui.registry import NODES
 from dit_accel.comfyui.replay import read_workflow_settings
 

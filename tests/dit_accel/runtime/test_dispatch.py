@@ -6,7 +6,7 @@ import pytest
 
 from dit_accel import SVG2, CallContext, Neighborhood, Profile, Rule, Schedule
 from dit_accel.runtime.dispatch import UNSUPPORTED, CallFacts, MethodRunner, unsupported_reason
-from dit_accel.runtime.run import Run
+from dit_accel.runtime.run_state import Run
 from dit_accel_pipelines import TokenLayout
 
 GRID = TokenLayout(2, 4, 6, text_tokens=5)

@@ -169,7 +169,7 @@ def measure(name: str, reference: Path, other: Path, backbone: Path | None) -> d
     Raises:
         InvalidSettings: for a clip that cannot be read, or clips of different sizes.
     """
-    from dit_accel_eval.comparison import similarity_metrics
+    from dit_accel_eval.quality_metrics import similarity_metrics
 
     first, second = (read_clip(path) for path in (reference, other))
     if first.shape != second.shape:
