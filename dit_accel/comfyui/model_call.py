@@ -56,7 +56,7 @@ class ModelStep:
 
     @property
     def min_tokens(self) -> int:
-        """Smallest number of image tokens, because no model merges more than 2 x 2 latent pixels."""
+        """Return the smallest number of image tokens. No model merges more than 2 x 2 latent pixels."""
         frames, height, width = self.latent_size
         return frames * (height // 2) * (width // 2)
 

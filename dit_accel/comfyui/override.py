@@ -32,18 +32,21 @@ class OverrideCall:
 
     @property
     def mask(self) -> Tensor | None:
-        """Attention mask ``[S, S]`` or ``[B, H or 1, S or 1, S]``, or None. ComfyUI omits the head axis of some."""
+        """Return the attention mask, ``[S, S]`` or ``[B, H or 1, S or 1, S]``, or None.
+
+        ComfyUI omits the head axis of some masks.
+        """
         mask: Tensor | None = self.keywords.get("mask")
         return mask.unsqueeze(1) if mask is not None and mask.dim() == 3 else mask
 
     @property
     def transformer_options(self) -> Mapping[str, Any]:
-        """ComfyUI's ``transformer_options`` of the model call."""
+        """Return ComfyUI's ``transformer_options`` of the model call."""
         return self.keywords.get("transformer_options") or {}
 
     @property
     def scale(self) -> float:
-        """Softmax scale."""
+        """Return the softmax scale."""
         scale = self.keywords.get("scale")
         head_dim = self.query.shape[-1] // (1 if self._has_split_input else self.heads)
         return float(head_dim**-0.5 if scale is None else scale)

@@ -40,13 +40,13 @@ class JointTokens:
 
     @property
     def text_range(self) -> slice:
-        """Positions of the text tokens."""
+        """Return the positions of the text tokens."""
         size = self.query.shape[1]
         return slice(0, self.text) if self.text_first else slice(size - self.text, size)
 
     @property
     def visual_range(self) -> slice:
-        """Positions of the visual tokens."""
+        """Return the positions of the visual tokens."""
         size = self.query.shape[1]
         return slice(self.text, size) if self.text_first else slice(0, size - self.text)
 

@@ -63,12 +63,12 @@ class PerturbedBranch:
 
     @property
     def remarks(self) -> set[str]:
-        """Deviations from guidance's formula in the latest run."""
+        """Return how the latest run deviated from guidance's formula."""
         return self._run.remarks
 
     @property
     def running(self) -> bool:
-        """True while a perturbed forward runs."""
+        """Return True while a perturbed forward runs."""
         return self._forward.is_running
 
     def begin_forward(self, step_info: StepInfo, arguments: Mapping[str, Any], pipe: Any) -> None:

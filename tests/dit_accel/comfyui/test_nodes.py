@@ -106,15 +106,15 @@ def test_classes_say_what_the_declarations_say(classes) -> None:
             (output.type, output.name) for output in node.outputs
         ]
         assert hasattr(kind, "fingerprint_inputs") == bool(node.files)
-        for declared, given in zip(node.inputs, schema.inputs, strict=True):
-            assert (given.name, given.tooltip) == (declared.name, declared.tooltip)
+        for declared, built in zip(node.inputs, schema.inputs, strict=True):
+            assert (built.name, built.tooltip) == (declared.name, declared.tooltip)
             if declared.kind == "socket":
-                assert (given.type, given.optional) == (declared.type, declared.optional)
+                assert (built.type, built.optional) == (declared.type, declared.optional)
             else:
-                assert given.default == declared.default
-                assert getattr(given, "min", None) == declared.low
-                assert getattr(given, "max", None) == declared.high
-                assert tuple(getattr(given, "options", ())) == declared.options
+                assert built.default == declared.default
+                assert getattr(built, "min", None) == declared.low
+                assert getattr(built, "max", None) == declared.high
+                assert tuple(getattr(built, "options", ())) == declared.options
 
 
 def test_importing_the_package_loads_no_node() -> None:

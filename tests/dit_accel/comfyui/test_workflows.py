@@ -48,10 +48,10 @@ def test_links_join_outputs_and_inputs_of_one_type(name) -> None:
     workflow = load_workflow(name)
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for link, source, output, target, position, kind in workflow["links"]:
-        given, taken = nodes[source]["outputs"][output], nodes[target]["inputs"][position]
-        assert given["type"] == taken["type"] == kind
-        assert link in given["links"]
-        assert link == taken["link"]
+        start, end = nodes[source]["outputs"][output], nodes[target]["inputs"][position]
+        assert start["type"] == end["type"] == kind
+        assert link in start["links"]
+        assert link == end["link"]
     assert workflow["last_link_id"] == len(workflow["links"])
     assert workflow["last_node_id"] == max(nodes)
 
