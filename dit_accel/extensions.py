@@ -14,24 +14,34 @@ from dit_accel.errors import RunFailed
 COMMANDS = "dit_accel.commands"
 EXTENSIONS = "dit_accel.extensions"
 
+# Packages whose name on the package index differs from the name of their module.
+DISTRIBUTIONS = {"imageio_ffmpeg": "imageio-ffmpeg", "sklearn": "scikit-learn"}
 
-def require(module: str, extra: str, purpose: str) -> None:
-    """Check that an optional package is installed, without importing it.
+
+def require_extra(user: str, *modules: str, extra: str = "eval") -> None:
+    """Check that the packages of an extra are installed, without importing them.
 
     Args:
-        module: the module that is imported from the package.
-        extra: the extra of dit_accel that brings it.
-        purpose: plural noun phrase for what needs it, such as ``"mp4 files"``.
+        user: What needs the packages, such as ``"`dit-accel tune`"`` or ``"writing an mp4 file"``.
+        modules: Names of top-level modules.
+        extra: The extra of dit_accel that brings the packages.
 
     Raises:
-        RunFailed: if it is missing, with the command that installs it.
+        RunFailed: If packages are missing, with the command that installs them.
 
     Example:
-        >>> require("imageio_ffmpeg", "video", "mp4 files")
+        >>> require_extra("writing an mp4 file", "imageio_ffmpeg", extra="video")
     """
-    if importlib.util.find_spec(module) is None:
-        package = module.replace("_", "-")
-        raise RunFailed(f"{purpose} need {package}: pip install 'dit_accel[{extra}]'")
+    missing = [DISTRIBUTIONS.get(name, name) for name in modules if not _is_installed(name)]
+    if missing:
+        raise RunFailed(f"{user} needs {', '.join(missing)}: pip install 'dit_accel[{extra}]'")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # a loaded module without a spec
+        return True
 
 
 def command_names() -> list[str]:

@@ -20,7 +20,7 @@ from dit_accel.comfyui.node_declaration import (
 from dit_accel.comfyui.progress import report_progress
 from dit_accel.core.precision import PRECISIONS
 from dit_accel.errors import InvalidSettings
-from dit_accel.extensions import load_extension
+from dit_accel.extensions import load_extension, require_extra
 from dit_accel.generation.loading import load_pipeline, read_card
 from dit_accel.generation.placement import DTYPES, OFFLOADS, LoadOptions
 from dit_accel.generation.render import Clip, render_with
@@ -174,6 +174,7 @@ def compare(
     settings = make_settings(
         pipeline, prompt, negative_prompt, width, height, frames, steps, guidance_scale, seed
     )
+    require_extra("the Compare node", "torchmetrics", "lpips", extra="comfyui")
     profile = attention or Profile()
     clip = render_clip(pipeline, settings, profile, guidance)
     dense = render_clip(pipeline, settings, build_profile(settings.as_dense()), guidance)

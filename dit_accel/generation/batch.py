@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.errors import InvalidSettings
-from dit_accel.extensions import load_extension, require
+from dit_accel.extensions import load_extension, require_extra
 from dit_accel.generation.call_checks import check_call
 from dit_accel.generation.distributed import Process
 from dit_accel.generation.journal import Journal, find_record, is_rendered
@@ -110,7 +110,7 @@ def plan_jobs(
     if any(path.suffix == ".mp4" for path in paths):
         require_encoder()
     if options.compare:
-        require("torchmetrics", "eval", "comparisons")
+        require_extra("a comparison", "torchmetrics", "lpips")
     for settings, card in validated:
         check_call(settings, card)
     return [Job(*request, path) for request, path in zip(validated, paths, strict=True)]

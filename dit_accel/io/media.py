@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.errors import InvalidSettings
-from dit_accel.extensions import require
+from dit_accel.extensions import require_extra
 from dit_accel.io.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ def require_encoder() -> None:
     Raises:
         RunFailed: naming the extra that brings them.
     """
-    require("imageio", "video", "mp4 files")
-    require("imageio_ffmpeg", "video", "mp4 files")
+    require_extra("an mp4 file", "imageio", "imageio_ffmpeg", extra="video")
 
 
 def to_bytes(frames: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 
 from dit_accel.cli import main
 from dit_accel.errors import RunFailed
-from dit_accel_eval.cli.extra import require_extra
+from dit_accel.extensions import require_extra
 
 PROBE = """
 import json, sys

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from dit_accel.cli.options import backbone_option
-from dit_accel_eval.cli.extra import PAGE, require_extra
+from dit_accel.extensions import require_extra
+from dit_accel_eval.cli.extra import PAGE
 
 
 @click.command("compare")

@@ -11,9 +11,9 @@ import click
 
 from dit_accel.cli.options import model_options, prompts_option
 from dit_accel.errors import InvalidSettings
+from dit_accel.extensions import require_extra
 from dit_accel.io.parsing import parse_integers
 from dit_accel.io.prompts import read_prompts
-from dit_accel_eval.cli.extra import require_extra
 
 if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from dit_accel.cli.options import backbone_option, model_options, prompts_option
+from dit_accel.extensions import require_extra
 from dit_accel.io.prompts import read_prompts
-from dit_accel_eval.cli.extra import PAGE, require_extra
+from dit_accel_eval.cli.extra import PAGE
 
 if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings

@@ -289,8 +289,8 @@ def test_missing_packages_are_reported_before_rendering(
     missing = {"imageio_ffmpeg"}
     assert cli.main(render) == 1
     error = capsys.readouterr().err.strip()
-    assert error == "error: mp4 files need imageio-ffmpeg: pip install 'dit_accel[video]'"
+    assert error == "error: an mp4 file needs imageio-ffmpeg: pip install 'dit_accel[video]'"
     missing = {"torchmetrics"}
     assert cli.main([*render, "--compare"]) == 1
     error = capsys.readouterr().err.strip()
-    assert error == "error: comparisons need torchmetrics: pip install 'dit_accel[eval]'"
+    assert error == "error: a comparison needs torchmetrics: pip install 'dit_accel[eval]'"

@@ -85,7 +85,7 @@ def test_frames_that_begin_later_take_more_steps(forcing) -> None:
 def test_adaptive_guidance_is_refused_where_frames_have_noise_of_their_own(forcing) -> None:
     forcing.enable_perturbed_guidance(2.0, heads="blocks.1", adaptive=0.001)
     assert len(moments(forcing, 9)) == STEPS
-    with pytest.raises(RuntimeError, match="one level of noise for each"):
+    with pytest.raises(RuntimeError, match="one noise level for each"):
         moments(forcing, 9, ar_step=2)
 
 

@@ -201,7 +201,7 @@ def test_profiles_round_trip(tmp_path, method: Method) -> None:
         (SVG, {"density": 2.0}, r"density must be in \[0, 1\], got 2.0"),
         (Neighborhood, {"window": (1, 0, 1)}, "window must be three positive numbers"),
         (Neighborhood, {"tile": (2, 4)}, "tile must be three positive numbers"),
-        (SVGEar, {"density": ()}, "one for each head, got none"),
+        (SVGEar, {"density": ()}, "one for each head, got an empty sequence"),
         (ReTtention, {"lam": float("nan")}, "lam must be finite"),
         (Radial, {"decay": 0.0}, "decay must be above 0"),
         (PermutedBlocks, {"top_p": 0.0}, r"top_p must be in \(0, 1\]"),

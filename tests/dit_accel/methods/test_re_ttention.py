@@ -22,8 +22,7 @@ def steps(method: ReTtention, drift: float, count: int = 3):
     call, noise = attention_call(LAYOUT), attention_call(LAYOUT, seed=1)
     for step in range(count):
         moved = dataclasses.replace(
-            call,
-            step=step,
+            at_step(call, step),
             query=call.query + drift * step * noise.query,
             key=call.key + drift * step * noise.key,
             value=call.value + drift * step * noise.value,
