@@ -67,10 +67,12 @@ class AttentionRunner(MethodRunner):
             run.most_tokens = max(run.most_tokens, tokens)
         elif self.family.variable_text:
             layout = replace(layout, text_tokens=max(0, tokens - layout.visual_tokens))
+        batched = layout.for_batch(dense.query.shape[0]) if layout is not None else None
         return CallFacts(
             tokens=tokens,
             keys=dense.key.shape[1],
-            layout=layout,
+            layout=batched or layout,
+            other_batch=layout is not None and batched is None,
             masked=dense.mask is not None,
             unreadable_mask=dense.has_foreign_mask,
             causal=dense.causal,

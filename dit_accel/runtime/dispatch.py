@@ -29,6 +29,7 @@ class CallFacts:
         tokens: Number of queries.
         keys: Number of keys.
         layout: Where the visual tokens are; None if unknown.
+        other_batch: True if the text masks describe another number of samples than the call has.
         masked: True if the call has an attention mask.
         unreadable_mask: True if the mask is not a tensor, such as FlexAttention's BlockMask.
         causal: True for causal attention.
@@ -40,6 +41,7 @@ class CallFacts:
     tokens: int
     keys: int
     layout: TokenLayout | None
+    other_batch: bool = False
     masked: bool = False
     unreadable_mask: bool = False
     causal: bool = False
@@ -68,6 +70,7 @@ UNSUPPORTED: tuple[tuple[str, Callable[[CallFacts], bool]], ...] = (
         "fewer tokens than the largest attention has",
         lambda f: f.layout is None and f.tokens < f.most_tokens,
     ),
+    ("text masks of another batch size", lambda f: f.other_batch),
     ("attention mask", _masked),
     ("causal attention", lambda f: f.causal),
     ("queries and keys of different length", lambda f: f.tokens != f.keys),

@@ -74,6 +74,21 @@ class TokenLayout:
         """Return True if the visual tokens form one line, because their grid is unknown."""
         return self.frames == self.height == 1 < self.width
 
+    def for_batch(self, batch: int) -> TokenLayout | None:
+        """Return the layout for a batch size, because the text of one sample may serve all samples.
+
+        Returns:
+            None if the subsets describe another number of samples.
+        """
+        sizes = [None if s.sample_index is None else len(s.sample_index) for s in self.subsets]
+        if None in sizes or not sizes or sum(filter(None, sizes)) == batch:
+            return self
+        if sizes != [1]:
+            return None
+        token_index = self.subsets[0].token_index
+        shared = token_index[0] if token_index.dim() == 2 else token_index
+        return replace(self, subsets=(TokenSubset(None, shared),))
+
 
 def patch_grid(latents: Tensor, patch: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return how many patches fit in each of the last three dimensions ``(F, H, W)`` of latents.

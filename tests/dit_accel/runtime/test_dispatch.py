@@ -14,6 +14,7 @@ GOOD = CallFacts(tokens=53, keys=53, layout=GRID, joint=True, most_tokens=53)
 CASES = {
     "which tokens are text": {"layout": None},
     "fewer tokens than the largest": {"layout": None, "joint": False, "tokens": 20, "keys": 20},
+    "text masks of another batch size": {"other_batch": True},
     "attention mask": {"masked": True},
     "causal attention": {"causal": True},
     "different length": {"keys": 20},
