@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +79,10 @@ class Installation:
         self._remove_hook()
 
     def _remove_hook(self) -> None:
+        with _below_offload_hook(self.transformer):
+            self._remove_root_hook()
+
+    def _remove_root_hook(self) -> None:
         registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
         hook = registry.get_hook(HOOK)
         if hook is None:
@@ -108,10 +114,32 @@ def install(
         originals.append((module, original))
         module.processor = sparse_processor(original, layer)
         layers.append(layer)
-    before = vars(transformer).get("forward")
-    root_hook(transformer, component).handler = handler
-    hooked = vars(transformer)["forward"]
+    with _below_offload_hook(transformer):
+        before = vars(transformer).get("forward")
+        root_hook(transformer, component).handler = handler
+        hooked = vars(transformer)["forward"]
     return Installation(transformer, tuple(layers), tuple(originals), before, hooked)
+
+
+@contextmanager
+def _below_offload_hook(transformer: nn.Module) -> Iterator[None]:
+    """Expose the forward below accelerate's offload hook while a ``with`` block runs.
+
+    A hook belongs below it, because pipelines take the offload hook off and put it back after each call. That drops
+    every hook above it.
+    """
+    attributes = vars(transformer)
+    if "_old_forward" not in attributes:
+        yield
+        return
+    offloaded, inner = attributes.pop("forward"), attributes["_old_forward"]
+    if getattr(inner, "__func__", None) is not type(transformer).forward:
+        attributes["forward"] = inner
+    try:
+        yield
+    finally:
+        attributes["_old_forward"] = transformer.forward
+        attributes["forward"] = offloaded
 
 
 def is_patchable(attention: nn.Module) -> bool:
