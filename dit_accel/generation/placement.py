@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,11 +59,7 @@ class LoadOptions:
                 f"offload {self.offload!r} needs a CUDA device, got {self.device!r}: choose none"
             )
         for text in self.loras:
-            lora = Lora.parse(text)
-            if lora.is_local and not Path(lora.source).exists():
-                raise InvalidSettings(
-                    f"no LoRA {lora.source}: give a folder, a .safetensors file or a hub id"
-                )
+            Lora.parse(text).check()
         if self.ulysses > 1:
             self._check_context_parallelism()
 
@@ -150,21 +147,42 @@ class Lora(NamedTuple):
         """Return the adapter that ``SOURCE`` or ``SOURCE:SCALE`` names.
 
         Raises:
-            InvalidSettings: for a scale that is not a number.
+            InvalidSettings: for a scale that is not a finite number.
         """
+        if Path(text).is_file():  # a file name may contain a colon
+            return cls(text)
         source, colon, scale = text.rpartition(":")
         # A colon before a slash belongs to a path or to a drive letter.
         if not colon or "/" in scale or "\\" in scale:
             return cls(text)
         try:
-            return cls(source, float(scale))
+            number = float(scale)
         except ValueError:
             raise InvalidSettings(f"LoRA {text!r}: the scale {scale!r} is not a number") from None
+        if not math.isfinite(number):
+            raise InvalidSettings(f"LoRA {text!r}: the scale must be finite, got {scale}")
+        return cls(source, number)
 
     @property
     def is_local(self) -> bool:
         """Return True if the source is a file or folder, not a hub id."""
         return self.source.endswith(".safetensors") or self.source.count("/") != 1
+
+    def check(self) -> None:
+        """Check that the source exists, if it is local, and that it is no pickle.
+
+        Raises:
+            InvalidSettings: with what is accepted.
+        """
+        path = Path(self.source)
+        if self.is_local and not path.exists():
+            raise InvalidSettings(
+                f"no LoRA {self.source}: give a folder, a .safetensors file or a hub id"
+            )
+        if path.is_file() and path.suffix != ".safetensors":
+            raise InvalidSettings(
+                f"LoRA {self.source} is not a .safetensors file: pickled weights are never loaded"
+            )
 
     def load(self, pipe: Any, name: str) -> None:
         """Load the adapter into a pipeline under a name, from safetensors only.
@@ -174,6 +192,7 @@ class Lora(NamedTuple):
         """
         from safetensors import SafetensorError
 
+        self.check()
         if not hasattr(pipe, "load_lora_weights"):
             raise InvalidSettings(f"{type(pipe).__name__} takes no LoRA: leave --lora out")
         path = Path(self.source)

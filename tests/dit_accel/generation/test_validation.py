@@ -15,7 +15,7 @@ from PIL import Image
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.batch import output_paths
 from dit_accel.generation.journal import Journal
-from dit_accel.generation.placement import check_device
+from dit_accel.generation.placement import LoadOptions, Lora, check_device
 from dit_accel.generation.render import call_arguments, render
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
@@ -324,3 +324,29 @@ def test_records_are_read_in_the_order_of_their_journals(tmp_path: Path) -> None
         journal.write_text(json.dumps({"seconds": seconds}) + "\n")
         os.utime(journal, (0, 1 - rank))
     assert [record["seconds"] for record in Journal(report, 0).records()] == [9.0, 3.0]
+
+
+@pytest.mark.parametrize("name", ["style.bin", "loras/style.pt", "style.ckpt"])
+def test_a_pickled_lora_is_refused(tmp_path, monkeypatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"\x80\x04.")
+    for text in (name, str(path.resolve()), f"{name}:0.5"):
+        with pytest.raises(InvalidSettings, match="pickled weights are never loaded"):
+            LoadOptions(loras=(text,)).check()
+        with pytest.raises(InvalidSettings, match="pickled weights are never loaded"):
+            Lora.parse(text).load(None, "lora0")
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "-inf", "1e400"])
+def test_a_lora_scale_is_finite(scale: str) -> None:
+    with pytest.raises(InvalidSettings, match="must be finite"):
+        Lora.parse(f"user/style:{scale}")
+
+
+def test_a_lora_file_may_have_a_colon_in_its_name(tmp_path) -> None:
+    path = tmp_path / "style:v2.safetensors"
+    path.touch()
+    assert Lora.parse(str(path)) == Lora(str(path), 1.0)
+    assert Lora.parse(f"{path}:0.5") == Lora(str(path), 0.5)
