@@ -229,6 +229,8 @@ def check_device(device: str) -> str:
     if match is None:
         raise InvalidSettings(f"unknown device {device!r}: use cpu, cuda or cuda:N")
     kind, index = match[1], int(match[2] or 0)
+    if kind == "cpu" and index:
+        raise InvalidSettings(f"unknown device {device!r}: there is one CPU, so use cpu")
     if kind == "cpu":
         return kind
     if not torch.cuda.is_available():

@@ -7,6 +7,7 @@ pipeline's call, which imports diffusers.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.call_checks import check_call
@@ -16,6 +17,10 @@ from dit_accel.guidance import ModelShape, PerturbedGuidance, check_family, make
 from dit_accel.io.media import read_image
 from dit_accel.io.parsing import parse_dataclass
 from dit_accel_assets.sizes import SIZES
+
+# Beyond these a number is a mistake, and some encoders and schedulers fail late.
+LARGEST = {"steps": 10_000, "fps": 1_000, "height": 16_384, "width": 16_384, "frames": 100_000}
+SCALES = ("guidance_scale", "true_cfg_scale", "pag_scale", "softness")
 
 
 def validate(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
@@ -54,10 +59,7 @@ def check_settings(settings: RenderSettings) -> None:
         InvalidSettings: naming the setting.
     """
     build_profile(settings)
-    if settings.steps is not None and settings.steps < 1:
-        raise InvalidSettings(f"steps must be at least 1, got {settings.steps}")
-    if settings.fps < 1:
-        raise InvalidSettings(f"fps must be at least 1, got {settings.fps}")
+    _check_numbers(settings)
     if not 0 <= settings.seed < 2**63:
         raise InvalidSettings(f"seed must be in [0, 2**63), got {settings.seed}")
     if settings.softness is not None and not settings.is_guided:
@@ -67,6 +69,19 @@ def check_settings(settings: RenderSettings) -> None:
     if settings.image is not None:
         read_image(settings.image)
     settings.load_options.check()
+
+
+def _check_numbers(settings: RenderSettings) -> None:
+    for name, largest in LARGEST.items():
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise InvalidSettings(f"{name} must be at least 1, got {value}")
+        if value is not None and value > largest:
+            raise InvalidSettings(f"{name} must be at most {largest}, got {value}")
+    for name in SCALES:
+        value = getattr(settings, name)
+        if value is not None and not math.isfinite(value):
+            raise InvalidSettings(f"{name} must be a finite number, got {value}")
 
 
 def check_sharing(settings: RenderSettings, card: ModelCard) -> None:

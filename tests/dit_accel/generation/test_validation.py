@@ -267,7 +267,7 @@ def test_folders_may_have_dots_and_be_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scale", [math.inf, math.nan, -1.0])
 def test_the_scale_of_guidance_must_be_finite(scale: float) -> None:
-    with pytest.raises(InvalidSettings, match=f"scale must be 0 or more, and finite, got {scale}"):
+    with pytest.raises(InvalidSettings, match=f"scale must be .*finite.*, got {scale}"):
         validate(RenderSettings(PROMPT, pag_scale=scale))
 
 
@@ -350,3 +350,24 @@ def test_a_lora_file_may_have_a_colon_in_its_name(tmp_path) -> None:
     path.touch()
     assert Lora.parse(str(path)) == Lora(str(path), 1.0)
     assert Lora.parse(f"{path}:0.5") == Lora(str(path), 0.5)
+
+
+@pytest.mark.parametrize("name", ["steps", "fps", "height", "width", "frames"])
+@pytest.mark.parametrize("value", [0, -1, 10**9])
+def test_counts_have_both_bounds(name: str, value: int) -> None:
+    with pytest.raises(InvalidSettings, match=rf"{name} must be at (least|most) \d+, got {value}"):
+        validate(RenderSettings("a red circle", **{name: value}))
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "true_cfg_scale", "pag_scale", "softness"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scales_are_finite(name: str, value: float) -> None:
+    further = {"pag_scale": 1.0} if name == "softness" else {}
+    with pytest.raises(InvalidSettings, match=f"{name} must be a finite number"):
+        validate(RenderSettings("a red circle", **{**further, name: value}))
+
+
+@pytest.mark.parametrize("device", ["cpu:1", "cpu:5"])
+def test_there_is_one_cpu(device: str) -> None:
+    with pytest.raises(InvalidSettings, match="there is one CPU"):
+        check_device(device)
