@@ -236,7 +236,7 @@ def build_record(rendered: Rendered, load_seconds: float) -> dict[str, Any]:
     record["output"] = str(job.path)
     if dense is not None:
         record["quality"] = rendered.quality
-        record["speedup"] = load_extension("comparison").speedup(dense, clip)
+        record["speedup"] = load_extension("comparison").reported_speedup(dense, clip)
         record["dense_seconds"] = dense.seconds
     return record
 

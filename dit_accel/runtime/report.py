@@ -65,13 +65,23 @@ class AttentionReport:
     layers: dict[str, float]
     guidance: dict[str, Any] | None = None
 
+    @property
+    def no_effect(self) -> str | None:
+        """Return why no call of a sparse method was sparse; None if some were, or before a run."""
+        total = sum(self.calls.values())
+        if self.method == Dense.name or self.calls["sparse"] or not total:
+            return None
+        reasons = ", ".join(self.fallbacks) or "the schedule leaves them dense"
+        return f"0 of {total} calls were sparse: {reasons}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values."""
         return asdict(self)
 
     def __str__(self) -> str:
         calls = ", ".join(f"{n} {kind}" for kind, n in self.calls.items())
-        lines = [f"{self.method} on {self.family}: {calls}"]
+        lines = [self.no_effect] if self.no_effect else []
+        lines += [f"{self.method} on {self.family}: {calls}"]
         lines += [f"  fallback x{n}: {reason}" for reason, n in self.fallbacks.items()]
         lines += [f"  {remark}" for remark in self.remarks]
         lines += [f"  guard x{n}: {fault}" for fault, n in self.faults.items()]
@@ -93,6 +103,7 @@ class AttentionReport:
     def _repr_html_(self) -> str:
         """Return the report as an HTML table, which notebooks show."""
         rows = [("method", self.method), ("family", self.family)]
+        rows += [("no effect", self.no_effect)] if self.no_effect else []
         rows += [(f"{kind} calls", str(n)) for kind, n in self.calls.items()]
         rows += [
             (f"density, {kind.replace('_', ' ')}", _number(v)) for kind, v in self.density.items()

@@ -79,6 +79,11 @@ def speedup(dense: Clip, other: Clip) -> float:
     return dense.seconds["denoise"] / other.seconds["denoise"]
 
 
+def reported_speedup(dense: Clip, other: Clip) -> float | None:
+    """Return the `speedup`, or None if no call was sparse, because the ratio is then chance."""
+    return None if other.attention.no_effect else speedup(dense, other)
+
+
 def describe_times(clip: Clip) -> str:
     """Return the seconds of the denoising loop by part. ``rest`` is everything outside self-attention."""
     parts = dict(clip.attention.seconds)
@@ -99,9 +104,12 @@ def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> s
         }
         for name, clip in (("dense", dense), (method, other))
     }
-    ratio = f"speed-up of the denoising loop: {speedup(dense, other):.2f}"
-    backend = f"diffusers' dense attention ({active_backend_name()})"
-    lines = [format_table(rows), f"{ratio}, over {backend}"]
+    ratio, no_effect = reported_speedup(dense, other), other.attention.no_effect
+    lines = [no_effect] if no_effect else []
+    lines.append(format_table(rows))
+    if ratio is not None:
+        backend = f"diffusers' dense attention ({active_backend_name()})"
+        lines.append(f"speed-up of the denoising loop: {ratio:.2f}, over {backend}")
     lines += [
         f"{name} spent {describe_times(clip)}" for name, clip in (("dense", dense), (method, other))
     ]

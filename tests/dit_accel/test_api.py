@@ -199,3 +199,30 @@ def test_a_script_with_every_verb_runs_and_restores(wan, run_wan) -> None:
     assert render_with_every_verb(wan).method == "svg-ear"
     assert session_of(wan) is None
     assert torch.equal(run_wan(wan), expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reason"),
+    [
+        (Schedule(dense_steps=0), "0 of 24 calls were sparse: fewer than 2048 tokens"),
+        (Schedule(dense_steps=1), "0 of 24 calls were sparse: the schedule leaves them dense"),
+    ],
+)
+def test_a_run_without_sparse_calls_says_so_first(wan, run_wan, schedule, reason: str) -> None:
+    wan.enable_sparse_attention(COARSE, schedule=schedule)
+    assert wan.attention_report().no_effect is None  # nothing ran yet
+    run_wan(wan)
+    report = wan.attention_report()
+    assert report.no_effect == reason
+    assert str(report).startswith(reason)
+    assert reason in report._repr_html_()
+
+
+def test_sparse_and_quantized_runs_have_an_effect(wan, run_wan) -> None:
+    wan.enable_sparse_attention(COARSE, schedule=ALWAYS)
+    run_wan(wan)
+    assert wan.attention_report().no_effect is None
+    wan.disable_sparse_attention()
+    wan.enable_quantized_attention("int8")
+    run_wan(wan)
+    assert wan.attention_report().no_effect is None

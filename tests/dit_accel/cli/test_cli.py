@@ -160,6 +160,18 @@ def test_render_compare_report_and_replay(tmp_path: Path, capsys) -> None:
     np.testing.assert_array_equal(read_frames(again), read_frames(out))
 
 
+def test_a_comparison_without_sparse_calls_shows_no_speedup(tmp_path, capsys) -> None:
+    out, report = tmp_path / "clip.mp4", tmp_path / "report.json"
+    size = ["--height", "128", "--width", "128", "--frames", "9", "--steps", "2"]
+    arguments = [PROMPT, "-o", str(out), "--compare", "--report", str(report), *size]
+    assert cli.main(["render", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "0 of 16 calls were sparse: fewer than 2048 tokens" in printed
+    assert printed.index("0 of 16") < printed.index("denoise s")
+    assert "speed-up" not in printed
+    assert json.loads(report.read_text())["speedup"] is None
+
+
 @pytest.mark.usefixtures("no_loading")
 def test_true_cfg_scale_is_a_setting(capsys) -> None:
     assert cli.main(["render", PROMPT, "--true-cfg-scale", "4"]) == 2
