@@ -15,19 +15,12 @@ if TYPE_CHECKING:
     from dit_accel.runtime.session import Quantization, Session
 
 
-class _Handle(abc.ABC):
-    """A feature that ends when the handle is closed, or at the end of a ``with`` block.
-
-    Args:
-        sessions: Returns the sessions that are enabled on the target at the time.
-    """
-
-    def __init__(self, sessions: Callable[[], list[Session]]) -> None:
-        self._sessions = sessions
+class Closable(abc.ABC):
+    """Base of objects that end something when they are closed, or at the end of a ``with`` block."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """End the feature. Closing twice is safe, and what was enabled later stays."""
+        """End it. Closing twice is safe."""
 
     def __enter__(self) -> Self:
         return self
@@ -39,6 +32,17 @@ class _Handle(abc.ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _Handle(Closable):
+    """A feature of a pipeline. Closing the handle leaves what was enabled later.
+
+    Args:
+        sessions: Returns the sessions that are enabled on the target at the time.
+    """
+
+    def __init__(self, sessions: Callable[[], list[Session]]) -> None:
+        self._sessions = sessions
 
 
 class QuantizationHandle(_Handle):

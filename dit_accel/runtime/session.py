@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -24,6 +23,7 @@ from dit_accel.hooks.layout_cache import LayoutCache
 from dit_accel.hooks.step_tracker import StepInfo, StepTracker
 from dit_accel.methods import Dense
 from dit_accel.runtime.attention_runner import AttentionRunner
+from dit_accel.runtime.handles import Closable
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import AttentionReport, make_report
 from dit_accel.runtime.run_state import Forward, Run
@@ -48,7 +48,7 @@ class Quantization:
         )
 
 
-class Session:
+class Session(Closable):
     """Everything that is enabled on one pipeline or bare transformer.
 
     ``enable_sparse_attention`` returns it. Used as a context manager, it disables sparse attention at the end of the
@@ -119,6 +119,19 @@ class Session:
         self.guidance = None
         self._uninstall_if_idle()
 
+    def new_run(self) -> None:
+        """Begin a new run with the next forward. Call it between two clips in a loop of your own.
+
+        Pipelines need no call, because a new run is recognized by their scheduler.
+
+        Example:
+            >>> session = dit_accel.enable_sparse_attention(transformer, "svg2")
+            >>> for latents in clips:
+            ...     session.new_run()
+            ...     denoise(transformer, latents)
+        """
+        self.reset()
+
     def install(self) -> None:
         """Install the session on its transformers, for the first time or again after `uninstall`.
 
@@ -162,17 +175,6 @@ class Session:
     def _uninstall_if_idle(self) -> None:
         if self._sparse is None and self.guidance is None and self._quantization is None:
             self.uninstall()
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         enabled = []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dit_accel
-from dit_accel import SVG2, Schedule, hooks
+from dit_accel import SVG2, ReTtention, Schedule, hooks
 from dit_accel.hooks import layers
 from dit_accel.runtime.active_sessions import session_of
 from dit_accel_pipelines import UnknownFamily
@@ -249,6 +249,29 @@ def test_bare_transformer(wan) -> None:
     ) as session:
         torch.testing.assert_close(transformer(**arguments).sample, expected, rtol=0, atol=1e-4)
         assert session.report().calls["sparse"] == 3
+
+
+@pytest.mark.parametrize("method", [COARSE, ReTtention(density=0.3), SVG2(refresh=5)], ids=str)
+def test_a_new_run_separates_the_clips_of_a_loop(wan, method) -> None:
+    """A one-step model has the same timestep in every clip, so nothing else tells the clips apart."""
+
+    def forward(seed: int) -> torch.Tensor:
+        noise = torch.randn(1, 8, 6, 8, 8, generator=torch.Generator().manual_seed(seed))
+        with wan.transformer.cache_context("cond"), torch.no_grad():
+            return wan.transformer(
+                hidden_states=noise,
+                timestep=torch.tensor([999.0]),
+                encoder_hidden_states=torch.zeros(1, 4, 32),
+            ).sample
+
+    with dit_accel.enable_sparse_attention(wan.transformer, method, schedule=ALWAYS):
+        alone = forward(1)
+    with dit_accel.enable_sparse_attention(wan.transformer, method, schedule=ALWAYS) as session:
+        for seed in (0, 2, 1):
+            session.new_run()
+            clip = forward(seed)
+            assert len(session._run.states) == 3
+    assert torch.equal(clip, alone)
 
 
 def test_users_backend_serves_dense_calls(wan, run_wan) -> None:
