@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from dit_accel import cli
 
 SIGNAL = int(sys.argv[1])
+
+# Background jobs of a shell inherit an ignored Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Popen(subprocess.Popen):
