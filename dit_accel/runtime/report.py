@@ -15,7 +15,6 @@ from dit_accel.runtime.profile import knobs_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_accel.core.precision import PrecisionResolver
     from dit_accel.guidance.perturbed_branch import PerturbedBranch
     from dit_accel.runtime.run_state import Run
     from dit_accel_pipelines import Family
@@ -178,18 +177,15 @@ class RunStats:
         }
 
 
-def make_report(
-    run: Run, precisions: PrecisionResolver, family: Family, guidance: PerturbedBranch | None
-) -> AttentionReport:
+def make_report(run: Run, family: Family, guidance: PerturbedBranch | None) -> AttentionReport:
     """Return the report of a run.
 
     Args:
         run: State of the run.
-        precisions: The precisions that ran.
         family: Family of the transformers.
         guidance: The perturbed branch, if perturbed guidance is enabled.
     """
-    profile, stats = run.profile, run.stats
+    profile, stats, precisions = run.profile, run.stats, run.precisions
     return AttentionReport(
         method=profile.method.name,
         config={
@@ -201,7 +197,7 @@ def make_report(
             "sparse": precisions.used(profile.precision),
             "dense": precisions.used(profile.dense_precision),
         },
-        remarks=_remarks(run, precisions, guidance),
+        remarks=_remarks(run, guidance),
         family=family.name,
         calls={kind: stats.calls[kind] for kind in ("dense", "sparse", "fallback")},
         fallbacks=dict(stats.fallbacks),
@@ -214,11 +210,9 @@ def make_report(
     )
 
 
-def _remarks(
-    run: Run, precisions: PrecisionResolver, guidance: PerturbedBranch | None
-) -> list[str]:
+def _remarks(run: Run, guidance: PerturbedBranch | None) -> list[str]:
     """Collect remarks: changed precisions, deviating guidance, slow sizes, settings without effect."""
-    remarks = precisions.remarks()
+    remarks = run.precisions.remarks()
     remarks += sorted(guidance.remarks) if guidance else []
     remarks += run.advisor.remarks
     if not run.stats.calls.total():

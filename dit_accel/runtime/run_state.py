@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.core.ops import Ops
+from dit_accel.core.precision import PrecisionResolver
 from dit_accel.runtime.cost_model import SlowdownAdvisor
 from dit_accel.runtime.guard import GuardMonitor
 from dit_accel.runtime.report import RunStats
@@ -26,6 +27,7 @@ class Run:
     Args:
         profile: How attention runs.
         layouts: Cache of the run's token layouts; None if the caller finds layouts itself.
+        precisions: Precisions that run on the device.
 
     Attributes:
         stats: Counters for the report.
@@ -38,8 +40,14 @@ class Run:
         num_steps: Number of denoising steps, as the latest forward reported it.
     """
 
-    def __init__(self, profile: Profile, layouts: LayoutCache | None = None) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        layouts: LayoutCache | None = None,
+        precisions: PrecisionResolver | None = None,
+    ) -> None:
         self.profile, self.layouts = profile, layouts
+        self.precisions = precisions or PrecisionResolver()
         self.stats = RunStats()
         self.ops = Ops(self.stats.timer, self.stats.plans)
         self.guard = GuardMonitor(profile.guard)

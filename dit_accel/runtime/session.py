@@ -80,9 +80,10 @@ class Session(Closable):
         # Weak, because a session that outlives its pipeline must not keep the weights.
         self._transformers = WeakValueDictionary(transformers_of(target))
         self._configure()
+        self._run = self._new_run()
         self.install()
 
-    # What is enabled.
+    # Settings.
 
     @property
     def sparse(self) -> Profile | None:
@@ -162,15 +163,17 @@ class Session(Closable):
 
     def report(self) -> AttentionReport:
         """Return the counts, densities and seconds of the latest run."""
-        return make_report(self._run, self._attention.precisions, self.family, self.guidance)
+        return make_report(self._run, self.family, self.guidance)
 
     def _configure(self) -> None:
-        """Make everything that depends on the settings anew."""
+        """Apply the settings. The latest run stays for the report until the next forward."""
         profile = self._sparse or Profile(method=Dense())
         if self._quantization is not None:
             profile = self._quantization.apply(profile)
         self._attention = AttentionRunner(self.family, profile)
-        self._run = Run(profile, LayoutCache(self.family))
+
+    def _new_run(self) -> Run:
+        return Run(self.profile, LayoutCache(self.family), self._attention.precisions)
 
     def _uninstall_if_idle(self) -> None:
         if self._sparse is None and self.guidance is None and self._quantization is None:
@@ -237,9 +240,9 @@ class Session(Closable):
         self._tracker.follow(pipe)
         timestep = call.arguments.get("timestep", call.arguments.get("t"))
         info = self._tracker.update(call.context, timestep)
-        if info.new_run:
+        if info.new_run or self._run.profile is not self.profile:
             self._run.free()
-            self._run = Run(self.profile, LayoutCache(self.family))
+            self._run = self._new_run()
         self._run.num_steps = info.num_steps
         for installation in self._installations:
             for name in installation.replaced_layers(call.component):

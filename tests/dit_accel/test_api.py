@@ -226,3 +226,17 @@ def test_sparse_and_quantized_runs_have_an_effect(wan, run_wan) -> None:
     wan.enable_quantized_attention("int8")
     run_wan(wan)
     assert wan.attention_report().no_effect is None
+
+
+def test_a_report_outlives_what_made_it(wan, run_wan) -> None:
+    with wan.enable_sparse_attention(COARSE, schedule=ALWAYS) as session:
+        with wan.enable_quantized_attention("int8"):
+            run_wan(wan)
+        report = wan.attention_report()
+        assert report.precision == {"sparse": "int8", "dense": "int8"}
+        assert report.calls["sparse"] == 24
+    assert session.report().calls == report.calls
+    assert session.report().method == "svg2"
+    session = wan.enable_sparse_attention(COARSE, schedule=ALWAYS)
+    run_wan(wan)
+    assert session.report().precision["sparse"] == "full"
