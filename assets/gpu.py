@@ -32,7 +32,7 @@ TEST_PROCESSES = 8
 COMPILE = "compile"
 # A worker that dies on a fault of the device is started again this often, to go on after the case.
 RESTARTS = 6
-LOG_CHARACTERS = 40_000
+LOG_CHARACTERS = 30_000
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ class Run:
         lines = [f"{part}: {text}" for part, text in self.status.items() if "fail" in text]
         for part, rows in self.results.items():
             for case, row in rows.items():
+                if "log" in row and "fail" in self.status[part]:
+                    lines.append(f"{part}: the log ends with {row['log'][-300:]!r}")
                 if not row.get("ok", True):
                     reason = row.get("failure") or {k: row[k] for k in row if k != "case"}
                     lines.append(f"{part}: {case}: {str(reason)[:300]}")
@@ -125,7 +127,7 @@ def all_parts(device: str, tiny: bool) -> list[Part]:
     if tiny:
         return parts
     compiling = Part(COMPILE, tuple(warm_commands(worker)), 120)
-    return [parts[0], compiling, *parts[1:], *tool_parts(worker), test_part()]
+    return [parts[0], compiling, *parts[1:], *profiler_parts(worker), check_part(worker)]
 
 
 def warm_commands(worker: Any) -> list[tuple[str, ...]]:
@@ -143,33 +145,35 @@ def find_program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
 
 
-def tool_parts(worker: Any) -> list[Part]:
-    """Return the parts that run under NVIDIA's profiler and checker, where they are installed."""
+def profiler_parts(worker: Any) -> list[Part]:
+    """Return the parts that read hardware counters, if NVIDIA's profiler is installed."""
+    profiler = find_program("ncu")
+    if profiler is None:
+        return []
+    flags = ("--clock-control", "none", "--kernel-name", "regex:_attention_fwd_kernel")
+    sections = ("SpeedOfLight", "Occupancy", "WarpStateStats", "InstructionStats")
+    named = tuple(x for s in sections for x in ("--section", s))
     parts = []
-    profiler, checker = find_program("ncu"), find_program("compute-sanitizer")
-    if profiler:
-        flags = ("--clock-control", "none", "--kernel-name", "regex:_attention_fwd_kernel")
-        sections = ("SpeedOfLight", "Occupancy", "WarpStateStats", "InstructionStats")
-        named = tuple(x for s in sections for x in ("--section", s))
-        for case in ("sparse full table at 0.15", "dense int8-fp8 table", "centroid attention"):
-            command = (profiler, *flags, *named, "-c", "2", sys.executable)
-            command = (*command, *worker("speed-wan-480p", "--warm", "--only", case))
-            parts.append(
-                Part(f"tools-ncu {case}", ((*command, "--out", os.devnull),), 45, program=True)
-            )
-    if checker:
-        for tool in ("memcheck", "racecheck"):
-            command = (checker, "--tool", tool, "--error-exitcode", "9", sys.executable)
-            command = (*command, *worker("parity", "--only", "S33 D64"), "--out", os.devnull)
-            parts.append(Part(f"tools-{tool}", (command,), 75, program=True))
+    for case in ("sparse full table at 0.15", "dense int8-fp8 table", "centroid attention"):
+        command = (profiler, *flags, *named, "-c", "2", sys.executable)
+        command = (*command, *worker("speed-wan-480p", "--warm", "--only", case))
+        command = (*command, "--out", os.devnull)
+        parts.append(Part(f"tools-ncu {case}", (command,), 45, program=True))
     return parts
 
 
-def test_part() -> Part:
-    """Return the part that runs the tests of the ops."""
-    command = ("-m", "pytest", "tests/kernels/test_ops_on_gpu.py", "-p", "no:cacheprovider")
-    processes = ("-n", str(TEST_PROCESSES)) if importlib.util.find_spec("xdist") else ()
-    return Part("tools-tests", ((*command, "--confcutdir", "tests/kernels", *processes),), 120)
+def check_part(worker: Any) -> Part:
+    """Return the part that runs the tests of the ops and, where it is installed, NVIDIA's checker."""
+    tests = (sys.executable, "-m", "pytest", "tests/kernels/test_ops_on_gpu.py")
+    tests = (*tests, "-p", "no:cacheprovider", "--confcutdir", "tests/kernels")
+    if importlib.util.find_spec("xdist"):
+        tests = (*tests, "-n", str(TEST_PROCESSES))
+    commands, checker = [tests], find_program("compute-sanitizer")
+    for tool in ("memcheck", "racecheck") if checker else ():
+        command = (checker, "--tool", tool, "--error-exitcode", "9", sys.executable)
+        command = (*command, *worker("parity", "--only", "S33 D64"), "--out", os.devnull)
+        commands.append(command)
+    return Part("tools-checks", tuple(commands), 120, program=True)
 
 
 def later_parts(out: Path, device: str) -> list[Part]:
@@ -264,15 +268,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def collect(part: Part, run: Run, rows: list[Path], logs: list[Path]) -> None:
-    """Keep the last row of each case, or the end of the log of a command that writes no rows."""
+    """Keep the last row of each case, or the ends of the logs of commands that write no rows."""
     found = run.results.setdefault(part.name, {})
     for path in rows:
         for line in path.read_text().splitlines() if path.exists() else []:
             row = json.loads(line)
             found[row.pop("case")] = row
-    text = "\n".join(log.read_text(errors="replace")[-LOG_CHARACTERS:] for log in logs)
-    if not part.is_worker or not found:
-        found["log"] = {"log": text[-LOG_CHARACTERS:]}
+    has_rows = part.is_worker and bool(found)
+    for log in logs:
+        text = log.read_text(errors="replace")
+        if not has_rows or "Traceback" in text:
+            found[log.stem] = {"log": text[-LOG_CHARACTERS:]}
 
 
 def speed_table(run: Run) -> list[str]:
@@ -305,7 +311,9 @@ def summary(run: Run) -> list[str]:
     for name, row in run.results.get("facts", {}).items():
         lines.append(f"{name}: {row}")
     checks = run.results.get("parity", {})
-    lines.append(f"parity: {sum(r['ok'] for r in checks.values())} of {len(checks)} cases agree")
+    lines.append(
+        f"parity: {sum(r.get('ok', False) for r in checks.values())} of {len(checks)} cases agree"
+    )
     lines += [f"{part}: {text}" for part, text in run.status.items()]
     return lines + [f"FAILED {line}" for line in run.failures()[:25]]
 

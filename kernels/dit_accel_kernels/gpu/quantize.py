@@ -56,7 +56,7 @@ class Quantized:
             name: x[batch, heads] if isinstance(x, torch.Tensor) else x
             for name, x in vars(self).items()
         }
-        return Quantized(**tensors)
+        return Quantized(**tensors)  # type: ignore[arg-type]
 
 
 @triton.jit

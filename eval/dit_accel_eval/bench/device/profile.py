@@ -1,4 +1,4 @@
-"""Where the time of a warm svg-ear layer goes: stages by CUDA events, and kernels by the profiler."""
+"""The parts of the time of a warm svg-ear layer: stages by CUDA events, and kernels by the profiler."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ WARM_HEADS = 2
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large a measurement runs.
+    """The device and the size of a measurement.
 
     Attributes:
         device: ``cuda``, or ``cpu`` for Triton's interpreter.

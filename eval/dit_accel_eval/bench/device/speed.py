@@ -145,74 +145,89 @@ def time_op(layer: Layer, call: Callable[[], object]) -> Row:
     return {"milliseconds": milliseconds, "spread": spread, "ok": True}
 
 
+def time_assign(layer: Layer, launch: Launch | None, lane_argmax: bool) -> Row:
+    """Time the assignment of keys to clusters."""
+    key, clusters = layer.tensors[1], count_clusters(layer.shape.tokens)[1]
+    centroids = strided_centroids(key, clusters)
+    run = partial(kmeans.kmeans_assign, key, centroids, lane_argmax=lane_argmax, launch=launch)
+    row = time_op(layer, run)
+    flop = 2 * layer.shape.heads * layer.shape.tokens * clusters * layer.shape.head_dim
+    return {**row, "tflops": flop / row["milliseconds"] / 1e9}
+
+
+def time_group(layer: Layer) -> Row:
+    """Time the sort of keys by cluster."""
+    clusters = count_clusters(layer.shape.tokens)[1]
+    labels = torch.randint(
+        clusters, (1, layer.shape.heads, layer.shape.tokens), device=layer.setting.device
+    )
+    return time_op(layer, partial(grouping.group_by_label, labels, clusters))
+
+
+def time_means(layer: Layer) -> Row:
+    """Time the means of clusters of keys."""
+    block_map, key = layer.block_map(DENSITIES[0]), layer.tensors[1]
+    groups = block_map.key_order, block_map.key_offsets
+    zeros = key.new_zeros(*key.shape[:2], groups[1].shape[-1] - 1, key.shape[-1]).float()
+    return time_op(layer, partial(kmeans.kmeans_update, key, *groups, zeros))
+
+
+def time_lists(layer: Layer) -> Row:
+    """Time the key lists of eight heads."""
+    heads = slice(0, min(8, layer.shape.heads))
+    block_map = planner.slice_heads(layer.block_map(DENSITIES[0]), 0, heads)
+    row = time_op(layer, partial(planner.build_key_lists, block_map))
+    return {**row, "heads": heads.stop}
+
+
+def time_centroids(layer: Layer, second_order: bool) -> Row:
+    """Time attention to the centroids of skipped clusters."""
+    block_map, (query, key, value) = layer.block_map(DENSITIES[0]), layer.tensors
+    count = block_map.selected.shape[-1]
+    keys, values = (strided_centroids(x, count) for x in (key, value))
+    run = partial(
+        centroid_attention.centroid_attention,
+        query,
+        keys,
+        values,
+        block_map,
+        scale=layer.shape.head_dim**-0.5,
+        key_variance=torch.ones_like(keys) if second_order else None,
+    )
+    return time_op(layer, run)
+
+
+def time_merging(layer: Layer) -> Row:
+    """Time the merge of two results."""
+    query, key, _ = (x.contiguous() for x in layer.tensors)
+    lse = query.float().mean(-1)
+    return time_op(layer, partial(merge.merge_attention, query, lse, key, lse))
+
+
+def time_quantizing(layer: Layer, precision: str) -> Row:
+    """Time the quantization of all inputs."""
+    variant = SPARSE[f"{precision} table"]
+    return time_op(
+        layer, lambda: quantize_inputs(layer.tensors, variant, return_lse=False) and None
+    )
+
+
 def op_cases(layer: Layer) -> Cases:
     """Return cases of everything around the attention kernel."""
-
-    def assign(launch: Launch | None, lane_argmax: bool) -> Row:
-        key, clusters = layer.tensors[1], count_clusters(layer.shape.tokens)[1]
-        centroids = strided_centroids(key, clusters)
-        run = partial(kmeans.kmeans_assign, key, centroids, lane_argmax=lane_argmax, launch=launch)
-        row = time_op(layer, run)
-        flop = 2 * layer.shape.heads * layer.shape.tokens * clusters * layer.shape.head_dim
-        return {**row, "tflops": flop / row["milliseconds"] / 1e9}
-
-    def group() -> Row:
-        clusters = count_clusters(layer.shape.tokens)[1]
-        labels = torch.randint(
-            clusters, (1, layer.shape.heads, layer.shape.tokens), device=layer.setting.device
-        )
-        return time_op(layer, partial(grouping.group_by_label, labels, clusters))
-
-    def means() -> Row:
-        block_map, key = layer.block_map(DENSITIES[0]), layer.tensors[1]
-        groups = block_map.key_order, block_map.key_offsets
-        zeros = key.new_zeros(*key.shape[:2], groups[1].shape[-1] - 1, key.shape[-1]).float()
-        return time_op(layer, partial(kmeans.kmeans_update, key, *groups, zeros))
-
-    def lists() -> Row:
-        heads = slice(0, min(8, layer.shape.heads))
-        block_map = planner.slice_heads(layer.block_map(DENSITIES[0]), 0, heads)
-        row = time_op(layer, partial(planner.build_key_lists, block_map))
-        return {**row, "heads": heads.stop}
-
-    def centroids(second_order: bool) -> Row:
-        block_map, (query, key, value) = layer.block_map(DENSITIES[0]), layer.tensors
-        count = block_map.selected.shape[-1]
-        keys, values = (strided_centroids(x, count) for x in (key, value))
-        run = partial(
-            centroid_attention.centroid_attention,
-            query,
-            keys,
-            values,
-            block_map,
-            scale=layer.shape.head_dim**-0.5,
-            key_variance=torch.ones_like(keys) if second_order else None,
-        )
-        return time_op(layer, run)
-
-    def merging() -> Row:
-        query, key, _ = (x.contiguous() for x in layer.tensors)
-        lse = query.float().mean(-1)
-        return time_op(layer, partial(merge.merge_attention, query, lse, key, lse))
-
-    def quantizing(precision: str) -> Row:
-        variant = SPARSE[f"{precision} table"]
-        return time_op(
-            layer, lambda: quantize_inputs(layer.tensors, variant, return_lse=False) and None
-        )
-
     return {
-        "k-means assign, argmax by tile": partial(assign, Launch(128, 64, 8, 3), False),
-        "k-means assign, argmax by lane": partial(assign, None, True),
-        "k-means assign, argmax by lane 128x128s2": partial(assign, Launch(128, 128, 8, 2), True),
-        "group by label": group,
-        "group means": means,
-        "key lists of 8 heads": lists,
-        "centroid attention": partial(centroids, False),
-        "centroid attention, second order": partial(centroids, True),
-        "merge": merging,
-        "quantize int8": partial(quantizing, "int8"),
-        "quantize int8-fp8": partial(quantizing, "int8-fp8"),
+        "k-means assign, argmax by tile": partial(time_assign, layer, Launch(128, 64, 8, 3), False),
+        "k-means assign, argmax by lane": partial(time_assign, layer, None, True),
+        "k-means assign, argmax by lane 128x128s2": partial(
+            time_assign, layer, Launch(128, 128, 8, 2), True
+        ),
+        "group by label": partial(time_group, layer),
+        "group means": partial(time_means, layer),
+        "key lists of 8 heads": partial(time_lists, layer),
+        "centroid attention": partial(time_centroids, layer, False),
+        "centroid attention, second order": partial(time_centroids, layer, True),
+        "merge": partial(time_merging, layer),
+        "quantize int8": partial(time_quantizing, layer, "int8"),
+        "quantize int8-fp8": partial(time_quantizing, layer, "int8-fp8"),
     }
 
 
