@@ -76,11 +76,15 @@ def test_threads_share_a_bare_transformer(wan) -> None:
         latents = torch.randn(1, 8, 6, 8, 8, generator=torch.Generator().manual_seed(seed))
         for timestep in (999.0, 600.0, 300.0):
             with torch.no_grad():
-                latents = latents - 0.3 * wan.transformer(
-                    hidden_states=latents,
-                    timestep=torch.tensor([timestep]),
-                    encoder_hidden_states=torch.zeros(1, 4, 32),
-                ).sample
+                latents = (
+                    latents
+                    - 0.3
+                    * wan.transformer(
+                        hidden_states=latents,
+                        timestep=torch.tensor([timestep]),
+                        encoder_hidden_states=torch.zeros(1, 4, 32),
+                    ).sample
+                )
         return latents
 
     with dit_accel.enable_sparse_attention(wan.transformer, COARSE, schedule=ALWAYS) as session:
