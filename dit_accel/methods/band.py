@@ -17,7 +17,7 @@ class Band(Method):
 
     Attributes:
         density: Share of the keys, in [0, 1].
-        block: Tokens in a group of queries. A group of keys has a quarter of that.
+        block: Tokens in a group of queries, at most those of a frame. A group of keys has a quarter of that.
     """
 
     name: ClassVar[str] = "band"
@@ -35,8 +35,13 @@ class Band(Method):
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         device = call.query.device
         with ops.timer("selection", device):
-            queries = frame_runs(call.layout, self.block, device)
-            keys = frame_runs(call.layout, max(1, self.block // 4), device)
-            distance = (queries.place[:, None, 1] - keys.place[None, :, 1]).abs()
-            keep = nearest(distance, keys.sizes, self.density * keys.order.numel())
-            return Plan(static_map(call, queries, keys, keep))
+            frames, per_frame = call.layout.frames, call.layout.height * call.layout.width
+            block = min(self.block, per_frame)
+            queries = frame_runs(call.layout, block, device)
+            keys = frame_runs(call.layout, max(1, block // 4), device)
+            # All frames are alike, so one frame is planned.
+            query_place, key_place = (g.place.view(frames, -1, 2)[0, :, 1] for g in (queries, keys))
+            distance = (query_place[:, None] - key_place).abs()
+            sizes = keys.sizes.view(frames, -1)[0]
+            keep = nearest(distance, sizes, self.density * keys.order.numel() / frames)
+            return Plan(static_map(call, queries, keys, keep.repeat(frames, frames)))

@@ -86,10 +86,12 @@ def tiles(layout: TokenLayout, tile: tuple[int, int, int], device: torch.device)
 
 
 def nearest(distance: Tensor, sizes: Tensor, keys: float) -> Tensor:
-    """Select the nearest key groups of every query group.
+    """Select the nearest key groups of every query group along one axis.
+
+    Of two groups at the same distance, the first one is nearer.
 
     Args:
-        distance: Distances between groups, ``[Gq, Gk]``.
+        distance: Distances between groups along the axis, ``[Gq, Gk]``.
         sizes: Number of keys in each group, ``[Gk]``.
         keys: Number of keys to select. At least one group is selected.
 
