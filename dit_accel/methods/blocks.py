@@ -108,10 +108,13 @@ def nearest(distance: Tensor, sizes: Tensor, keys: float) -> Tensor:
 def uniform_blocks(call: AttentionCall, size: int) -> tuple[Tensor, Tensor]:
     """Return blocks of exactly ``size`` neighboring tokens. The last block may be shorter.
 
+    A size above the number of tokens gives one block.
+
     Returns:
         Order ``[B, H, S]`` and offsets ``[B, H, G + 1]``.
     """
     device, tokens = call.query.device, call.tokens
+    size = min(size, tokens)
     edges = torch.arange(-(-tokens // size) + 1, device=device) * size
     return (
         for_heads(torch.arange(tokens, device=device), call),
