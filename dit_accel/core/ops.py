@@ -158,7 +158,9 @@ class Ops:
         with self.timer("selection", score.device):
             budgets = keys if isinstance(keys, list) else [keys]
             # Filled on the device, because a copy from the host would wait for it.
-            budget = torch.cat([torch.full((1, 1), k, device=score.device) for k in budgets])
+            device = score.device
+            shares = [torch.full((1, 1), k, dtype=torch.float32, device=device) for k in budgets]
+            budget = torch.cat(shares)
             return select_budget(score, key_sizes, budget.expand(score.shape[:3]))
 
     def run(self, plan: Plan, call: AttentionCall) -> Tensor:

@@ -153,7 +153,7 @@ class ReTtention(Method):
         out = ops.dense(call)
         state.step, state.by, state.uses = call.context.step, self, 0
         state.repeated = out.transpose(1, 2)
-        return Attended(out.clone(), torch.ones((), device=out.device))
+        return Attended(out.clone(), torch.ones((), dtype=torch.float32, device=out.device))
 
     def repeat(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended:
         """Return the output of the last full step."""
@@ -161,7 +161,7 @@ class ReTtention(Method):
         with ops.timer("attention", call.query.device):
             out = state.repeated.transpose(1, 2).clone()
         state.uses += 1
-        return Attended(out, torch.zeros((), device=out.device))
+        return Attended(out, torch.zeros((), dtype=torch.float32, device=out.device))
 
     def full_step(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended | None:
         """Run full attention by mask and complement, and store what sparse steps need."""
@@ -184,7 +184,8 @@ class ReTtention(Method):
             state.repeated = whole.index_select(1, heads.reused)
             rest, rest_lse, lse = (t.index_select(1, heads.merged) for t in (rest, rest_lse, lse))
         state.rest, state.rest_lse, state.mask_lse = rest, rest_lse, lse
-        return Attended(whole.transpose(1, 2).contiguous(), torch.ones((), device=whole.device))
+        density = torch.ones((), dtype=torch.float32, device=whole.device)
+        return Attended(whole.transpose(1, 2).contiguous(), density)
 
     def policy(self, mask_lse: Tensor, rest_lse: Tensor, ops: Ops) -> Heads | None:
         """Decide what each head does until the next full step, by its mean rho over rows and batch."""
