@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dit_accel.comfyui.model_call import ModelCall
@@ -85,6 +86,8 @@ class SparseOverride:
         query, key, value = call.split_inputs()
         if has_other_dtype(query):
             return OTHER_DTYPE
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
+            return "gradients flow through the attention"
         tokens = query.shape[1]
         layout = step.find_layout(call.transformer_options, tokens)
         context = CallContext(
