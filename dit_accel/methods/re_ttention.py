@@ -77,7 +77,8 @@ class ReTtention(Method):
         mode: ``"merge"`` weights the stored rest against the new log-sum-exp of the mask, so the result is always
             normalized. ``"paper"`` is the published rule: rho times the mask's softmax plus (1 - rho) times the rest,
             where rho is the mask's share at the last full step. It grows by ``lam`` with every use.
-        mask: A method or its name. Its plan is frozen between full steps.
+        mask: A method or its name. Its plan is frozen between full steps. On the command line its knobs are
+            ``mask.KNOB``, such as ``mask.block``.
         density: Share of the keys in the mask, if the mask is a name and its method has this knob.
         refresh: Steps from one full step to the next.
         beta: Weight of the new log-sum-exp in ``"merge"``. 1 uses only the new one, and 0 only the stored one.
@@ -124,6 +125,9 @@ class ReTtention(Method):
         if method.name in ("dense", self.name):
             raise InvalidSettings(f"mask must be a method with a map of its own, got {method.name}")
         return method
+
+    def nested_methods(self) -> dict[str, Method]:
+        return {"mask": self.inner}
 
     @property
     def repeats_all(self) -> bool:
