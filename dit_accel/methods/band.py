@@ -1,4 +1,4 @@
-"""Static masks in the style of Re-ttention (arXiv 2505.22918): neighbors in raster order, in every frame."""
+"""Static masks that resemble those of Re-ttention (arXiv 2505.22918): neighbors in raster order, in every frame."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from dit_accel.methods.blocks import frame_runs, nearest, static_map
 class Band(Method):
     """Attention of each query to the keys near its own raster index, in all frames.
 
+    It resembles the published masks, and is none of them. They are windows of single tokens that are cut at the edges
+    of a frame. Here whole groups of tokens are kept, and the window is shifted inward at an edge.
+
     Attributes:
         density: Share of the keys, in [0, 1].
         block: Tokens in a group of queries, at most those of a frame. A group of keys has a quarter of that.
     """
 
     name: ClassVar[str] = "band"
-    source: ClassVar[str] = "the masks of Re-ttention, arXiv 2505.22918"
+    source: ClassVar[str] = "resembles the masks of Re-ttention, arXiv 2505.22918"
     spatial: ClassVar[bool] = True
     static: ClassVar[bool] = True
 

@@ -157,6 +157,26 @@ def test_band_keeps_the_same_places_in_every_frame(density: float) -> None:
     np.testing.assert_array_equal(mask, np.broadcast_to(mask[:1, :, :1], mask.shape))
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "half_width", "block", "shared"),
+    [
+        (64, 64, 64, 64, 0.78),
+        (64, 64, 64, 16, 0.93),
+        (30, 45, 21, 64, 0.49),
+        (30, 45, 21, 16, 0.82),
+    ],
+)
+def test_band_resembles_the_released_masks(
+    rows: int, columns: int, half_width: int, block: int, shared: float
+) -> None:
+    """The masks of PixArt and CogVideoX at 1/32: all tokens of a frame whose index is at most so far away."""
+    index = np.arange(rows * columns)
+    released = abs(index[:, None] - index) <= half_width
+    band = mask_of(Band(density=released.mean(), block=block), (1, rows, columns))
+    band = band.reshape(released.shape)
+    assert (band & released).sum() / (band | released).sum() == pytest.approx(shared, abs=0.006)
+
+
 def test_text_is_outside_the_window() -> None:
     call = attention_call(TokenLayout(4, 6, 6, 5, True))
     plan = Neighborhood(window=(1, 1, 1)).plan(call, Neighborhood().new_state(), Ops(Timer()))
