@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, pairwise, product
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import Method, check_share
-from dit_accel.methods.blocks import run_offsets, static_map, tiles
+from dit_accel.methods.blocks import static_map, tiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +65,8 @@ class Neighborhood(Method):
         with ops.timer("selection", device):
             groups = tiles(layout, self.tile, device)
             grid = (layout.frames, layout.height, layout.width)
-            host = torch.device("cpu")  # a choice on the device would make the host wait
-            lengths = [run_offsets(*n, host).diff() for n in zip(grid, self.tile, strict=True)]
+            # Without tensors, because the host would wait for a choice on the device.
+            lengths = [tile_lengths(*axis) for axis in zip(grid, self.tile, strict=True)]
             window = self.window or choose_window(lengths, self.density)
             frames, rows, columns = (
                 window_mask(len(axis), size, device)
@@ -88,11 +88,18 @@ def window_mask(tiles: int, size: int, device: torch.device) -> Tensor:
     return (index >= first) & (index < first + size)
 
 
-def choose_window(lengths: Sequence[Tensor], density: float) -> tuple[int, ...]:
+def tile_lengths(tokens: int, size: int) -> list[int]:
+    """Return the number of tokens of each tile along one axis, as `run_offsets` divides them."""
+    count = -(-tokens // size)
+    edges = [index * tokens // count for index in range(count + 1)]
+    return [end - start for start, end in pairwise(edges)]
+
+
+def choose_window(lengths: Sequence[Sequence[int]], density: float) -> tuple[int, ...]:
     """Return the sizes of the window for a density, in tiles.
 
     Args:
-        lengths: Number of tokens of each tile along each axis, int64 ``[T]``, on the CPU.
+        lengths: Number of tokens of each tile along each axis.
         density: Share of the keys.
     """
     shares = [  # of each axis by the size of the window, which is odd or that of the grid
@@ -112,7 +119,12 @@ def choose_window(lengths: Sequence[Tensor], density: float) -> tuple[int, ...]:
     return min(product(*shares), key=cost)
 
 
-def _share(lengths: Tensor, size: int) -> float:
+def _share(lengths: Sequence[int], size: int) -> float:
     """Return the share of the pairs of tokens along one axis that lie in a window."""
-    mask = window_mask(lengths.numel(), size, lengths.device).long()
-    return int(lengths @ mask @ lengths) / int(lengths.sum()) ** 2
+    ends = [0, *accumulate(lengths)]
+    firsts = (min(max(i - size // 2, 0), len(lengths) - size) for i in range(len(lengths)))
+    pairs = (
+        tokens * (ends[first + size] - ends[first])
+        for tokens, first in zip(lengths, firsts, strict=True)
+    )
+    return sum(pairs) / ends[-1] ** 2
