@@ -43,7 +43,10 @@ def headline(density: float) -> Iterator[tuple[str, Method]]:
     yield f"svg2 {density:g}", SVG2_AT[density]
     yield f"svg-ear {density:g}", SVGEar(density=density)
     for mode in ("merge", "paper"):
-        yield f"re-ttention {mode} {density:g}", ReTtention(density=density, mode=mode)
+        yield (
+            f"re-ttention {mode} on neighborhood {density:g}",
+            ReTtention(density=density, mode=mode),
+        )
 
 
 def variants() -> Iterator[tuple[str, Method]]:
@@ -52,9 +55,9 @@ def variants() -> Iterator[tuple[str, Method]]:
     yield "svg-ear 0.15, second order", SVGEar(density=0.15, second_order=True)
     yield "svg-ear 0.15, refresh 3", SVGEar(density=0.15, refresh=3)
     yield "re-ttention merge on svg-ear 0.15", ReTtention(density=0.15, mask="svg-ear")
-    yield "re-ttention merge 0.15, beta 0.5", ReTtention(density=0.15, beta=0.5)
+    yield "re-ttention merge on neighborhood 0.15, beta 0.5", ReTtention(density=0.15, beta=0.5)
     yield (
-        "re-ttention merge 0.15, heads",
+        "re-ttention merge on neighborhood 0.15, heads",
         ReTtention(density=0.15, reuse_below=0.05, local_above=0.98),
     )
     yield "svg 0.3", SVG(density=0.3)
@@ -75,12 +78,15 @@ def compared_labels() -> Iterator[tuple[str, str]]:
         yield f"svg-ear {density}, no dense step", f"svg2 {density}, no dense step"
     for name in ("svg-ear", "svg2"):
         yield f"{name} 0.3, no dense step", f"{name} 0.15, 20 % dense steps"
-    merge = "re-ttention merge 0.15, 20 % dense steps"
-    yield merge, "re-ttention merge 0.15, no dense step"
-    yield "svg-ear 0.3, 20 % dense steps", "re-ttention merge 0.08, 20 % dense steps"
+    merge = "re-ttention merge on neighborhood 0.15, 20 % dense steps"
+    yield merge, "re-ttention merge on neighborhood 0.15, no dense step"
+    yield (
+        "svg-ear 0.3, 20 % dense steps",
+        "re-ttention merge on neighborhood 0.08, 20 % dense steps",
+    )
     for control in ("mask only 0.15", "cached difference 0.15", "output reuse"):
         yield merge, f"control: {control}"
-    yield "re-ttention paper 0.15, 20 % dense steps", merge
+    yield "re-ttention paper on neighborhood 0.15, 20 % dense steps", merge
     mixed = "re-ttention merge on svg-ear 0.15"
     yield mixed, merge
     yield mixed, "svg-ear 0.3, 20 % dense steps"

@@ -7,12 +7,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dit_accel.comfyui.model_call import ModelCall
 from dit_accel.comfyui.override import Attention, OverrideCall, build_override
 from dit_accel.core.attention_call import AttentionCall, CallContext
-from dit_accel.runtime.dispatch import MethodRunner
+from dit_accel.runtime.dispatch import OTHER_DTYPE, MethodRunner, has_other_dtype
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.run_state import Run
 from dit_accel_pipelines import TokenLayout
@@ -83,6 +84,10 @@ class SparseOverride:
         if not last < step.sigma <= first:
             return "outside the chosen part of the steps"
         query, key, value = call.split_inputs()
+        if has_other_dtype(query):
+            return OTHER_DTYPE
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
+            return "gradients flow through the attention"
         tokens = query.shape[1]
         layout = step.find_layout(call.transformer_options, tokens)
         context = CallContext(

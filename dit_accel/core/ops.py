@@ -11,8 +11,8 @@ import torch
 from dit_accel_kernels import (
     centroid_error,
     centroid_logits,
-    centroid_mass,
     group_by_label,
+    group_logits,
     group_variance,
     kmeans,
     merge_attention,
@@ -113,8 +113,8 @@ class Ops:
     ) -> Tensor:
         """Select key groups by estimated attention mass, bool ``[B, H, Gq, Gk]``."""
         with self.timer("selection", key_sizes.device):
-            mass = centroid_mass(query_centroids, key_centroids, key_sizes, scale)
-            return select_top_p(mass, top_p, min_share)
+            logits = group_logits(query_centroids, key_centroids, key_sizes, scale)
+            return select_top_p(logits.softmax(-1), top_p, min_share, logits=logits)
 
     def centroid_logits(
         self,
@@ -158,7 +158,9 @@ class Ops:
         with self.timer("selection", score.device):
             budgets = keys if isinstance(keys, list) else [keys]
             # Filled on the device, because a copy from the host would wait for it.
-            budget = torch.cat([torch.full((1, 1), k, device=score.device) for k in budgets])
+            device = score.device
+            shares = [torch.full((1, 1), k, dtype=torch.float32, device=device) for k in budgets]
+            budget = torch.cat(shares)
             return select_budget(score, key_sizes, budget.expand(score.shape[:3]))
 
     def run(self, plan: Plan, call: AttentionCall) -> Tensor:

@@ -119,15 +119,16 @@ def build_profile(settings: RenderSettings) -> Profile:
     Raises:
         InvalidSettings: for an unknown method or knob, or a value out of range.
     """
-    knobs: dict[str, dict[str, Any]] = {"": {}, "schedule": {}, "guard": {}}
+    knobs: dict[str, dict[str, Any]] = {"method": {}, "schedule": {}, "guard": {}}
     for name, value in settings.knobs.items():
-        part, _, knob = name.rpartition(".")
-        if part not in knobs:
-            raise InvalidSettings(f"unknown knob {name!r}: use KNOB, schedule.KNOB or guard.KNOB")
-        knobs[part][knob] = value
+        part, _, knob = name.partition(".")
+        if part in ("schedule", "guard"):
+            knobs[part][knob] = value
+        else:
+            knobs["method"][name] = value
     try:
         return Profile(
-            method=method_of(settings.method, knobs[""]),
+            method=method_of(settings.method, knobs["method"]),
             schedule=parse_knobs(Schedule, knobs["schedule"], "schedule knob"),
             precision=check_precision_name("precision", settings.precision),
             dense_precision=check_precision_name("dense_precision", settings.dense_precision),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
+
+from dit_accel.errors import RunFailed
 
 if TYPE_CHECKING:
     from dit_accel.hooks.root_hook import ForwardCall
@@ -158,6 +161,31 @@ def _attend(
 @_attend.register_fake
 def _(query, key, value, mask, causal, scale, layer):  # type: ignore[no-untyped-def]
     return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("dit_accel::refuse_gradient", mutates_args=())
+def _refuse_gradient(gradient: Tensor, shape: Sequence[int]) -> Tensor:
+    raise RunFailed(
+        "no gradient flows through enabled attention: call disable_sparse_attention(), disable_quantized_attention() "
+        "and disable_perturbed_guidance() before the forward, or run it in torch.no_grad()"
+    )
+
+
+@_refuse_gradient.register_fake
+def _(gradient, shape):  # type: ignore[no-untyped-def]  # compiled code traces a backward that nobody may run
+    return gradient.new_empty(shape)
+
+
+def _keep_shapes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.shapes = [tensor.shape for tensor in inputs[:3]]
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    refused = (torch.ops.dit_accel.refuse_gradient(gradient, shape) for shape in ctx.shapes)
+    return (*refused, None, None, None, None)
+
+
+_attend.register_autograd(_backward, setup_context=_keep_shapes)
 
 
 def forget_layer(layer: Layer) -> None:

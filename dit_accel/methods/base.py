@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from dit_accel.core.attention_call import AttentionCall, Plan
@@ -62,6 +62,11 @@ class Method(abc.ABC):
     def needs_grid(self) -> bool:
         """Return True if a call must run dense when its tokens lie in no grid."""
         return self.spatial
+
+    def nested_methods(self) -> dict[str, Method]:
+        """Return the methods that knobs hold or name, by the name of the knob."""
+        knobs = {knob.name: getattr(self, knob.name) for knob in fields(self)}
+        return {name: value for name, value in knobs.items() if isinstance(value, Method)}
 
     def new_state(self) -> Any:
         """Return fresh state for one (layer, branch, shape). It lives until the run ends."""

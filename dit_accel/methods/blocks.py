@@ -86,10 +86,12 @@ def tiles(layout: TokenLayout, tile: tuple[int, int, int], device: torch.device)
 
 
 def nearest(distance: Tensor, sizes: Tensor, keys: float) -> Tensor:
-    """Select the nearest key groups of every query group.
+    """Select the nearest key groups of every query group along one axis.
+
+    Of two groups at the same distance, the first one is nearer.
 
     Args:
-        distance: Distances between groups, ``[Gq, Gk]``.
+        distance: Distances between groups along the axis, ``[Gq, Gk]``.
         sizes: Number of keys in each group, ``[Gk]``.
         keys: Number of keys to select. At least one group is selected.
 
@@ -106,10 +108,13 @@ def nearest(distance: Tensor, sizes: Tensor, keys: float) -> Tensor:
 def uniform_blocks(call: AttentionCall, size: int) -> tuple[Tensor, Tensor]:
     """Return blocks of exactly ``size`` neighboring tokens. The last block may be shorter.
 
+    A size above the number of tokens gives one block.
+
     Returns:
         Order ``[B, H, S]`` and offsets ``[B, H, G + 1]``.
     """
     device, tokens = call.query.device, call.tokens
+    size = min(size, tokens)
     edges = torch.arange(-(-tokens // size) + 1, device=device) * size
     return (
         for_heads(torch.arange(tokens, device=device), call),

@@ -24,7 +24,8 @@ class Radial(Method):
     code counts the tokens of its mask instead.
 
     Attributes:
-        decay: Factor on the width of the band, above 0. The paper's models use 0.2 to 0.95.
+        decay: Factor on the width of the band, above 0. The paper's models use 0.2 to 0.95. A large factor keeps all
+            pairs.
         block: Largest number of tokens in a group. A group never crosses a frame.
     """
 
@@ -53,7 +54,9 @@ class Radial(Method):
 
     def selected(self, apart: Tensor, offset: Tensor, per_frame: int) -> Tensor:
         """Return the pairs of groups that attend, ``[G, G]``, from their distances between and within frames."""
+        block = min(self.block, per_frame)
         width = 2.0 ** per_frame.bit_length() / 2.0 ** apart.frexp().exponent  # 2 ** bit_length
-        stride = (self.block / width).clamp(min=1).floor()  # only every n-th pair of frames attends
-        near = offset <= (width * self.decay).clamp(min=self.block)
+        # Only every n-th pair of frames attends. The published code leaves decay out here, and has it below 1.
+        stride = (block / (width * max(self.decay, 1.0))).clamp(min=1).floor()
+        near = offset <= (width * self.decay).clamp(min=block)
         return (apart <= 1) | (near & (apart % stride == 0))

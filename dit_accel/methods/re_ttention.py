@@ -77,7 +77,8 @@ class ReTtention(Method):
         mode: ``"merge"`` weights the stored rest against the new log-sum-exp of the mask, so the result is always
             normalized. ``"paper"`` is the published rule: rho times the mask's softmax plus (1 - rho) times the rest,
             where rho is the mask's share at the last full step. It grows by ``lam`` with every use.
-        mask: A method or its name. Its plan is frozen between full steps.
+        mask: A method or its name. Its plan is frozen between full steps. On the command line its knobs are
+            ``mask.KNOB``, such as ``mask.block``.
         density: Share of the keys in the mask, if the mask is a name and its method has this knob.
         refresh: Steps from one full step to the next.
         beta: Weight of the new log-sum-exp in ``"merge"``. 1 uses only the new one, and 0 only the stored one.
@@ -125,6 +126,9 @@ class ReTtention(Method):
             raise InvalidSettings(f"mask must be a method with a map of its own, got {method.name}")
         return method
 
+    def nested_methods(self) -> dict[str, Method]:
+        return {"mask": self.inner}
+
     @property
     def repeats_all(self) -> bool:
         """Return True if all heads repeat their output between full steps."""
@@ -153,7 +157,7 @@ class ReTtention(Method):
         out = ops.dense(call)
         state.step, state.by, state.uses = call.context.step, self, 0
         state.repeated = out.transpose(1, 2)
-        return Attended(out.clone(), torch.ones((), device=out.device))
+        return Attended(out.clone(), torch.ones((), dtype=torch.float32, device=out.device))
 
     def repeat(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended:
         """Return the output of the last full step."""
@@ -161,7 +165,7 @@ class ReTtention(Method):
         with ops.timer("attention", call.query.device):
             out = state.repeated.transpose(1, 2).clone()
         state.uses += 1
-        return Attended(out, torch.zeros((), device=out.device))
+        return Attended(out, torch.zeros((), dtype=torch.float32, device=out.device))
 
     def full_step(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended | None:
         """Run full attention by mask and complement, and store what sparse steps need."""
@@ -184,7 +188,8 @@ class ReTtention(Method):
             state.repeated = whole.index_select(1, heads.reused)
             rest, rest_lse, lse = (t.index_select(1, heads.merged) for t in (rest, rest_lse, lse))
         state.rest, state.rest_lse, state.mask_lse = rest, rest_lse, lse
-        return Attended(whole.transpose(1, 2).contiguous(), torch.ones((), device=whole.device))
+        density = torch.ones((), dtype=torch.float32, device=whole.device)
+        return Attended(whole.transpose(1, 2).contiguous(), density)
 
     def policy(self, mask_lse: Tensor, rest_lse: Tensor, ops: Ops) -> Heads | None:
         """Decide what each head does until the next full step, by its mean rho over rows and batch."""

@@ -61,14 +61,15 @@ class SVG(Refreshed):
         """Return the band in one of the two orders, for all heads."""
         layout, device = call.layout, call.query.device
         per_frame, tokens = layout.height * layout.width, layout.visual_tokens
+        block = min(self.block, tokens)
         order = torch.arange(tokens, device=device)
         if temporal:
             order = order.view(layout.frames, per_frame).t().flatten()
-        queries = _runs(order, 0, self.block)
+        queries = _runs(order, 0, block)
         sink = per_frame if self.first_frame and layout.frames > 1 else 0
         first = (order >= sink).to(torch.int8).argsort(stable=True)
-        keys = _runs(order[first], sink, max(1, self.block // 4))
-        place = torch.empty(tokens, device=device)
+        keys = _runs(order[first], sink, max(1, block // 4))
+        place = torch.empty(tokens, dtype=torch.float32, device=device)
         place[order] = torch.arange(tokens, dtype=torch.float32, device=device)
         centers = [_middles(place, groups) for groups in (queries, keys)]
         distance = (centers[0][:, None] - centers[1]).abs()

@@ -44,8 +44,11 @@ class XAttention(Refreshed):
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         query, key, _ = heads_first(call)
+        stride = min(self.stride, call.tokens)
+        runs = -(-call.tokens // stride)
+        block = min(self.block, runs * stride)  # a larger one would be padding
         with ops.timer("selection", call.query.device):
-            mass = antidiagonal_mass(query, key, self.block, self.stride, call.scale)
+            mass = antidiagonal_mass(query, key, block, stride, call.scale)
             selected = select_top_p(mass, self.threshold)
-            order, offsets = uniform_blocks(call, self.block)
+            order, offsets = uniform_blocks(call, block)
             return Plan(BlockMap(selected, order, offsets, order, offsets))

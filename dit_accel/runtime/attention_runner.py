@@ -11,7 +11,7 @@ from dit_accel.core.attention_call import AttentionCall, CallContext
 from dit_accel.hooks import DenseCall, Layer
 from dit_accel.hooks.step_tracker import StepInfo
 from dit_accel.methods import Method
-from dit_accel.runtime.dispatch import CallFacts, MethodRunner, unsupported_reason
+from dit_accel.runtime.dispatch import CallFacts, MethodRunner, has_other_dtype, unsupported_reason
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.run_state import PERTURBED, Forward, Run, StateKey
 from dit_accel_pipelines import Family, TokenLayout
@@ -79,6 +79,7 @@ class AttentionRunner(MethodRunner):
             in_forward=forward is not None,
             joint=self.family.joint,
             most_tokens=run.most_tokens,
+            other_dtype=has_other_dtype(dense.query),
         )
 
     def _attend_sparse(

@@ -14,6 +14,8 @@ from dit_accel.core.schedule import crossover_tokens
 from dit_accel.methods import Dense, Method
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dit_accel.core.attention_call import AttentionCall, CallContext
     from dit_accel.methods import Attended
     from dit_accel.runtime.profile import Profile
@@ -36,6 +38,7 @@ class CallFacts:
         in_forward: True if the call happens inside a forward of the transformer.
         joint: True if text tokens take part in the attention.
         most_tokens: Largest number of tokens of a call so far.
+        other_dtype: True if no method can handle the dtype.
     """
 
     tokens: int
@@ -48,6 +51,7 @@ class CallFacts:
     in_forward: bool = True
     joint: bool = False
     most_tokens: int = 0
+    other_dtype: bool = False
 
 
 def _masked(facts: CallFacts) -> bool:
@@ -61,6 +65,14 @@ def _mismatched(facts: CallFacts) -> bool:
     return layout is not None and layout.visual_tokens + layout.text_tokens != facts.tokens
 
 
+OTHER_DTYPE = "attention in another dtype than float32, bfloat16 and float16"
+
+
+def has_other_dtype(query: Tensor) -> bool:
+    """Return True if no method can handle the dtype of a call."""
+    return str(query.dtype) not in ("torch.float32", "torch.bfloat16", "torch.float16")
+
+
 UNSUPPORTED: tuple[tuple[str, Callable[[CallFacts], bool]], ...] = (
     (
         "which tokens are text is not known for such inputs",
@@ -72,6 +84,7 @@ UNSUPPORTED: tuple[tuple[str, Callable[[CallFacts], bool]], ...] = (
     ),
     ("text masks of another batch size", lambda f: f.other_batch),
     ("attention mask", _masked),
+    (OTHER_DTYPE, lambda f: f.other_dtype),
     ("causal attention", lambda f: f.causal),
     ("queries and keys of different length", lambda f: f.tokens != f.keys),
     ("attention called outside the transformer's forward", lambda f: not f.in_forward),

@@ -47,7 +47,7 @@ class GuardMonitor:
         """Store the error of a sparse call's output ``[B, S, H, D]`` without waiting for the device."""
         context = call.context
         if self._errors is None or self._errors.numel() != context.num_layers:
-            self._errors = torch.zeros(context.num_layers, device=out.device)
+            self._errors = torch.zeros(context.num_layers, dtype=torch.float32, device=out.device)
         self._names[context.layer] = layer
         self._errors[context.layer] = sampled_error(call, out, self.guard.samples)
 

@@ -204,6 +204,8 @@ def plain(knobs: Mapping[str, Any]) -> dict[str, Any]:
 def method_of(name: Any, knobs: Mapping[str, Any]) -> Method:
     """Return a method from its name and its knobs, which are plain values.
 
+    ``mask.block`` is the knob ``block`` of the method that the knob ``mask`` names.
+
     Raises:
         InvalidSettings: If the method or a knob is unknown, or a value does not fit.
     """
@@ -211,12 +213,13 @@ def method_of(name: Any, knobs: Mapping[str, Any]) -> Method:
         kind = find_method(str(name))
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
-    method: Method = parse_knobs(kind, _with_methods(knobs, kind.name), f"{kind.name} knob")
-    return method
+    own, nested = _split(knobs)
+    method: Method = parse_knobs(kind, _with_methods(own, kind.name), f"{kind.name} knob")
+    return _with_nested(method, nested)
 
 
 def with_knobs(method: Method, knobs: Mapping[str, Any]) -> Method:
-    """Return a method with some knobs changed.
+    """Return a method with some knobs changed, named as in `method_of`.
 
     Raises:
         InvalidSettings: If a knob is unknown, or a value does not fit.
@@ -224,9 +227,46 @@ def with_knobs(method: Method, knobs: Mapping[str, Any]) -> Method:
     if not knobs:
         return method
     current = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-    values = {**current, **_with_methods(knobs, method.name)}
-    changed: Method = parse_dataclass(type(method), values, f"{method.name} knob")
-    return changed
+    own, nested = _split(knobs)
+    values = {**current, **_with_methods(own, method.name)}
+    changed: Method = parse_knobs(type(method), values, f"{method.name} knob")
+    return _with_nested(changed, nested)
+
+
+def _split(knobs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the knobs without a dot, and the others by the name before the dot."""
+    own: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in knobs.items():
+        owner, dot, knob = name.partition(".")
+        if dot:
+            nested.setdefault(owner, {})[knob] = value
+        else:
+            own[name] = value
+    return own, nested
+
+
+def _with_nested(method: Method, nested: Mapping[str, Mapping[str, Any]]) -> Method:
+    """Return a method whose nested methods have some knobs changed.
+
+    Raises:
+        InvalidSettings: If a knob holds no method, or the nested method has no such knob.
+    """
+    for owner, knobs in nested.items():
+        inner = method.nested_methods().get(owner)
+        if inner is None:
+            names = [knob.name for knob in dataclasses.fields(method)]
+            names += [f"{name}.KNOB" for name in method.nested_methods()]
+            accepted = ", ".join([*names, "schedule.KNOB", "guard.KNOB"])
+            raise InvalidSettings(
+                f"unknown {method.name} knob {f'{owner}.{next(iter(knobs))}'!r}: choose from {accepted}"
+            )
+        try:
+            changed = with_knobs(inner, knobs)
+        except InvalidSettings as error:
+            raise InvalidSettings(f"{method.name} {owner}: {error}") from None
+        method = dataclasses.replace(method, **{owner: changed})
+    return method
 
 
 def _with_methods(knobs: Mapping[str, Any], owner: str) -> dict[str, Any]:

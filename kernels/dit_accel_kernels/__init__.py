@@ -28,6 +28,7 @@ from dit_accel_kernels.sampling import sampled_attention, sampled_importance, sp
 from dit_accel_kernels.selection import (
     centroid_logits,
     centroid_mass,
+    group_logits,
     select_budget,
     select_top_p,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "check_precision",
     "dense_attention",
     "group_by_label",
+    "group_logits",
     "group_means",
     "group_variance",
     "kmeans",

@@ -40,49 +40,68 @@ def centroid_logits(
     return logits
 
 
+def group_logits(
+    query_centroids: Tensor, key_centroids: Tensor, key_sizes: Tensor, scale: float
+) -> Tensor:
+    """Estimate the log-sum-exp of the logits of each key group.
+
+    The estimate is ``s_ij + ln n_j`` with ``s_ij = scale q_i . k_j`` and n_j tokens in key group j.
+
+    Args:
+        query_centroids: ``[B, H, Gq, D]``.
+        key_centroids: ``[B, H, Gk, D]``.
+        key_sizes: integer ``[B, H, Gk]``; an empty group gets ``-inf``.
+        scale: softmax scale.
+
+    Returns:
+        float32 ``[B, H, Gq, Gk]``.
+    """
+    logits = centroid_logits(query_centroids, key_centroids, scale)
+    return logits + key_sizes.float().log()[:, :, None]
+
+
 def centroid_mass(
     query_centroids: Tensor, key_centroids: Tensor, key_sizes: Tensor, scale: float
 ) -> Tensor:
     """Estimate the share of attention that each key group receives from each query group.
 
-    ``P_ij = n_j exp(s_ij) / sum_j n_j exp(s_ij)`` with ``s_ij = scale q_i . k_j`` and n_j tokens in key
-    group j.
-
-    Args:
-        query_centroids: ``[B, H, Gq, D]``.
-        key_centroids: ``[B, H, Gk, D]``.
-        key_sizes: integer ``[B, H, Gk]``; an empty group gets no mass.
-        scale: softmax scale.
+    It is the softmax of `group_logits`, which has the same arguments. An empty group gets no mass.
 
     Returns:
         float32 ``[B, H, Gq, Gk]``; rows sum to 1.
     """
-    logits = centroid_logits(query_centroids, key_centroids, scale)
-    return (logits + key_sizes.float().log()[:, :, None]).softmax(-1)
+    return group_logits(query_centroids, key_centroids, key_sizes, scale).softmax(-1)
 
 
-def select_top_p(mass: Tensor, top_p: float, min_share: float = 0.0) -> Tensor:
+def select_top_p(
+    mass: Tensor, top_p: float, min_share: float = 0.0, *, logits: Tensor | None = None
+) -> Tensor:
     """Select the smallest set of key groups per query group whose mass reaches ``top_p``.
 
-    The set includes the group that crosses ``top_p``, so it is never empty. Further groups are added by
-    falling mass until ``min_share`` of all groups are selected. Groups without mass (empty ones) are
-    selected only if ``top_p`` is 1.
+    The set includes the group that crosses ``top_p``, so it is never empty. Further groups are added in
+    falling order until ``min_share`` of all groups are selected. Empty groups are selected only if
+    ``top_p`` is 1.
 
     Args:
         mass: float ``[B, H, Gq, Gk]``, rows sum to 1.
         top_p: in (0, 1]; 1 selects every group.
-        min_share: in [0, 1], a share of the number of key groups.
+        min_share: in [0, 1], a share of the number of key groups, rounded down.
+        logits: logits of the mass, ``-inf`` for an empty group. They also order the groups whose mass
+            underflows to 0. Without them such groups count as empty.
 
     Returns:
         bool ``[B, H, Gq, Gk]``.
     """
     if top_p >= 1:
         return torch.ones_like(mass, dtype=torch.bool)
-    ranked, order = mass.sort(dim=-1, descending=True, stable=True)
+    order = (mass if logits is None else logits).argsort(dim=-1, descending=True, stable=True)
+    ranked = mass.gather(-1, order)
     mass_before = ranked.cumsum(-1) - ranked
     rank = torch.arange(mass.shape[-1], device=mass.device)
-    selected = (mass_before < top_p) | (rank < int(min_share * mass.shape[-1]))
-    return torch.zeros_like(selected).scatter_(-1, order, selected) & (mass > 0)
+    least = int(min_share * mass.shape[-1] + 1e-9)  # 0.29 of 100 groups are 29
+    selected = (mass_before < top_p) | (rank < least)
+    has_keys = mass > 0 if logits is None else logits > -torch.inf
+    return torch.zeros_like(selected).scatter_(-1, order, selected) & has_keys
 
 
 def select_budget(score: Tensor, key_sizes: Tensor, budget: Tensor) -> Tensor:

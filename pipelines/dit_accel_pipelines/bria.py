@@ -40,7 +40,7 @@ def fibo2_layout(arguments: Mapping[str, Any], config: Config) -> TokenLayout:
     counts = [count_gist_tokens(length, config) for length in lengths]
     if min(counts) == max(counts):
         return TokenLayout(frames, height, width, counts[0], text_first=True)
-    valid = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    valid = torch.arange(max(counts), device="cpu") < torch.tensor(counts, device="cpu")[:, None]
     return drop_padded_text(TokenLayout(frames, height, width, max(counts)), valid.to(text.device))
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_accel_kernels import centroid_mass, select_budget, select_top_p
+from dit_accel_kernels import centroid_mass, group_logits, select_budget, select_top_p
 
 
 def random_mass(groups: int, seed: int, sharpness: float = 3.0) -> torch.Tensor:
@@ -58,6 +58,32 @@ def test_top_p_selects_at_least_one_group_and_min_share() -> None:
     mass = random_mass(20, 1)
     assert (select_top_p(mass, 1e-3).sum(-1) == 1).all()
     assert (select_top_p(mass, 1e-3, min_share=0.25).sum(-1) == 5).all()
+
+
+@given(st.integers(1, 120), st.floats(0, 1), st.floats(1, 1e5), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_min_share_is_kept_where_mass_underflows(
+    groups: int, share: float, sharpness: float, seed: int
+) -> None:
+    """The groups that are kept are the first ones by logit, and an empty group is never one of them."""
+    generator = torch.Generator().manual_seed(seed)
+    query, key = (torch.randn(1, 2, n, 8, generator=generator) for n in (5, groups))
+    sizes = torch.randint(0, 4, (1, 2, groups), generator=generator)
+    sizes[..., 0] = 1
+    logits = group_logits(query, key, sizes, sharpness)
+    selected = select_top_p(logits.softmax(-1), 0.5, share, logits=logits)
+    least = torch.tensor(int(share * groups + 1e-9)).clamp(max=(sizes > 0).sum(-1))
+    assert (selected.sum(-1) >= least[..., None]).all()
+    assert not (selected & (sizes == 0)[:, :, None]).any()
+    lowest = logits.masked_fill(~selected, torch.inf).amin(-1)
+    assert (logits.masked_fill(selected, -torch.inf).amax(-1) <= lowest).all()
+
+
+@pytest.mark.parametrize(("share", "groups"), [(0.29, 100), (0.57, 100), (0.07, 100), (1.0, 7)])
+def test_min_share_is_not_lost_to_rounding(share: float, groups: int) -> None:
+    """0.29 * 100 is 28.999999999999996."""
+    selected = select_top_p(random_mass(groups, 1), 1e-3, min_share=share)
+    assert (selected.sum(-1) == round(share * groups)).all()
 
 
 @given(st.integers(1, 30), st.integers(0, 99))

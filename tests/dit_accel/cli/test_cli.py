@@ -277,7 +277,7 @@ def test_methods_explains_every_knob(name: str, capsys) -> None:
     described = json.loads(capsys.readouterr().out)
     assert described["about"]
     for knob in described["knobs"]:
-        assert knob["about"], f"{knob['name']} has no sentence in the docstring"
+        assert knob["about"].endswith("."), f"{knob['name']} has no sentence in the docstring"
     assert cli.main(["methods", name]) == 0
     printed = capsys.readouterr().out
     assert all(f"  {knob['name']}: {knob['type']}" in printed for knob in described["knobs"])

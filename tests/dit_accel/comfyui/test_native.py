@@ -91,6 +91,24 @@ def test_full_selection_equals_dense_attention(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Tensor.double, "another dtype than float32"),
+        (lambda x: x.clone().requires_grad_(), "gradients flow through the attention"),
+    ],
+    ids=["float64", "gradients"],
+)
+def test_tensors_that_no_method_can_handle_are_passed_on(make, reason: str) -> None:
+    q, k, v = (make(x) for x in make_tensors())
+    override = SparseOverride(HALF)
+    attention = override.build_attention(make_call())
+    attended = attention(dense_attention, q, k, v, 2, transformer_options=make_options())
+    assert torch.equal(attended, dense_attention(q, k, v, 2))
+    (fallback,) = override.run.stats.fallbacks
+    assert reason in fallback
+
+
+@pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"mask": torch.zeros(1, 1, 1, TOKENS)}, "attention mask"),

@@ -17,6 +17,7 @@ CASES = {
     "text masks of another batch size": {"other_batch": True},
     "attention mask": {"masked": True},
     "causal attention": {"causal": True},
+    "another dtype than float32": {"other_dtype": True},
     "different length": {"keys": 20},
     "outside the transformer's forward": {"in_forward": False},
     "do not match the grid": {"tokens": 54, "keys": 54},

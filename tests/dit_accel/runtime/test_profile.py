@@ -2,7 +2,18 @@
 
 import pytest
 
-from dit_accel import SVG2, Guard, Profile, ReTtention, Rule, Schedule, SVGEar
+from dit_accel import (
+    METHODS,
+    SVG2,
+    Band,
+    Guard,
+    Neighborhood,
+    Profile,
+    ReTtention,
+    Rule,
+    Schedule,
+    SVGEar,
+)
 from dit_accel.core.attention_call import CallContext
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.settings import RenderSettings, build_profile
@@ -259,3 +270,50 @@ def test_a_wrong_file_is_one_line(tmp_path, name: str, text: str | None, message
     with pytest.raises(InvalidSettings, match=message) as caught:
         Profile.load(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+NESTED = [
+    ({"mask": "band", "mask.block": "32"}, Band(density=0.15, block=32)),
+    ({"mask.block": "32", "mask": "band", "density": "0.3"}, Band(density=0.3, block=32)),
+    ({"mask": "band", "mask.density": "0.2"}, Band(density=0.2)),
+    ({"mask.window": "3,1+3"}, Neighborhood(density=0.15, window=(3, 1, 3))),
+    ({"mask.window": "none", "mask.tile": "1,2,2"}, Neighborhood(density=0.15, tile=(1, 2, 2))),
+    (
+        {"mask": {"method": "svg-ear", "density": 0.4}, "mask.refresh": "2"},
+        SVGEar(density=0.4, refresh=2),
+    ),
+]
+
+
+@pytest.mark.parametrize(("knobs", "mask"), NESTED, ids=str)
+def test_knobs_of_a_nested_method_are_set_by_name(tmp_path, knobs: dict, mask) -> None:
+    profile = build_profile(RenderSettings("", method="re-ttention", knobs=knobs))
+    assert profile.method.inner == mask
+    profile.save(tmp_path / "p.yaml")
+    assert Profile.load(tmp_path / "p.yaml") == profile
+    again = build_profile(RenderSettings("", **profile.as_settings()))
+    assert again.method.inner == mask
+
+
+def test_a_rule_sets_a_knob_of_a_nested_method() -> None:
+    rule = Rule(steps="2-", knobs={"mask.block": 32})
+    profile = Profile(ReTtention(mask="band"), Schedule(rules=(rule,)))
+    assert profile.at((0,)).inner == Band(density=0.15, block=32)
+    with pytest.raises(InvalidSettings, match="re-ttention mask: unknown band knob 'blok'"):
+        Profile(ReTtention(mask="band"), Schedule(rules=(Rule(knobs={"mask.blok": 1}),)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("knob", ["density.x", "foo.x", ".x", "mask.", "mask.foo", "mask.mask.x"])
+def test_a_knob_that_no_nested_method_has_is_refused(method: str, knob: str) -> None:
+    """The error names what can be set."""
+    with pytest.raises(InvalidSettings) as error:
+        build_profile(RenderSettings("", method=method, knobs={knob: "1"}))
+    message = str(error.value)
+    if method == "re-ttention" and knob.startswith("mask."):
+        assert message.startswith("re-ttention mask: unknown neighborhood knob ")
+        assert "choose from density, window, tile" in message
+    else:
+        assert message.startswith(f"unknown {method} knob {knob!r}: choose from ")
+        assert message.endswith("schedule.KNOB, guard.KNOB")
+        assert ("mask.KNOB" in message) == (method == "re-ttention")
