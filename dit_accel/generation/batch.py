@@ -15,7 +15,7 @@ from dit_accel.generation.call_checks import check_call
 from dit_accel.generation.distributed import Process
 from dit_accel.generation.journal import Journal, find_record, is_rendered
 from dit_accel.generation.loading import ModelCard, load_pipeline
-from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.settings import RenderSettings, build_profile
 from dit_accel.generation.validation import validate_with_card
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.media import (
@@ -117,11 +117,17 @@ def plan_jobs(
 
 
 def describe_job(job: Job) -> dict[str, Any]:
-    """Return the settings of a job, its output, and an estimate of the state that its method keeps."""
+    """Return the settings of a job, its output, why no call will be sparse, and the state that its method keeps."""
+    from dit_accel.generation.forecast import predict_no_effect
     from dit_accel.generation.memory import estimate_state
 
-    state = estimate_state(job.settings, job.card)
-    return {**asdict(job.settings), "output": str(job.path), "method_state": state}
+    settings, card = job.settings, job.card
+    return {
+        **asdict(settings),
+        "output": str(job.path),
+        "no_effect": predict_no_effect(settings, card, build_profile(settings)),
+        "method_state": estimate_state(settings, card),
+    }
 
 
 @dataclass(frozen=True)

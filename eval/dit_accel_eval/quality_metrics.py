@@ -18,7 +18,7 @@ from dit_accel_eval.metrics.drift import drift
 from dit_accel_eval.metrics.flicker import flicker_difference
 from dit_accel_eval.metrics.lpips import lpips_or_reason, net_of
 from dit_accel_eval.metrics.psnr import psnr
-from dit_accel_eval.metrics.ssim import ssim
+from dit_accel_eval.metrics.ssim import ssim_or_reason
 
 
 def quality_metrics(
@@ -32,7 +32,8 @@ def quality_metrics(
         backbone: Weights for LPIPS. None takes those in torch's cache.
 
     Returns:
-        Figures by name. A learned metric without weights on this machine is None, and ``NAME_reason`` says why.
+        Figures by name. A metric is None if its weights are not on this machine or the frames are too small for it,
+        and ``NAME_reason`` says why.
 
     Raises:
         ValueError: if shapes differ or values are not finite.
@@ -54,10 +55,12 @@ def similarity_metrics(
     Raises:
         ValueError: if shapes differ or values are not finite.
     """
+    structural, too_small = ssim_or_reason(other, dense)
     perceptual, reason = lpips_or_reason(other, dense, backbone=backbone)
     return {
         "psnr": psnr(other, dense),
-        "ssim": ssim(other, dense),
+        "ssim": structural,
+        **({"ssim_reason": too_small} if too_small else {}),
         "lpips": perceptual,
         **({"lpips_reason": reason} if reason else {"lpips_net": net_of(backbone)}),
         "flicker": flicker_difference(other, dense),
@@ -113,6 +116,8 @@ def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> s
     lines += [
         f"{name} spent {describe_times(clip)}" for name, clip in (("dense", dense), (method, other))
     ]
+    if figures["ssim"] is None:
+        lines.append(f"SSIM not measured: {figures['ssim_reason']}")
     if figures["lpips"] is None:
         lines.append(f"LPIPS not measured: {figures['lpips_reason']}")
     else:

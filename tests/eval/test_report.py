@@ -14,12 +14,14 @@ from support.planted_backbone import seeded, torchvision_state
 
 from dit_accel import cli
 from dit_accel.generation.distributed import Process
-from dit_accel_eval import paired_runner, runs
-from dit_accel_eval.frames import read_clip, write_webm
+from dit_accel_eval import paired_runner, recorder, runs
+from dit_accel_eval.clip_files import read_clip
+from dit_accel_eval.frames import write_webm
 from dit_accel_eval.settings import Setting
 
 PROMPT = "a red circle moving up on a navy background"
 SETTINGS = "svg-ear:density=0.3:schedule.min_tokens=0,svg2:top_p=1:schedule.min_tokens=0"
+EQUAL = ("svg2:top_p=1", "svg2:top_p=1.0", "svg2:top_p=1:precision=full")
 SAME = ("setting", "clips", "correct", "correct_dense", "fallbacks", "layers")
 
 
@@ -78,7 +80,7 @@ def test_a_killed_eval_resumes_with_the_same_figures(tmp_path: Path, capsys, mon
         patch.setattr(paired_runner, "append_record", die_after_two_records)
         assert cli.main(arguments(tmp_path, "parts")) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_webm", die)
+        patch.setattr(recorder, "write_webm", die)
         assert cli.main(arguments(tmp_path, "parts")) == 1
     with (tmp_path / "parts/results.jsonl").open("a") as file:
         file.write('{"key": "cut o')
@@ -126,7 +128,7 @@ def test_equal_settings_are_one_and_broken_frames_are_reported(
 
     monkeypatch.setattr(Setting, "render", render_broken)
     command = arguments(tmp_path, "out")
-    command[command.index(SETTINGS)] = "svg2:top_p=1,svg2:top_p=1.0,svg2:top_p=1:precision=full"
+    command[command.index(SETTINGS)] = ",".join(f"{name}:schedule.min_tokens=0" for name in EQUAL)
     assert cli.main([*command, "--floor", "none"]) == 0
     (row,) = json.loads((tmp_path / "out/summary.json").read_text())["settings"]
     assert (row["clips"], row["failed"]) == (2, 1)

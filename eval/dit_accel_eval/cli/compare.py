@@ -35,8 +35,12 @@ def command(
     Both are videos, folders of images, or folders of clips with the same names.
     """
     require_extra("`dit-accel compare`", *PAGE)
-    from dit_accel_eval.compare_files import compare
+    from dit_accel_eval.compare_files import compare, write_page
 
-    click.echo(compare(reference, other, out, fps, lpips_backbone))
-    if out:
-        click.echo(f"written: {out / 'report.html'}")
+    comparison = compare(reference, other, out, lpips_backbone)
+    if comparison.records:
+        click.echo(comparison.table())
+        if out:
+            write_page(comparison, out, fps)
+            click.echo(f"written: {out / 'report.html'}")
+    comparison.check(out)
