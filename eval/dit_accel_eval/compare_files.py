@@ -221,7 +221,8 @@ def write_page(comparison: Comparison, out: Path, fps: int) -> None:
     """
     from dit_accel.generation.render import versions
     from dit_accel_eval.figures import column_titles
-    from dit_accel_eval.page import Page, TableRow, naming_results
+    from dit_accel_eval.page import Page, TableRow
+    from dit_accel_eval.plots import naming_results
 
     pairs, records = comparison.pairs, comparison.records
     least_similar = sorted(records, key=lambda record: float(record["psnr"]))[:PLAYERS]

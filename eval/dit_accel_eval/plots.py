@@ -15,6 +15,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dit_accel.errors import DitAccelError, RunFailed, first_line
 from dit_accel.io.atomic import atomic_write
 
 matplotlib.use("Agg")
@@ -26,6 +27,22 @@ WIDEST_LABEL = 90
 
 Entry = tuple[Any, str]
 """A handle of a legend and its label."""
+
+
+@contextmanager
+def naming_results(place: str) -> Iterator[None]:
+    """Turn an error of a plot or a page into one line that says where the figures are.
+
+    Raises:
+        RunFailed: for every error.
+    """
+    try:
+        yield
+    except DitAccelError as error:
+        raise RunFailed(f"{first_line(error)}; {place}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise RunFailed(f"the page cannot be made ({reason}); {place}") from error
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from dit_accel_eval.figures import (
     format_narrow,
     lpips_net,
 )
-from dit_accel_eval.page import HeatMap, Page, Panel, Player, TableRow, naming_results
+from dit_accel_eval.page import HeatMap, Page, Panel, Player, TableRow
 from dit_accel_eval.pareto import plot_pareto
-from dit_accel_eval.plots import INK, save_png
+from dit_accel_eval.plots import INK, naming_results, save_png
 from dit_accel_eval.results import Results
 from dit_accel_eval.stability import by_layer
 from dit_accel_eval.summary import Record, Row, is_floor, summarize

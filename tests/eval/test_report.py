@@ -14,7 +14,7 @@ from support.planted_backbone import seeded, torchvision_state
 
 from dit_accel import cli
 from dit_accel.generation.distributed import Process
-from dit_accel_eval import paired_runner, recorder, runs
+from dit_accel_eval import compare_files, paired_runner, recorder, runs
 from dit_accel_eval.clip_files import read_clip
 from dit_accel_eval.frames import write_webm
 from dit_accel_eval.settings import Setting
@@ -276,3 +276,46 @@ def test_compare_refuses_clips_that_do_not_fit(clips, capsys, same: bool) -> Non
     assert message in capsys.readouterr().err
     assert cli.main(["compare", str(first), str(second / "one.webm")]) == 2
     assert "must both be clips" in capsys.readouterr().err
+
+
+def test_a_pair_too_small_for_a_metric_keeps_the_others(clips, tmp_path: Path, capsys) -> None:
+    for side, value in zip(clips, (20, 90), strict=True):
+        (side / "tiny.1").mkdir()
+        Image.new("RGB", (4, 4), (value, 0, 0)).save(side / "tiny.1/0.png")
+    out = tmp_path / "out"
+    assert cli.main(["compare", *map(str, clips), "--out", str(out)]) == 0
+    note = "SSIM was not measured for tiny.1: SSIM needs at least 11 x 11 pixels, and the frames have 4 x 4."
+    assert note in capsys.readouterr().out
+    assert note in (out / "report.html").read_text()
+    pairs = {p["clip"]: p for p in json.loads((out / "compare.json").read_text())["pairs"]}
+    assert pairs["tiny.1"]["ssim"] is None
+    assert pairs["tiny.1"]["psnr"] > 0
+    assert pairs["one"]["ssim"] > 0
+
+
+def test_files_of_systems_and_killed_runs_are_no_clips(clips, tmp_path: Path, capsys) -> None:
+    first, second = clips
+    (first / "._one.mp4").write_bytes(b"what macOS keeps beside a file")
+    (first / ".one-12345678.mp4").write_bytes(b"what a killed run left")
+    (second / ".dit-accel-12345678.webm").write_bytes(b"what a killed run left")
+    (second / ".ipynb_checkpoints").mkdir()
+    (second / "__MACOSX").mkdir()
+    (second / "notes").mkdir()
+    assert cli.main(["compare", str(first), str(second)]) == 0
+    printed = capsys.readouterr().out
+    assert "mean of 2" in printed
+
+
+def test_a_page_of_compare_that_fails_keeps_the_table(
+    clips, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no encoder")
+
+    monkeypatch.setattr(compare_files, "write_webm", fail)
+    out = tmp_path / "out"
+    assert cli.main(["compare", *map(str, clips), "--out", str(out)]) == 1
+    captured = capsys.readouterr()
+    assert "mean of 2" in captured.out
+    assert f"(OSError: no encoder); the figures are in {out / 'compare.json'}" in captured.err
+    assert json.loads((out / "compare.json").read_text())["pairs"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -14,28 +13,11 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from dit_accel.errors import DitAccelError, RunFailed, first_line
 from dit_accel.io.atomic import atomic_write
 from dit_accel_eval.plots import INK, save_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@contextmanager
-def naming_results(place: str) -> Iterator[None]:
-    """Turn an error of a plot or a page into one line that says where the figures are.
-
-    Raises:
-        RunFailed: for every error.
-    """
-    try:
-        yield
-    except DitAccelError as error:
-        raise RunFailed(f"{first_line(error)}; {place}") from error
-    except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise RunFailed(f"the page cannot be made ({reason}); {place}") from error
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ from dit_accel.generation.distributed import this_process
 from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
-from dit_accel.io.atomic import atomic_write, check_writable
+from dit_accel.io.atomic import check_writable
 from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.dense import DenseBackend, fastest_dense
 from dit_accel_eval.digest import digest
 from dit_accel_eval.metrics.lpips import backbone_digest, net_of
 from dit_accel_eval.paired_runner import PairedRunner, load_silently
+from dit_accel_eval.plots import naming_results, save_png
 from dit_accel_eval.tune.plot import draw
 from dit_accel_eval.tune.search import (
     Bench,
@@ -37,7 +38,7 @@ from dit_accel_eval.tune.search import (
     trial_seconds,
 )
 from dit_accel_eval.tune.space import METHODS, Space, check_methods
-from dit_accel_eval.tune.targets import BEST, check_targets
+from dit_accel_eval.tune.targets import BEST, LARGE, check_targets
 from dit_accel_eval.tune.validation import (
     FEWEST_RATIOS,
     MOST_ATTEMPTS,
@@ -106,7 +107,8 @@ class Tuning:
                 "give more --validate"
             )
         check_methods(self.methods)
-        check_targets(self.goal.targets, self.prompts, self.backbone)
+        size = self.base.height or LARGE, self.base.width or LARGE
+        check_targets(self.goal.targets, self.prompts, self.backbone, size)
         for target in self.goal.targets:
             if not target.holds([BEST[target.metric]] * self.validation):
                 raise InvalidSettings(
@@ -169,12 +171,14 @@ def tune(tuning: Tuning, out: Path) -> Tuned | None:
         process.wait()
         if process.rank > 0:
             return None
-        with atomic_write(out.with_suffix(".png")) as temporary:
-            draw(search).savefig(temporary, dpi=140)
-        tuned = validate_winners(search, bench, tuning.cases()[1])
-        provenance = describe_promise(tuning, tuned, search, made_of)
-        profile = replace(tuned.profile, provenance=provenance)
-        profile.save(out)
+        try:
+            tuned = validate_winners(search, bench, tuning.cases()[1])
+            provenance = describe_promise(tuning, tuned, search, made_of)
+            profile = replace(tuned.profile, provenance=provenance)
+            profile.save(out)
+        finally:
+            with naming_results(f"the trials are in {journal}"):
+                save_png(out.with_suffix(".png"), draw(search))
         return replace(tuned, profile=profile)
 
 
@@ -294,7 +298,7 @@ def describe_cost(tuning: Tuning, out: Path) -> str:
 def describe_result(tuning: Tuning, tuned: Tuned) -> str:
     """Return the figures of the winner and of the shipped default as text."""
     winner, default = (describe_measurements(m) for m in (tuned.winner, tuned.default))
-    missed = shortfall(tuning.goal, tuned.default, 0.95)
+    missed = None if tuned.default.failed else shortfall(tuning.goal, tuned.default, 0.95)
     return (
         f"{tuned.profile.method.name} on fresh clips: {winner}\n"
         f"the shipped default on the same clips: {default}{f', {missed}' if missed else ''}"

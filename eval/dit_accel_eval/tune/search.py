@@ -37,7 +37,7 @@ AMPLE = 1.03
 NEVER = 1e6
 # Number of clips before a setting may be stopped.
 FEWEST_CLIPS = 2
-# Frames that are not finite, or that the device has no memory for.
+# Frames that are not finite, or that the device has no memory for, and renders without a sparse call.
 FAILURES = (ValueError, torch.OutOfMemoryError)
 
 
@@ -90,6 +90,10 @@ class Measurements:
         return {"speedups": self.speedups, "values": self.values}
 
 
+class NoEffect(ValueError):
+    """No call of a setting was sparse, so its figures are those of dense attention."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """Measures the metrics of a goal, and the speed-up, against dense attention."""
@@ -103,11 +107,14 @@ class Bench:
 
         Raises:
             ValueError: for frames that are not finite.
+            NoEffect: if no call was sparse, because a speed-up would be chance.
             torch.OutOfMemoryError: if the device has too little memory.
         """
         dense = self.runner.dense(case)
         kind = f"{profile.method.name} {profile.precision} {profile.dense_precision}"
         clip = self.runner.render(Setting(kind, profile), case)
+        if clip.attention.no_effect:
+            raise NoEffect(clip.attention.no_effect)
         values = {
             name: METRICS[name](clip.frames, dense.frames, case.prompt, self.backbone)
             for name in self.goal.metrics

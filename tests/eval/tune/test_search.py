@@ -3,6 +3,7 @@
 import json
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -17,6 +18,7 @@ from dit_accel_eval.tune.plot import draw
 from dit_accel_eval.tune.run import Tuning, describe_cost, lock_journal
 from dit_accel_eval.tune.search import (
     AMPLE,
+    Bench,
     Goal,
     Search,
     busy_seconds,
@@ -160,6 +162,32 @@ def test_validation_goes_on_if_a_winner_or_the_default_breaks_on_a_fresh_clip(
     assert intervals(search.goal, tuned.default) == {"failed": tuned.default.failed}
 
 
+class FakeRunner:
+    """A runner whose clips have no sparse call."""
+
+    def dense(self, case: RenderSettings) -> SimpleNamespace:
+        return SimpleNamespace(
+            frames=np.zeros((1, 16, 16, 3), np.float32), seconds={"denoise": 2.0}
+        )
+
+    def render(self, setting: object, case: RenderSettings) -> SimpleNamespace:
+        clip = self.dense(case)
+        clip.attention = SimpleNamespace(no_effect="0 of 24 calls were sparse: fewer than 9 tokens")
+        return clip
+
+    def forget_times(self) -> None:
+        pass
+
+
+def test_settings_without_a_sparse_call_have_no_speed_up_and_never_win(tmp_path: Path) -> None:
+    goal = Goal((Target.parse("psnr>=1"),), speedup=0.01)
+    search = searched(tmp_path, goal, 3, Bench(FakeRunner(), goal))
+    assert search.winners() == []
+    reason = "none could be measured: 0 of 24 calls were sparse: fewer than 9 tokens"
+    with pytest.raises(RunFailed, match=reason):
+        validate_winners(search, Bench(FakeRunner(), goal), FRESH)
+
+
 def test_busy_seconds_count_parallel_trials_once() -> None:
     def ran(start: int, end: int) -> optuna.trial.FrozenTrial:
         trial = optuna.trial.create_trial(value=0.0)
@@ -287,10 +315,26 @@ def test_search_and_validation_share_no_prompt_and_no_seed() -> None:
         ({"clips": 1}, "two clips to search on"),
         ({"methods": ("radial",)}, "cannot tune method 'radial': choose from svg2"),
         ({"goal": Goal((), speedup=2.0), "validation": 5}, "needs 7 clips to validate on, got 5"),
+        (
+            {
+                "goal": Goal((Target.parse("ssim>=0"),)),
+                "base": RenderSettings("", height=10, width=64),
+            },
+            "target ssim: SSIM needs at least 11 x 11 pixels, and the frames have 10 x 64",
+        ),
         ({"goal": Goal((), speedup=0.0)}, "--speedup must be above 0, got 0"),
         ({"goal": Goal((Target.parse("ssim>=1.5"),))}, "ssim>=1.5 cannot hold"),
     ],
-    ids=["no-goal", "one-prompt", "one-clip", "method", "few", "no-speed", "beyond-perfect"],
+    ids=[
+        "no-goal",
+        "one-prompt",
+        "one-clip",
+        "method",
+        "few",
+        "small",
+        "no-speed",
+        "beyond-perfect",
+    ],
 )
 def test_invalid_requests_are_refused_first(tmp_path: Path, changes: dict, message: str) -> None:
     arguments = {
