@@ -13,6 +13,7 @@ from dit_accel.errors import InvalidSettings, first_line
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
 from dit_accel.io.tables import format_table
+from dit_accel.io.video import VP9, require_encoder
 from dit_accel_eval.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, difference, read_clip, write_webm
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def compare(
         raise InvalidSettings(f"--fps must be at least 1, got {fps}")
     if out:
         check_writable(out / "report.html")
+        require_encoder(VP9)
     pairs = match_clips(reference, other)
     records, errors = measure_pairs(pairs, backbone)
     if errors:
@@ -209,7 +211,7 @@ def write_page(
     fps: int,
 ) -> None:
     """Write ``report.html``."""
-    from dit_accel.generation.render import versions
+    from dit_accel.generation.identity import versions
     from dit_accel_eval.page import Page, TableRow
     from dit_accel_eval.report import column_titles
 

@@ -18,6 +18,7 @@ from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import check_writable
 from dit_accel.io.jsonl import write_json
+from dit_accel.io.video import VP9, require_encoder
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.dense import DenseBackend, fastest_dense
 from dit_accel_eval.digest import digest
@@ -122,6 +123,7 @@ def check_evaluation(
     for setting in evaluation.settings:
         setting.identity(cases[0])
     check_writable(out / "results.jsonl")
+    require_encoder(VP9)
     metrics = {"lpips": backbone_digest(backbone=evaluation.backbone), "clip": has_clip()}
     identity = {**machine(request.device), **ingredients(card, request.load_options)}
     return request, card, {**identity, "metrics": metrics}
