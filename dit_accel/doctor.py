@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dit_accel.core.schedule import crossover_tokens
-from dit_accel.errors import InvalidSettings
+from dit_accel.errors import InvalidSettings, RunFailed
+from dit_accel.io.video import H264, VP9, Codec, require_encoder, require_ffmpeg
 from dit_accel.methods import SVG2
 from dit_accel.runtime.cost_model import Rates, Work, find_rates, measured_rates_path
 from dit_accel_assets import tiny_world_path
@@ -56,6 +57,7 @@ def examine() -> dict[str, dict[str, Any]]:
             "C++ compiler (torch.compile on CPU)": shutil.which("g++")
             or shutil.which("clang++")
             or "none found",
+            **describe_ffmpeg(),
         },
         "bundled model": {"tiny-world": _check_tiny_world()},
         "checks": {
@@ -72,6 +74,24 @@ def examine() -> dict[str, dict[str, Any]]:
             "dense attention": "the pipeline's own backend, unchanged",
         },
     }
+
+
+def describe_ffmpeg() -> dict[str, str]:
+    """Return where ffmpeg is, and which of the encoders that we use work."""
+    try:
+        found = {"ffmpeg": require_ffmpeg()}
+    except RunFailed as error:
+        return {"ffmpeg": str(error)}
+    users = {"libx264 (MP4 files)": H264, "libvpx-vp9 (videos on pages)": VP9}
+    return found | {name: _check_encoder(codec) for name, codec in users.items()}
+
+
+def _check_encoder(codec: Codec) -> str:
+    try:
+        require_encoder(codec)
+    except RunFailed as error:
+        return f"not usable: {error}"
+    return "usable"
 
 
 def describe_rates() -> dict[str, str]:

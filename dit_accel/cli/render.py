@@ -81,16 +81,33 @@ def command(
     texts = [*prompts, *(read_prompts(prompt_source) if prompt_source else [])]
     if not texts:
         raise InvalidSettings("no prompt: give PROMPT..., or --prompts FILE")
+    check_effect(base, compare=compare, lpips_backbone=lpips_backbone)
     ulysses = parse_ulysses(context_parallel)
     base = dataclasses.replace(base, image=image, seed=seed, fps=fps, ulysses=ulysses)
     progress = not quiet and sys.stderr.isatty()
     options = BatchOptions(compare, lpips_backbone, report, overwrite, progress)
-    jobs = plan_jobs([dataclasses.replace(base, prompt=text) for text in texts], out, options)
+    requests = [dataclasses.replace(base, prompt=text) for text in texts]
+    jobs = plan_jobs(requests, out, options, inputs=[Path(prompt_source)] if prompt_source else [])
     if dry_run:
         for job in jobs:
             click.echo(json.dumps(describe_job(job), indent=2))
         return
     render_jobs(jobs, options, quiet=quiet)
+
+
+def check_effect(base: RenderSettings, *, compare: bool, lpips_backbone: Path | None) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        InvalidSettings: naming the option.
+    """
+    if lpips_backbone is not None and not compare:
+        raise InvalidSettings("--lpips-backbone measures a comparison: also give --compare")
+    if base.method == "dense" and (base.precision != "full" or base.guard != "off"):
+        option = "--precision" if base.precision != "full" else "--guard"
+        raise InvalidSettings(
+            f"{option} is for sparse calls, and method dense has none: leave it out"
+        )
 
 
 def render_jobs(jobs: Sequence[Job], options: BatchOptions, *, quiet: bool) -> None:

@@ -14,6 +14,7 @@ from dit_accel.errors import InvalidSettings, first_line
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
 from dit_accel.io.tables import format_table
+from dit_accel.io.video import VP9, require_encoder
 from dit_accel_eval.clip_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files, read_clip
 from dit_accel_eval.frames import difference, write_webm
 
@@ -76,6 +77,7 @@ def compare(
     """
     if out:
         check_writable(out / "report.html")
+        require_encoder(VP9)
     pairs = match_clips(reference, other)
     records, errors = [], []
     for name, files in tqdm(pairs.items(), desc="compare", disable=None):
@@ -219,7 +221,7 @@ def write_page(comparison: Comparison, out: Path, fps: int) -> None:
     Raises:
         RunFailed: if that fails. The figures are in ``compare.json``.
     """
-    from dit_accel.generation.render import versions
+    from dit_accel.generation.identity import versions
     from dit_accel_eval.figures import column_titles
     from dit_accel_eval.page import Page, TableRow
     from dit_accel_eval.plots import naming_results

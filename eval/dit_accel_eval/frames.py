@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import imageio.v2 as imageio
 import imageio_ffmpeg
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dit_accel.io.atomic import atomic_write
-from dit_accel.io.media import to_bytes
+from dit_accel.io.video import VP9, encode_video
 
 FORMAT = "dit_accel frames 2"
-# Distance of key frames. It is small because a page seeks single frames.
-KEYFRAMES = 8
 
 
 def save_frames(path: Path, frames: np.ndarray) -> None:
@@ -44,23 +41,13 @@ def load_frames(path: Path) -> np.ndarray | None:
 
 
 def write_webm(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
-    """Write VP9 in WebM, which every browser plays. An odd height or width loses one row or column."""
-    with (
-        atomic_write(path) as temporary,
-        imageio.get_writer(
-            temporary,
-            format="FFMPEG",
-            fps=fps,
-            codec="libvpx-vp9",
-            quality=None,
-            macro_block_size=1,
-            pixelformat="yuv420p",
-            output_params=["-crf", "24", "-b:v", "0", "-g", str(KEYFRAMES), "-row-mt", "1"],
-        ) as writer,
-    ):
-        for frame in frames:
-            height, width = (n - n % 2 for n in frame.shape[:2])
-            writer.append_data(to_bytes(frame[:height, :width]))  # type: ignore[attr-defined]
+    """Write VP9 in WebM, which every browser plays. An odd height or width loses one row or column.
+
+    Raises:
+        RunFailed: if the file cannot be written whole.
+    """
+    with atomic_write(path) as temporary:
+        encode_video(temporary, frames, fps, VP9)
 
 
 def difference(clip: np.ndarray, reference: np.ndarray, gain: float = 4.0) -> Iterator[np.ndarray]:

@@ -13,8 +13,9 @@ from dit_accel.generation.forecast import predict_no_effect
 from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
-from dit_accel.io.atomic import check_writable
+from dit_accel.io.atomic import check_writable, sweep_temporaries
 from dit_accel.io.jsonl import write_json
+from dit_accel.io.video import VP9, require_encoder
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.dense import DenseBackend, fastest_dense
 from dit_accel_eval.digest import digest
@@ -65,6 +66,8 @@ def run_eval(evaluation: Evaluation, out: Path) -> bool:
     request, card, identity = check_evaluation(evaluation, out)
     out.mkdir(parents=True, exist_ok=True)
     process = this_process()
+    for folder in (out, out / "clips", out / "dense"):
+        sweep_temporaries(folder)
     load = cache(lambda: load_silently(card, process.load_options(request.load_options)))
     shared = asdict(replace(request, prompt="", seed=0))
     path = out / f"fastest-dense-{digest({**shared, **identity})}.json"
@@ -105,6 +108,7 @@ def check_evaluation(
     for setting in evaluation.settings:
         setting.identity(cases[0])
     check_writable(out / LOG)
+    require_encoder(VP9)
     metrics = {"lpips": backbone_digest(backbone=evaluation.backbone), "clip": has_clip()}
     identity = {**machine(request.device), **ingredients(card, request.load_options)}
     return request, card, {**identity, "metrics": metrics}

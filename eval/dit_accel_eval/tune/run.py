@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from dit_accel.generation.distributed import this_process
 from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
-from dit_accel.io.atomic import check_writable
+from dit_accel.io.atomic import check_writable, sweep_temporaries
 from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.dense import DenseBackend, fastest_dense
@@ -34,6 +33,7 @@ from dit_accel_eval.tune.search import (
     Search,
     open_study,
     read_measurements,
+    remove_stale_locks,
     stored_trials,
     trial_seconds,
 )
@@ -161,11 +161,12 @@ def tune(tuning: Tuning, out: Path) -> Tuned | None:
     card, journal = check_tuning(tuning, out)
     process = this_process()
     lock = lock_journal(journal) if process.rank == 0 else nullcontext()
-    with lock, TemporaryDirectory(prefix="dit_accel-tune-") as folder:
-        made_of = ingredients(card, tuning.base.load_options)
+    made_of = ingredients(card, tuning.base.load_options)
+    name = tuning.study_name(made_of)
+    with lock, dense_folder(out, remove=process.rank == 0) as folder:
         pipe = load_silently(card, process.load_options(tuning.base.load_options))
-        search = open_search(tuning, card, journal, tuning.study_name(made_of), pipe)
-        runner = PairedRunner(lambda: pipe, read_fastest(search), Path(folder))
+        search = open_search(tuning, card, journal, name, pipe)
+        runner = PairedRunner(lambda: pipe, read_fastest(search), folder, {"study": name})
         bench = Bench(runner, tuning.goal, tuning.backbone)
         search.run(bench, tuning.trials, tuning.minutes)
         process.wait()
@@ -202,17 +203,38 @@ def check_tuning(tuning: Tuning, out: Path) -> tuple[ModelCard, Path]:
 def lock_journal(journal: Path) -> Iterator[None]:
     """Keep a second search from the same trials, because it would discard the running trial of the first one.
 
+    The system frees this lock when its process is killed, and Optuna's own locks are then removed.
+
     Raises:
         InvalidSettings: if another search is running.
     """
     journal.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(journal.with_suffix(".lock"), timeout=0):
+            remove_stale_locks(journal)
             yield
     except Timeout:
         raise InvalidSettings(
             f"another tune is writing to {journal}: let it end, or give another --out"
         ) from None
+
+
+@contextmanager
+def dense_folder(out: Path, *, remove: bool) -> Iterator[Path]:
+    """Yield the folder of the dense frames beside a profile, and remove it at the end.
+
+    A search that was killed leaves it to the next one, which uses the frames of its own study.
+    """
+    folder = out.with_suffix(".dense-frames")
+    sweep_temporaries(folder)
+    try:
+        yield folder
+    finally:
+        if remove:
+            for path in folder.glob("*.safetensors"):
+                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def open_search(tuning: Tuning, card: ModelCard, journal: Path, name: str, pipe: Any) -> Search:

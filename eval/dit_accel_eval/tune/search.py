@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import statistics
 import time
@@ -275,7 +276,7 @@ def open_study(journal: Path, name: str, seed: int, rank: int = 0) -> optuna.Stu
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     journal.parent.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
+    storage = open_storage(journal)
     stored = len(stored_trials(journal, name))
     with warnings.catch_warnings():
         for kind in (optuna.exceptions.ExperimentalWarning, FutureWarning):
@@ -293,11 +294,22 @@ def open_study(journal: Path, name: str, seed: int, rank: int = 0) -> optuna.Stu
     )
 
 
+def open_storage(journal: Path) -> JournalStorage:
+    """Return the storage of a journal. Its path is absolute, because Optuna's lock is a link to it."""
+    return JournalStorage(JournalFileBackend(str(journal.absolute())))
+
+
+def remove_stale_locks(journal: Path) -> None:
+    """Remove the locks that a killed search left beside a journal that no living process writes to."""
+    for path in journal.parent.glob(f"{glob.escape(journal.name)}.lock*"):
+        path.unlink(missing_ok=True)
+
+
 def stored_trials(journal: Path, name: str) -> list[FrozenTrial]:
     """Return the trials of a study in a journal, and change nothing."""
-    storage = JournalStorage(JournalFileBackend(str(journal)))
     try:
-        trials: list[FrozenTrial] = optuna.load_study(storage=storage, study_name=name).trials
+        study = optuna.load_study(storage=open_storage(journal), study_name=name)
+        trials: list[FrozenTrial] = study.trials
     except KeyError:
         return []
     return trials
