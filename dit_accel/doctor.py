@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dit_accel.core.schedule import crossover_tokens
 from dit_accel.errors import InvalidSettings, RunFailed
+from dit_accel.extensions import load_extension
 from dit_accel.io.video import H264, VP9, Codec, require_encoder, require_ffmpeg
 from dit_accel.methods import SVG2
 from dit_accel.runtime.cost_model import Rates, Work, find_rates, measured_rates_path
@@ -45,7 +46,7 @@ PACKAGES = (
 
 
 def examine() -> dict[str, dict[str, Any]]:
-    """Return findings by section: versions, devices, tools, the bundled model, checks, rates, and what will be used."""
+    """Return findings by section: versions, devices, tools, weights, checks, rates, and what will be used."""
     return {
         "versions": {
             "python": platform.python_version(),
@@ -59,6 +60,7 @@ def examine() -> dict[str, dict[str, Any]]:
             or "none found",
             **describe_ffmpeg(),
         },
+        "weights of metrics": describe_metrics(),
         "bundled model": {"tiny-world": _check_tiny_world()},
         "checks": {
             name: verdict
@@ -84,6 +86,15 @@ def describe_ffmpeg() -> dict[str, str]:
         return {"ffmpeg": str(error)}
     users = {"libx264 (MP4 files)": H264, "libvpx-vp9 (videos on pages)": VP9}
     return found | {name: _check_encoder(codec) for name, codec in users.items()}
+
+
+def describe_metrics() -> dict[str, str]:
+    """Return where the weights of the learned metrics are, or what is missing."""
+    try:
+        found: dict[str, str] = load_extension("comparison").find_weights()
+    except RunFailed as error:
+        return {"LPIPS, CLIP score": str(error)}
+    return found
 
 
 def _check_encoder(codec: Codec) -> str:

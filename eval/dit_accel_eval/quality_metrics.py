@@ -13,10 +13,11 @@ from dit_accel.io.tables import format_table
 from dit_accel_assets import oracle
 from dit_accel_assets.world import parse_caption
 from dit_accel_eval.metrics.caption import caption_correct
-from dit_accel_eval.metrics.clip_score import clip_score_or_reason
+from dit_accel_eval.metrics.clip_pairs import NoBackbone
+from dit_accel_eval.metrics.clip_score import cached_clip, clip_score_or_reason
 from dit_accel_eval.metrics.drift import drift
 from dit_accel_eval.metrics.flicker import flicker_difference
-from dit_accel_eval.metrics.lpips import lpips_or_reason, net_of
+from dit_accel_eval.metrics.lpips import cached_backbone, lpips_or_reason, net_of
 from dit_accel_eval.metrics.psnr import psnr
 from dit_accel_eval.metrics.ssim import ssim_or_reason
 
@@ -75,6 +76,17 @@ def _clip_scores(dense: np.ndarray, other: np.ndarray, prompt: str) -> dict[str,
     if score is None or base is None:
         return {"clip_score": None, "clip_score_reason": reason}
     return {"clip_score": score, "clip_score_dense": base, "clip_score_gain": score - base}
+
+
+def find_weights() -> dict[str, str]:
+    """Return the place of the weights of each learned metric, or what is missing."""
+    places = {}
+    for metric, find in (("LPIPS", cached_backbone), ("CLIP score", cached_clip)):
+        try:
+            places[metric] = str(find())
+        except NoBackbone as error:
+            places[metric] = f"no weights: {error}"
+    return places
 
 
 def speedup(dense: Clip, other: Clip) -> float:

@@ -16,7 +16,7 @@ from dit_accel import cli
 from dit_accel.generation.distributed import Process
 from dit_accel_eval import compare_files, paired_runner, recorder, runs
 from dit_accel_eval.clip_files import read_clip
-from dit_accel_eval.frames import write_webm
+from dit_accel_eval.frames import holds_frames, write_webm
 from dit_accel_eval.settings import Setting
 
 PROMPT = "a red circle moving up on a navy background"
@@ -99,8 +99,17 @@ def test_a_killed_eval_resumes_with_the_same_figures(tmp_path: Path, capsys, mon
 
     lost = next((tmp_path / "parts/clips").glob("*-difference.webm"))
     lost.unlink()
+    records = (tmp_path / "parts/results.jsonl").read_text().splitlines()
+    dense = tmp_path / "parts" / json.loads(records[0])["dense_video"]
+    dense.write_bytes(dense.read_bytes()[:600])
+    stability = next((tmp_path / "parts").glob("stability-*.json"))
+    stability.write_text("[{")
+    (tmp_path / "parts/clips/.dit-accel-0123abcd.webm").write_bytes(b"what a killed run left")
     assert cli.main(arguments(tmp_path, "parts")) == 0
-    assert lost.exists()
+    assert holds_frames(lost, 5)
+    assert holds_frames(dense, 5)
+    assert json.loads(stability.read_text())
+    assert not list((tmp_path / "parts").rglob(".*"))
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a model was loaded with nothing left to do")
@@ -135,6 +144,19 @@ def test_equal_settings_are_one_and_broken_frames_are_reported(
     page = (tmp_path / "out/report.html").read_text()
     assert "1 clips could not be measured" in page
     check_page(page, players=1)
+
+
+def test_a_dry_run_of_eval_counts_renders_and_says_what_has_no_effect(tmp_path, capsys) -> None:
+    command = [*arguments(tmp_path, "out"), "--dry-run"]
+    command[command.index(SETTINGS)] = f"svg2,{SETTINGS},dense,svg2:schedule.dense_steps=1"
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        "2 clips, each with dense attention and with 6 settings: 14 renders",
+        "svg2: no call will be sparse: 32 tokens, fewer than 2,048",
+        "svg2:schedule.dense_steps=1: no call will be sparse: the schedule leaves all 3 steps dense",
+    ]
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_invalid_backbone_is_refused_before_a_model_is_loaded(

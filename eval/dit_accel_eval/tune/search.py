@@ -234,11 +234,14 @@ class Search:
         return winners[0].value if winners else None
 
     def winners(self) -> list[FrozenTrial]:
-        """Return complete trials that hold all targets, the best first, each profile once."""
+        """Return complete trials that hold all targets, the best first, each profile once.
+
+        Equal ones are sorted by their parameters, because a killed trial is tried again after later ones.
+        """
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         holding = [t for t in complete if max(constraints(t)) <= 0]
         by_profile: dict[str, FrozenTrial] = {}
-        for trial in sorted(holding, key=lambda t: -float(t.value or 0.0)):
+        for trial in sorted(holding, key=lambda t: (-float(t.value or 0.0), str(t.params))):
             by_profile.setdefault(str(trial.params), trial)
         return list(by_profile.values())
 
