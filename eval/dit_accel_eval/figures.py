@@ -13,6 +13,8 @@ from dit_accel_eval.summary import Record, Row
 COLUMNS = {
     "clips": "clips",
     "speedup": "speed-up",
+    "density_all": "density, all calls",
+    "density_sparse": "density, sparse calls",
     "psnr": "PSNR (dB)",
     "psnr_gain": "PSNR gain",
     "psnr_objects": "PSNR inside objects",
@@ -22,8 +24,6 @@ COLUMNS = {
     "flicker": "flicker gain",
     "drift": "drift",
     "correct": "correct captions",
-    "density_sparse": "density, sparse calls",
-    "density_all": "density, all calls",
 }
 DIGITS = {"psnr": 2, "psnr_objects": 2, "psnr_gain": 2, "speedup": 2, "flicker": 4, "drift": 4}
 # Space between two columns of a table, and least space between two titles.
@@ -48,7 +48,7 @@ def filled_columns(rows: Sequence[Row]) -> list[str]:
 
 
 def format_figure(value: Any, column: str) -> str:
-    """Return a figure with its interval as text, or a dash for a missing one."""
+    """Return a figure with its interval as text, or a dash for a missing one. Zero has no sign."""
     digits = DIGITS.get(column, 3)
     if isinstance(value, ProportionInterval):
         return f"{value.right} of {value.n}"
@@ -56,12 +56,12 @@ def format_figure(value: Any, column: str) -> str:
         return "-"
     if isinstance(value, MeanInterval):
         known = not math.isnan(value.half_width)
-        return f"{value.mean:.{digits}f}" + (f" ± {value.half_width:.{digits}f}" if known else "")
+        return f"{value.mean:z.{digits}f}" + (f" ± {value.half_width:z.{digits}f}" if known else "")
     if isinstance(value, MedianInterval):
         known = not math.isnan(value.low + value.high)
-        ends = f" ({value.low:.{digits}f} to {value.high:.{digits}f})" if known else ""
-        return f"{value.median:.{digits}f}{ends}"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+        ends = f" ({value.low:z.{digits}f} to {value.high:z.{digits}f})" if known else ""
+        return f"{value.median:z.{digits}f}{ends}"
+    return f"{value:z.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def format_narrow(rows: Mapping[str, Mapping[str, str]], width: int) -> str:

@@ -118,7 +118,7 @@ def build_page(results: Results, rows: Sequence[Row], out: Path) -> Page:
             *((name, format_fact(value)) for name, value in facts(results).items()),
             *setting_configs(results),
         ],
-        heading="Quality against speed",
+        heading="Figures of each setting",
         explanation=EXPLANATION,
         notes=list(notes(results, rows)),
         plot=plot_pareto(rows, subtitle(results), INK),

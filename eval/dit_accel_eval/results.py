@@ -22,7 +22,7 @@ PLAN, LOG = "evaluation.json", "results.jsonl"
 
 @dataclass(frozen=True)
 class Plan:
-    """What an evaluation measures.
+    """Request of an evaluation, with the keys of its records.
 
     Attributes:
         request: Request of its first clip.
@@ -64,7 +64,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation has measured so far.
+    """Records that an evaluation has measured so far.
 
     Attributes:
         records: A record for each measured clip of each setting.

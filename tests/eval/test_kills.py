@@ -7,26 +7,18 @@ import os
 import random
 import re
 import shutil
-import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import WanPipeline
 
-from dit_accel import cli
 from dit_accel.io.jsonl import read_logs
-from dit_accel_assets import tiny_world_path
-from dit_accel_eval import paired_runner, recorder, report, runs
 from dit_accel_eval.clip_files import read_clip
-from dit_accel_eval.dense import DenseBackend
-from dit_accel_eval.heads import run, sampling
-from dit_accel_eval.tune import run as tune_run
-from dit_accel_eval.tune import search
 
 pytestmark = pytest.mark.slow
 
@@ -39,56 +31,40 @@ SIZE = ["--height", "16", "--width", "16", "--frames", "5", "--steps", "1"]
 SPARSE = "schedule.min_tokens=0:schedule.dense_steps=0"
 SCORES = ("candidate", "prompt", "score", "seed")
 FIGURES = ("setting", "prompt", "psnr", "ssim", "density_all", "frames", "no_effect")
-LOADED = (report, run, search)
-
-
-@pytest.fixture(scope="module")
-def pipe() -> WanPipeline:
-    pipe = WanPipeline.from_pretrained(tiny_world_path())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(autouse=True)
-def _no_clock(pipe: WanPipeline, monkeypatch) -> None:
-    """Load the model once for all processes, and take speed-ups from nothing that a clock measures."""
-    for module in (paired_runner, sampling):
-        monkeypatch.setattr(module, "load_pipeline", lambda *_: pipe)
-    for module in (runs, tune_run):
-        monkeypatch.setattr(module, "fastest_dense", lambda *_: DenseBackend())
-    monkeypatch.setattr(recorder, "reported_speedup", lambda *_: 1.5)
-    monkeypatch.setattr(search, "speedup", lambda _, clip: 2 - clip.attention.density["all_calls"])
+SERVER = Path(__file__).parents[1] / "support/killed_runs.py"
 
 
 @dataclass(frozen=True)
 class Run:
-    """Exit code and standard output of a command, and its seconds."""
+    """Exit code of a command, or None if it was killed, its standard output and its seconds."""
 
     code: int | None
     printed: str
     seconds: float
 
 
-def start(arguments: list[str], folder: Path, kill_after: float | None = None) -> Run:
-    """Run a command in a process of its own in a folder, and kill it after some seconds if it still runs."""
-    folder.mkdir(exist_ok=True)
-    log, begin = folder.with_suffix(".out"), time.monotonic()
-    process = os.fork()
-    if process == 0:
-        os.chdir(folder)
-        sys.stdout, sys.stderr = (open(f"{log}{n}", "w") for n in (1, 2))  # noqa: SIM115, PTH123
-        code = 3
-        try:
-            code = cli.main(arguments)
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(process, signal.SIGKILL)
-    _, status = os.waitpid(process, 0)
-    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-    return Run(code, Path(f"{log}1").read_text(), time.monotonic() - begin)
+@dataclass(frozen=True)
+class Server:
+    """A process that runs commands in its forks."""
+
+    process: subprocess.Popen[str]
+
+    def run(self, arguments: list[str], folder: Path, kill_after: float | None = None) -> Run:
+        """Run a command in a folder, and kill it after some seconds if it still runs."""
+        folder.mkdir(exist_ok=True)
+        request = {"arguments": arguments, "folder": str(folder), "kill_after": kill_after}
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        answer = json.loads(self.process.stdout.readline())
+        return Run(printed=Path(f"{folder}.stdout").read_text(), **answer)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, SERVER], text=True, env=environment, **pipes) as process:
+        yield Server(process)
+        process.stdin.close()
 
 
 def names(folder: Path) -> list[str]:
@@ -97,17 +73,21 @@ def names(folder: Path) -> list[str]:
 
 
 def check_kills(
-    arguments: list[str], tmp_path: Path, outcome: Callable[[Path, str], Any], seed: int
+    server: Server,
+    arguments: list[str],
+    tmp_path: Path,
+    outcome: Callable[[Path, str], Any],
+    seed: int,
 ) -> None:
     """Check that 25 runs which were killed and run again have the outcome and the files of a whole one."""
-    whole = start(arguments, tmp_path / "whole")
-    assert whole.code == 0, Path(f"{tmp_path / 'whole'}.out2").read_text()
+    whole = server.run(arguments, tmp_path / "whole")
+    assert whole.code == 0, Path(f"{tmp_path / 'whole'}.stderr").read_text()
     expected = outcome(tmp_path / "whole", whole.printed), names(tmp_path / "whole")
     assert not [name for name in expected[1] if Path(name).name.startswith(".")]
     moments, shortest, killed = random.Random(seed), whole.seconds, 0
     while killed < KILLS:
         folder, moment = tmp_path / str(killed), moments.uniform(0, shortest)
-        first = start(arguments, folder, moment)
+        first = server.run(arguments, folder, moment)
         if first.code is not None:
             shortest = min(shortest, first.seconds)
             shutil.rmtree(folder)
@@ -115,17 +95,18 @@ def check_kills(
         killed += 1
         # An encoder whose input ended writes its file to the end.
         time.sleep(0.2)
-        again = start(arguments, folder)
+        again = server.run(arguments, folder)
         assert again.code == 0, f"killed after {moment:.3f} s"
         actual = outcome(folder, again.printed), names(folder)
         assert actual == expected, f"killed after {moment:.3f} s"
 
 
-def test_eval(tmp_path: Path) -> None:
+def test_eval(server: Server, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
     methods = f"svg-ear:density=0.3:{SPARSE}"
     arguments = [*("eval", "--prompts", str(tmp_path / "p.txt"), "--methods", methods), *SIZE]
-    check_kills([*arguments, "--floor", "none", "--out", "."], tmp_path, read_evaluation, 0)
+    arguments += ["--floor", "none", "--out", "."]
+    check_kills(server, arguments, tmp_path, read_evaluation, 0)
 
 
 def read_evaluation(folder: Path, printed: str) -> dict[str, Any]:
@@ -143,12 +124,13 @@ def read_evaluation(folder: Path, printed: str) -> dict[str, Any]:
     }
 
 
-def test_tune(tmp_path: Path) -> None:
+def test_tune(server: Server, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
     search_size = ["--clips", "2", "--validate", "2", "--trials", "2", "--methods", "svg-ear"]
     arguments = ["tune", "--prompts", str(tmp_path / "p.txt"), "--target", "psnr>=-50"]
     size = [*SIZE[:-1], "2"]
-    check_kills([*arguments, *search_size, *size, "--out", "p.yaml"], tmp_path, read_tuned, 1)
+    arguments += [*search_size, *size, "--out", "p.yaml"]
+    check_kills(server, arguments, tmp_path, read_tuned, 1)
 
 
 def read_tuned(folder: Path, printed: str) -> dict[str, Any]:
@@ -157,11 +139,11 @@ def read_tuned(folder: Path, printed: str) -> dict[str, Any]:
     return {"printed": printed, "profile": (folder / "p.yaml").read_text()}
 
 
-def test_heads_search(tmp_path: Path) -> None:
+def test_heads_search(server: Server, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text(PROMPTS[0])
     arguments = ["heads", "search", "--prompts", str(tmp_path / "p.txt"), "--reward", "sharpness"]
     arguments += ["--rounds", "1", "--top-k", "1", "--batch", "1", *SIZE, "--out", "."]
-    check_kills(arguments, tmp_path, read_search, 2)
+    check_kills(server, arguments, tmp_path, read_search, 2)
 
 
 def read_search(folder: Path, printed: str) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval import report
 from dit_accel_eval.dense import DenseBackend
-from dit_accel_eval.figures import format_narrow
+from dit_accel_eval.figures import format_figure, format_narrow
 from dit_accel_eval.frames import holds_frames, write_webm
+from dit_accel_eval.page import breakable
 from dit_accel_eval.results import Plan
 from dit_accel_eval.settings import Setting
+from dit_accel_eval.statistics import MeanInterval
 
 FRAMES = 2
 STRANGE = (
@@ -178,3 +180,11 @@ def test_a_video_is_whole_only_with_all_its_frames(tmp_path: Path) -> None:
     path.write_bytes(b"")
     assert not holds_frames(path, 9)
     assert not holds_frames(tmp_path / "none.webm", 9)
+
+
+def test_names_break_after_their_marks_and_not_inside_numbers() -> None:
+    assert breakable("svg2:top_p=0.8:a.b<c>") == "svg2:<wbr>top_p=0.8:<wbr>a.<wbr>b&lt;c&gt;"
+
+
+def test_zero_has_no_sign() -> None:
+    assert format_figure(MeanInterval(-1e-9, 1e-9, 2), "drift") == "0.0000 ± 0.0000"

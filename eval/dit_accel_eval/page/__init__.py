@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -100,6 +101,7 @@ class Page:
             undefined=StrictUndefined,
             trim_blocks=True,
         )
+        environment.filters["breakable"] = breakable
         panels = [panel for player in self.players for panel in player.panels]
         videos = {
             panel.video: base64.b64encode(panel.path.read_bytes()).decode()
@@ -119,6 +121,11 @@ class Page:
         """Write the page to a file. Characters that UTF-8 does not have become references."""
         with atomic_write(path) as temporary:
             temporary.write_text(self.html(), encoding="utf-8", errors="xmlcharrefreplace")
+
+
+def breakable(text: str) -> Markup:
+    """Return an escaped text that may be broken after the marks in names of settings and layers."""
+    return Markup("<wbr>").join(re.split(r"(?<=[:,/])|(?<=\.)(?!\d)", text))
 
 
 def svg(figure: Figure) -> Markup:
