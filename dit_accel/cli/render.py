@@ -22,6 +22,8 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import load_extension
 from dit_accel.io.prompts import read_prompts
 
+COMMANDLINE = click.core.ParameterSource.COMMANDLINE
+
 if TYPE_CHECKING:
     from dit_accel.generation.batch import BatchOptions, Job, Rendered
     from dit_accel.generation.settings import RenderSettings
@@ -52,7 +54,9 @@ if TYPE_CHECKING:
     help="Split each clip among the N processes of torchrun; without it they split the prompts.",
 )
 @click.option(
-    "--overwrite", is_flag=True, help="Render files again that were made with the same settings."
+    "--overwrite",
+    is_flag=True,
+    help="Render files again that were made with the same settings, and replace all others.",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and print what would be rendered.")
 @click.option("--quiet", is_flag=True, help="Print no progress and no results.")
@@ -88,6 +92,9 @@ def command(
     options = BatchOptions(compare, lpips_backbone, report, overwrite, progress)
     requests = [dataclasses.replace(base, prompt=text) for text in texts]
     jobs = plan_jobs(requests, out, options, inputs=[Path(prompt_source)] if prompt_source else [])
+    is_image = all(job.path.suffix == ".png" for job in jobs)
+    if is_image and click.get_current_context().get_parameter_source("fps") == COMMANDLINE:
+        raise InvalidSettings("an image has no frames per second: leave --fps out")
     if dry_run:
         for job in jobs:
             click.echo(json.dumps(describe_job(job), indent=2))

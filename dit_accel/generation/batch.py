@@ -76,7 +76,8 @@ class BatchOptions:
         compare: also render dense, and write a side-by-side clip and a strip of frames.
         lpips_backbone: weights of LPIPS's backbone; None takes those in torch's cache.
         report: JSON file for the records of all jobs.
-        overwrite: render files again that were made with the same settings. A single job is always rendered.
+        overwrite: render files again that were made with the same settings, and replace files that nobody named. A
+            single job is always rendered.
         progress: show the progress of each clip.
     """
 

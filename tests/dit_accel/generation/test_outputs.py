@@ -116,6 +116,7 @@ def test_names_tell_requests_apart_and_are_short() -> None:
             ["--method", "dense", "--guard", "on"],
             "--guard is for sparse calls, and method dense has",
         ),
+        (["--frames", "1", "--fps", "8"], "an image has no frames per second: leave --fps out"),
         (["-o", "x.mp4", "--negative-prompt", "b"], "ignores a negative prompt with a guidance_sc"),
         (["-o", "x.mp4", "--pag-scale", "0"], "a scale of 0 has no effect"),
         (["-o", "x.mp4", "--pag-scale", "1", "--softness", "0"], "a softness of 0 has no effect"),
