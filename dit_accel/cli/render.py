@@ -80,7 +80,8 @@ def command(
     base: RenderSettings,
 ) -> None:
     """Render PROMPTS to videos; a single frame is a PNG image."""
-    from dit_accel.generation.batch import BatchOptions, describe_job, plan_jobs
+    from dit_accel.generation.batch import Batch, BatchOptions, describe_job, plan_jobs
+    from dit_accel.generation.distributed import Process
 
     texts = [*prompts, *(read_prompts(prompt_source) if prompt_source else [])]
     if not texts:
@@ -91,11 +92,14 @@ def command(
     progress = not quiet and sys.stderr.isatty()
     options = BatchOptions(compare, lpips_backbone, report, overwrite, progress)
     requests = [dataclasses.replace(base, prompt=text) for text in texts]
-    jobs = plan_jobs(requests, out, options, inputs=[Path(prompt_source)] if prompt_source else [])
+    context = click.get_current_context()
+    files = [prompt_source, lpips_backbone, context.params["profile"]]
+    jobs = plan_jobs(requests, out, options, inputs=[Path(name) for name in files if name])
     is_image = all(job.path.suffix == ".png" for job in jobs)
-    if is_image and click.get_current_context().get_parameter_source("fps") == COMMANDLINE:
+    if is_image and context.get_parameter_source("fps") == COMMANDLINE:
         raise InvalidSettings("an image has no frames per second: leave --fps out")
     if dry_run:
+        Batch(jobs, options, Process()).find_pending()
         for job in jobs:
             click.echo(json.dumps(describe_job(job), indent=2))
         return

@@ -235,16 +235,26 @@ class Batch:
         if self.options.compare:
             load_extension("comparison")
         share = self.process.share(self.jobs)
-        records = self.journal.records() if self.journal else []
-        render_all = self.options.overwrite or len(self.jobs) == 1
-        pending = [job for job in share if render_all or not self.is_done(job, records)]
-        for job in pending:
-            self._check_replaced(job)
+        pending = self.find_pending()
         if pending:
             self._render(pending, on_rendered)
         if self.journal and self.process.writes:
             self._report(self.journal, share)
         return BatchSummary(len(pending), len(share) - len(pending))
+
+    def find_pending(self) -> list[Job]:
+        """Return this process's jobs that are not done yet.
+
+        Raises:
+            InvalidSettings: if a file of other settings would be replaced.
+        """
+        records = self.journal.records() if self.journal else []
+        render_all = self.options.overwrite or len(self.jobs) == 1
+        share = self.process.share(self.jobs)
+        pending = [job for job in share if render_all or not self.is_done(job, records)]
+        for job in pending:
+            self._check_replaced(job)
+        return pending
 
     def is_done(self, job: Job, records: Sequence[dict[str, Any]]) -> bool:
         """Return True if all files of a job and its record exist and were made with the same settings."""

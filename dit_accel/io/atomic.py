@@ -135,7 +135,8 @@ def check_name(path: Path) -> None:
     """Check that a file may have a name.
 
     Raises:
-        InvalidSettings: if the name is too long or no text, or if something else than a file is there.
+        InvalidSettings: if the name is too long or no text, or if something else than a file or a read-only file
+            is there.
     """
     _check_text(path)
     target = follow_link(path)
@@ -146,6 +147,8 @@ def check_name(path: Path) -> None:
         raise InvalidSettings(f"output {path} is a folder: give a file name")
     if target.exists() and not target.is_file():
         raise InvalidSettings(f"output {path} is a device or a pipe: give a file name")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise InvalidSettings(f"output {path} is read-only: give another name")
 
 
 def check_folder(path: Path) -> None:
