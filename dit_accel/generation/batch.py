@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,13 +157,12 @@ def make_jobs(
     validated: Sequence[tuple[RenderSettings, ModelCard]], out: Path | None, *, named: bool
 ) -> list[Job]:
     """Return jobs with their files; ``named`` says that the user gave the file's name."""
-    # The requests of a batch differ in their prompts, and files are read once.
-    settings, card = validated[0]
-    files = cache(lambda: find_ingredients(settings, card))
-    identities = [identify(settings, files()) for settings, _ in validated]
+    # The requests of a batch differ in their prompts only.
+    files = find_ingredients(*validated[0])
+    identities = [identify(settings, files) for settings, _ in validated]
     paths = output_paths(validated, identities, out)
     return [
-        Job(*request, path, files(), named) for request, path in zip(validated, paths, strict=True)
+        Job(*request, path, files, named) for request, path in zip(validated, paths, strict=True)
     ]
 
 
