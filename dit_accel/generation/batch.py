@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +75,8 @@ class BatchOptions:
         compare: also render dense, and write a side-by-side clip and a strip of frames.
         lpips_backbone: weights of LPIPS's backbone; None takes those in torch's cache.
         report: JSON file for the records of all jobs.
-        overwrite: render files again that were made with the same settings. A single job is always rendered.
+        overwrite: render files again that were made with the same settings, and replace files that nobody named. A
+            single job is always rendered.
         progress: show the progress of each clip.
     """
 
@@ -157,13 +157,12 @@ def make_jobs(
     validated: Sequence[tuple[RenderSettings, ModelCard]], out: Path | None, *, named: bool
 ) -> list[Job]:
     """Return jobs with their files; ``named`` says that the user gave the file's name."""
-    # The requests of a batch differ in their prompts, and files are read once.
-    settings, card = validated[0]
-    files = cache(lambda: find_ingredients(settings, card))
-    identities = [identify(settings, files()) for settings, _ in validated]
+    # The requests of a batch differ in their prompts only.
+    files = find_ingredients(*validated[0])
+    identities = [identify(settings, files) for settings, _ in validated]
     paths = output_paths(validated, identities, out)
     return [
-        Job(*request, path, files(), named) for request, path in zip(validated, paths, strict=True)
+        Job(*request, path, files, named) for request, path in zip(validated, paths, strict=True)
     ]
 
 
@@ -240,16 +239,26 @@ class Batch:
         if self.options.compare:
             load_extension("comparison")
         share = self.process.share(self.jobs)
-        records = self.journal.records() if self.journal else []
-        render_all = self.options.overwrite or len(self.jobs) == 1
-        pending = [job for job in share if render_all or not self.is_done(job, records)]
-        for job in pending:
-            self._check_replaced(job)
+        pending = self.find_pending()
         if pending:
             self._render(pending, on_rendered)
         if self.journal and self.process.writes:
             self._report(self.journal, share)
         return BatchSummary(len(pending), len(share) - len(pending))
+
+    def find_pending(self) -> list[Job]:
+        """Return this process's jobs that are not done yet.
+
+        Raises:
+            InvalidSettings: if a file of other settings would be replaced.
+        """
+        records = self.journal.records() if self.journal else []
+        render_all = self.options.overwrite or len(self.jobs) == 1
+        share = self.process.share(self.jobs)
+        pending = [job for job in share if render_all or not self.is_done(job, records)]
+        for job in pending:
+            self._check_replaced(job)
+        return pending
 
     def is_done(self, job: Job, records: Sequence[dict[str, Any]]) -> bool:
         """Return True if all files of a job and its record exist and were made with the same settings."""

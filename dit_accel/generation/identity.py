@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,14 @@ from dit_accel.io.jsonl import to_json
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    return {name: version(name) for name in ("dit_accel", "torch", "diffusers", "transformers")}
+    """Return the versions that a result depends on; a package on the path only has none."""
+    found = {}
+    for name in ("dit_accel", "torch", "diffusers", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def find_ingredients(settings: RenderSettings, card: ModelCard) -> dict[str, Any]:

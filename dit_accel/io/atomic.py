@@ -62,8 +62,8 @@ def _temporary_beside(path: Path) -> Iterator[Path]:
         temporary = path.with_name(f".dit-accel-{uuid.uuid4().hex[:8]}{ending}")
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         try:
-            _lock(descriptor)
-            # Another process may have swept the file before it was locked.
+            # Another process may be sweeping the file, or may have swept it.
+            _lock(descriptor, wait=True)
             if temporary.exists():
                 yield temporary
                 return
@@ -82,18 +82,18 @@ def sweep_temporaries(folder: Path) -> None:
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
-                if _lock(descriptor):
+                if _lock(descriptor, wait=False):
                     path.unlink()
             finally:
                 os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Return True if no other process holds an open file's lock; this process then holds it until the file closes."""
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    """Lock an open file until it is closed, and return True; return False if another process holds the lock."""
     try:
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except (ImportError, OSError):  # some systems and network file systems have no locks
         return False
     return True
@@ -135,7 +135,8 @@ def check_name(path: Path) -> None:
     """Check that a file may have a name.
 
     Raises:
-        InvalidSettings: if the name is too long or no text, or if something else than a file is there.
+        InvalidSettings: if the name is too long or no text, or if something else than a file or a read-only file
+            is there.
     """
     _check_text(path)
     target = follow_link(path)
@@ -146,6 +147,8 @@ def check_name(path: Path) -> None:
         raise InvalidSettings(f"output {path} is a folder: give a file name")
     if target.exists() and not target.is_file():
         raise InvalidSettings(f"output {path} is a device or a pipe: give a file name")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise InvalidSettings(f"output {path} is read-only: give another name")
 
 
 def check_folder(path: Path) -> None:

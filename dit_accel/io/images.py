@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-# Pillow's modes of 16-bit grey images.
-DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
-
 
 def to_bytes(frames: np.ndarray) -> np.ndarray:
     """Return frames as uint8 of the same shape, rounded."""
@@ -30,11 +27,11 @@ def to_bytes(frames: np.ndarray) -> np.ndarray:
 def read_image(path: str | Path) -> Image.Image:
     """Return an image file in RGB as viewers show it.
 
-    The image is turned as its EXIF orientation says, 16 bits are scaled to 8, and transparent pixels are laid over
-    white.
+    The image is turned as its EXIF orientation says, and 16 bits are scaled to 8.
 
     Raises:
-        InvalidSettings: if the file is missing, is not an image, or holds values without a known range.
+        InvalidSettings: if the file is missing, is not one image, or holds values without a known range or
+            transparent pixels, because their colour depends on what is behind them.
     """
     from PIL import Image, ImageOps
 
@@ -42,29 +39,40 @@ def read_image(path: str | Path) -> Image.Image:
         raise InvalidSettings(f"cannot read image {path}: no such file; give an image file")
     try:
         with Image.open(path) as image:
-            return _flatten(ImageOps.exif_transpose(image), str(path))
+            _check_still(image, path)
+            return ImageOps.exif_transpose(_to_rgb(image, path))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, InvalidSettings):
             raise
         raise InvalidSettings(f"cannot read image {path}: {first_line(error)}") from None
 
 
-def _flatten(image: Image.Image, path: str) -> Image.Image:
-    """Return an opaque 8-bit RGB image."""
+def _check_still(image: Image.Image, path: str | Path) -> None:
+    # The further images of a photo are previews.
+    frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+    if frames > 1:
+        raise InvalidSettings(f"image {path} is an animation of {frames} frames: give one of them")
+
+
+def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    """Return an opaque image with 8 bits, which keeps the EXIF data."""
     import numpy as np
     from PIL import Image
 
-    if image.mode in DEEP_MODES:
-        # 65535 / 255 is 257.
-        scaled = (np.asarray(image, np.float64) / 257 + 0.5).astype(np.uint8)
-        return Image.fromarray(scaled).convert("RGB")
-    if image.mode in ("I", "F"):
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         raise InvalidSettings(
-            f"image {path} has 32-bit values of unknown range: save it with 8 or 16 bits"
+            f"image {path} has values of unknown range: save it with 8 or 16 bits"
         )
-    if image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
+    if image.mode.startswith("I"):
+        # 65535 / 255 is 257.
+        scaled = Image.fromarray((np.asarray(image, np.float64) / 257 + 0.5).astype(np.uint8))
+        scaled.info.update(image.info)
+        scaled.getexif().update(image.getexif())
+        return scaled.convert("RGB")
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        raise InvalidSettings(
+            f"image {path} has transparent pixels: lay it over a background first"
+        )
     return image.convert("RGB")
 
 

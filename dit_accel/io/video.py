@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import signal
 import subprocess
@@ -202,7 +203,10 @@ def _reason(code: int, log: bytes) -> str:
     lines = log.decode(errors="replace").strip().splitlines()
     if lines:
         return lines[-1]
-    return f"exit code {code}" if code > 0 else str(signal.strsignal(-code))
+    if code < 0:
+        return str(signal.strsignal(-code))
+    # ffmpeg ends with the number of a system error, below 256.
+    return os.strerror(256 - code) if code > 128 else f"exit code {code}"
 
 
 def count_frames(path: Path) -> int:

@@ -180,7 +180,7 @@ def test_dense_frames_that_are_not_finite_end_the_run(tmp_path: Path, monkeypatc
     monkeypatch.setattr(
         broken, "render", lambda pipe, case: replace(render(pipe, case), frames=np.full(3, np.nan))
     )
-    with pytest.raises(RunFailed, match="dense attention itself gives frames that are not finite"):
+    with pytest.raises(RunFailed, match="are not finite in float32 with method dense"):
         PairedRunner(FakePipeline, broken, tmp_path).dense(CASES[0])
     assert not list(tmp_path.iterdir())
 

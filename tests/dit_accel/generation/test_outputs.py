@@ -102,6 +102,7 @@ def test_names_tell_requests_apart_and_are_short() -> None:
         (["-o", "x.mp4", "--compare", "--report", "x-strip.png"], "is the same file as output x-s"),
         (["-o", "x.mp4", "--report", "link.json"], "is the same file as output x.mp4"),
         (["--prompts", "p.txt", "--report", "p.txt"], "output p.txt would replace the input p.txt"),
+        (["--profile", "p.yaml", "--report", "p.yaml"], "p.yaml would replace the input p.yaml"),
         (["-o", "a" * 244 + ".mp4", "--compare"], "is too long with 256 bytes: choose a shorter"),
         (["-o", "x.mp4", "--report", "/dev/full"], "/dev/full is a device or a pipe"),
         (["-o", "x.mp4", "--report", "."], "output . is a folder"),
@@ -116,6 +117,7 @@ def test_names_tell_requests_apart_and_are_short() -> None:
             ["--method", "dense", "--guard", "on"],
             "--guard is for sparse calls, and method dense has",
         ),
+        (["--frames", "1", "--fps", "8"], "an image has no frames per second: leave --fps out"),
         (["-o", "x.mp4", "--negative-prompt", "b"], "ignores a negative prompt with a guidance_sc"),
         (["-o", "x.mp4", "--pag-scale", "0"], "a scale of 0 has no effect"),
         (["-o", "x.mp4", "--pag-scale", "1", "--softness", "0"], "a softness of 0 has no effect"),
@@ -126,13 +128,14 @@ def test_bad_outputs_and_requests_without_effect_exit_2(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("p.txt").write_text(f"{PROMPT}\n")
+    Path("p.yaml").write_text("method: svg2\n")
     Path("link.json").symlink_to("x.mp4")
     prompts = [] if "--prompts" in options else [PROMPT]
     assert cli.main(["render", *prompts, *SIZE, *options]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
-    assert sorted(path.name for path in Path().iterdir()) == ["link.json", "p.txt"]
+    assert sorted(path.name for path in Path().iterdir()) == ["link.json", "p.txt", "p.yaml"]
 
 
 def test_an_image_is_not_replaced_by_what_is_made_of_it() -> None:
@@ -166,8 +169,9 @@ def test_a_missing_encoder_exits_1_before_a_model_is_loaded(
 def test_files_that_nobody_named_are_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     def refused(name: str, *options: str) -> None:
         Path(name).write_text("mine")
-        assert cli.main(["render", PROMPT, *SIZE, *options]) == 2
-        assert f"{name} exists and is not from this render" in capsys.readouterr().err
+        for further in ([], ["--dry-run"]):
+            assert cli.main(["render", PROMPT, *SIZE, *options, *further]) == 2
+            assert f"{name} exists and is not from this render" in capsys.readouterr().err
         assert Path(name).read_text() == "mine"
         Path(name).unlink()
 

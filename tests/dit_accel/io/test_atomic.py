@@ -83,6 +83,15 @@ def refused(path: Path, message: str) -> None:
         check_writable(path)
 
 
+def test_a_read_only_file_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.mp4"
+    path.touch()
+    check_writable(path)
+    # Root may write everywhere.
+    monkeypatch.setattr("os.access", lambda name, _: name != path)
+    refused(path, "is read-only: give another name")
+
+
 def test_outputs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "is a folder: give a file name")
     refused(tmp_path / ("x" * 256), "too long with 256 bytes")

@@ -77,10 +77,11 @@ def test_a_failed_write_keeps_the_file_that_was_there(tmp_path: Path, name: str)
     [
         ("cat > /dev/null; echo 'no room' >&2; exit 1", "ffmpeg failed: no room"),
         ("exit 1", "ffmpeg failed: exit code 1"),
+        ("cat > /dev/null; exit 228", "ffmpeg failed: No space left on device"),
         ("cat > /dev/null; exit 0", "the file does not decode"),
         ('head -c 24576 | "$REAL" "$@"', "the file holds 2 of 6 frames"),
     ],
-    ids=["at-the-end", "at-once", "without-a-file", "frames-lost"],
+    ids=["at-the-end", "at-once", "full-disk", "without-a-file", "frames-lost"],
 )
 def test_an_encoder_that_fails_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, script: str, message: str
@@ -168,27 +169,30 @@ def save_turned(path: Path) -> np.ndarray:
 
 
 def save_deep(path: Path) -> np.ndarray:
-    """Save an image with 16 bits."""
-    Image.fromarray(np.array([[0, 20000, 60000, 65535]], np.uint16)).save(path)
-    return np.repeat(np.array([[[0], [78], [233], [255]]], np.uint8), 3, axis=2)
+    """Save a turned image with 16 bits."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    values = np.array([[0, 20000, 60000, 65535]], np.uint16)
+    Image.fromarray(values).save(path, exif=exif)
+    return np.repeat(np.array([[[255], [233], [78], [0]]], np.uint8), 3, axis=2)
 
 
-def save_transparent(path: Path) -> np.ndarray:
-    """Save an image with a transparent, a half transparent and an opaque pixel."""
-    pixels = [[[255, 0, 0, 0], [0, 0, 0, 128], [0, 255, 0, 255]]]
-    Image.fromarray(np.array(pixels, np.uint8)).save(path)
-    return np.array([[[255, 255, 255], [127, 127, 127], [0, 255, 0]]], np.uint8)
+def save_opaque(path: Path) -> np.ndarray:
+    """Save an image whose alpha is full everywhere."""
+    pixels = np.array([[[255, 0, 0, 255], [0, 9, 0, 255]]], np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels[..., :3]
 
 
 def save_palette(path: Path) -> np.ndarray:
-    """Save an image whose palette has a transparent colour."""
+    """Save an image with a palette."""
     image = Image.new("P", (1, 1))
     image.putpalette([255, 0, 0])
-    image.save(path, transparency=0)
-    return np.full((1, 1, 3), 255, np.uint8)
+    image.save(path)
+    return np.array([[[255, 0, 0]]], np.uint8)
 
 
-@pytest.mark.parametrize("save", [save_turned, save_deep, save_transparent, save_palette])
+@pytest.mark.parametrize("save", [save_turned, save_deep, save_opaque, save_palette])
 def test_images_are_read_as_viewers_show_them(
     tmp_path: Path, save: Callable[[Path], np.ndarray]
 ) -> None:
@@ -200,8 +204,17 @@ def test_images_are_read_as_viewers_show_them(
 
 def test_images_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(InvalidSettings, match="32-bit values of unknown range"):
+    with pytest.raises(InvalidSettings, match="values of unknown range: save it with 8 or 16"):
         read_image(tmp_path / "float.tiff")
+    first, second = (Image.new("RGB", (2, 2), color) for color in ("red", "blue"))
+    first.save(tmp_path / "two.gif", save_all=True, append_images=[second])
+    with pytest.raises(InvalidSettings, match="is an animation of 2 frames"):
+        read_image(tmp_path / "two.gif")
+    Image.new("P", (1, 1)).save(tmp_path / "palette.png", transparency=0)
+    Image.new("RGBA", (1, 1), (255, 0, 0, 128)).save(tmp_path / "half.png")
+    for name in ("palette.png", "half.png"):
+        with pytest.raises(InvalidSettings, match="has transparent pixels: lay it over"):
+            read_image(tmp_path / name)
     (tmp_path / "text.png").write_text("x")
     os.mkfifo(tmp_path / "pipe.png")
     for name in ("none.png", "text.png", "pipe.png", "."):
