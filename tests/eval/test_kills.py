@@ -20,7 +20,7 @@ import pytest
 from dit_accel.io.jsonl import read_logs
 from dit_accel_eval.clip_files import read_clip
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 KILLS = 25
 PROMPTS = (

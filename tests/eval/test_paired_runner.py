@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ class FakePipeline:
         if name in self.full:
             raise torch.OutOfMemoryError("CUDA out of memory")
         frames = np.full((2, 4, 4, 3), 0.1 * case.seed + 0.01 * len(name), np.float32)
-        return Clip(frames, {"denoise": seconds}, None)
+        return Clip(frames, {"denoise": seconds}, SimpleNamespace(no_effect=None))
 
 
 class FakeDense:
