@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from dit_accel.core.schedule import crossover_tokens
-from dit_accel.errors import InvalidSettings
+from dit_accel.errors import InvalidSettings, RunFailed
+from dit_accel.extensions import load_extension
+from dit_accel.io.video import H264, VP9, Codec, require_encoder, require_ffmpeg
 from dit_accel.methods import SVG2
 from dit_accel.runtime.cost_model import Rates, Work, find_rates, measured_rates_path
 from dit_accel_assets import tiny_world_path
@@ -44,7 +46,7 @@ PACKAGES = (
 
 
 def examine() -> dict[str, dict[str, Any]]:
-    """Return findings by section: versions, devices, tools, the bundled model, checks, rates, and what will be used."""
+    """Return findings by section: versions, devices, tools, weights, checks, rates, and what will be used."""
     return {
         "versions": {
             "python": platform.python_version(),
@@ -56,7 +58,9 @@ def examine() -> dict[str, dict[str, Any]]:
             "C++ compiler (torch.compile on CPU)": shutil.which("g++")
             or shutil.which("clang++")
             or "none found",
+            **describe_ffmpeg(),
         },
+        "weights of metrics": describe_metrics(),
         "bundled model": {"tiny-world": _check_tiny_world()},
         "checks": {
             name: verdict
@@ -72,6 +76,33 @@ def examine() -> dict[str, dict[str, Any]]:
             "dense attention": "the pipeline's own backend, unchanged",
         },
     }
+
+
+def describe_ffmpeg() -> dict[str, str]:
+    """Return where ffmpeg is, and which of the encoders that we use work."""
+    try:
+        found = {"ffmpeg": require_ffmpeg()}
+    except RunFailed as error:
+        return {"ffmpeg": str(error)}
+    users = {"libx264 (MP4 files)": H264, "libvpx-vp9 (videos on pages)": VP9}
+    return found | {name: _check_encoder(codec) for name, codec in users.items()}
+
+
+def describe_metrics() -> dict[str, str]:
+    """Return where the weights of the learned metrics are, or what is missing."""
+    try:
+        found: dict[str, str] = load_extension("comparison").find_weights()
+    except RunFailed as error:
+        return {"LPIPS, CLIP score": str(error)}
+    return found
+
+
+def _check_encoder(codec: Codec) -> str:
+    try:
+        require_encoder(codec)
+    except RunFailed as error:
+        return f"not usable: {error}"
+    return "usable"
 
 
 def describe_rates() -> dict[str, str]:

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from dit_accel import Profile, Rule, Schedule, SVGEar
 from dit_accel.api import enable_perturbed_guidance, enable_sparse_attention
+from dit_accel.generation.identity import versions
 from dit_accel.generation.loading import fingerprint
-from dit_accel.generation.render import LoopTimer, call_arguments, versions
+from dit_accel.generation.render import LoopTimer, call_arguments
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.io.jsonl import write_json

@@ -18,8 +18,8 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from dit_accel.generation.distributed import this_process
+from dit_accel.generation.identity import versions
 from dit_accel.generation.loading import fingerprint
-from dit_accel.generation.render import versions
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.guidance import HeadSet, ModelShape

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from dit_accel.generation.identity import versions
 from dit_accel.generation.loading import fingerprint
-from dit_accel.generation.render import Clip, versions
+from dit_accel.generation.render import Clip
 from dit_accel.generation.settings import RenderSettings, resolve_size
 from dit_accel.generation.validation import validate
 from dit_accel_assets.world import caption, sample_scenes

@@ -11,8 +11,9 @@ import click
 import torch
 
 from dit_accel.cli.options import prompts_option
+from dit_accel.generation.identity import versions
 from dit_accel.generation.loading import fingerprint
-from dit_accel.generation.render import Clip, versions
+from dit_accel.generation.render import Clip
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.io.jsonl import to_json, write_json

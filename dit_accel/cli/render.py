@@ -22,6 +22,8 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import load_extension
 from dit_accel.io.prompts import read_prompts
 
+COMMANDLINE = click.core.ParameterSource.COMMANDLINE
+
 if TYPE_CHECKING:
     from dit_accel.generation.batch import BatchOptions, Job, Rendered
     from dit_accel.generation.settings import RenderSettings
@@ -52,7 +54,9 @@ if TYPE_CHECKING:
     help="Split each clip among the N processes of torchrun; without it they split the prompts.",
 )
 @click.option(
-    "--overwrite", is_flag=True, help="Render files again that were made with the same settings."
+    "--overwrite",
+    is_flag=True,
+    help="Render files again that were made with the same settings, and replace all others.",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and print what would be rendered.")
 @click.option("--quiet", is_flag=True, help="Print no progress and no results.")
@@ -76,21 +80,45 @@ def command(
     base: RenderSettings,
 ) -> None:
     """Render PROMPTS to videos; a single frame is a PNG image."""
-    from dit_accel.generation.batch import BatchOptions, describe_job, plan_jobs
+    from dit_accel.generation.batch import Batch, BatchOptions, describe_job, plan_jobs
+    from dit_accel.generation.distributed import Process
 
     texts = [*prompts, *(read_prompts(prompt_source) if prompt_source else [])]
     if not texts:
         raise InvalidSettings("no prompt: give PROMPT..., or --prompts FILE")
+    check_effect(base, compare=compare, lpips_backbone=lpips_backbone)
     ulysses = parse_ulysses(context_parallel)
     base = dataclasses.replace(base, image=image, seed=seed, fps=fps, ulysses=ulysses)
     progress = not quiet and sys.stderr.isatty()
     options = BatchOptions(compare, lpips_backbone, report, overwrite, progress)
-    jobs = plan_jobs([dataclasses.replace(base, prompt=text) for text in texts], out, options)
+    requests = [dataclasses.replace(base, prompt=text) for text in texts]
+    context = click.get_current_context()
+    files = [prompt_source, lpips_backbone, context.params["profile"]]
+    jobs = plan_jobs(requests, out, options, inputs=[Path(name) for name in files if name])
+    is_image = all(job.path.suffix == ".png" for job in jobs)
+    if is_image and context.get_parameter_source("fps") == COMMANDLINE:
+        raise InvalidSettings("an image has no frames per second: leave --fps out")
     if dry_run:
+        Batch(jobs, options, Process()).find_pending()
         for job in jobs:
             click.echo(json.dumps(describe_job(job), indent=2))
         return
     render_jobs(jobs, options, quiet=quiet)
+
+
+def check_effect(base: RenderSettings, *, compare: bool, lpips_backbone: Path | None) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        InvalidSettings: naming the option.
+    """
+    if lpips_backbone is not None and not compare:
+        raise InvalidSettings("--lpips-backbone measures a comparison: also give --compare")
+    if base.method == "dense" and (base.precision != "full" or base.guard != "off"):
+        option = "--precision" if base.precision != "full" else "--guard"
+        raise InvalidSettings(
+            f"{option} is for sparse calls, and method dense has none: leave it out"
+        )
 
 
 def render_jobs(jobs: Sequence[Job], options: BatchOptions, *, quiet: bool) -> None:

@@ -31,7 +31,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 
     try:
         return read_workflow_settings(json.loads(workflow))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidSettings(f"{file}: {error}") from None
 
 
@@ -48,15 +48,21 @@ def command(file: Path, out: Path | None, quiet: bool) -> None:
     """Render again from the settings kept in FILE."""
     from dit_accel.generation.batch import BatchOptions, plan_jobs
     from dit_accel.generation.settings import RenderSettings
+    from dit_accel.generation.validation import check_numbers
 
     values = read_settings(file)
-    versions = values.pop("versions", {})
+    versions, files = values.pop("versions", None), values.pop("ingredients", None)
     values.pop("seconds", None)
+    settings = RenderSettings.from_dict(values)
+    check_numbers(settings)
     # One process renders it again, however many split the first render.
-    settings = dataclasses.replace(RenderSettings.from_dict(values), ulysses=1)
-    if not quiet and versions:
+    settings = dataclasses.replace(settings, ulysses=1)
+    if not quiet and isinstance(versions, dict):
         click.echo("made with " + ", ".join(f"{k} {v}" for k, v in versions.items()))
     suffix = ".png" if file.suffix == ".png" else ".mp4"
     options = BatchOptions(progress=not quiet and sys.stderr.isatty())
-    jobs = plan_jobs([settings], out or file.with_name(f"{file.stem}-replay{suffix}"), options)
+    default = file.with_name(f"{file.stem}-replay{suffix}")
+    jobs = plan_jobs([settings], out, options, default=default, inputs=[file])
+    if files not in (None, jobs[0].files):
+        click.echo("warning: the model, a LoRA or the image has changed since", err=True)
     render_jobs(jobs, options, quiet=quiet)

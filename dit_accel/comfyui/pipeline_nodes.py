@@ -21,9 +21,10 @@ from dit_accel.comfyui.progress import report_progress
 from dit_accel.core.precision import PRECISIONS
 from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import load_extension, require_extra
+from dit_accel.generation.call_checks import uses_guidance
 from dit_accel.generation.loading import load_pipeline, read_card
 from dit_accel.generation.placement import DTYPES, OFFLOADS, LoadOptions
-from dit_accel.generation.render import Clip, render_with
+from dit_accel.generation.render import Clip, check_finite, render_with
 from dit_accel.generation.settings import RenderSettings, build_profile, parse_assignments
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, make_head_set
 from dit_accel.hooks import config_of
@@ -202,11 +203,18 @@ def make_settings(
     """Return the inputs of a render as settings.
 
     Raises:
-        InvalidSettings: If the pipeline does not support the size. The message names the nearest sizes.
+        InvalidSettings: If the pipeline does not support the size, with the nearest sizes, or if it ignores the
+            negative prompt.
     """
     error = find_size_rule(pipeline.pipe).find_error(height, width, frames)
     if error:
         raise InvalidSettings(error)
+    kind, config = type(pipeline.pipe), pipeline.pipe.config
+    if negative_prompt and not uses_guidance(kind, config, guidance_scale):
+        raise InvalidSettings(
+            f"{kind.__name__} ignores negative_prompt with a guidance_scale of {guidance_scale:g}: raise it, or clear "
+            "negative_prompt"
+        )
     return RenderSettings(
         prompt=prompt,
         negative_prompt=negative_prompt or None,
@@ -232,7 +240,8 @@ def render_clip(
         settings = dataclasses.replace(settings, heads=guidance.bind(shape).to_dict())
     assert settings.steps is not None
     with report_progress(pipe, settings.steps):
-        return render_with(pipe, settings, profile)
+        clip = render_with(pipe, settings, profile)
+    return check_finite(clip, dataclasses.replace(settings, method=profile.method.name))
 
 
 def find_size_rule(pipe: DiffusionPipeline) -> SizeRule:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from dit_accel.comfyui.pipeline_nodes import load_head_set, make_attention, make_guidance
+from dit_accel.comfyui.node_declaration import Input, Node
+from dit_accel.comfyui.pipeline_nodes import NODES
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import read_card
 from dit_accel.generation.settings import RenderSettings
@@ -16,26 +17,30 @@ Nodes = Mapping[str, Mapping[str, Any]]
 """ComfyUI's ``prompt``: nodes with ``class_type`` and ``inputs``, by id."""
 
 RENDER_NODES = ("DitAccelRender", "DitAccelCompare")
-SETTINGS_NODES: dict[str, Callable[..., tuple[Any]]] = {
-    "DitAccelSparse": make_attention,
-    "DitAccelGuidance": make_guidance,
-    "DitAccelHeadSet": load_head_set,
-}
+SETTINGS_NODES = ("DitAccelSparse", "DitAccelGuidance", "DitAccelHeadSet")
+DECLARED = {node.id: node for node in NODES}
+TYPES = {"int": int, "float": int | float, "string": str, "combo": str, "boolean": bool}
 
 
 def read_workflow_settings(nodes: Nodes) -> dict[str, Any]:
     """Return the settings of a workflow's only render, in the form that `RenderSettings.from_dict` takes.
 
     Raises:
-        InvalidSettings: If the workflow does not have exactly one render, or if an input comes from a node of another
-            pack.
+        InvalidSettings: If the workflow does not have exactly one render, if an input is missing, unknown or of another
+            type, or if it comes from a node of another pack.
     """
-    renders = [name for name, node in nodes.items() if node.get("class_type") in RENDER_NODES]
+    check_nodes(nodes)
+    renders = [name for name, node in nodes.items() if node["class_type"] in RENDER_NODES]
     if len(renders) != 1:
         raise InvalidSettings(
             f"the workflow in the file has {len(renders)} renders of ours: one is needed"
         )
-    inputs = read_inputs(nodes, renders[0])
+    try:
+        inputs = read_inputs(nodes, renders[0])
+    except RecursionError:
+        raise InvalidSettings(
+            "the workflow in the file has nodes that lead to themselves"
+        ) from None
     loaded = inputs.pop("pipeline")
     attention, guidance = inputs.pop("attention", None), inputs.pop("guidance", None)
     inputs["negative_prompt"] = inputs["negative_prompt"] or None
@@ -52,27 +57,91 @@ def read_workflow_settings(nodes: Nodes) -> dict[str, Any]:
     return dataclasses.asdict(RenderSettings.from_dict(settings))
 
 
+def check_nodes(nodes: Any) -> None:
+    """Check that a value has the form of ComfyUI's ``prompt``.
+
+    Raises:
+        InvalidSettings: If it has not.
+    """
+    if not isinstance(nodes, dict) or not all(map(is_node, nodes.values())):
+        raise InvalidSettings("the workflow in the file is not one that ComfyUI saves")
+
+
+def is_node(value: Any) -> bool:
+    """Return True if a value has the form of a node in ComfyUI's ``prompt``."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("class_type"), str)
+        and isinstance(value.get("inputs"), dict)
+    )
+
+
 def read_inputs(nodes: Nodes, name: str) -> dict[str, Any]:
-    """Return the inputs of a node, with links to our other nodes resolved."""
+    """Return the inputs of a node, with links to our other nodes resolved.
+
+    Raises:
+        InvalidSettings: If they are not those that the node declares.
+    """
+    node = DECLARED[nodes[name]["class_type"]]
     inputs = nodes[name]["inputs"]
-    return {key: resolve_input(nodes, name, key, value) for key, value in inputs.items()}
+    values = {key: resolve_input(nodes, name, key, value) for key, value in inputs.items()}
+    check_inputs(node, values)
+    return values
+
+
+def check_inputs(node: Node, values: Mapping[str, Any]) -> None:
+    """Check the inputs of a node against its declaration.
+
+    Raises:
+        InvalidSettings: Naming the input.
+    """
+    unknown = values.keys() - {declared.name for declared in node.inputs}
+    if unknown:
+        raise InvalidSettings(f"{node.id} in the workflow has an unknown input {min(unknown)!r}")
+    for declared in node.inputs:
+        if declared.name in values:
+            check_type(node, declared, values[declared.name])
+        elif not declared.optional:
+            raise InvalidSettings(f"{node.id} in the workflow has no {declared.name}: add it")
+
+
+def check_type(node: Node, declared: Input, value: Any) -> None:
+    """Check the type of a widget's value.
+
+    Raises:
+        InvalidSettings: Naming the input.
+    """
+    if declared.kind != "socket" and not isinstance(value, TYPES[declared.kind]):
+        raise InvalidSettings(
+            f"{declared.name} of {node.id} in the workflow must be of type {declared.kind}, got {value!r}"
+        )
 
 
 def resolve_input(nodes: Nodes, name: str, key: str, value: Any) -> Any:
     """Return a value, or the output of the node that a link leads to.
 
     Raises:
-        InvalidSettings: If that node belongs to another pack.
+        InvalidSettings: If that node belongs to another pack, or if an input needs a link and has none.
     """
+    kinds = {i.name: i.type for i in DECLARED[nodes[name]["class_type"]].inputs}
     if not (isinstance(value, list) and len(value) == 2 and str(value[0]) in nodes):
+        if kinds.get(key):
+            raise InvalidSettings(
+                f"{key} of {nodes[name]['class_type']} in the workflow needs a link to a node"
+            )
         return value
     source = str(value[0])
-    kind = nodes[source].get("class_type")
-    if kind == "DitAccelLoad":
-        return read_inputs(nodes, source)
-    if kind not in SETTINGS_NODES:
+    kind = nodes[source]["class_type"]
+    made = [output.type for output in DECLARED[kind].outputs] if kind in DECLARED else []
+    if kind not in SETTINGS_NODES and kind != "DitAccelLoad":
         raise InvalidSettings(
             f"{key} of {nodes[name]['class_type']} comes from {kind}, which only ComfyUI can run"
         )
-    (output,) = SETTINGS_NODES[kind](**read_inputs(nodes, source))
+    if kinds.get(key) not in made:
+        raise InvalidSettings(
+            f"{key} of {nodes[name]['class_type']} in the workflow cannot come from {kind}"
+        )
+    if kind == "DitAccelLoad":
+        return read_inputs(nodes, source)
+    (output,) = DECLARED[kind].run(**read_inputs(nodes, source))
     return output

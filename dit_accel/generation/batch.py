@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import re
+import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.errors import InvalidSettings
+from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.extensions import load_extension, require_extra
 from dit_accel.generation.call_checks import check_call
 from dit_accel.generation.distributed import Process
-from dit_accel.generation.journal import Journal, find_record, is_rendered
+from dit_accel.generation.identity import find_ingredients, identify
+from dit_accel.generation.journal import Journal, Request, find_record
 from dit_accel.generation.loading import ModelCard, load_pipeline
-from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import validate_with_card
-from dit_accel.io.atomic import atomic_write, check_writable
-from dit_accel.io.media import (
-    draw_strip,
-    join_side_by_side,
-    read_metadata,
-    require_encoder,
-    write_clip,
+from dit_accel.generation.outputs import (
+    check_outputs,
+    check_target,
+    comparison_path,
+    is_ours,
+    is_rendered,
+    names_file,
+    output_paths,
+    remove_comparison,
+    strip_path,
 )
+from dit_accel.generation.placement import Lora
+from dit_accel.generation.settings import RenderSettings, build_profile
+from dit_accel.generation.validation import validate_with_card
+from dit_accel.io.atomic import check_name
+from dit_accel.io.media import format_metadata, join_side_by_side, write_clip, write_strip
+from dit_accel.io.video import H264, require_encoder
 
 if TYPE_CHECKING:
     from dit_accel.generation.render import Clip
@@ -32,11 +40,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A validated request, the card of its model, and the file that it is rendered to."""
+    """A request that can be rendered.
+
+    Attributes:
+        settings: validated settings.
+        card: the card of its model.
+        path: the file that it is rendered to.
+        files: digests of the files that it is made of, as `find_ingredients` returns them.
+        named: True if the user gave ``path``, so that a file there is replaced.
+    """
 
     settings: RenderSettings
     card: ModelCard
     path: Path
+    files: Mapping[str, Any] = field(default_factory=dict)
+    named: bool = False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return everything that decides what is rendered."""
+        return identify(self.settings, self.files)
+
+    @property
+    def request(self) -> Request:
+        """Return what the journal knows the job by."""
+        return self.identity, self.path
 
 
 @dataclass(frozen=True)
@@ -47,7 +75,8 @@ class BatchOptions:
         compare: also render dense, and write a side-by-side clip and a strip of frames.
         lpips_backbone: weights of LPIPS's backbone; None takes those in torch's cache.
         report: JSON file for the records of all jobs.
-        overwrite: render files again that were made with the same settings. A single job is always rendered.
+        overwrite: render files again that were made with the same settings, and replace files that nobody named. A
+            single job is always rendered.
         progress: show the progress of each clip.
     """
 
@@ -77,8 +106,7 @@ class Rendered:
     @property
     def files(self) -> list[Path]:
         """Return the files that were written."""
-        path = self.job.path
-        return [path] if self.dense is None else [path, comparison_path(path), strip_path(path)]
+        return job_files(self.job.path, compare=self.dense is not None)
 
 
 @dataclass(frozen=True)
@@ -90,7 +118,12 @@ class BatchSummary:
 
 
 def plan_jobs(
-    requests: Sequence[RenderSettings], out: Path | None, options: BatchOptions
+    requests: Sequence[RenderSettings],
+    out: Path | None,
+    options: BatchOptions,
+    *,
+    default: Path | None = None,
+    inputs: Sequence[Path] = (),
 ) -> list[Job]:
     """Validate requests, their outputs and the packages they need; load nothing.
 
@@ -98,30 +131,78 @@ def plan_jobs(
         requests: settings of one model.
         out: file for one request, folder for several; None takes the working directory.
         options: how the batch is rendered.
+        default: file for one request if ``out`` is None.
+        inputs: files that no output may replace, besides those in the settings.
 
     Raises:
         InvalidSettings: for a request or an output that does not work.
-        RunFailed: for a missing package, naming the extra that brings it.
+        RunFailed: for a missing package or encoder, naming what brings it.
     """
     validated = [validate_with_card(settings) for settings in requests]
-    paths = output_paths(validated, out)
-    for path in [*paths, *([options.report] if options.report else [])]:
-        check_writable(path)
-    if any(path.suffix == ".mp4" for path in paths):
-        require_encoder()
+    check_target(validated, out)
+    jobs = make_jobs(validated, out or default, named=names_file(out))
+    inputs = [*inputs, *input_files(requests[0])]
+    check_outputs(planned_files(jobs, options), inputs)
+    if any(job.path.suffix == ".mp4" for job in jobs):
+        require_encoder(H264)
     if options.compare:
         require_extra("a comparison", "torchmetrics", "lpips")
-    for settings, card in validated:
-        check_call(settings, card)
-    return [Job(*request, path) for request, path in zip(validated, paths, strict=True)]
+    for job in jobs:
+        format_metadata(job.identity)
+        check_call(job.settings, job.card)
+    return jobs
+
+
+def make_jobs(
+    validated: Sequence[tuple[RenderSettings, ModelCard]], out: Path | None, *, named: bool
+) -> list[Job]:
+    """Return jobs with their files; ``named`` says that the user gave the file's name."""
+    # The requests of a batch differ in their prompts only.
+    files = find_ingredients(*validated[0])
+    identities = [identify(settings, files) for settings, _ in validated]
+    paths = output_paths(validated, identities, out)
+    return [
+        Job(*request, path, files, named) for request, path in zip(validated, paths, strict=True)
+    ]
+
+
+def input_files(settings: RenderSettings) -> list[Path]:
+    """Return the files that a request names."""
+    heads = settings.heads if isinstance(settings.heads, str) else None
+    names = [settings.image, heads, *(Lora.parse(text).source for text in settings.loras)]
+    return [Path(name) for name in names if name is not None and Path(name).is_file()]
+
+
+def job_files(path: Path, *, compare: bool) -> list[Path]:
+    """Return all files of a job."""
+    return [path, comparison_path(path), strip_path(path)] if compare else [path]
+
+
+def planned_files(jobs: Sequence[Job], options: BatchOptions) -> list[Path]:
+    """Return all files that a batch writes.
+
+    Raises:
+        InvalidSettings: for a report that cannot be a file.
+    """
+    files = [file for job in jobs for file in job_files(job.path, compare=options.compare)]
+    if options.report is None:
+        return files
+    check_name(options.report)
+    return [*files, options.report, Journal(options.report, 0).path]
 
 
 def describe_job(job: Job) -> dict[str, Any]:
-    """Return the settings of a job, its output, and an estimate of the state that its method keeps."""
+    """Return the settings of a job, its output, why no call will be sparse, and the state that its method keeps."""
+    from dit_accel.generation.forecast import predict_no_effect
     from dit_accel.generation.memory import estimate_state
 
-    state = estimate_state(job.settings, job.card)
-    return {**asdict(job.settings), "output": str(job.path), "method_state": state}
+    settings, card = job.settings, job.card
+    return {
+        **asdict(settings),
+        "output": str(job.path),
+        "no_effect": predict_no_effect(settings, card, build_profile(settings)),
+        "method_state": estimate_state(settings, card),
+    }
 
 
 @dataclass(frozen=True)
@@ -151,33 +232,66 @@ class Batch:
             on_rendered: called after each job, in the process that writes its files.
 
         Raises:
-            RunFailed: if the model's files are damaged or missing.
-            InvalidSettings: for load options that the pipeline does not support.
+            RunFailed: if the model's files are damaged or missing, or if a file cannot be written.
+            InvalidSettings: for load options that the pipeline does not support, or if a file of other settings
+                would be replaced.
         """
         if self.options.compare:
             load_extension("comparison")
         share = self.process.share(self.jobs)
-        records = self.journal.records() if self.journal else []
-        render_all = self.options.overwrite or len(self.jobs) == 1
-        pending = [job for job in share if render_all or not self.is_done(job, records)]
+        pending = self.find_pending()
         if pending:
             self._render(pending, on_rendered)
         if self.journal and self.process.writes:
-            self.journal.merge([(job.settings, job.path) for job in self.jobs])
+            self._report(self.journal, share)
         return BatchSummary(len(pending), len(share) - len(pending))
+
+    def find_pending(self) -> list[Job]:
+        """Return this process's jobs that are not done yet.
+
+        Raises:
+            InvalidSettings: if a file of other settings would be replaced.
+        """
+        records = self.journal.records() if self.journal else []
+        render_all = self.options.overwrite or len(self.jobs) == 1
+        share = self.process.share(self.jobs)
+        pending = [job for job in share if render_all or not self.is_done(job, records)]
+        for job in pending:
+            self._check_replaced(job)
+        return pending
 
     def is_done(self, job: Job, records: Sequence[dict[str, Any]]) -> bool:
         """Return True if all files of a job and its record exist and were made with the same settings."""
-        settings, path, compare = job.settings, job.path, self.options.compare
+        path, compare = job.path, self.options.compare
         if self.journal is not None:
-            record = find_record(settings, path, records)
+            record = find_record(job.request, records)
             if record is None or (compare and "quality" not in record):
                 return False
-        if not is_rendered(path, settings):
-            return False
-        return not compare or (
-            strip_path(path).exists() and is_rendered(comparison_path(path), settings)
-        )
+        # The video goes first: a comparison without it is made again.
+        files = job_files(path, compare=compare)
+        return all(is_rendered(file, job.identity) for file in files)
+
+    def _check_replaced(self, job: Job) -> None:
+        """Refuse to replace a file that the user did not name, unless the same render or another of ours made it."""
+        if self.options.overwrite:
+            return
+        first, *derived = job_files(job.path, compare=self.options.compare)
+        lost = [file for file in derived if file.exists() and not is_ours(file)]
+        if not job.named and first.exists() and not is_rendered(first, job.identity):
+            lost.append(first)
+        if lost:
+            raise InvalidSettings(
+                f"{lost[0]} exists and is not from this render: choose another output with -o, or move the file"
+            )
+
+    def _report(self, journal: Journal, share: Sequence[Job]) -> None:
+        """Write the report, which must hold every job of this process."""
+        journal.merge([job.request for job in self.jobs])
+        records = json.loads(journal.report.read_text()) if journal.report.is_file() else []
+        records = records if isinstance(records, list) else [records]
+        missing = [job for job in share if find_record(job.request, records) is None]
+        if missing:
+            raise RunFailed(f"report {journal.report} lacks {len(missing)} of {len(share)} clips")
 
     def _render(self, jobs: Sequence[Job], on_rendered: Callable[[Rendered], None] | None) -> None:
         """Load the model once and render jobs one after the other."""
@@ -204,17 +318,17 @@ def render_job(pipe: Any, job: Job, options: BatchOptions, *, writes: bool = Tru
         options: ``compare`` also renders dense and writes the side-by-side files.
         writes: False in processes that only compute a part of the clip.
     """
-    from dit_accel.generation.render import render, versions
+    from dit_accel.generation.render import check_finite, render
 
     settings = job.settings
-    clip = render(pipe, settings)
-    metadata = {**asdict(settings), "versions": versions(), "seconds": clip.seconds}
+    clip = check_finite(render(pipe, settings), settings)
+    metadata = {**job.identity, "seconds": clip.seconds}
     if writes:
         remove_comparison(job.path)
         write_clip(job.path, clip.frames, settings.fps, metadata)
     if not options.compare:
         return Rendered(job, clip)
-    dense = render(pipe, settings.as_dense())
+    dense = check_finite(render(pipe, settings.as_dense()), settings.as_dense())
     if not writes:
         return Rendered(job, clip)
     quality = load_extension("comparison").quality_metrics(
@@ -222,8 +336,9 @@ def render_job(pipe: Any, job: Job, options: BatchOptions, *, writes: bool = Tru
     )
     both = join_side_by_side(dense.frames, clip.frames)
     write_clip(comparison_path(job.path), both, settings.fps, metadata)
-    with atomic_write(strip_path(job.path)) as temporary:
-        draw_strip({"dense": dense.frames, settings.method: clip.frames}).save(temporary)
+    write_strip(
+        strip_path(job.path), {"dense": dense.frames, settings.method: clip.frames}, metadata
+    )
     return Rendered(job, clip, dense, quality)
 
 
@@ -233,76 +348,9 @@ def build_record(rendered: Rendered, load_seconds: float) -> dict[str, Any]:
 
     job, clip, dense = rendered.job, rendered.clip, rendered.dense
     record = render.build_record(job.settings, job.card, clip, load_seconds)
-    record["output"] = str(job.path)
+    record |= {**job.identity, "output": str(job.path)}
     if dense is not None:
         record["quality"] = rendered.quality
         record["speedup"] = load_extension("comparison").reported_speedup(dense, clip)
         record["dense_seconds"] = dense.seconds
     return record
-
-
-def output_paths(
-    validated: Sequence[tuple[RenderSettings, ModelCard]], out: Path | None
-) -> list[Path]:
-    """Return one file for each validated request.
-
-    One request is rendered to ``out``, or into ``out`` if that is a folder. Several are rendered into the folder
-    ``out``, to names made from their number and prompt.
-
-    Raises:
-        InvalidSettings: for an ending that does not fit what is made, or one file for several requests.
-    """
-    names = [f"{_slug(settings.prompt)}{_suffix(settings, card)}" for settings, card in validated]
-    if len(validated) == 1:
-        path = out or Path(names[0])
-        if path.is_dir() or not path.suffix:
-            path = path / names[0]
-        _check_suffix(path, *validated[0])
-        return [path]
-    if out is not None and (out.is_file() or out.suffix in (".mp4", ".png")):
-        raise InvalidSettings(
-            f"output {out} is one file for {len(validated)} prompts: give a folder"
-        )
-    folder = out or Path()
-    return [folder / f"{index:04d}-{name}" for index, name in enumerate(names)]
-
-
-def _suffix(settings: RenderSettings, card: ModelCard) -> str:
-    return ".png" if settings.frames == 1 or card.output == "image" else ".mp4"
-
-
-def _check_suffix(path: Path, settings: RenderSettings, card: ModelCard) -> None:
-    if path.suffix not in (".mp4", ".png"):
-        raise InvalidSettings(f"output {path} has no .mp4 or .png ending: give one")
-    if path.suffix == ".mp4" and card.output == "image":
-        raise InvalidSettings(
-            f"output {path} is a video, but {card.pipeline} makes images: use .png"
-        )
-    if path.suffix == ".png" and _suffix(settings, card) == ".mp4":
-        raise InvalidSettings(
-            f"output {path} is a single image, but the request is for a video: use .mp4, or --frames 1"
-        )
-
-
-def comparison_path(path: Path) -> Path:
-    """Return the file of the side-by-side clip of an output."""
-    return path.with_name(f"{path.stem}-compare{path.suffix}")
-
-
-def strip_path(path: Path) -> Path:
-    """Return the file of the strip of frames of an output, the last of its files to be written."""
-    return path.with_name(f"{path.stem}-strip.png")
-
-
-def remove_comparison(path: Path) -> None:
-    """Remove the side-by-side files of an output that is about to be replaced, unless someone else made them."""
-    try:
-        read_metadata(comparison_path(path))
-    except InvalidSettings:
-        return
-    strip_path(path).unlink(missing_ok=True)
-    comparison_path(path).unlink()
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "clip"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from dit_accel.errors import InvalidSettings
@@ -43,7 +44,10 @@ def check_call(settings: RenderSettings, card: ModelCard) -> None:
     parameters = inspect.signature(pipeline.__call__).parameters
     _check_accepted(settings, card, parameters)
     _check_required(settings, card, parameters)
-    _check_guidance(settings, card, parameters)
+    if "true_cfg_scale" in parameters:
+        _check_true_guidance(settings, card, parameters)
+    elif "guidance_scale" in parameters:
+        _check_guidance(settings, card, pipeline)
 
 
 def _check_accepted(settings: RenderSettings, card: ModelCard, parameters: Parameters) -> None:
@@ -92,10 +96,49 @@ def _required_arguments(pipeline: str, parameters: Parameters) -> list[str]:
     ]
 
 
-def _check_guidance(settings: RenderSettings, card: ModelCard, parameters: Parameters) -> None:
-    """Refuse guidance values that a pipeline with two scales would ignore."""
-    if "true_cfg_scale" not in parameters:
+def _check_guidance(settings: RenderSettings, card: ModelCard, pipeline: Any) -> None:
+    """Refuse guidance values that a pipeline with one scale would ignore."""
+    requested, negative = settings.guidance_scale, settings.negative_prompt
+    parameters = inspect.signature(pipeline.__call__).parameters
+    scale = parameters["guidance_scale"].default if requested is None else requested
+    if uses_guidance(pipeline, card.index, scale):
         return
+    if uses_guidance(pipeline, {**card.index, "is_distilled": False}, scale):
+        if negative is not None or requested is not None:
+            raise InvalidSettings(
+                f"{card.source} is distilled, and {card.pipeline} guides no such model: "
+                "leave --guidance-scale and --negative-prompt out"
+            )
+    elif negative is not None and "negative_prompt" in parameters:
+        raise InvalidSettings(
+            f"{card.pipeline} ignores a negative prompt with a guidance_scale of {scale:g}: "
+            "give a --guidance-scale above 1, or leave --negative-prompt out"
+        )
+
+
+def uses_guidance(pipeline: Any, config: Mapping[str, Any], scale: float) -> bool:
+    """Return True if a pipeline's class applies classifier-free guidance, and reads the negative prompt, at a scale.
+
+    The class itself is asked, because some begin at a scale above 0 and others above 1.
+
+    Args:
+        pipeline: class of the pipeline.
+        config: its config.
+        scale: ``guidance_scale``.
+    """
+    asked = getattr(pipeline, "do_classifier_free_guidance", None)
+    known = {"is_distilled": False, **config}
+    state = {"guidance_scale": scale, "_guidance_scale": scale, "_audio_guidance_scale": 1.0}
+    try:
+        if isinstance(asked, property) and asked.fget is not None:
+            return bool(asked.fget(SimpleNamespace(**state, config=SimpleNamespace(**known))))
+    except AttributeError:  # it reads more than a class has
+        pass
+    return scale > 1
+
+
+def _check_true_guidance(settings: RenderSettings, card: ModelCard, parameters: Parameters) -> None:
+    """Refuse guidance values that a pipeline with two scales would ignore."""
     requested, negative = settings.true_cfg_scale, settings.negative_prompt
     scale = parameters["true_cfg_scale"].default if requested is None else requested
     if negative is not None and scale <= 1:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit_accel.errors import InvalidSettings
-from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.identity import matches
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import append_record, read_records, to_json
-from dit_accel.io.media import read_metadata
 
-Request = tuple[RenderSettings, Path]
-"""Validated settings and the file that they are rendered to."""
+Request = tuple[Mapping[str, Any], Path]
+"""What decides a render, as `identify` returns it, and the file that it is rendered to."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,11 @@ class Journal:
     def records(self) -> list[dict[str, Any]]:
         """Return the records of all processes; those of the journal that was written last come last."""
         journals = sorted(
-            self.report.parent.glob(f"{self.report.stem}.*.jsonl"),
+            self.report.parent.glob(f"{glob.escape(self.report.stem)}.*.jsonl"),
             key=lambda path: path.stat().st_mtime_ns,
         )
-        return [record for journal in journals for record in read_records(journal)]
+        records = [record for journal in journals for record in read_records(journal)]
+        return [record for record in records if isinstance(record, dict)]
 
     def merge(self, requests: Sequence[Request]) -> None:
         """Write the report from what all processes have recorded so far, in the order of the requests.
@@ -66,31 +65,14 @@ class Journal:
     def _select(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
         """Return the latest record of each request that has one."""
         records = self.records()
-        latest = [find_record(settings, path, records) for settings, path in requests]
+        latest = [find_record(request, records) for request in requests]
         return [record for record in latest if record is not None]
 
 
-def find_record(
-    settings: RenderSettings, path: Path, records: Sequence[Mapping[str, Any]]
-) -> dict[str, Any] | None:
-    """Return the latest record of a request that was made with the same settings and versions, or None."""
+def find_record(request: Request, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the latest record of a request, or None."""
+    identity, path = request
     for record in reversed(records):
-        if record["output"] == str(path) and matches_settings(record, settings):
+        if record.get("output") == str(path) and matches(record, identity):
             return dict(record)
     return None
-
-
-def matches_settings(record: Mapping[str, Any], settings: RenderSettings) -> bool:
-    """Return True if a record or a file's metadata holds the same settings and versions."""
-    from dit_accel.generation.render import versions
-
-    requested = json.loads(to_json({**asdict(settings), "versions": versions()}))
-    return all(record.get(name) == value for name, value in requested.items())
-
-
-def is_rendered(path: Path, settings: RenderSettings) -> bool:
-    """Return True if a file was made with the same settings and versions."""
-    try:
-        return matches_settings(read_metadata(path), settings)
-    except InvalidSettings:
-        return False

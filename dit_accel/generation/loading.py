@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dit_accel.errors import InvalidSettings, RunFailed, first_line
 from dit_accel.generation.placement import LoadOptions, Lora, torch_dtype
+from dit_accel.io.digest import digest_file, digest_folder
 from dit_accel_assets import tiny_world_path
 from dit_accel_pipelines import COMPONENTS, Family, SizeRule, UnknownFamily, find_family
 
@@ -34,6 +35,7 @@ class ModelCard:
         transformer: config of the first transformer.
         vae: config of the VAE.
         transformers: number of transformers.
+        index: ``model_index.json``, which also holds the pipeline's own config.
     """
 
     source: str
@@ -43,6 +45,7 @@ class ModelCard:
     transformer: Mapping[str, Any]
     vae: Mapping[str, Any]
     transformers: int
+    index: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def output(self) -> Literal["video", "image"]:
@@ -90,6 +93,7 @@ def read_card(model: str) -> ModelCard:
         transformer=_read_json(source, f"{components[0]}/config.json"),
         vae=_read_json(source, "vae/config.json"),
         transformers=len(components),
+        index=index,
     )
 
 
@@ -138,16 +142,28 @@ def fingerprint(source: str) -> str:
 
 
 def ingredients(card: ModelCard, load_options: LoadOptions) -> dict[str, Any]:
-    """Return digests of all files that decide what a pipeline makes: weights, JSON files and LoRAs."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(card.source).rglob("*.json")):
-        digest.update(f"{path.relative_to(card.source)} ".encode() + path.read_bytes())
-    loras = [fingerprint(Lora.parse(text).source) for text in load_options.loras]
+    """Return digests of all files that decide what a pipeline makes: weights, configs, tokenizers and LoRAs.
+
+    A model of the hub is known by its revision, and a LoRA of the hub by its id.
+    """
+    loras = [_digest_source(Lora.parse(text).source) for text in load_options.loras]
     return {
-        "weights": fingerprint(card.source),
-        "configs": digest.hexdigest()[:16],
+        "weights": _digest_source(card.source),
+        "configs": digest_folder(Path(card.source), ".json", ".txt", ".model"),
         **({"lora_weights": loras} if loras else {}),
     }
+
+
+def _digest_source(source: str) -> str:
+    """Return a digest of the weights in a file or folder, or the revision of a cached model of the hub."""
+    path = Path(source)
+    if path.exists():
+        return digest_folder(path, ".safetensors") if path.is_dir() else digest_file(path)
+    from huggingface_hub import try_to_load_from_cache
+
+    # The file lies in snapshots/REVISION.
+    cached = try_to_load_from_cache(source, "model_index.json") if "/" in source else None
+    return f"{source}@{Path(cached).parent.name}" if isinstance(cached, str) else source
 
 
 def _read_json(source: str, name: str) -> Mapping[str, Any]:

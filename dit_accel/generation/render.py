@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,11 @@ from dit_accel.api import (
     enable_perturbed_guidance,
     enable_sparse_attention,
 )
+from dit_accel.errors import RunFailed
 from dit_accel.generation.loading import ModelCard, output_kind
 from dit_accel.generation.settings import RenderSettings, build_profile
 from dit_accel.hooks.active_pipeline import transformers_of
-from dit_accel.io.media import read_image
+from dit_accel.io.images import read_image
 from dit_accel.runtime.active_sessions import preserved_session
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import AttentionReport
@@ -64,6 +64,21 @@ def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Prof
             video = output_kind(type(pipe).__name__, session.family) == "video"
             frames = extract_frames(pipe(**call_arguments(settings, video=video)))
             return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
+
+
+def check_finite(clip: Clip, settings: RenderSettings) -> Clip:
+    """Return a clip whose frames are finite.
+
+    Raises:
+        RunFailed: if some are not.
+    """
+    if np.isfinite(clip.frames).all():
+        return clip
+    remedy = "" if settings.method == "dense" else ", or try --method dense"
+    raise RunFailed(
+        f"the frames of {settings.prompt[:60]!r} are not finite in {settings.dtype} with method {settings.method}: "
+        f"choose another --dtype{remedy}"
+    )
 
 
 def extract_frames(output: Any) -> np.ndarray:
@@ -153,17 +168,6 @@ class LoopTimer:
         }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on; a package on the path only has none."""
-    found = {}
-    for name in ("dit_accel", "torch", "diffusers", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def build_record(
     settings: RenderSettings, card: ModelCard, clip: Clip, load_seconds: float
 ) -> dict[str, Any]:
@@ -173,7 +177,6 @@ def build_record(
         **dataclasses.asdict(settings),
         "family": card.family.name,
         "config": attention["config"],
-        "versions": versions(),
         "seconds": {
             "load": load_seconds,
             **clip.seconds,

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.call_checks import check_call
 from dit_accel.generation.loading import TINY_WORLD, ModelCard, read_card
 from dit_accel.generation.settings import TINY_WORLD_DEFAULTS, RenderSettings, build_profile
 from dit_accel.guidance import ModelShape, PerturbedGuidance, check_family, make_head_set
-from dit_accel.io.media import read_image
+from dit_accel.io.images import read_image
 from dit_accel.io.parsing import parse_dataclass
 from dit_accel_assets.sizes import SIZES
 
 # Beyond these a number is a mistake, and some encoders and schedulers fail late.
-LARGEST = {"steps": 10_000, "fps": 1_000, "height": 16_384, "width": 16_384, "frames": 100_000}
+LARGEST = {
+    **{"steps": 10_000, "fps": 1_000, "height": 16_384, "width": 16_384, "frames": 100_000},
+    "ulysses": 1_024,
+}
 SCALES = ("guidance_scale", "true_cfg_scale", "pag_scale", "softness")
 
 
@@ -59,7 +63,7 @@ def check_settings(settings: RenderSettings) -> None:
         InvalidSettings: naming the setting.
     """
     build_profile(settings)
-    _check_numbers(settings)
+    check_numbers(settings)
     if not 0 <= settings.seed < 2**63:
         raise InvalidSettings(f"seed must be in [0, 2**63), got {settings.seed}")
     if settings.softness is not None and not settings.is_guided:
@@ -71,7 +75,12 @@ def check_settings(settings: RenderSettings) -> None:
     settings.load_options.check()
 
 
-def _check_numbers(settings: RenderSettings) -> None:
+def check_numbers(settings: RenderSettings) -> None:
+    """Check that every number is finite and in its range.
+
+    Raises:
+        InvalidSettings: naming the number.
+    """
     for name, largest in LARGEST.items():
         value = getattr(settings, name)
         if value is not None and value < 1:
@@ -138,10 +147,38 @@ def resolve_heads(settings: RenderSettings, card: ModelCard) -> RenderSettings:
     heads = make_head_set("all" if settings.heads is None else settings.heads, None, shape)
     requested = {"scale": settings.pag_scale, "softness": settings.softness}
     overrides = {name: value for name, value in requested.items() if value is not None}
-    parse_dataclass(PerturbedGuidance, {**heads.settings, **overrides}, "guidance")
+    guidance = parse_dataclass(PerturbedGuidance, {**heads.settings, **overrides}, "guidance")
+    check_effect(guidance, overrides, settings.steps)
     if isinstance(settings.heads, str) and settings.heads.endswith(".json"):
         return dataclasses.replace(settings, heads=heads.to_dict())
     return settings
+
+
+def check_effect(
+    guidance: PerturbedGuidance, requested: Mapping[str, float], steps: int | None
+) -> None:
+    """Check that requested guidance changes something.
+
+    Args:
+        guidance: all settings of guidance.
+        requested: those that the request itself holds, not its head set.
+        steps: number of steps, or None if the pipeline decides.
+
+    Raises:
+        InvalidSettings: for a scale or softness of 0, or an interval between two steps.
+    """
+    for name, value in requested.items():
+        if value == 0:
+            option = {"scale": "--pag-scale", "softness": "--softness"}[name]
+            raise InvalidSettings(
+                f"perturbed guidance with a {name} of 0 has no effect: give {option} above 0, or leave --pag-scale, "
+                "--heads and --softness out"
+            )
+    is_on = guidance.scale > 0 and guidance.softness > 0
+    if is_on and steps and not any(guidance.guides_step(step, steps) for step in range(steps)):
+        raise InvalidSettings(
+            f"guidance in the interval {guidance.interval} holds none of {steps} steps: give more --steps"
+        )
 
 
 def _with_tiny_world_defaults(settings: RenderSettings) -> RenderSettings:

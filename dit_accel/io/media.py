@@ -6,42 +6,27 @@ Frames are float arrays ``[T, H, W, 3]`` in [0, 1].
 from __future__ import annotations
 
 import json
-import re
-import subprocess
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.errors import InvalidSettings
-from dit_accel.extensions import require_extra
 from dit_accel.io.atomic import atomic_write
+from dit_accel.io.images import to_bytes, write_png
+from dit_accel.io.video import H264, encode_video, read_video_tags
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
 METADATA_KEY = "dit_accel"
-
-
-def require_encoder() -> None:
-    """Check that the packages which read and write mp4 files are installed.
-
-    Raises:
-        RunFailed: naming the extra that brings them.
-    """
-    require_extra("an mp4 file", "imageio", "imageio_ffmpeg", extra="video")
-
-
-def to_bytes(frames: np.ndarray) -> np.ndarray:
-    """Return frames as uint8 of the same shape, rounded."""
-    import numpy as np
-
-    scaled: np.ndarray = (np.clip(frames, 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
-    return scaled
+# Larger settings are a mistake. PNG readers refuse texts beyond this.
+LARGEST_METADATA = 1 << 20
 
 
 def write_clip(path: Path, frames: np.ndarray, fps: int, metadata: Mapping[str, Any]) -> None:
-    """Write frames with metadata.
+    """Write frames with metadata, and read the file back before it gets its name.
 
     Args:
         path: ``.png`` writes the first frame, anything else an H.264 video.
@@ -50,40 +35,30 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, metadata: Mapping[str, 
         metadata: values that JSON can hold.
 
     Raises:
-        RunFailed: for a video without imageio-ffmpeg.
+        RunFailed: if the file cannot be written whole, or for a video without imageio-ffmpeg.
     """
-    text = json.dumps({METADATA_KEY: metadata})
-    if path.suffix != ".png":
-        require_encoder()
+    from PIL import Image
+
+    text = format_metadata(metadata)
     with atomic_write(path) as temporary:
         if path.suffix == ".png":
-            _write_png(temporary, frames[0], text)
+            write_png(temporary, Image.fromarray(to_bytes(frames[0])), {METADATA_KEY: text})
         else:
-            _write_mp4(temporary, frames, fps, text)
+            encode_video(temporary, frames, fps, H264, {"comment": text})
 
 
-def _write_png(path: Path, frame: np.ndarray, text: str) -> None:
-    from PIL import Image, PngImagePlugin
+def format_metadata(metadata: Mapping[str, Any]) -> str:
+    """Return metadata as the text that files hold.
 
-    info = PngImagePlugin.PngInfo()
-    info.add_text(METADATA_KEY, text)
-    Image.fromarray(to_bytes(frame)).save(path, pnginfo=info)
-
-
-def _write_mp4(path: Path, frames: np.ndarray, fps: int, text: str) -> None:
-    import imageio.v2 as imageio
-
-    with imageio.get_writer(
-        path,
-        format="FFMPEG",
-        fps=fps,
-        codec="libx264",
-        quality=8,
-        macro_block_size=2,
-        output_params=["-metadata", f"comment={text}"],
-    ) as writer:
-        for frame in to_bytes(frames):
-            writer.append_data(frame)  # type: ignore[attr-defined]
+    Raises:
+        InvalidSettings: if it is too long.
+    """
+    text = json.dumps({METADATA_KEY: metadata})
+    if len(text) > LARGEST_METADATA:
+        raise InvalidSettings(
+            f"the settings have {len(text)} bytes, and a file holds {LARGEST_METADATA}: shorten the prompt or the heads"
+        )
+    return text
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -96,10 +71,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
     tags = read_tags(path)
     for name in ("comment", METADATA_KEY):
         try:
-            metadata: dict[str, Any] = json.loads(tags[name])[METADATA_KEY]
-            return metadata
-        except (ValueError, KeyError, TypeError):
+            metadata = json.loads(tags[name])[METADATA_KEY]
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
+        if isinstance(metadata, dict):
+            return metadata
     raise InvalidSettings(
         f"{path} holds no settings of dit-accel: give a file that `dit-accel render` or our ComfyUI nodes wrote"
     )
@@ -112,9 +88,11 @@ def read_tags(path: Path) -> dict[str, str]:
         InvalidSettings: if the file is missing.
         RunFailed: for a video without imageio-ffmpeg.
     """
-    if not path.is_file():
+    # Unlike pathlib's, this function takes names that are too long.
+    if not os.path.isfile(path):  # noqa: PTH113
         raise InvalidSettings(f"no file {path}: give an .mp4 or .png file")
-    return _read_png_tags(path) if path.suffix == ".png" else _read_video_tags(path)
+    is_png = path.suffix.lower() == ".png"
+    return _read_png_tags(path) if is_png else read_video_tags(path)
 
 
 def _read_png_tags(path: Path) -> dict[str, str]:
@@ -123,34 +101,8 @@ def _read_png_tags(path: Path) -> dict[str, str]:
     try:
         with Image.open(path) as image:
             return {str(k).lower(): v for k, v in image.info.items() if isinstance(v, str)}
-    except OSError:
+    except (OSError, ValueError, SyntaxError):
         return {}
-
-
-def _read_video_tags(path: Path) -> dict[str, str]:
-    require_encoder()
-    import imageio_ffmpeg
-
-    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
-    command = [ffmpeg, "-v", "error", "-i", str(path), "-f", "ffmetadata", "-"]
-    output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    tags = re.findall(r"^(\w+)=((?:\\.|[^\\\n])*)", output, re.MULTILINE | re.DOTALL)
-    return {name.lower(): re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL) for name, text in tags}
-
-
-def read_image(path: str) -> Image.Image:
-    """Return an image file in RGB.
-
-    Raises:
-        InvalidSettings: if the file is missing or is not an image.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise InvalidSettings(f"cannot read image {path}: {error}") from None
 
 
 def join_side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -159,6 +111,17 @@ def join_side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
     line = np.ones((*left.shape[:2], 4, 3), left.dtype)
     return np.concatenate([left, line, right], axis=2)
+
+
+def write_strip(path: Path, rows: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Write a PNG image with one labelled row of frames for each clip, and metadata.
+
+    Raises:
+        RunFailed: if the file cannot be written whole.
+    """
+    text = format_metadata(metadata)
+    with atomic_write(path) as temporary:
+        write_png(temporary, draw_strip(rows), {METADATA_KEY: text})
 
 
 def draw_strip(rows: Mapping[str, np.ndarray], columns: int = 7) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from dit_accel.errors import InvalidSettings, first_line
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
 from dit_accel.io.tables import format_table
-from dit_accel_eval.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, difference, read_clip, write_webm
+from dit_accel.io.video import VP9, require_encoder
+from dit_accel_eval.clip_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_files, read_clip
+from dit_accel_eval.frames import difference, write_webm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from dit_accel_eval.page import Player
 
 FIGURES = ("psnr", "ssim", "lpips", "flicker", "drift")
+# Metrics that need weights, or frames of some size.
+CONDITIONAL = {"SSIM": "ssim_reason", "LPIPS": "lpips_reason"}
 # The page shows the least similar pairs.
 PLAYERS = 8
 
@@ -30,61 +35,64 @@ Record = Mapping[str, Any]
 """Figures of one pair."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of pairs of clips.
+
+    Attributes:
+        pairs: All pairs.
+        records: Figures of those that fit.
+        errors: What is wrong with the others.
+    """
+
+    pairs: Pairs
+    records: Sequence[Record]
+    errors: Sequence[str]
+
+    def table(self) -> str:
+        """Return the figures as text."""
+        return "\n".join([format_table(make_rows(self.records)), *notes(self.records)])
+
+    def check(self, out: Path | None) -> None:
+        """Raise InvalidSettings if a pair could not be compared."""
+        if not self.errors:
+            return
+        others = f"; {len(self.errors) - 1} more pairs do not fit" if self.errors[1:] else ""
+        rest = f"; the rest is in {out / 'compare.json'}" if out and self.records else ""
+        raise InvalidSettings(f"{self.errors[0]}{others}{rest}")
+
+
 def compare(
-    reference: Path, other: Path, out: Path | None, fps: int, backbone: Path | None = None
-) -> str:
-    """Measure every pair of clips and return a table.
+    reference: Path, other: Path, out: Path | None, backbone: Path | None = None
+) -> Comparison:
+    """Measure every pair of clips, and write ``compare.json``.
 
     Args:
         reference, other: two clips, or two folders with clips of the same names.
-        out: folder for ``compare.json`` and ``report.html``; None writes nothing.
-        fps: frames per second of the videos on the page.
+        out: folder for ``compare.json``; None writes nothing.
         backbone: weights of LPIPS's network, as in `dit_accel_eval.metrics.lpips.lpips`.
 
     Raises:
-        InvalidSettings: for a clip that cannot be read, or a pair of different sizes. The figures of all other pairs
-            are written before.
+        InvalidSettings: for clips that do not come in pairs.
     """
-    if fps < 1:
-        raise InvalidSettings(f"--fps must be at least 1, got {fps}")
     if out:
         check_writable(out / "report.html")
+        require_encoder(VP9)
     pairs = match_clips(reference, other)
-    records, errors = measure_pairs(pairs, backbone)
-    if errors:
-        raise InvalidSettings(describe_errors(errors, out, records))
-    rows = make_rows(records)
-    if out:
-        write_json(out, records)
-        write_page(out, pairs, records, rows, fps)
-    return "\n".join([format_table(rows), *notes(records)])
-
-
-def measure_pairs(
-    pairs: Pairs, backbone: Path | None
-) -> tuple[list[dict[str, Any]], list[ValueError]]:
-    """Return the figures of all pairs, and the errors of those that cannot be compared."""
     records, errors = [], []
     for name, files in tqdm(pairs.items(), desc="compare", disable=None):
         try:
             records.append({"clip": name, **measure(name, *files, backbone)})
-        except ValueError as error:
-            errors.append(error)
-    return records, errors
-
-
-def describe_errors(
-    errors: Sequence[ValueError], out: Path | None, records: Sequence[Record]
-) -> str:
-    """Write the figures of the other pairs, and return the first error with what was written."""
-    others = f"; {len(errors) - 1} more pairs do not fit" if len(errors) > 1 else ""
-    rest = f"; the rest is in {write_json(out, records)}" if out and records else ""
-    return f"{first_line(errors[0])}{others}{rest}"
+        except (ValueError, RuntimeError) as error:
+            errors.append(first_line(error))
+    if out and records:
+        write_json(out, records)
+    return Comparison(pairs, records, errors)
 
 
 def make_rows(records: Sequence[Record]) -> dict[str, dict[str, str]]:
     """Return the table: a row per pair and, for several pairs, the mean with its 95 % interval."""
-    from dit_accel_eval.report import column_titles, format_figure
+    from dit_accel_eval.figures import column_titles, format_figure
 
     columns = column_titles(FIGURES, records)
     rows = {
@@ -93,7 +101,9 @@ def make_rows(records: Sequence[Record]) -> dict[str, dict[str, str]]:
     }
     if len(records) > 1:
         means = mean_figures(records)
-        rows["mean"] = {title: format_figure(means[name], name) for name, title in columns.items()}
+        rows[f"mean of {len(records)}"] = {
+            title: format_figure(means[name], name) for name, title in columns.items()
+        }
     return rows
 
 
@@ -106,8 +116,14 @@ def mean_figures(records: Sequence[Record]) -> dict[str, Any]:
 
 def notes(records: Sequence[Record]) -> list[str]:
     """Return remarks on the figures."""
-    reason, equal = lpips_reason(records), sum(record["psnr"] == math.inf for record in records)
-    remarks = [f"LPIPS was not measured: {reason}."] if reason else []
+    remarks = []
+    for metric, field in CONDITIONAL.items():
+        lacking = [record for record in records if field in record]
+        if lacking:
+            names = ", ".join(record["clip"] for record in lacking)
+            some = f" for {names}" if len(lacking) < len(records) else ""
+            remarks.append(f"{metric} was not measured{some}: {lacking[0][field]}.")
+    equal = sum(record["psnr"] == math.inf for record in records)
     if equal and len(records) > 1:
         remarks.append(
             f"{equal} of the pairs are equal bit for bit: the mean PSNR leaves them out."
@@ -140,25 +156,29 @@ def match_clips(reference: Path, other: Path) -> Pairs:
 def clips_in(path: Path) -> dict[str, Path] | None:
     """Return the clips in a folder by name, or None if the path is a clip: a file, or a folder of images.
 
+    Hidden files, and folders without images, are no clips.
+
     Raises:
         InvalidSettings: for a folder without clips, with clips and images, or with two clips of the same name.
     """
     if not path.is_dir():
         return None
-    kinds = {p.suffix.lower() for p in path.iterdir()}
-    if kinds.intersection(IMAGE_SUFFIXES):
-        if kinds.intersection(VIDEO_SUFFIXES):
+    videos = list_files(path, VIDEO_SUFFIXES)
+    if list_files(path, IMAGE_SUFFIXES):
+        if videos:
             raise InvalidSettings(
                 f"{path} holds videos and images: move those to compare into a folder of their own"
             )
         return None
-    files = [p for p in path.iterdir() if p.is_dir() or p.suffix.lower() in VIDEO_SUFFIXES]
-    clips = {p.stem: p for p in files}
+    folders = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    named = [(p.stem, p) for p in videos]
+    named += [(p.name, p) for p in folders if list_files(p, IMAGE_SUFFIXES)]
+    clips = dict(named)
     if not clips:
         raise InvalidSettings(
             f"no clips in {path}: give videos ({', '.join(VIDEO_SUFFIXES)}) or images"
         )
-    if len(clips) < len(files):
+    if len(clips) < len(named):
         raise InvalidSettings(f"{path} has two clips of the same name: rename one")
     return clips
 
@@ -178,22 +198,16 @@ def measure(name: str, reference: Path, other: Path, backbone: Path | None) -> d
     return similarity_metrics(first, second, backbone)
 
 
-def write_json(out: Path, records: Sequence[Record]) -> Path:
-    """Write the figures of all pairs and their means to ``compare.json``, and return its path."""
-    reason, path = lpips_reason(records), out / "compare.json"
+def write_json(out: Path, records: Sequence[Record]) -> None:
+    """Write the figures of all pairs and their means to ``compare.json``."""
+    reason = next((r["lpips_reason"] for r in records if "lpips_reason" in r), None)
     record = {
         "pairs": records,
         "mean": mean_figures(records),
         **({"lpips_reason": reason} if reason else {}),
     }
-    with atomic_write(path) as temporary:
+    with atomic_write(out / "compare.json") as temporary:
         temporary.write_text(to_json(record, indent=2) + "\n")
-    return path
-
-
-def lpips_reason(records: Sequence[Record]) -> str | None:
-    """Return why LPIPS was not measured, or None if it was."""
-    return next((record["lpips_reason"] for record in records if "lpips_reason" in record), None)
 
 
 def format_single(value: Any) -> str:
@@ -201,42 +215,42 @@ def format_single(value: Any) -> str:
     return "-" if value is None else f"{float(value):.4f}"
 
 
-def write_page(
-    out: Path,
-    pairs: Pairs,
-    records: Sequence[Record],
-    rows: Mapping[str, Mapping[str, str]],
-    fps: int,
-) -> None:
-    """Write ``report.html``."""
-    from dit_accel.generation.render import versions
-    from dit_accel_eval.page import Page, TableRow
-    from dit_accel_eval.report import column_titles
+def write_page(comparison: Comparison, out: Path, fps: int) -> None:
+    """Write ``report.html``, whose videos have ``fps`` frames per second.
 
+    Raises:
+        RunFailed: if that fails. The figures are in ``compare.json``.
+    """
+    from dit_accel.generation.identity import versions
+    from dit_accel_eval.figures import column_titles
+    from dit_accel_eval.page import Page, TableRow
+    from dit_accel_eval.plots import naming_results
+
+    pairs, records = comparison.pairs, comparison.records
     least_similar = sorted(records, key=lambda record: float(record["psnr"]))[:PLAYERS]
     several = len(records) > 1
-    page = Page(
-        title="Clips compared",
-        subtitle=f"{len(records)} pair{'s' * several}",
-        row_name="clip",
-        columns=list(column_titles(FIGURES, records).values()),
-        table=[TableRow(name, list(row.values())) for name, row in rows.items()],
-        heading="Frames against frames",
-        explanation="The decoded frames of one clip are compared with those of the other."
-        + " The last row is the mean with its 95 % interval." * several,
-        facts=[
-            *((name, f"{a.name} against {b.name}") for name, (a, b) in pairs.items()),
-            *versions().items(),
-        ],
-        notes=notes(records),
-        clips_title="Least similar pairs",
-        players=[
-            make_player(out, number, record, pairs[record["clip"]], fps)
-            for number, record in enumerate(least_similar)
-        ],
-    )
-    with atomic_write(out / "report.html") as temporary:
-        temporary.write_text(page.html())
+    with naming_results(f"the figures are in {out / 'compare.json'}"):
+        page = Page(
+            title="Clips compared",
+            subtitle=f"{len(records)} pair{'s' * several}",
+            row_name="clip",
+            columns=list(column_titles(FIGURES, records).values()),
+            table=[TableRow(name, list(row.values())) for name, row in make_rows(records).items()],
+            heading="Frames against frames",
+            explanation="The decoded frames of one clip are compared with those of the other."
+            + " The last row is the mean with its 95 % interval." * several,
+            facts=[
+                *((name, f"{a.name} against {b.name}") for name, (a, b) in pairs.items()),
+                *versions().items(),
+            ],
+            notes=[*comparison.errors, *notes(records)],
+            clips_title="Least similar pairs",
+            players=[
+                make_player(out, number, record, pairs[record["clip"]], fps)
+                for number, record in enumerate(least_similar)
+            ],
+        )
+        page.write(out / "report.html")
 
 
 def make_player(

@@ -6,11 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 from diffusers import DiffusionPipeline, attention_backend
 
 from dit_accel import Profile
-from dit_accel.errors import RunFailed
 from dit_accel.generation.render import Clip, render, render_with
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.io.jsonl import write_json
@@ -74,17 +72,3 @@ def fastest_dense(pipe: DiffusionPipeline, settings: RenderSettings) -> DenseBac
                 raise
     ordered = dict(sorted(seconds.items(), key=lambda item: item[1]))
     return DenseBackend(next(iter(ordered)), ordered)
-
-
-def check_finite(frames: np.ndarray, case: RenderSettings) -> np.ndarray:
-    """Return the frames of a dense clip.
-
-    Raises:
-        RunFailed: if some are not finite.
-    """
-    if not np.isfinite(frames).all():
-        raise RunFailed(
-            f"dense attention itself gives frames that are not finite for {case.prompt!r} in {case.dtype}: "
-            "choose another --dtype"
-        )
-    return frames

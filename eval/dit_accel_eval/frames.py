@@ -1,29 +1,22 @@
-"""Read and write frames: lossless files, videos for a page, and clips that were made elsewhere.
+"""Read and write frames: lossless files, and videos for a page.
 
 Frames are float32 ``[T, H, W, 3]`` in [0, 1].
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import imageio.v2 as imageio
+import imageio_ffmpeg
 import numpy as np
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
-from dit_accel.io.media import to_bytes
+from dit_accel.io.video import VP9, encode_video
 
 FORMAT = "dit_accel frames 2"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
-# Distance of key frames. It is small because a page seeks single frames.
-KEYFRAMES = 8
 
 
 def save_frames(path: Path, frames: np.ndarray) -> None:
@@ -48,23 +41,13 @@ def load_frames(path: Path) -> np.ndarray | None:
 
 
 def write_webm(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
-    """Write VP9 in WebM, which every browser plays. An odd height or width loses one row or column."""
-    with (
-        atomic_write(path) as temporary,
-        imageio.get_writer(
-            temporary,
-            format="FFMPEG",
-            fps=fps,
-            codec="libvpx-vp9",
-            quality=None,
-            macro_block_size=1,
-            pixelformat="yuv420p",
-            output_params=["-crf", "24", "-b:v", "0", "-g", str(KEYFRAMES), "-row-mt", "1"],
-        ) as writer,
-    ):
-        for frame in frames:
-            height, width = (n - n % 2 for n in frame.shape[:2])
-            writer.append_data(to_bytes(frame[:height, :width]))  # type: ignore[attr-defined]
+    """Write VP9 in WebM, which every browser plays. An odd height or width loses one row or column.
+
+    Raises:
+        RunFailed: if the file cannot be written whole.
+    """
+    with atomic_write(path) as temporary:
+        encode_video(temporary, frames, fps, VP9)
 
 
 def difference(clip: np.ndarray, reference: np.ndarray, gain: float = 4.0) -> Iterator[np.ndarray]:
@@ -73,50 +56,9 @@ def difference(clip: np.ndarray, reference: np.ndarray, gain: float = 4.0) -> It
         yield np.clip(gain * np.abs(frame - other), 0.0, 1.0)
 
 
-def read_clip(path: Path) -> np.ndarray:
-    """Return the frames of a video file, an image, or a folder of images.
-
-    Images are sorted by name, and numbers in names by value: 2 comes before 10.
-
-    Raises:
-        InvalidSettings: if the path cannot be read, or images differ in size.
-    """
+def holds_frames(path: Path, count: int) -> bool:
+    """Return True if a video exists and has a number of frames."""
     try:
-        if path.is_dir():
-            files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
-            if not files:
-                raise InvalidSettings(f"no images in {path}: give {', '.join(IMAGE_SUFFIXES)}")
-            return _stack([_read_image(file) for file in sorted(files, key=_natural_order)], path)
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            return _stack([_read_image(path)], path)
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            with imageio.get_reader(path) as reader:
-                return _stack([np.asarray(frame)[..., :3] for frame in reader], path)  # type: ignore[attr-defined]
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, InvalidSettings):
-            raise
-        raise InvalidSettings(f"cannot read {path}: {str(error).splitlines()[0]}") from None
-    raise InvalidSettings(
-        f"{path} is not a clip: give a video ({', '.join(VIDEO_SUFFIXES)}), an image, or a folder of images"
-    )
-
-
-def _natural_order(path: Path) -> list[tuple[str, int]]:
-    """Return a sort key: the name of a file, split into texts and numbers."""
-    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", path.stem)]
-
-
-def _read_image(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def _stack(frames: list[np.ndarray], path: Path) -> np.ndarray:
-    if not frames:
-        raise InvalidSettings(f"no frames in {path}")
-    sizes = {frame.shape for frame in frames}
-    if len(sizes) > 1:
-        raise InvalidSettings(
-            f"{path} has images of different sizes: {sorted(s[:2] for s in sizes)}"
-        )
-    return np.stack(frames).astype(np.float32) / 255
+        return path.is_file() and imageio_ffmpeg.count_frames_and_secs(str(path))[0] == count
+    except RuntimeError:
+        return False

@@ -23,12 +23,12 @@ from dit_accel.errors import RunFailed, first_line
 from dit_accel.generation.distributed import Process, this_process
 from dit_accel.generation.loading import ModelCard, load_pipeline
 from dit_accel.generation.placement import LoadOptions
-from dit_accel.generation.render import Clip, render
+from dit_accel.generation.render import Clip, check_finite, render
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.io.jsonl import append_record, log_path, read_logs, to_json
 from dit_accel.runtime.cost_model import SlowdownWarning
-from dit_accel_eval.dense import NATIVE, DenseBackend, check_finite
+from dit_accel_eval.dense import NATIVE, DenseBackend
 from dit_accel_eval.digest import digest
 from dit_accel_eval.frames import load_frames, save_frames
 from dit_accel_eval.quality_metrics import quality_metrics
@@ -157,7 +157,7 @@ class PairedRunner:
             native = (
                 timed if self.fastest.name == NATIVE else render(self.pipe, settings.as_dense())
             )
-            frames = check_finite(native.frames, case)
+            frames = check_finite(native, case).frames
             if path:
                 save_frames(path, frames)
         return replace(timed, frames=frames)

@@ -13,12 +13,13 @@ from dit_accel.io.tables import format_table
 from dit_accel_assets import oracle
 from dit_accel_assets.world import parse_caption
 from dit_accel_eval.metrics.caption import caption_correct
-from dit_accel_eval.metrics.clip_score import clip_score_or_reason
+from dit_accel_eval.metrics.clip_pairs import NoBackbone
+from dit_accel_eval.metrics.clip_score import cached_clip, clip_score_or_reason
 from dit_accel_eval.metrics.drift import drift
 from dit_accel_eval.metrics.flicker import flicker_difference
-from dit_accel_eval.metrics.lpips import lpips_or_reason, net_of
+from dit_accel_eval.metrics.lpips import cached_backbone, lpips_or_reason, net_of
 from dit_accel_eval.metrics.psnr import psnr
-from dit_accel_eval.metrics.ssim import ssim
+from dit_accel_eval.metrics.ssim import ssim_or_reason
 
 
 def quality_metrics(
@@ -32,7 +33,8 @@ def quality_metrics(
         backbone: Weights for LPIPS. None takes those in torch's cache.
 
     Returns:
-        Figures by name. A learned metric without weights on this machine is None, and ``NAME_reason`` says why.
+        Figures by name. A metric is None if its weights are not on this machine or the frames are too small for it,
+        and ``NAME_reason`` says why.
 
     Raises:
         ValueError: if shapes differ or values are not finite.
@@ -54,10 +56,12 @@ def similarity_metrics(
     Raises:
         ValueError: if shapes differ or values are not finite.
     """
+    structural, too_small = ssim_or_reason(other, dense)
     perceptual, reason = lpips_or_reason(other, dense, backbone=backbone)
     return {
         "psnr": psnr(other, dense),
-        "ssim": ssim(other, dense),
+        "ssim": structural,
+        **({"ssim_reason": too_small} if too_small else {}),
         "lpips": perceptual,
         **({"lpips_reason": reason} if reason else {"lpips_net": net_of(backbone)}),
         "flicker": flicker_difference(other, dense),
@@ -72,6 +76,17 @@ def _clip_scores(dense: np.ndarray, other: np.ndarray, prompt: str) -> dict[str,
     if score is None or base is None:
         return {"clip_score": None, "clip_score_reason": reason}
     return {"clip_score": score, "clip_score_dense": base, "clip_score_gain": score - base}
+
+
+def find_weights() -> dict[str, str]:
+    """Return the place of the weights of each learned metric, or what is missing."""
+    places = {}
+    for metric, find in (("LPIPS", cached_backbone), ("CLIP score", cached_clip)):
+        try:
+            places[metric] = str(find())
+        except NoBackbone as error:
+            places[metric] = f"no weights: {error}"
+    return places
 
 
 def speedup(dense: Clip, other: Clip) -> float:
@@ -113,6 +128,8 @@ def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> s
     lines += [
         f"{name} spent {describe_times(clip)}" for name, clip in (("dense", dense), (method, other))
     ]
+    if figures["ssim"] is None:
+        lines.append(f"SSIM not measured: {figures['ssim_reason']}")
     if figures["lpips"] is None:
         lines.append(f"LPIPS not measured: {figures['lpips_reason']}")
     else:

@@ -1,102 +1,91 @@
-"""Write the results of an evaluation: summary.json, pareto.png and report.html."""
+"""Write the results of an evaluation: first summary.json, and from it pareto.png and report.html."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from dit_accel.generation.placement import LoadOptions
-from dit_accel.generation.settings import RenderSettings
-from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import write_json
-from dit_accel.io.tables import format_table
-from dit_accel_eval.bench.run import machine
-from dit_accel_eval.page import INK, HeatMap, Page, Panel, Player, TableRow
+from dit_accel_eval.figures import (
+    column_titles,
+    filled_columns,
+    format_figure,
+    format_narrow,
+    lpips_net,
+)
+from dit_accel_eval.page import HeatMap, Page, Panel, Player, TableRow
 from dit_accel_eval.pareto import plot_pareto
-from dit_accel_eval.runs import Evaluation, Results, run_eval
+from dit_accel_eval.plots import INK, naming_results, save_png
+from dit_accel_eval.results import Results
 from dit_accel_eval.stability import by_layer
-from dit_accel_eval.statistics import MeanInterval, MedianInterval, ProportionInterval
 from dit_accel_eval.summary import Record, Row, is_floor, summarize
 
-COLUMNS = {
-    "clips": "clips",
-    "speedup": "speed-up",
-    "psnr": "PSNR (dB)",
-    "psnr_gain": "PSNR gain",
-    "psnr_objects": "PSNR inside objects",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
-    "clip_score_gain": "CLIP score gain",
-    "flicker": "flicker gain",
-    "drift": "drift",
-    "correct": "correct captions",
-    "density_sparse": "density, sparse calls",
-    "density_all": "density, all calls",
-}
 EXPLANATION = (
     "Each figure is the mean over clips with its 95 % interval. A clip is compared with the dense clip of the same "
     "prompt and seed. The speed-up is the median ratio of the denoising times, with its 95 % interval. One process "
     "measures both times. The PSNR gain compares a setting with the first setting on the same clips."
 )
-DIGITS = {"psnr": 2, "psnr_objects": 2, "psnr_gain": 2, "speedup": 2, "flicker": 4, "drift": 4}
 
 
-def evaluate(evaluation: Evaluation, out: Path) -> str:
-    """Run what is missing, write the three files, and return the table as text.
-
-    Of several processes the one that ends last writes the files.
-    """
-    results = run_eval(evaluation, out)
-    if results is None:
-        return "this process has finished, others have not: the last one writes the report"
+def write_summary(results: Results, out: Path, width: int = 100) -> str:
+    """Write summary.json, and return the table as text with lines of at most a width where columns allow it."""
     rows = summarize(results.records)
     reasons = unmeasured(results)
     summary = {
         "facts": facts(results),
+        **({"missing": results.missing} if results.missing else {}),
         **({"unmeasured": reasons} if reasons else {}),
         "settings": rows,
         "clusters": list(by_layer(results.clusters)),
     }
     write_json(out / "summary.json", summary)
-    with atomic_write(out / "pareto.png") as temporary:
-        plot_pareto(rows, subtitle(results), reasons.get("LPIPS")).savefig(temporary, dpi=140)
-    with atomic_write(out / "report.html") as temporary:
-        temporary.write_text(build_page(results, rows, out).html())
     columns = column_titles(filled_columns(rows), results.records)
     lines = {
         str(row["setting"]): {t: format_figure(row[c], c) for c, t in columns.items()}
         for row in rows
     }
-    return "\n".join(
-        [format_table(lines), *(f"{n} not measured: {why}" for n, why in reasons.items())]
-    )
+    first = [*missing_clips(results), *without_effect(rows)]
+    last = [f"{n} not measured: {why}" for n, why in reasons.items()]
+    return "\n".join([*first, format_narrow(lines, width), *last])
+
+
+def write_page(results: Results, out: Path) -> None:
+    """Write pareto.png and report.html.
+
+    Raises:
+        RunFailed: if that fails. The figures are in summary.json.
+    """
+    again = f"the figures are in {out / 'summary.json'}, and `dit-accel eval --redraw --out {out}` draws them again"
+    with naming_results(again):
+        rows = summarize(results.records)
+        save_png(out / "pareto.png", plot_pareto(rows, subtitle(results)))
+        build_page(results, rows, out).write(out / "report.html")
 
 
 def facts(results: Results) -> dict[str, Any]:
     """Return what all clips have in common: request, weights, machine and versions."""
-    request = asdict(results.request)
+    plan, request = results.plan, asdict(results.plan.request)
     for name in ("prompt", "seed", "method", "knobs", "precision", "dense_precision", "guard"):
         request.pop(name)
     defaults = {f.name: f.default for f in fields(LoadOptions) if f.name not in ("device", "dtype")}
-    changed = {n: v for n, v in request.items() if v is not None and defaults.get(n) != v}
+    changed = {n: v for n, v in request.items() if v not in (None, [], defaults.get(n))}
     return {
         **changed,
         **({"lpips_net": net} if (net := lpips_net(results.records)) else {}),
-        "weights": results.weights,
-        "clips": len({(r["prompt"], r["seed"]) for r in results.records}),
+        "weights": plan.weights,
+        "clips": results.clips,
         "prompts": len({r["prompt"] for r in results.records}),
-        "dense attention": str(results.dense),
-        **machine(results.request.device),
+        "dense attention": str(plan.dense),
+        **plan.machine,
     }
 
 
 def subtitle(results: Results) -> str:
     """Return the line below a title: model, size, steps, number of clips, dtype and device."""
-    request = results.request
-    clips = len({(r["prompt"], r["seed"]) for r in results.records})
+    request, clips = results.plan.request, results.clips
     frames = results.records[0]["frames"]
     pixels = "default size" if request.width is None else f"{request.width} x {request.height}"
     size = f"{pixels} x {frames}"
@@ -107,8 +96,8 @@ def subtitle(results: Results) -> str:
 
 
 def unmeasured(results: Results) -> dict[str, str]:
-    """Return the learned metrics that were not measured, each with the reason."""
-    keys = {"LPIPS": "lpips_reason", "CLIP score": "clip_score_reason"}
+    """Return the metrics that were not measured, each with the reason."""
+    keys = {"SSIM": "ssim_reason", "LPIPS": "lpips_reason", "CLIP score": "clip_score_reason"}
     reasons = {n: next((r[k] for r in results.records if r.get(k)), None) for n, k in keys.items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -116,7 +105,6 @@ def unmeasured(results: Results) -> dict[str, str]:
 def build_page(results: Results, rows: Sequence[Row], out: Path) -> Page:
     """Return the report of an evaluation as a page."""
     columns = column_titles(filled_columns(rows), results.records)
-    request, reason = results.request, unmeasured(results).get("LPIPS")
     return Page(
         title="Quality against speed",
         subtitle=subtitle(results),
@@ -130,71 +118,64 @@ def build_page(results: Results, rows: Sequence[Row], out: Path) -> Page:
             *((name, format_fact(value)) for name, value in facts(results).items()),
             *setting_configs(results),
         ],
-        heading="Quality against speed",
+        heading="Figures of each setting",
         explanation=EXPLANATION,
         notes=list(notes(results, rows)),
-        plot=plot_pareto(rows, subtitle(results), reason, INK),
+        plot=plot_pareto(rows, subtitle(results), INK),
         layers=heat_map(rows),
         clusters=list(by_layer(results.clusters)),
         clips_title="The worst clip of each setting",
         players=[
-            player(r, request, out)
+            player(r, results.plan.request.fps, out)
             for row in rows
             for r in results.records
-            if r["setting"] == row["setting"] and is_worst(r, row)
+            if r["setting"] == row["setting"] and is_worst(r, row) and not r.get("no_effect")
         ],
     )
 
 
-def column_titles(columns: Sequence[str], records: Sequence[Record]) -> dict[str, str]:
-    """Return the titles of columns. LPIPS names its network, because two networks give different figures."""
-    net = lpips_net(records)
-    return {n: COLUMNS[n] + (f" ({net})" if net and n == "lpips" else "") for n in columns}
-
-
-def lpips_net(records: Sequence[Record]) -> str | None:
-    """Return the network whose features LPIPS compared, or None if LPIPS was not measured."""
-    return next((r["lpips_net"] for r in records if "lpips_net" in r), None)
-
-
-def filled_columns(rows: Sequence[Row]) -> list[str]:
-    """Return the columns that have a value, and always the clips, PSNR and LPIPS."""
-    always = ("clips", "psnr", "lpips")
-    return [c for c in COLUMNS if c in always or any(format_figure(r[c], c) != "-" for r in rows)]
-
-
-def format_figure(value: Any, column: str) -> str:
-    """Return a figure with its interval as text, or a dash for a missing one."""
-    digits = DIGITS.get(column, 3)
-    if isinstance(value, ProportionInterval):
-        return f"{value.right} of {value.n}"
-    if value is None or (isinstance(value, MeanInterval | MedianInterval) and not value.n):
-        return "-"
-    if isinstance(value, MeanInterval):
-        known = not math.isnan(value.half_width)
-        return f"{value.mean:.{digits}f}" + (f" ± {value.half_width:.{digits}f}" if known else "")
-    if isinstance(value, MedianInterval):
-        known = not math.isnan(value.low + value.high)
-        ends = f" ({value.low:.{digits}f} to {value.high:.{digits}f})" if known else ""
-        return f"{value.median:.{digits}f}{ends}"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
 def notes(results: Results, rows: Sequence[Row]) -> Iterator[str]:
     """Yield what a reader must know before the figures."""
+    yield from missing_clips(results)
+    yield from without_effect(rows)
     for name, reason in unmeasured(results).items():
         yield f"{name} was not measured: {reason}."
-    if results.request.model == "tiny-world":
+    if results.plan.request.model == "tiny-world":
         yield "The tiny world is a small stand-in for fast trials. Its figures say nothing about real models."
     for row in rows:
-        for fallback in row["fallbacks"]:
-            yield f"{row['setting']}: some calls ran dense ({fallback})."
-        if row["failed"]:
-            reasons = "; ".join(row["reasons"])
-            yield f"{row['setting']}: {row['failed']} clips could not be measured ({reasons})."
-        equal = row["clips"] - row["failed"] - row["psnr"].n
-        if equal:
-            yield f"{row['setting']}: {equal} clips are bit-identical to dense. The mean PSNR leaves them out."
+        yield from notes_on_row(row)
+
+
+def notes_on_row(row: Row) -> Iterator[str]:
+    """Yield what a reader must know about the figures of a row."""
+    has_effect = row["no_effect"]["clips"] < row["clips"]
+    for fallback in row["fallbacks"] if has_effect else ():
+        yield f"{row['setting']}: some calls ran dense ({fallback})."
+    if row["failed"]:
+        reasons = "; ".join(row["reasons"])
+        yield f"{row['setting']}: {row['failed']} clips could not be measured ({reasons})."
+    equal = row["clips"] - row["failed"] - row["psnr"].n
+    if equal and has_effect:
+        yield f"{row['setting']}: {equal} clips are bit-identical to dense. The mean PSNR leaves them out."
+
+
+def missing_clips(results: Results) -> Iterator[str]:
+    """Yield how many clips are not measured, if some are not."""
+    if results.missing:
+        total = results.missing + len(results.records)
+        yield (
+            f"{results.missing} of {total} renders are not measured yet: run the same `dit-accel eval` again, which "
+            "continues."
+        )
+
+
+def without_effect(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the settings whose calls were all dense in some clips, with the reasons."""
+    for row in rows:
+        count, reasons = row["no_effect"]["clips"], row["no_effect"]["reasons"]
+        if count:
+            some = f" in {count} of {row['clips']} clips" if count < row["clips"] else ""
+            yield f"{row['setting']}: {'; '.join(reasons)}{some}, so there is no speed-up."
 
 
 def heat_map(rows: Sequence[Row]) -> HeatMap | None:
@@ -216,7 +197,7 @@ def is_worst(record: Record, row: Row) -> bool:
     return worst is not None and clip == (worst["prompt"], worst["seed"])
 
 
-def player(record: Record, request: RenderSettings, out: Path) -> Player:
+def player(record: Record, fps: int, out: Path) -> Player:
     """Return a player of the dense clip, the setting's clip, and their difference."""
     seen = (
         f" The oracle sees {record['seen_dense']} in the dense clip, and {record['seen']} in this one."
@@ -232,7 +213,7 @@ def player(record: Record, request: RenderSettings, out: Path) -> Player:
             Panel("difference", out / record["difference_video"]),
         ],
         frames=record["frames"],
-        fps=request.fps,
+        fps=fps,
     )
 
 

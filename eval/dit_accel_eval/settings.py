@@ -41,6 +41,10 @@ class Setting:
         Raises:
             InvalidSettings: for a part without ``=``, an unknown method or knob, or an invalid profile.
         """
+        if not text.isprintable():
+            raise InvalidSettings(
+                f"setting {text!a} has characters that cannot be printed: rename the file"
+            )
         name, *parts = text.split(":")
         for part in parts:
             if "=" not in part:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -98,7 +98,7 @@ def stability(pipe: Any, case: RenderSettings) -> list[dict[str, Any]]:
     return [row for row in watch.rows if row["branch"] == branch]
 
 
-def by_layer(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def by_layer(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the means over steps, a row per layer."""
     for layer in dict.fromkeys(row["layer"] for row in rows):
         means: dict[str, Any] = {"layer": layer}

@@ -34,6 +34,8 @@ def _row(label: str, records: Sequence[Record], base: Mapping[Any, Record]) -> d
     for name in (*FIGURES, *COSTS):
         row[name] = mean_ci([r.get(name) for r in records])
     row["speedup"] = median_ci([r.get("speedup") for r in records])
+    without = [r["no_effect"] for r in records if r.get("no_effect")]
+    row["no_effect"] = {"clips": len(without), "reasons": list(dict.fromkeys(without))}
     row["psnr_gain"] = psnr_gain(records, base)
     for name in ("correct", "correct_dense"):
         verdicts = [bool(r[name]) for r in records if name in r]

@@ -2,13 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from dit_accel.errors import InvalidSettings
+from dit_accel_eval.clip_files import read_clip
 from dit_accel_eval.frames import (
     difference,
     load_frames,
-    read_clip,
     save_frames,
     write_webm,
 )
@@ -47,29 +45,6 @@ def test_webm_is_vp9_and_close_to_the_frames(
     even = tuple(n - n % 2 for n in size)
     assert clip_read.shape == (frames, *even, 3)
     assert np.abs(clip_read - clip[:, : even[0], : even[1]]).mean() < 0.02
-
-
-def test_images_are_frames_in_the_natural_order_of_their_names(tmp_path: Path) -> None:
-    for number in (2, 10, 0, 1):
-        Image.new("RGB", (4, 3), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    clip = read_clip(tmp_path)
-    assert clip.shape == (4, 3, 4, 3)
-    assert (clip[:, 0, 0, 0] * 255).round().tolist() == [0, 1, 2, 10]
-    assert read_clip(tmp_path / "1.png").shape == (1, 3, 4, 3)
-    Image.new("RGB", (5, 3)).save(tmp_path / "3.png")
-    with pytest.raises(InvalidSettings, match="images of different sizes"):
-        read_clip(tmp_path)
-
-
-def test_read_clip_refuses_other_files(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSettings, match="no images in"):
-        read_clip(tmp_path)
-    (tmp_path / "a.mp4").write_text("not a video")
-    with pytest.raises(InvalidSettings, match="cannot read"):
-        read_clip(tmp_path / "a.mp4")
-    (tmp_path / "a.txt").write_text("not a video")
-    with pytest.raises(InvalidSettings, match="is not a clip: give a video"):
-        read_clip(tmp_path / "a.txt")
 
 
 def test_difference_has_no_sign_and_is_amplified() -> None:

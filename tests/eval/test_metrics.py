@@ -25,9 +25,16 @@ from dit_accel_eval.metrics.clip_pairs import NoBackbone, paired
 from dit_accel_eval.metrics.clip_score import clip_score
 from dit_accel_eval.metrics.drift import drift
 from dit_accel_eval.metrics.flicker import flicker, flicker_difference
-from dit_accel_eval.metrics.lpips import lpips, lpips_or_reason, net_of
+from dit_accel_eval.metrics.lpips import (
+    LEAST_SIZES,
+    load_lpips,
+    lpips,
+    lpips_or_reason,
+    net_of,
+)
 from dit_accel_eval.metrics.psnr import psnr
 from dit_accel_eval.metrics.ssim import ssim
+from dit_accel_eval.quality_metrics import similarity_metrics
 
 
 def clips(height: int = 24, width: int = 30, frames: int = 3, seed: int = 0):
@@ -62,6 +69,29 @@ def test_an_equal_frame_counts_as_100_decibels() -> None:
     both = psnr(second[1:], first[1:])
     first[0] = second[0] = 0.0
     assert psnr(second, first) == pytest.approx((100 + 2 * both) / 3)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (10, 40), (11, 30), (40, 30)], ids=str)
+def test_metrics_below_their_least_size_are_none_with_the_reason(tmp_path, size) -> None:
+    first, second = clips(*size)
+    save_file(torchvision_state(seeded("alex")), tmp_path / "b.safetensors")
+    figures = similarity_metrics(first, second, tmp_path / "b.safetensors")
+    assert 10 < figures["psnr"] < 30
+    assert (figures["ssim"] is None) == (min(size) < 11)
+    assert ("ssim_reason" in figures) == (min(size) < 11)
+    assert figures["lpips"] is None
+    least = f"needs at least 31 x 31 pixels, and the frames have {size[0]} x {size[1]}"
+    assert figures["lpips_reason"] == f"LPIPS (alex) {least}"
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_the_least_size_of_lpips_is_the_least_that_its_network_takes(tmp_path, net: str) -> None:
+    path = tmp_path / "b.safetensors"
+    save_file(torchvision_state(seeded(net)), path)
+    first, second = clips(LEAST_SIZES[net], LEAST_SIZES[net], frames=1)
+    assert lpips(first, second, backbone=path) > 0
+    with pytest.raises(RuntimeError, match="Output size is too small"):
+        load_lpips(path)(*[torch.zeros(1, 3, LEAST_SIZES[net] - 1, 64)] * 2)
 
 
 def test_black_against_white_is_zero_decibels() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ class FakePipeline:
         if name in self.full:
             raise torch.OutOfMemoryError("CUDA out of memory")
         frames = np.full((2, 4, 4, 3), 0.1 * case.seed + 0.01 * len(name), np.float32)
-        return Clip(frames, {"denoise": seconds}, None)
+        return Clip(frames, {"denoise": seconds}, SimpleNamespace(no_effect=None))
 
 
 class FakeDense:
@@ -180,7 +181,7 @@ def test_dense_frames_that_are_not_finite_end_the_run(tmp_path: Path, monkeypatc
     monkeypatch.setattr(
         broken, "render", lambda pipe, case: replace(render(pipe, case), frames=np.full(3, np.nan))
     )
-    with pytest.raises(RunFailed, match="dense attention itself gives frames that are not finite"):
+    with pytest.raises(RunFailed, match="are not finite in float32 with method dense"):
         PairedRunner(FakePipeline, broken, tmp_path).dense(CASES[0])
     assert not list(tmp_path.iterdir())
 

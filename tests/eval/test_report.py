@@ -14,12 +14,14 @@ from support.planted_backbone import seeded, torchvision_state
 
 from dit_accel import cli
 from dit_accel.generation.distributed import Process
-from dit_accel_eval import paired_runner, runs
-from dit_accel_eval.frames import read_clip, write_webm
+from dit_accel_eval import compare_files, paired_runner, recorder, runs
+from dit_accel_eval.clip_files import read_clip
+from dit_accel_eval.frames import holds_frames, write_webm
 from dit_accel_eval.settings import Setting
 
 PROMPT = "a red circle moving up on a navy background"
 SETTINGS = "svg-ear:density=0.3:schedule.min_tokens=0,svg2:top_p=1:schedule.min_tokens=0"
+EQUAL = ("svg2:top_p=1", "svg2:top_p=1.0", "svg2:top_p=1:precision=full")
 SAME = ("setting", "clips", "correct", "correct_dense", "fallbacks", "layers")
 
 
@@ -78,7 +80,7 @@ def test_a_killed_eval_resumes_with_the_same_figures(tmp_path: Path, capsys, mon
         patch.setattr(paired_runner, "append_record", die_after_two_records)
         assert cli.main(arguments(tmp_path, "parts")) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_webm", die)
+        patch.setattr(recorder, "write_webm", die)
         assert cli.main(arguments(tmp_path, "parts")) == 1
     with (tmp_path / "parts/results.jsonl").open("a") as file:
         file.write('{"key": "cut o')
@@ -97,8 +99,17 @@ def test_a_killed_eval_resumes_with_the_same_figures(tmp_path: Path, capsys, mon
 
     lost = next((tmp_path / "parts/clips").glob("*-difference.webm"))
     lost.unlink()
+    records = (tmp_path / "parts/results.jsonl").read_text().splitlines()
+    dense = tmp_path / "parts" / json.loads(records[0])["dense_video"]
+    dense.write_bytes(dense.read_bytes()[:600])
+    stability = next((tmp_path / "parts").glob("stability-*.json"))
+    stability.write_text("[{")
+    (tmp_path / "parts/clips/.dit-accel-0123abcd.webm").write_bytes(b"what a killed run left")
     assert cli.main(arguments(tmp_path, "parts")) == 0
-    assert lost.exists()
+    assert holds_frames(lost, 5)
+    assert holds_frames(dense, 5)
+    assert json.loads(stability.read_text())
+    assert not list((tmp_path / "parts").rglob(".*"))
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a model was loaded with nothing left to do")
@@ -126,13 +137,26 @@ def test_equal_settings_are_one_and_broken_frames_are_reported(
 
     monkeypatch.setattr(Setting, "render", render_broken)
     command = arguments(tmp_path, "out")
-    command[command.index(SETTINGS)] = "svg2:top_p=1,svg2:top_p=1.0,svg2:top_p=1:precision=full"
+    command[command.index(SETTINGS)] = ",".join(f"{name}:schedule.min_tokens=0" for name in EQUAL)
     assert cli.main([*command, "--floor", "none"]) == 0
     (row,) = json.loads((tmp_path / "out/summary.json").read_text())["settings"]
     assert (row["clips"], row["failed"]) == (2, 1)
     page = (tmp_path / "out/report.html").read_text()
     assert "1 clips could not be measured" in page
     check_page(page, players=1)
+
+
+def test_a_dry_run_of_eval_counts_renders_and_says_what_has_no_effect(tmp_path, capsys) -> None:
+    command = [*arguments(tmp_path, "out"), "--dry-run"]
+    command[command.index(SETTINGS)] = f"svg2,{SETTINGS},dense,svg2:schedule.dense_steps=1"
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        "2 clips, each with dense attention and with 6 settings: 14 renders",
+        "svg2: no call will be sparse: 32 tokens, fewer than 2,048",
+        "svg2:schedule.dense_steps=1: no call will be sparse: the schedule leaves all 3 steps dense",
+    ]
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_invalid_backbone_is_refused_before_a_model_is_loaded(
@@ -274,3 +298,46 @@ def test_compare_refuses_clips_that_do_not_fit(clips, capsys, same: bool) -> Non
     assert message in capsys.readouterr().err
     assert cli.main(["compare", str(first), str(second / "one.webm")]) == 2
     assert "must both be clips" in capsys.readouterr().err
+
+
+def test_a_pair_too_small_for_a_metric_keeps_the_others(clips, tmp_path: Path, capsys) -> None:
+    for side, value in zip(clips, (20, 90), strict=True):
+        (side / "tiny.1").mkdir()
+        Image.new("RGB", (4, 4), (value, 0, 0)).save(side / "tiny.1/0.png")
+    out = tmp_path / "out"
+    assert cli.main(["compare", *map(str, clips), "--out", str(out)]) == 0
+    note = "SSIM was not measured for tiny.1: SSIM needs at least 11 x 11 pixels, and the frames have 4 x 4."
+    assert note in capsys.readouterr().out
+    assert note in (out / "report.html").read_text()
+    pairs = {p["clip"]: p for p in json.loads((out / "compare.json").read_text())["pairs"]}
+    assert pairs["tiny.1"]["ssim"] is None
+    assert pairs["tiny.1"]["psnr"] > 0
+    assert pairs["one"]["ssim"] > 0
+
+
+def test_files_of_systems_and_killed_runs_are_no_clips(clips, tmp_path: Path, capsys) -> None:
+    first, second = clips
+    (first / "._one.mp4").write_bytes(b"what macOS keeps beside a file")
+    (first / ".one-12345678.mp4").write_bytes(b"what a killed run left")
+    (second / ".dit-accel-12345678.webm").write_bytes(b"what a killed run left")
+    (second / ".ipynb_checkpoints").mkdir()
+    (second / "__MACOSX").mkdir()
+    (second / "notes").mkdir()
+    assert cli.main(["compare", str(first), str(second)]) == 0
+    printed = capsys.readouterr().out
+    assert "mean of 2" in printed
+
+
+def test_a_page_of_compare_that_fails_keeps_the_table(
+    clips, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no encoder")
+
+    monkeypatch.setattr(compare_files, "write_webm", fail)
+    out = tmp_path / "out"
+    assert cli.main(["compare", *map(str, clips), "--out", str(out)]) == 1
+    captured = capsys.readouterr()
+    assert "mean of 2" in captured.out
+    assert f"(OSError: no encoder); the figures are in {out / 'compare.json'}" in captured.err
+    assert json.loads((out / "compare.json").read_text())["pairs"]

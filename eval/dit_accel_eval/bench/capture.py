@@ -142,7 +142,7 @@ def write_capture(recorder: Recorder, settings: RenderSettings, out: Path) -> No
     """Write the captured tensors, with the settings and versions of the run as metadata."""
     from safetensors.torch import save_file
 
-    from dit_accel.generation.render import versions
+    from dit_accel.generation.identity import versions
 
     metadata = {
         "format": FORMAT,

@@ -89,7 +89,7 @@ class BenchSettings:
 
 def machine(device: str) -> dict[str, Any]:
     """Return the processor or GPU, the number of threads and the versions that rows are measured with."""
-    from dit_accel.generation.render import versions
+    from dit_accel.generation.identity import versions
 
     name = platform.processor() or platform.machine()
     if device != "cpu":

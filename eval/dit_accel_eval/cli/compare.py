@@ -16,7 +16,7 @@ from dit_accel_eval.cli.extra import PAGE
 @click.argument("other", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--fps",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1000),
     default=16,
     show_default=True,
     help="Set the frames per second of the videos on the page.",
@@ -35,8 +35,12 @@ def command(
     Both are videos, folders of images, or folders of clips with the same names.
     """
     require_extra("`dit-accel compare`", *PAGE)
-    from dit_accel_eval.compare_files import compare
+    from dit_accel_eval.compare_files import compare, write_page
 
-    click.echo(compare(reference, other, out, fps, lpips_backbone))
-    if out:
-        click.echo(f"written: {out / 'report.html'}")
+    comparison = compare(reference, other, out, lpips_backbone)
+    if comparison.records:
+        click.echo(comparison.table())
+        if out:
+            write_page(comparison, out, fps)
+            click.echo(f"written: {out / 'report.html'}")
+    comparison.check(out)

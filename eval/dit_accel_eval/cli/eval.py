@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dit_accel.cli.options import backbone_option, guidance_options, model_options, prompts_option
+from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import require_extra
 from dit_accel.io.parsing import parse_integers
 from dit_accel.io.prompts import read_prompts
@@ -19,10 +21,9 @@ if TYPE_CHECKING:
 
 
 @click.command("eval")
-@prompts_option(required=True)
+@prompts_option()
 @click.option(
     "--methods",
-    required=True,
     help="Compare these settings, separated by commas: METHOD[:KNOB=VALUE]... or the file of a profile, for example "
     "svg2,svg2:top_p=0.8,mine.yaml.",
 )
@@ -50,20 +51,34 @@ if TYPE_CHECKING:
     help="Write results.jsonl, summary.json, pareto.png and report.html to this folder. Clips that it already holds "
     "are not rendered again.",
 )
+@click.option(
+    "--redraw",
+    is_flag=True,
+    help="Render nothing: write the tables, the plot and the page of --out again, also those of an unfinished run.",
+)
+@click.option("--dry-run", is_flag=True, help="Check all settings and print the number of clips.")
 @backbone_option
 @model_options
 @guidance_options
 def command(
-    prompt_source: str,
-    methods: str,
+    prompt_source: str | None,
+    methods: str | None,
     seeds: str,
     floor: str,
     fps: int,
     out: Path,
+    redraw: bool,
+    dry_run: bool,
     lpips_backbone: Path | None,
     base: RenderSettings,
 ) -> None:
     """Render every prompt and seed with dense attention and with each setting, and compare the frames."""
+    if redraw:
+        require_extra("`dit-accel eval`", *PAGE)
+        write_results(out)
+        return
+    if prompt_source is None or methods is None:
+        raise InvalidSettings("nothing to evaluate: give --prompts and --methods, or --redraw")
     prompts, seed_numbers = read_prompts(prompt_source), parse_integers("--seeds", seeds)
     from dit_accel.generation.validation import validate
     from dit_accel_eval.settings import Setting, floors
@@ -73,9 +88,25 @@ def command(
     settings = [*floors(floor, base.dtype), *settings]
     require_extra("`dit-accel eval`", *PAGE)
     validate(replace(base, prompt=prompts[0]))
-    from dit_accel_eval.report import evaluate
-    from dit_accel_eval.runs import Evaluation
+    from dit_accel_eval.runs import Evaluation, describe_cost, run_eval
 
     evaluation = Evaluation(base, prompts, seed_numbers, settings, lpips_backbone)
-    click.echo(evaluate(evaluation, out))
+    if dry_run:
+        click.echo(describe_cost(evaluation, out))
+        return
+    if not run_eval(evaluation, out):
+        click.echo("this process has finished, others have not: the last one writes the report")
+        return
+    write_results(out)
+
+
+def write_results(out: Path) -> None:
+    """Write the results in a folder as tables, and then as a plot and a page."""
+    from dit_accel_eval.report import write_page, write_summary
+    from dit_accel_eval.results import read_results
+
+    results = read_results(out)
+    # The table is safe before anything is drawn.
+    click.echo(write_summary(results, out, shutil.get_terminal_size((100, 24)).columns))
+    write_page(results, out)
     click.echo(f"in {out}: results.jsonl, summary.json, pareto.png, report.html")

@@ -41,7 +41,7 @@ def found_heads(search: Search) -> HeadSet:
 
 def provenance(search: Search, chosen: list[Head], best: Candidate) -> dict[str, Any]:
     """Return how a head set was found: the search, its scores and the versions."""
-    from dit_accel.generation.render import versions
+    from dit_accel.generation.identity import versions
 
     settings, base, scores = search.settings, search.base, search.scores.read()
     return {

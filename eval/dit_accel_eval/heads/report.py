@@ -12,6 +12,7 @@ from dit_accel.io.jsonl import to_json
 from dit_accel_eval.heads.sampling import Candidate, mean_score
 from dit_accel_eval.heads.search import Head, Search
 from dit_accel_eval.heads.settings import Pair
+from dit_accel_eval.plots import naming_results, plain_style, save_png
 from dit_accel_eval.statistics import mean_ci
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def report(folder: Path) -> list[dict[str, Any]]:
     }
     with atomic_write(folder / "report.json") as temporary:
         temporary.write_text(to_json(record, indent=2) + "\n")
-    with atomic_write(folder / "report.png") as temporary:
-        plot(search, singles, rows).savefig(temporary, dpi=120)
+    with naming_results(f"the scores are in {folder / 'report.json'}"), plain_style():
+        save_png(folder / "report.png", plot(search, singles, rows), dpi=120)
     return rows
 
 

@@ -225,7 +225,7 @@ def rank_heads(scores: Mapping[Head, float]) -> list[Head]:
 
 def make_request(settings: SearchSettings, base: RenderSettings, card: ModelCard) -> dict[str, Any]:
     """Return everything that decides the scores, as plain JSON values."""
-    from dit_accel.generation.render import versions
+    from dit_accel.generation.identity import versions
 
     names = [f.name for f in fields(base) if f.name not in ("prompt", "seed")]
     request = {

@@ -15,6 +15,23 @@ class NoBackbone(LookupError):
     """The network weights of a learned metric are not on this machine."""
 
 
+class TooSmall(ValueError):
+    """Frames have fewer pixels than a metric needs."""
+
+
+def check_least_size(clip: np.ndarray, least: int, metric: str) -> None:
+    """Check that frames ``[T, H, W, C]`` have a least height and width.
+
+    Raises:
+        TooSmall: if they do not.
+    """
+    height, width = clip.shape[1:3]
+    if min(height, width) < least:
+        raise TooSmall(
+            f"{metric} needs at least {least} x {least} pixels, and the frames have {height} x {width}"
+        )
+
+
 def paired(first: np.ndarray, second: np.ndarray) -> tuple[Tensor, Tensor]:
     """Convert two clips as `to_tensor` does.
 

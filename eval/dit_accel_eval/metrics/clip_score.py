@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL = "openai/clip-vit-base-patch16"
+NO_MODEL = f"CLIP score needs {MODEL} in the hub's local cache"
 # Number of evenly spaced frames that a score uses.
 FRAMES = 8
 
@@ -47,6 +48,20 @@ def clip_score_or_reason(clip: np.ndarray, prompt: str) -> tuple[float | None, s
         return None, str(error)
 
 
+def cached_clip() -> Path:
+    """Return the folder of the CLIP model in the hub's local cache.
+
+    Raises:
+        NoBackbone: if the model is missing.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(MODEL, local_files_only=True))
+    except (OSError, ValueError):
+        raise NoBackbone(NO_MODEL) from None
+
+
 @cache
 def load_clip(folder: Path | None = None) -> Any:
     """Load torchmetrics' CLIP score once for the process.
@@ -54,17 +69,16 @@ def load_clip(folder: Path | None = None) -> Any:
     Raises:
         NoBackbone: if the model is missing.
     """
-    from huggingface_hub import snapshot_download
     from torchmetrics.multimodal import CLIPScore
     from transformers import CLIPModel, CLIPProcessor
 
     try:
-        path = folder or snapshot_download(MODEL, local_files_only=True)
+        path = folder or cached_clip()
         model = CLIPModel.from_pretrained(path, use_safetensors=True, local_files_only=True)
         processor = CLIPProcessor.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         if folder is None:
-            raise NoBackbone(f"CLIP score needs {MODEL} in the hub's local cache") from None
+            raise NoBackbone(NO_MODEL) from None
         reason = str(error).splitlines()[0]
         raise NoBackbone(f"{folder} does not hold a CLIP model: {reason}") from None
     for name in ("get_image_features", "get_text_features"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from dit_accel.errors import InvalidSettings, first_line
-from dit_accel_eval.metrics.clip_pairs import NoBackbone, paired
+from dit_accel_eval.metrics.clip_pairs import NoBackbone, TooSmall, check_least_size, paired
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,8 @@ Net = Literal["alex", "vgg"]
 FRAMES = 4
 # Width of AlexNet's first convolution; VGG's is 3.
 ALEX_KERNEL = 11
+# Fewest rows and columns that leave a pixel in the last layer.
+LEAST_SIZES: dict[Net, int] = {"alex": 31, "vgg": 16}
 CACHED = "alexnet-owt-7be5be79.pth"
 
 
@@ -31,15 +33,17 @@ def lpips(clip: np.ndarray, reference: np.ndarray, *, backbone: Path | None = No
     """Return LPIPS (version 0.1) as the mean over frames; 0 means equal clips, larger means less similar.
 
     Args:
-        clip, reference: ``[T, H, W, 3]`` float in [0, 1], or uint8; at least 16 x 16.
+        clip, reference: ``[T, H, W, 3]`` float in [0, 1], or uint8.
         backbone: torchvision's ImageNet weights of AlexNet or VGG16 (``.safetensors`` or ``.pth``), whose features
             are compared. None takes AlexNet's from torch's download folder.
 
     Raises:
         NoBackbone: if the weights are missing, because nothing is downloaded.
+        TooSmall: for frames below the `LEAST_SIZES`.
     """
     first, second = paired(clip, reference)
     model = load_lpips(backbone or cached_backbone())
+    check_least_size(clip, LEAST_SIZES[model.pnet_type], f"LPIPS ({model.pnet_type})")
     values = []
     with torch.no_grad():
         for start in range(0, len(first), FRAMES):
@@ -51,13 +55,15 @@ def lpips(clip: np.ndarray, reference: np.ndarray, *, backbone: Path | None = No
 def lpips_or_reason(
     clip: np.ndarray, reference: np.ndarray, *, backbone: Path | None = None
 ) -> tuple[float | None, str | None]:
-    """Return `lpips` and None, or None and the reason if torch's download folder has no weights.
+    """Return `lpips` and None, or None and the reason if weights are missing or frames are too small.
 
     Raises:
         InvalidSettings: if the given backbone does not work.
     """
     try:
         return lpips(clip, reference, backbone=backbone), None
+    except TooSmall as error:
+        return None, str(error)
     except NoBackbone as error:
         if backbone is not None:
             raise InvalidSettings(str(error)) from None

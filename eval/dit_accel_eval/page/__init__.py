@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-# Colour of axes and letters in a plot. The page replaces it by its own text colour.
-INK = "#010203"
+from dit_accel.io.atomic import atomic_write
+from dit_accel_eval.plots import INK, save_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Panel:
     def video(self) -> str:
         """Name of the video in the page."""
         return self.path.stem
+
+    @property
+    def is_missing(self) -> bool:
+        """True if there is no file. The page says so."""
+        return not self.path.is_file()
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,13 @@ class Page:
             undefined=StrictUndefined,
             trim_blocks=True,
         )
-        panels = {panel.video: panel.path for player in self.players for panel in player.panels}
-        videos = {name: base64.b64encode(p.read_bytes()).decode() for name, p in panels.items()}
+        environment.filters["breakable"] = breakable
+        panels = [panel for player in self.players for panel in player.panels]
+        videos = {
+            panel.video: base64.b64encode(panel.path.read_bytes()).decode()
+            for panel in panels
+            if not panel.is_missing
+        }
         return environment.get_template("report.html.jinja").render(
             **{name: getattr(self, name) for name in self.__dataclass_fields__},
             has_front=any(row.front for row in self.table),
@@ -106,13 +117,20 @@ class Page:
             videos=Markup(json.dumps(videos)),
         )
 
+    def write(self, path: Path) -> None:
+        """Write the page to a file. Characters that UTF-8 does not have become references."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(self.html(), encoding="utf-8", errors="xmlcharrefreplace")
+
+
+def breakable(text: str) -> Markup:
+    """Return an escaped text that may be broken after the marks in names of settings and layers."""
+    return Markup("<wbr>").join(re.split(r"(?<=[:,/])|(?<=\.)(?!\d)", text))
+
 
 def svg(figure: Figure) -> Markup:
     """Return a plot as SVG on a transparent background, with axes and letters in the page's text colour."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dit_accel"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
+    text = save_svg(figure)
     return Markup(text[text.index("<svg") :].replace(INK, "currentColor"))
 
 

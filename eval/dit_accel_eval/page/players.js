@@ -7,6 +7,7 @@ for (const [name, data] of Object.entries(JSON.parse(document.getElementById("vi
 }
 for (const player of document.querySelectorAll(".player")) {
   const videos = [...player.querySelectorAll("video")];
+  if (!videos.length) continue;
   const [button, slider, output] = ["button", "input", "output"].map((n) => player.querySelector(n));
   const fps = Number(player.dataset.fps), frames = Number(player.dataset.frames);
   let timer = 0;

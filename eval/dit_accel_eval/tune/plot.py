@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
 from dit_accel_eval.tune.search import Search, read_measurements
-
-matplotlib.use("Agg")
 
 MARKERS = {"svg2": "o", "svg-ear": "s", "re-ttention": "^"}
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,13 +18,14 @@ from dit_accel.generation.distributed import this_process
 from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
-from dit_accel.io.atomic import atomic_write, check_writable
+from dit_accel.io.atomic import check_writable, sweep_temporaries
 from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.dense import DenseBackend, fastest_dense
 from dit_accel_eval.digest import digest
 from dit_accel_eval.metrics.lpips import backbone_digest, net_of
 from dit_accel_eval.paired_runner import PairedRunner, load_silently
+from dit_accel_eval.plots import naming_results, save_png
 from dit_accel_eval.tune.plot import draw
 from dit_accel_eval.tune.search import (
     Bench,
@@ -33,11 +33,12 @@ from dit_accel_eval.tune.search import (
     Search,
     open_study,
     read_measurements,
+    remove_stale_locks,
     stored_trials,
     trial_seconds,
 )
 from dit_accel_eval.tune.space import METHODS, Space, check_methods
-from dit_accel_eval.tune.targets import BEST, check_targets
+from dit_accel_eval.tune.targets import BEST, LARGE, check_targets
 from dit_accel_eval.tune.validation import (
     FEWEST_RATIOS,
     MOST_ATTEMPTS,
@@ -106,7 +107,8 @@ class Tuning:
                 "give more --validate"
             )
         check_methods(self.methods)
-        check_targets(self.goal.targets, self.prompts, self.backbone)
+        size = self.base.height or LARGE, self.base.width or LARGE
+        check_targets(self.goal.targets, self.prompts, self.backbone, size)
         for target in self.goal.targets:
             if not target.holds([BEST[target.metric]] * self.validation):
                 raise InvalidSettings(
@@ -159,22 +161,25 @@ def tune(tuning: Tuning, out: Path) -> Tuned | None:
     card, journal = check_tuning(tuning, out)
     process = this_process()
     lock = lock_journal(journal) if process.rank == 0 else nullcontext()
-    with lock, TemporaryDirectory(prefix="dit_accel-tune-") as folder:
-        made_of = ingredients(card, tuning.base.load_options)
+    made_of = ingredients(card, tuning.base.load_options)
+    name = tuning.study_name(made_of)
+    with lock, dense_folder(out, remove=process.rank == 0) as folder:
         pipe = load_silently(card, process.load_options(tuning.base.load_options))
-        search = open_search(tuning, card, journal, tuning.study_name(made_of), pipe)
-        runner = PairedRunner(lambda: pipe, read_fastest(search), Path(folder))
+        search = open_search(tuning, card, journal, name, pipe)
+        runner = PairedRunner(lambda: pipe, read_fastest(search), folder, {"study": name})
         bench = Bench(runner, tuning.goal, tuning.backbone)
         search.run(bench, tuning.trials, tuning.minutes)
         process.wait()
         if process.rank > 0:
             return None
-        with atomic_write(out.with_suffix(".png")) as temporary:
-            draw(search).savefig(temporary, dpi=140)
-        tuned = validate_winners(search, bench, tuning.cases()[1])
-        provenance = describe_promise(tuning, tuned, search, made_of)
-        profile = replace(tuned.profile, provenance=provenance)
-        profile.save(out)
+        try:
+            tuned = validate_winners(search, bench, tuning.cases()[1])
+            provenance = describe_promise(tuning, tuned, search, made_of)
+            profile = replace(tuned.profile, provenance=provenance)
+            profile.save(out)
+        finally:
+            with naming_results(f"the trials are in {journal}"):
+                save_png(out.with_suffix(".png"), draw(search))
         return replace(tuned, profile=profile)
 
 
@@ -198,17 +203,38 @@ def check_tuning(tuning: Tuning, out: Path) -> tuple[ModelCard, Path]:
 def lock_journal(journal: Path) -> Iterator[None]:
     """Keep a second search from the same trials, because it would discard the running trial of the first one.
 
+    The system frees this lock when its process is killed, and Optuna's own locks are then removed.
+
     Raises:
         InvalidSettings: if another search is running.
     """
     journal.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(journal.with_suffix(".lock"), timeout=0):
+            remove_stale_locks(journal)
             yield
     except Timeout:
         raise InvalidSettings(
             f"another tune is writing to {journal}: let it end, or give another --out"
         ) from None
+
+
+@contextmanager
+def dense_folder(out: Path, *, remove: bool) -> Iterator[Path]:
+    """Yield the folder of the dense frames beside a profile, and remove it at the end.
+
+    A search that was killed leaves it to the next one, which uses the frames of its own study.
+    """
+    folder = out.with_suffix(".dense-frames")
+    sweep_temporaries(folder)
+    try:
+        yield folder
+    finally:
+        if remove:
+            for path in folder.glob("*.safetensors"):
+                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def open_search(tuning: Tuning, card: ModelCard, journal: Path, name: str, pipe: Any) -> Search:
@@ -294,7 +320,7 @@ def describe_cost(tuning: Tuning, out: Path) -> str:
 def describe_result(tuning: Tuning, tuned: Tuned) -> str:
     """Return the figures of the winner and of the shipped default as text."""
     winner, default = (describe_measurements(m) for m in (tuned.winner, tuned.default))
-    missed = shortfall(tuning.goal, tuned.default, 0.95)
+    missed = None if tuned.default.failed else shortfall(tuning.goal, tuned.default, 0.95)
     return (
         f"{tuned.profile.method.name} on fresh clips: {winner}\n"
         f"the shipped default on the same clips: {default}{f', {missed}' if missed else ''}"

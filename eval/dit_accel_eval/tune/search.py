@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import statistics
 import time
@@ -37,7 +38,7 @@ AMPLE = 1.03
 NEVER = 1e6
 # Number of clips before a setting may be stopped.
 FEWEST_CLIPS = 2
-# Frames that are not finite, or that the device has no memory for.
+# Frames that are not finite, or that the device has no memory for, and renders without a sparse call.
 FAILURES = (ValueError, torch.OutOfMemoryError)
 
 
@@ -90,6 +91,10 @@ class Measurements:
         return {"speedups": self.speedups, "values": self.values}
 
 
+class NoEffect(ValueError):
+    """No call of a setting was sparse, so its figures are those of dense attention."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """Measures the metrics of a goal, and the speed-up, against dense attention."""
@@ -103,11 +108,14 @@ class Bench:
 
         Raises:
             ValueError: for frames that are not finite.
+            NoEffect: if no call was sparse, because a speed-up would be chance.
             torch.OutOfMemoryError: if the device has too little memory.
         """
         dense = self.runner.dense(case)
         kind = f"{profile.method.name} {profile.precision} {profile.dense_precision}"
         clip = self.runner.render(Setting(kind, profile), case)
+        if clip.attention.no_effect:
+            raise NoEffect(clip.attention.no_effect)
         values = {
             name: METRICS[name](clip.frames, dense.frames, case.prompt, self.backbone)
             for name in self.goal.metrics
@@ -226,11 +234,14 @@ class Search:
         return winners[0].value if winners else None
 
     def winners(self) -> list[FrozenTrial]:
-        """Return complete trials that hold all targets, the best first, each profile once."""
+        """Return complete trials that hold all targets, the best first, each profile once.
+
+        Equal ones are sorted by their parameters, because a killed trial is tried again after later ones.
+        """
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         holding = [t for t in complete if max(constraints(t)) <= 0]
         by_profile: dict[str, FrozenTrial] = {}
-        for trial in sorted(holding, key=lambda t: -float(t.value or 0.0)):
+        for trial in sorted(holding, key=lambda t: (-float(t.value or 0.0), str(t.params))):
             by_profile.setdefault(str(trial.params), trial)
         return list(by_profile.values())
 
@@ -268,7 +279,7 @@ def open_study(journal: Path, name: str, seed: int, rank: int = 0) -> optuna.Stu
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     journal.parent.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
+    storage = open_storage(journal)
     stored = len(stored_trials(journal, name))
     with warnings.catch_warnings():
         for kind in (optuna.exceptions.ExperimentalWarning, FutureWarning):
@@ -286,11 +297,22 @@ def open_study(journal: Path, name: str, seed: int, rank: int = 0) -> optuna.Stu
     )
 
 
+def open_storage(journal: Path) -> JournalStorage:
+    """Return the storage of a journal. Its path is absolute, because Optuna's lock is a link to it."""
+    return JournalStorage(JournalFileBackend(str(journal.absolute())))
+
+
+def remove_stale_locks(journal: Path) -> None:
+    """Remove the locks that a killed search left beside a journal that no living process writes to."""
+    for path in journal.parent.glob(f"{glob.escape(journal.name)}.lock*"):
+        path.unlink(missing_ok=True)
+
+
 def stored_trials(journal: Path, name: str) -> list[FrozenTrial]:
     """Return the trials of a study in a journal, and change nothing."""
-    storage = JournalStorage(JournalFileBackend(str(journal)))
     try:
-        trials: list[FrozenTrial] = optuna.load_study(storage=storage, study_name=name).trials
+        study = optuna.load_study(storage=open_storage(journal), study_name=name)
+        trials: list[FrozenTrial] = study.trials
     except KeyError:
         return []
     return trials

@@ -13,7 +13,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel_eval.metrics.caption import caption_correct
 from dit_accel_eval.metrics.lpips import lpips, lpips_or_reason
 from dit_accel_eval.metrics.psnr import HIGHEST, psnr
-from dit_accel_eval.metrics.ssim import ssim
+from dit_accel_eval.metrics.ssim import ssim, ssim_or_reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +48,8 @@ METRICS: dict[str, Metric] = {
     "lpips": lambda clip, dense, _, backbone: lpips(clip, dense, backbone=backbone),
     "caption": _caption,
 }
+# Height and width that suffice for every metric.
+LARGE = 64
 # Best value of each metric.
 BEST = {"psnr": HIGHEST, "psnr_objects": HIGHEST, "ssim": 1.0, "lpips": 0.0, "caption": 1.0}
 
@@ -137,11 +139,17 @@ class Target:
         return self.margins(values)[1] < 0
 
 
-def check_targets(targets: Sequence[Target], prompts: Sequence[str], backbone: Path | None) -> None:
-    """Check that every target can be measured.
+def check_targets(
+    targets: Sequence[Target],
+    prompts: Sequence[str],
+    backbone: Path | None,
+    size: tuple[int, int] = (LARGE, LARGE),
+) -> None:
+    """Check that every target can be measured on frames of a size.
 
     Raises:
-        InvalidSettings: for prompts that are not captions of the tiny world, or LPIPS without its weights.
+        InvalidSettings: for prompts that are not captions of the tiny world, LPIPS without its weights, or frames that
+            are too small for a metric.
     """
     import numpy as np
 
@@ -152,8 +160,12 @@ def check_targets(targets: Sequence[Target], prompts: Sequence[str], backbone: P
     for name in metrics:
         if name in ("caption", "psnr_objects") and foreign:
             raise InvalidSettings(f"target {name} needs captions of the tiny world: {foreign[0]!r}")
+    black = np.zeros((1, *(min(pixels, LARGE) for pixels in size), 3), np.float32)
+    reasons = {}
     if "lpips" in metrics:
-        black = np.zeros((1, 64, 64, 3), np.float32)
-        reason = lpips_or_reason(black, black, backbone=backbone)[1]
+        reasons["lpips"] = lpips_or_reason(black, black, backbone=backbone)[1]
+    if "ssim" in metrics:
+        reasons["ssim"] = ssim_or_reason(black, black)[1]
+    for name, reason in reasons.items():
         if reason:
-            raise InvalidSettings(f"target lpips: {reason}")
+            raise InvalidSettings(f"target {name}: {reason}")

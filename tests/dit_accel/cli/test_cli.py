@@ -262,6 +262,9 @@ def test_doctor_checks_each_op(capsys) -> None:
     findings = json.loads(capsys.readouterr().out)
     assert findings["checks"]["sparse attention on cpu"].startswith("usable")
     assert set(findings["versions"]) >= {"python", "torch", "diffusers", "triton"}
+    weights = findings["weights of metrics"]
+    assert weights.keys() == {"LPIPS", "CLIP score"}
+    assert weights["CLIP score"].startswith(("/", "no weights: CLIP score needs openai/clip"))
 
 
 def test_help_lists_every_command(capsys) -> None:

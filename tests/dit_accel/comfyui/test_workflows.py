@@ -8,6 +8,7 @@ from support.comfyui_workflows import WORKFLOWS, load_workflow, read_widgets, to
 from dit_accel.comfyui.node_declaration import Input
 from dit_accel.comfyui.registry import NODES
 from dit_accel.comfyui.replay import read_workflow_settings
+from dit_accel.errors import InvalidSettings
 
 DECLARED = {node.id: node for node in NODES}
 EVERY_WORKFLOW = pytest.mark.parametrize("name", WORKFLOWS)
@@ -63,3 +64,46 @@ def test_workflows_of_pipelines_can_be_replayed(name, method) -> None:
     settings = read_workflow_settings(to_prompt(load_workflow(name)))
     assert (settings["model"], settings["method"]) == ("tiny-world", method)
     assert settings["knobs"]["schedule.min_tokens"] == 0
+
+
+def png_workflow() -> dict[str, Any]:
+    """Return the nodes of the smallest render, as ComfyUI stores them."""
+    loaded = {"model": "tiny-world", "dtype": "float32", "device": "cpu", "offload": "none"}
+    size = {"width": 64, "height": 64, "frames": 1, "steps": 1, "guidance_scale": 4.0, "seed": 0}
+    inputs = {"pipeline": ["1", 0], "prompt": "a red circle", "negative_prompt": "", **size}
+    return {
+        "1": {"class_type": "DitAccelLoad", "inputs": loaded},
+        "2": {"class_type": "DitAccelRender", "inputs": inputs},
+    }
+
+
+@pytest.mark.parametrize(
+    ("node", "changes", "message"),
+    [
+        ("2", {"negative_prompt": None}, "DitAccelRender in the workflow has no negative_prompt"),
+        ("2", {"pipeline": None}, "DitAccelRender in the workflow has no pipeline"),
+        ("2", {"pipeline": "x"}, "pipeline of DitAccelRender in the workflow needs a link"),
+        ("2", {"prompt": ["1", 0]}, "prompt of DitAccelRender in the workflow cannot come from"),
+        (
+            "2",
+            {"steps": "x"},
+            "steps of DitAccelRender in the workflow must be of type int, got 'x'",
+        ),
+        ("2", {"strength": 1}, "DitAccelRender in the workflow has an unknown input 'strength'"),
+        ("1", {"model": None}, "DitAccelLoad in the workflow has no model"),
+        ("1", {"model": 5}, "model of DitAccelLoad in the workflow must be of type string, got 5"),
+    ],
+)
+def test_a_stored_workflow_that_lacks_an_input_is_refused(node, changes, message) -> None:
+    nodes = png_workflow()
+    assert read_workflow_settings(nodes)["prompt"] == "a red circle"
+    inputs = {**nodes[node]["inputs"], **changes}
+    nodes[node]["inputs"] = {name: value for name, value in inputs.items() if value is not None}
+    with pytest.raises(InvalidSettings, match=message):
+        read_workflow_settings(nodes)
+
+
+@pytest.mark.parametrize("nodes", [[], 5, {"1": 5}, {"1": {"class_type": "DitAccelRender"}}])
+def test_a_stored_workflow_of_another_form_is_refused(nodes) -> None:
+    with pytest.raises(InvalidSettings, match="is not one that ComfyUI saves"):
+        read_workflow_settings(nodes)

@@ -28,7 +28,7 @@ from dit_accel import cli
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import ingredients, load_pipeline, read_card
 from dit_accel.generation.placement import LoadOptions
-from dit_accel_eval.frames import read_clip
+from dit_accel_eval.clip_files import read_clip
 
 PROMPT = "a red circle moving left on a black background"
 

@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 
 from dit_accel.errors import InvalidSettings
-from dit_accel.generation.batch import output_paths
 from dit_accel.generation.journal import Journal
+from dit_accel.generation.loading import read_card
+from dit_accel.generation.outputs import check_target, output_paths
 from dit_accel.generation.placement import LoadOptions, Lora, check_device
 from dit_accel.generation.render import call_arguments, render
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
+from dit_accel.guidance import ModelShape, make_head_set
 from dit_accel_eval.heads.search import Search
 from dit_accel_eval.heads.settings import SearchSettings
 
@@ -68,6 +70,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "CogVideoXVideoToVideoPipeline": ("CogVideoXTransformer3DModel", {"patch_size": 2}),
     "CogVideoXFunControlPipeline": ("CogVideoXTransformer3DModel", {"patch_size": 2}),
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": ("SkyReelsV2Transformer3DModel", WAN),
+    "WanPipeline": ("WanTransformer3DModel", WAN),
+    "AnyFlowPipeline": ("AnyFlowTransformer3DModel", WAN),
+    "ZImagePipeline": ("ZImageTransformer2DModel", {"all_patch_size": [2]}),
+    "Flux2KleinPipeline": ("Flux2Transformer2DModel", {"patch_size": 1}),
     "HiDreamImagePipeline": ("HiDreamImageTransformer2DModel", {"patch_size": 2}),
 }
 
@@ -143,6 +149,85 @@ def test_guidance_that_a_pipeline_ignores_is_refused(tmp_path, pipeline, options
     with pytest.raises(InvalidSettings) as error:
         validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **options))
     assert message in str(error.value)
+
+
+NEGATIVE = {"negative_prompt": "blurred"}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "options", "message"),
+    [
+        (
+            "LTXPipeline",
+            {"guidance_scale": 1.0},
+            "with a guidance_scale of 1: give a --guidance-scale",
+        ),
+        ("LattePipeline", {"guidance_scale": 0.0}, "with a guidance_scale of 0: give a --guidance"),
+        (
+            "AllegroPipeline",
+            {"guidance_scale": 1.0},
+            "with a guidance_scale of 1: give a --guidance",
+        ),
+        ("Kandinsky5T2IPipeline", {"guidance_scale": 0.5}, "with a guidance_scale of 0.5: give a"),
+        (
+            "ZImagePipeline",
+            {"guidance_scale": 0.0},
+            "with a guidance_scale of 0: give a --guidance",
+        ),
+        (
+            "AnyFlowPipeline",
+            {},
+            "AnyFlowPipeline ignores a negative prompt with a guidance_scale of 1",
+        ),
+        (
+            "WanPipeline",
+            {"guidance_scale": 1.0},
+            "with a guidance_scale of 1: give a --guidance-sc",
+        ),
+    ],
+)
+def test_a_negative_prompt_without_guidance_is_refused(
+    tmp_path, pipeline, options, message
+) -> None:
+    source = model(tmp_path, pipeline)
+    with pytest.raises(InvalidSettings) as error:
+        validate(RenderSettings(PROMPT, model=source, **NEGATIVE, **options))
+    assert message in str(error.value)
+    validate(RenderSettings(PROMPT, model=source, **options))
+    validate(RenderSettings(PROMPT, model=source, **{**NEGATIVE, **options, "guidance_scale": 4.0}))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "options"),
+    [
+        ("WanPipeline", {}),
+        ("ZImagePipeline", {"guidance_scale": 0.5}),
+        ("HunyuanVideo15Pipeline", {}),
+    ],
+)
+def test_a_negative_prompt_with_guidance_is_passed_on(tmp_path, pipeline, options) -> None:
+    validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline), **NEGATIVE, **options))
+
+
+def test_a_distilled_model_takes_no_guidance(tmp_path) -> None:
+    source = model(tmp_path, "Flux2KleinPipeline")
+    validate(RenderSettings(PROMPT, model=source, guidance_scale=4.0))
+    index = Path(source) / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "is_distilled": True}))
+    validate(RenderSettings(PROMPT, model=source))
+    with pytest.raises(
+        InvalidSettings, match="is distilled, and Flux2KleinPipeline guides no such"
+    ):
+        validate(RenderSettings(PROMPT, model=source, guidance_scale=4.0))
+
+
+def test_guidance_between_two_steps_is_refused() -> None:
+    card = read_card("tiny-world")
+    shape = ModelShape.from_config(card.transformer_class, card.transformer, card.family)
+    heads = {**make_head_set("all", None, shape).to_dict(), "settings": {"interval": [0.3, 0.4]}}
+    validate(RenderSettings(PROMPT, heads=heads, steps=20))
+    with pytest.raises(InvalidSettings, match="holds none of 2 steps: give more --steps"):
+        validate(RenderSettings(PROMPT, heads=heads, steps=2))
 
 
 @pytest.mark.parametrize(
@@ -253,16 +338,18 @@ def test_frames_that_are_left_out_stay_with_the_pipeline(tmp_path: Path) -> None
 )
 def test_some_pipelines_of_a_video_family_make_images(tmp_path, pipeline, ending) -> None:
     checked = validate(RenderSettings(PROMPT, model=model(tmp_path, pipeline)))
-    assert output_paths([checked], None) == [Path(f"a-red-circle{ending}")]
+    (path,) = output_paths([checked], [{}], None)
+    assert (path.name[:18], path.suffix) == ("a-red-circle-seed0", ending)
 
 
 def test_folders_may_have_dots_and_be_missing(tmp_path: Path) -> None:
     one = validate(RenderSettings(PROMPT))
-    assert output_paths([one], tmp_path / "out") == [tmp_path / "out" / "a-red-circle.mp4"]
-    several = output_paths([one, one], tmp_path / "v1.0")
+    (path,) = output_paths([one], [{}], tmp_path / "out")
+    assert path.parent == tmp_path / "out"
+    several = output_paths([one, one], [{}, {}], tmp_path / "v1.0")
     assert {path.parent for path in several} == {tmp_path / "v1.0"}
     with pytest.raises(InvalidSettings, match="one file for 2 prompts"):
-        output_paths([one, one], tmp_path / "out.mp4")
+        check_target([one, one], tmp_path / "out.mp4")
 
 
 @pytest.mark.parametrize("scale", [math.inf, math.nan, -1.0])

@@ -3,6 +3,7 @@
 import json
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -14,9 +15,10 @@ from dit_accel import Profile, cli
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.tune.plot import draw
-from dit_accel_eval.tune.run import Tuning, describe_cost, lock_journal
+from dit_accel_eval.tune.run import Tuning, dense_folder, describe_cost, lock_journal
 from dit_accel_eval.tune.search import (
     AMPLE,
+    Bench,
     Goal,
     Search,
     busy_seconds,
@@ -160,6 +162,32 @@ def test_validation_goes_on_if_a_winner_or_the_default_breaks_on_a_fresh_clip(
     assert intervals(search.goal, tuned.default) == {"failed": tuned.default.failed}
 
 
+class FakeRunner:
+    """A runner whose clips have no sparse call."""
+
+    def dense(self, case: RenderSettings) -> SimpleNamespace:
+        return SimpleNamespace(
+            frames=np.zeros((1, 16, 16, 3), np.float32), seconds={"denoise": 2.0}
+        )
+
+    def render(self, setting: object, case: RenderSettings) -> SimpleNamespace:
+        clip = self.dense(case)
+        clip.attention = SimpleNamespace(no_effect="0 of 24 calls were sparse: fewer than 9 tokens")
+        return clip
+
+    def forget_times(self) -> None:
+        pass
+
+
+def test_settings_without_a_sparse_call_have_no_speed_up_and_never_win(tmp_path: Path) -> None:
+    goal = Goal((Target.parse("psnr>=1"),), speedup=0.01)
+    search = searched(tmp_path, goal, 3, Bench(FakeRunner(), goal))
+    assert search.winners() == []
+    reason = "none could be measured: 0 of 24 calls were sparse: fewer than 9 tokens"
+    with pytest.raises(RunFailed, match=reason):
+        validate_winners(search, Bench(FakeRunner(), goal), FRESH)
+
+
 def test_busy_seconds_count_parallel_trials_once() -> None:
     def ran(start: int, end: int) -> optuna.trial.FrozenTrial:
         trial = optuna.trial.create_trial(value=0.0)
@@ -255,6 +283,31 @@ def test_a_second_search_on_the_same_trials_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.timeout(60)
+def test_locks_of_a_killed_search_are_removed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    journal = Path("t.trials.jsonl")
+    for lock in ("t.trials.jsonl.lock", "t.trials.jsonl.lock0123-4567.rename"):
+        Path(lock).symlink_to(journal)
+    with lock_journal(journal):
+        open_study(journal, "s", 0).set_user_attr("written", True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.trials.jsonl", "t.trials.lock"]
+
+
+def test_dense_frames_of_a_killed_search_serve_the_next_one_and_then_go(tmp_path: Path) -> None:
+    out, kept = tmp_path / "p.yaml", tmp_path / "p.dense-frames"
+    kept.mkdir()
+    for name in ("a.safetensors", ".dit-accel-0123abcd.safetensors", "mine.txt"):
+        (kept / name).write_text("x")
+    with dense_folder(out, remove=True) as folder:
+        assert sorted(path.name for path in folder.iterdir()) == ["a.safetensors", "mine.txt"]
+    assert [path.name for path in kept.iterdir()] == ["mine.txt"]
+    (kept / "mine.txt").unlink()
+    with dense_folder(out, remove=True):
+        pass
+    assert not kept.exists()
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3, 8], ids=str)
 def test_every_point_of_the_space_is_a_profile(layers: int) -> None:
     space = Space(METHODS, layers)
@@ -287,10 +340,26 @@ def test_search_and_validation_share_no_prompt_and_no_seed() -> None:
         ({"clips": 1}, "two clips to search on"),
         ({"methods": ("radial",)}, "cannot tune method 'radial': choose from svg2"),
         ({"goal": Goal((), speedup=2.0), "validation": 5}, "needs 7 clips to validate on, got 5"),
+        (
+            {
+                "goal": Goal((Target.parse("ssim>=0"),)),
+                "base": RenderSettings("", height=10, width=64),
+            },
+            "target ssim: SSIM needs at least 11 x 11 pixels, and the frames have 10 x 64",
+        ),
         ({"goal": Goal((), speedup=0.0)}, "--speedup must be above 0, got 0"),
         ({"goal": Goal((Target.parse("ssim>=1.5"),))}, "ssim>=1.5 cannot hold"),
     ],
-    ids=["no-goal", "one-prompt", "one-clip", "method", "few", "no-speed", "beyond-perfect"],
+    ids=[
+        "no-goal",
+        "one-prompt",
+        "one-clip",
+        "method",
+        "few",
+        "small",
+        "no-speed",
+        "beyond-perfect",
+    ],
 )
 def test_invalid_requests_are_refused_first(tmp_path: Path, changes: dict, message: str) -> None:
     arguments = {

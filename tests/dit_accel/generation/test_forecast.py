@@ -1,0 +1,58 @@
+"""What a dry run predicts about sparse calls is what the run reports."""
+
+import json
+
+import pytest
+
+from dit_accel import Profile, Schedule, cli
+from dit_accel.generation.forecast import predict_no_effect
+from dit_accel.generation.loading import read_card
+from dit_accel.generation.render import render_with
+from dit_accel.generation.settings import RenderSettings
+from dit_accel.methods import SVG2, Dense
+
+SMALL = RenderSettings("a red circle", height=32, width=32, frames=5, steps=2, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reason"),
+    [
+        (Schedule(), "8 tokens, fewer than 2,048"),
+        (Schedule(min_tokens=9), "8 tokens, fewer than 9"),
+        (Schedule(min_tokens=8, dense_steps=1.0), "the schedule leaves all 2 steps dense"),
+        (Schedule(min_tokens=8, dense_steps=0.51), "the schedule leaves all 2 steps dense"),
+        (Schedule(min_tokens=8, dense_steps=0.5), None),
+        (Schedule(min_tokens=0, dense_steps=0.0), None),
+    ],
+    ids=str,
+)
+def test_the_prediction_agrees_with_the_report(tiny_world, schedule, reason) -> None:
+    profile = Profile(SVG2(), schedule)
+    predicted = predict_no_effect(SMALL, read_card(SMALL.model), profile)
+    assert predicted == (None if reason is None else f"no call will be sparse: {reason}")
+    reported = render_with(tiny_world, SMALL, profile).attention.no_effect
+    assert (reported is None) == (predicted is None)
+
+
+def test_nothing_is_predicted_for_dense_attention_and_unknown_sizes() -> None:
+    card = read_card(SMALL.model)
+    assert predict_no_effect(SMALL, card, Profile(Dense())) is None
+    unknown = RenderSettings("a red circle", steps=2)
+    assert predict_no_effect(unknown, card, Profile(SVG2())) is None
+
+
+def test_a_dry_run_of_render_says_that_no_call_will_be_sparse(tmp_path, capsys) -> None:
+    command = [
+        "render",
+        "a red circle",
+        "--size",
+        "smoke",
+        "-o",
+        str(tmp_path / "x.mp4"),
+        "--dry-run",
+    ]
+    assert cli.main(command) == 0
+    reason = json.loads(capsys.readouterr().out)["no_effect"]
+    assert reason == "no call will be sparse: 320 tokens, fewer than 2,048"
+    assert cli.main([*command, "--set", "schedule.min_tokens=0"]) == 0
+    assert json.loads(capsys.readouterr().out)["no_effect"] is None
