@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,6 +131,6 @@ def parse_ulysses(text: str | None) -> int:
             "ring attention brings the keys of one device at a time, and sparse attention needs all of them: "
             "use ulysses=N"
         )
-    if kind != "ulysses" or not degree.isdecimal() or int(degree) < 1:
+    if kind != "ulysses" or not re.fullmatch(r"[1-9][0-9]{0,5}", degree):
         raise InvalidSettings(f"--context-parallel takes ulysses=N, got {text!r}")
     return int(degree)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import click
 from dit_accel.cli.render import render_jobs
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.media import read_metadata, read_tags
+from dit_accel.io.reading import parse_json
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     from dit_accel.comfyui.replay import read_workflow_settings
 
     try:
-        return read_workflow_settings(json.loads(workflow))
+        return read_workflow_settings(parse_json(workflow))
     except ValueError as error:
         raise InvalidSettings(f"{file}: {error}") from None
 

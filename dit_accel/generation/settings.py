@@ -121,8 +121,8 @@ def build_profile(settings: RenderSettings) -> Profile:
     """
     knobs: dict[str, dict[str, Any]] = {"": {}, "schedule": {}, "guard": {}}
     for name, value in settings.knobs.items():
-        part, _, knob = name.rpartition(".")
-        if part not in knobs:
+        part, dot, knob = name.rpartition(".")
+        if part not in knobs or (dot and not part) or not knob:
             raise InvalidSettings(f"unknown knob {name!r}: use KNOB, schedule.KNOB or guard.KNOB")
         knobs[part][knob] = value
     try:
@@ -148,9 +148,12 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
     knobs = {}
     for text in assignments:
         name, equals, value = text.partition("=")
+        name = name.strip()
         if not equals or not name:
             raise InvalidSettings(f"--set takes KNOB=VALUE, got {text!r}")
-        knobs[name.strip()] = value.strip()
+        if name in knobs:
+            raise InvalidSettings(f"--set {name} is given twice: keep one")
+        knobs[name] = value.strip()
     return knobs
 
 

@@ -20,6 +20,9 @@ from dit_accel_assets.sizes import SIZES
 
 # Beyond these a number is a mistake, and some encoders and schedulers fail late.
 LARGEST = {"steps": 10_000, "fps": 1_000, "height": 16_384, "width": 16_384, "frames": 100_000}
+TEXTS = ("prompt", "negative_prompt", "model", "image")
+# Text encoders read a few hundred words, and an mp4's metadata is an argument of ffmpeg.
+LONGEST_TEXT = 20_000
 SCALES = ("guidance_scale", "true_cfg_scale", "pag_scale", "softness")
 
 
@@ -60,6 +63,7 @@ def check_settings(settings: RenderSettings) -> None:
     """
     build_profile(settings)
     _check_numbers(settings)
+    _check_texts(settings)
     if not 0 <= settings.seed < 2**63:
         raise InvalidSettings(f"seed must be in [0, 2**63), got {settings.seed}")
     if settings.softness is not None and not settings.is_guided:
@@ -82,6 +86,24 @@ def _check_numbers(settings: RenderSettings) -> None:
         value = getattr(settings, name)
         if value is not None and not math.isfinite(value):
             raise InvalidSettings(f"{name} must be a finite number, got {value}")
+
+
+def _check_texts(settings: RenderSettings) -> None:
+    """Refuse a prompt without words, and texts that no file can hold."""
+    if not settings.prompt.strip():
+        raise InvalidSettings("the prompt is empty: say what the clip shows")
+    for name in TEXTS:
+        text = getattr(settings, name)
+        if text is None:
+            continue
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise InvalidSettings(f"{name} is not valid Unicode: give it in UTF-8")
+        if "\0" in text:
+            raise InvalidSettings(f"{name} contains a null character: remove it")
+        if len(text) > LONGEST_TEXT:
+            raise InvalidSettings(
+                f"{name} has {len(text)} characters: at most {LONGEST_TEXT} are accepted"
+            )
 
 
 def check_sharing(settings: RenderSettings, card: ModelCard) -> None:

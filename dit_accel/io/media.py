@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import require_extra
 from dit_accel.io.atomic import atomic_write
+from dit_accel.io.reading import check_regular_file, parse_json
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
 METADATA_KEY = "dit_accel"
+# What Pillow raises for files that are no images, are cut off, or have chunks that are too large.
+UNREADABLE = (OSError, ValueError, SyntaxError)
 
 
 def require_encoder() -> None:
@@ -96,10 +99,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
     tags = read_tags(path)
     for name in ("comment", METADATA_KEY):
         try:
-            metadata: dict[str, Any] = json.loads(tags[name])[METADATA_KEY]
-            return metadata
-        except (ValueError, KeyError, TypeError):
+            metadata = parse_json(tags[name])[METADATA_KEY]
+        except (ValueError, LookupError, TypeError):
             continue
+        if isinstance(metadata, dict):
+            return metadata
     raise InvalidSettings(
         f"{path} holds no settings of dit-accel: give a file that `dit-accel render` or our ComfyUI nodes wrote"
     )
@@ -112,8 +116,7 @@ def read_tags(path: Path) -> dict[str, str]:
         InvalidSettings: if the file is missing.
         RunFailed: for a video without imageio-ffmpeg.
     """
-    if not path.is_file():
-        raise InvalidSettings(f"no file {path}: give an .mp4 or .png file")
+    check_regular_file(path, "an .mp4 or .png file")
     return _read_png_tags(path) if path.suffix == ".png" else _read_video_tags(path)
 
 
@@ -123,7 +126,7 @@ def _read_png_tags(path: Path) -> dict[str, str]:
     try:
         with Image.open(path) as image:
             return {str(k).lower(): v for k, v in image.info.items() if isinstance(v, str)}
-    except OSError:
+    except UNREADABLE:
         return {}
 
 
@@ -146,10 +149,11 @@ def read_image(path: str) -> Image.Image:
     """
     from PIL import Image
 
+    check_regular_file(path, "image")
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except OSError as error:
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise InvalidSettings(f"cannot read image {path}: {error}") from None
 
 

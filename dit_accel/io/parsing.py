@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
 from dit_accel.errors import InvalidSettings
 
 # pydantic names the members of a union in an error's location; they are not keys.
 _UNION_MEMBERS = ("float", "int", "str", "bool", "none")
+LARGEST_NUMBER = 2**63
 
 
 def parse_dataclass(target: Any, values: Mapping[str, Any], what: str) -> Any:
@@ -31,7 +32,10 @@ def parse_dataclass(target: Any, values: Mapping[str, Any], what: str) -> Any:
         if key not in known:
             raise InvalidSettings(f"unknown {what} {key!r}: choose from {', '.join(known)}")
     try:
-        return TypeAdapter(target).validate_python(dict(values))
+        built = TypeAdapter(target).validate_python(dict(values))
+        _check_numbers(values, what)
+        _check_numbers({name: getattr(built, name) for name in values}, what)
+        return built
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
@@ -40,6 +44,29 @@ def parse_dataclass(target: Any, values: Mapping[str, Any], what: str) -> Any:
         raise InvalidSettings(
             f"{what} {location + ': ' if location else ''}{message}{got}"
         ) from None
+
+
+def _check_numbers(values: Mapping[str, Any], what: str) -> None:
+    """Refuse numbers that are not finite, or that do not fit into 64 bits."""
+    for name, value in values.items():
+        for number in _iterate_numbers(value):
+            if not abs(number) < LARGEST_NUMBER:
+                raise InvalidSettings(
+                    f"{what} {name}: a number must be finite and below 2**63, got {number:g}"
+                )
+
+
+def _iterate_numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, int | float):
+        yield value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from _iterate_numbers(vars(value))
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _iterate_numbers(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _iterate_numbers(item)
 
 
 def _format_location(location: tuple[int | str, ...]) -> str:
@@ -79,16 +106,20 @@ def _parse_knob(value: Any, kind: Any) -> Any:
 
 
 def parse_integers(name: str, text: str) -> list[int]:
-    """Return the integers of a text such as ``0,1,2``.
+    """Return the integers of a text such as ``0,1,2``: indices or seeds.
 
     Args:
         name: name of the option in error texts.
-        text: integers separated by commas.
+        text: integers from 0 to 2**63 - 1, separated by commas.
 
     Raises:
         InvalidSettings: for any other text.
     """
     try:
-        return [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise InvalidSettings(f"{name} takes integers separated by commas, got {text!r}") from None
+    for number in numbers:
+        if not 0 <= number < LARGEST_NUMBER:
+            raise InvalidSettings(f"{name} takes integers in [0, 2**63), got {number}")
+    return numbers

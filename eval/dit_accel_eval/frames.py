@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.media import to_bytes
+from dit_accel.io.reading import check_regular_file
 
 FORMAT = "dit_accel frames 2"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -90,9 +91,10 @@ def read_clip(path: Path) -> np.ndarray:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             return _stack([_read_image(path)], path)
         if path.suffix.lower() in VIDEO_SUFFIXES:
+            check_regular_file(path, "video")
             with imageio.get_reader(path) as reader:
                 return _stack([np.asarray(frame)[..., :3] for frame in reader], path)  # type: ignore[attr-defined]
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         if isinstance(error, InvalidSettings):
             raise
         raise InvalidSettings(f"cannot read {path}: {str(error).splitlines()[0]}") from None
@@ -107,6 +109,7 @@ def _natural_order(path: Path) -> list[tuple[str, int]]:
 
 
 def _read_image(path: Path) -> np.ndarray:
+    check_regular_file(path, "image")
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 

@@ -84,7 +84,7 @@ def kernels(shapes: str, precisions: str, dtype: str, device: str, out: Path) ->
 )
 @click.option(
     "--query-clusters",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000_000),
     help="Set the number of query clusters of a head.  [default: chosen by svg2]",
 )
 def layer(

@@ -16,7 +16,7 @@ from dit_accel_eval.cli.extra import PAGE
 @click.argument("other", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--fps",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000),
     default=16,
     show_default=True,
     help="Set the frames per second of the videos on the page.",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--fps",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000),
     default=16,
     show_default=True,
     help="Set the frames per second of the videos on the page.",

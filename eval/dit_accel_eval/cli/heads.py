@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -201,7 +202,7 @@ def read_shard(text: str | None) -> tuple[int, int]:
         process = this_process()
         return process.rank, process.count
     parts = text.split("/")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+    if len(parts) != 2 or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
         raise InvalidSettings(f"--shard takes i/n, such as 0/4, got {text!r}")
     return int(parts[0]), int(parts[1])
 
