@@ -22,6 +22,9 @@ COMMANDS = {
 }
 
 
+LONGEST_LINE = 600
+
+
 class Commands(click.Group):
     """Subcommands by name: those of the table above, and those that other packages register."""
 
@@ -90,5 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo("error: " + " ".join(message.split()), err=True)
+    line = " ".join(message.split())
+    if len(line) > LONGEST_LINE:  # it quotes what was given
+        line = f"{line[: LONGEST_LINE - 100]} ... {line[-95:]}"
+    click.echo(f"error: {line}", err=True)
     return code

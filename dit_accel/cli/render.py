@@ -77,7 +77,7 @@ def command(
     base: RenderSettings,
 ) -> None:
     """Render PROMPTS to videos; a single frame is a PNG image."""
-    from dit_accel.generation.batch import BatchOptions, describe_job, plan_jobs
+    from dit_accel.generation.batch import BatchOptions, describe_jobs, plan_jobs
 
     texts = [*prompts, *(read_prompts(prompt_source) if prompt_source else [])]
     if not texts:
@@ -88,8 +88,8 @@ def command(
     options = BatchOptions(compare, lpips_backbone, report, overwrite, progress)
     jobs = plan_jobs([dataclasses.replace(base, prompt=text) for text in texts], out, options)
     if dry_run:
-        for job in jobs:
-            click.echo(json.dumps(describe_job(job), indent=2))
+        for description in describe_jobs(jobs):
+            click.echo(json.dumps(description, indent=2))
         return
     render_jobs(jobs, options, quiet=quiet)
 

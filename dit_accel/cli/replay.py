@@ -33,6 +33,8 @@ def read_settings(file: Path) -> dict[str, Any]:
         return read_workflow_settings(parse_json(workflow))
     except ValueError as error:
         raise InvalidSettings(f"{file}: {error}") from None
+    except (LookupError, TypeError, AttributeError):
+        raise InvalidSettings(f"the workflow in {file} is not one of ComfyUI's") from None
 
 
 @click.command("replay")

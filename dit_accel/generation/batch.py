@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from dit_accel.generation.distributed import Process
 from dit_accel.generation.journal import Journal, find_record, is_rendered
 from dit_accel.generation.loading import ModelCard, load_pipeline
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import validate_with_card
+from dit_accel.generation.validation import validate_batch
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.media import (
     draw_strip,
@@ -103,7 +103,7 @@ def plan_jobs(
         InvalidSettings: for a request or an output that does not work.
         RunFailed: for a missing package, naming the extra that brings it.
     """
-    validated = [validate_with_card(settings) for settings in requests]
+    validated = validate_batch(requests)
     paths = output_paths(validated, out)
     for path in [*paths, *([options.report] if options.report else [])]:
         check_writable(path)
@@ -116,12 +116,16 @@ def plan_jobs(
     return [Job(*request, path) for request, path in zip(validated, paths, strict=True)]
 
 
-def describe_job(job: Job) -> dict[str, Any]:
-    """Return the settings of a job, its output, and an estimate of the state that its method keeps."""
+def describe_jobs(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+    """Yield the settings of each job, its output, and an estimate of the state that its method keeps."""
     from dit_accel.generation.memory import estimate_state
 
-    state = estimate_state(job.settings, job.card)
-    return {**asdict(job.settings), "output": str(job.path), "method_state": state}
+    estimated: RenderSettings | None = None
+    for job in jobs:
+        settings = replace(job.settings, prompt="")  # prompts have one length
+        if settings != estimated:
+            estimated, state = settings, estimate_state(job.settings, job.card)
+        yield {**asdict(job.settings), "output": str(job.path), "method_state": state}
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dit_accel.errors import InvalidSettings, RunFailed, first_line
+from dit_accel.generation.model_files import ModelConfig, check_index, read_object
 from dit_accel.generation.placement import LoadOptions, Lora, torch_dtype
 from dit_accel_assets import tiny_world_path
 from dit_accel_pipelines import COMPONENTS, Family, SizeRule, UnknownFamily, find_family
@@ -34,6 +34,7 @@ class ModelCard:
         transformer: config of the first transformer.
         vae: config of the VAE.
         transformers: number of transformers.
+        index: ``model_index.json``, which also holds the pipeline's own config.
     """
 
     source: str
@@ -43,6 +44,7 @@ class ModelCard:
     transformer: Mapping[str, Any]
     vae: Mapping[str, Any]
     transformers: int
+    index: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def output(self) -> Literal["video", "image"]:
@@ -51,8 +53,22 @@ class ModelCard:
 
     @property
     def sizes(self) -> SizeRule:
-        """Return the sizes that the model can make."""
-        return self.family.size_rule(self.transformer, self.vae)
+        """Return the sizes that the model can make.
+
+        Raises:
+            InvalidSettings: for configs that allow none.
+        """
+        try:
+            rule = self.family.size_rule(self.transformer, self.vae)
+            # A config may hold a list where a number belongs.
+            if min(rule.multiple, rule.frame_step, rule.depth) >= 1:
+                return rule
+        except (TypeError, LookupError, ArithmeticError, ValueError) as error:
+            if isinstance(error, InvalidSettings):
+                raise
+        raise InvalidSettings(
+            f"{self.source}: the patch sizes or scale factors of transformer and VAE do not fit {self.family.name}"
+        )
 
 
 def output_kind(pipeline: str, family: Family) -> Literal["video", "image"]:
@@ -67,11 +83,11 @@ def read_card(model: str) -> ModelCard:
         model: ``tiny-world``, a diffusers folder, or a hub id ``owner/name``.
 
     Raises:
-        InvalidSettings: if the model is missing, or no family declares its transformer.
-        RunFailed: if a file cannot be read.
+        InvalidSettings: if the model is missing, a file of it is wrong, or no family declares its transformer.
     """
     source = str(tiny_world_path()) if model == TINY_WORLD else model
     index = _read_json(source, "model_index.json")
+    check_index(index, f"{source}/model_index.json")
     components = [name for name in COMPONENTS if (index.get(name) or [None])[0]]
     if not components:
         raise InvalidSettings(
@@ -87,9 +103,10 @@ def read_card(model: str) -> ModelCard:
         pipeline=index["_class_name"],
         family=family,
         transformer_class=transformer_class,
-        transformer=_read_json(source, f"{components[0]}/config.json"),
-        vae=_read_json(source, "vae/config.json"),
+        transformer=_read_config(source, f"{components[0]}/config.json"),
+        vae=_read_config(source, "vae/config.json"),
         transformers=len(components),
+        index=index,
     )
 
 
@@ -150,21 +167,21 @@ def ingredients(card: ModelCard, load_options: LoadOptions) -> dict[str, Any]:
     }
 
 
-def _read_json(source: str, name: str) -> Mapping[str, Any]:
+def _read_json(source: str, name: str) -> dict[str, Any]:
     folder = Path(source)
     if folder.is_dir():
         path = folder / name
-        if not path.is_file():
+        if not path.exists():
             raise InvalidSettings(
                 f"model folder {source} has no {name}: give a folder made by save_pretrained"
             )
     else:
         path = _download(source, name)
-    try:
-        values: Mapping[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunFailed(f"cannot read {path}: {first_line(error)}") from error
-    return values
+    return read_object(path)
+
+
+def _read_config(source: str, name: str) -> ModelConfig:
+    return ModelConfig(f"{source}/{name}", _read_json(source, name))
 
 
 def _download(source: str, name: str) -> Path:

@@ -152,7 +152,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
         if not equals or not name:
             raise InvalidSettings(f"--set takes KNOB=VALUE, got {text!r}")
         if name in knobs:
-            raise InvalidSettings(f"--set {name} is given twice: keep one")
+            raise InvalidSettings(f"{name} is given twice: keep one")
         knobs[name] = value.strip()
     return knobs
 

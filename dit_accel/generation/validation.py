@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.call_checks import check_call
@@ -53,6 +54,25 @@ def validate_with_card(settings: RenderSettings) -> tuple[RenderSettings, ModelC
     settings = resolve_heads(settings, card)
     check_size(settings, card)
     return settings, card
+
+
+def validate_batch(
+    requests: Sequence[RenderSettings],
+) -> list[tuple[RenderSettings, ModelCard]]:
+    """`validate_with_card` for many requests; those that differ in their prompts alone share the other checks.
+
+    Raises:
+        InvalidSettings: as `validate`.
+    """
+    validated: list[tuple[RenderSettings, ModelCard]] = []
+    for settings in requests:
+        if validated and dataclasses.replace(settings, prompt=requests[0].prompt) == requests[0]:
+            _check_texts(settings)
+            first, card = validated[0]
+            validated.append((dataclasses.replace(first, prompt=settings.prompt), card))
+        else:
+            validated.append(validate_with_card(settings))
+    return validated
 
 
 def check_settings(settings: RenderSettings) -> None:

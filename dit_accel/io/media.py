@@ -116,7 +116,7 @@ def read_tags(path: Path) -> dict[str, str]:
         InvalidSettings: if the file is missing.
         RunFailed: for a video without imageio-ffmpeg.
     """
-    check_regular_file(path, "an .mp4 or .png file")
+    check_regular_file(path, "file")
     return _read_png_tags(path) if path.suffix == ".png" else _read_video_tags(path)
 
 

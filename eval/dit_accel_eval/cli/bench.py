@@ -250,8 +250,9 @@ def recall(file: Path, out: Path) -> None:
     require_extra("`dit-accel bench recall`", "matplotlib")
     from dit_accel_eval.bench.recall import recall as measure
 
+    rows = measure(path, out)
     click.echo("relative error at density, by rising density")
-    click.echo(format_table(tabulate_recall(measure(path, out))))
+    click.echo(format_table(tabulate_recall(rows)))
     click.echo(f"written: {out / 'recall.json'}, {out / 'recall.png'}")
 
 

@@ -92,6 +92,8 @@ class Tuning:
             raise InvalidSettings("nothing to tune for: give --target psnr>=30, or --speedup 2")
         if speedup is not None and not 0 < speedup < math.inf:
             raise InvalidSettings(f"--speedup must be above 0, got {speedup:g}")
+        if not 0 < self.minutes < math.inf:
+            raise InvalidSettings(f"--minutes must be above 0, got {self.minutes:g}")
         if len(set(self.prompts)) < 2:
             raise InvalidSettings(
                 "tuning needs at least two prompts: one to search on, one to validate on"
