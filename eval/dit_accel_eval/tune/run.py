@@ -203,6 +203,7 @@ def lock_journal(journal: Path) -> Iterator[None]:
     Raises:
         InvalidSettings: if another search is running.
     """
+    journal = journal.absolute()
     journal.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(journal.with_suffix(".lock"), timeout=0):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -260,6 +261,30 @@ def busy_seconds(trials: Sequence[FrozenTrial]) -> float:
     return total
 
 
+class JournalLock:
+    """A lock that ends with the process that holds it, however that dies.
+
+    Optuna's own lock is a file, which a killed process leaves behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path)
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def open_journal(journal: Path) -> JournalStorage:
+    """Return the storage of a journal. Its lock is the file ``NAME.write.lock`` beside it."""
+    journal = journal.absolute()
+    lock = JournalLock(journal.with_suffix(".write.lock"))
+    return JournalStorage(JournalFileBackend(str(journal), lock))
+
+
 def open_study(journal: Path, name: str, seed: int, rank: int = 0) -> optuna.Study:
     """Return the study of a name in a journal, and create it if it is missing.
 
@@ -268,7 +293,7 @@ def open_study(journal: Path, name: str, seed: int, rank: int = 0) -> optuna.Stu
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     journal.parent.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
+    storage = open_journal(journal)
     stored = len(stored_trials(journal, name))
     with warnings.catch_warnings():
         for kind in (optuna.exceptions.ExperimentalWarning, FutureWarning):
@@ -288,7 +313,7 @@ def open_study(journal: Path, name: str, seed: int, rank: int = 0) -> optuna.Stu
 
 def stored_trials(journal: Path, name: str) -> list[FrozenTrial]:
     """Return the trials of a study in a journal, and change nothing."""
-    storage = JournalStorage(JournalFileBackend(str(journal)))
+    storage = open_journal(journal)
     try:
         trials: list[FrozenTrial] = optuna.load_study(storage=storage, study_name=name).trials
     except KeyError:

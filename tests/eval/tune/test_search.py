@@ -1,6 +1,8 @@
 """The search on made-up figures, and the whole command on the bundled model."""
 
 import json
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -253,6 +255,32 @@ def test_a_second_search_on_the_same_trials_is_refused(tmp_path: Path) -> None:
             raise AssertionError("both searches run")
     with lock_journal(journal):
         pass
+
+
+DIES = """
+import os, sys
+from pathlib import Path
+from dit_accel_eval.tune.search import open_study
+study = open_study(Path(sys.argv[1]), "s", 0)
+study._storage._backend._lock.acquire()
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_killed_process_leaves_no_lock(tmp_path: Path, monkeypatch, is_killed: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    journal = Path("new/t.jsonl")
+    if is_killed:
+        subprocess.run([sys.executable, "-c", DIES, str(journal)], check=False)
+    else:
+        journal.parent.mkdir()
+        Path("new/t.jsonl.lock").symlink_to(journal)  # as Optuna's own lock leaves it
+    study = open_study(journal, "s", 0)
+    monkeypatch.chdir("/")
+    study.set_user_attr("dense", 1)
+    assert open_study(tmp_path / journal, "s", 0).user_attrs == {"dense": 1}
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 8], ids=str)
