@@ -286,6 +286,10 @@ def make_head_set(
         return HeadSet.from_dict(heads).fit_to(model)
     if isinstance(heads, str):
         heads = head_sets().get(heads, heads)
+    if not isinstance(heads, str | Path):
+        raise InvalidSettings(
+            f"heads must be a text, a head set, its file or the content of that file, got {heads!r}"
+        )
     if isinstance(heads, Path) or heads.endswith(".json"):
         return HeadSet.load(heads).fit_to(model)
     return parse_heads(heads, model)

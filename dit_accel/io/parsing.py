@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import numbers
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dit_accel.errors import InvalidSettings
 
@@ -67,6 +70,57 @@ def _iterate_numbers(value: Any) -> Iterator[float]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _iterate_numbers(item)
+
+
+def check_types(instance: Any, what: str) -> None:
+    """Check the types of a dataclass's fields, which Python does not.
+
+    An integer is a float, a bool is no number, and a list is a tuple.
+
+    Args:
+        instance: the dataclass.
+        what: name of such a field in error texts, for example ``"schedule"``.
+
+    Raises:
+        InvalidSettings: naming the field.
+    """
+    for name, kind in _field_types(instance.__class__).items():
+        value = getattr(instance, name)
+        if not _fits(value, kind):
+            got = f"the class {value.__name__}" if isinstance(value, type) else repr(value)[:80]
+            expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+            raise InvalidSettings(f"{what} {name} must be {expected}, got {got}")
+
+
+@functools.cache
+def _field_types(target: Any) -> dict[str, Any]:
+    hints = get_type_hints(target)
+    return {f.name: hints[f.name] for f in dataclasses.fields(target)}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is Literal:  # which one is checked with a better message
+        return isinstance(value, type(arguments[0]))
+    if origin is tuple:
+        kinds = (
+            arguments[:1] * len(value)
+            if arguments[-1:] == (...,) and _is_list(value)
+            else arguments
+        )
+        return _is_list(value) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind in (int, float):
+        number = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, origin or kind)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _format_location(location: tuple[int | str, ...]) -> str:

@@ -16,7 +16,7 @@ from dit_accel.core.precision import Precision, check_precision_name
 from dit_accel.core.schedule import Guard, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
-from dit_accel.io.parsing import parse_dataclass, parse_knobs
+from dit_accel.io.parsing import check_types, parse_dataclass, parse_knobs
 from dit_accel.io.reading import read_json, read_yaml
 from dit_accel.methods import Method, SVGEar, find_method
 
@@ -51,6 +51,8 @@ class Profile:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self, "profile")
+        check_types(self.method, f"{self.method.name} knob")
         rules = tuple(
             dataclasses.replace(rule, knobs=json.loads(json.dumps(plain(rule.knobs))))
             for rule in self.schedule.rules
