@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -331,3 +334,46 @@ def test_a_damaged_file_of_a_model_is_refused(model, refused, file, text) -> Non
 
 def test_the_copy_of_the_model_is_accepted(model, capsys) -> None:
     assert main([*DRY, "--model", str(model)]) == 0
+
+
+# What could fill the memory or wait for ever runs in a process of its own, with a limit for both.
+HARMFUL = {
+    "zero-prompts": ["render", "--dry-run", "--prompts", "{files}/zero.txt"],
+    "zero-profile": [*DRY, "--profile", "{files}/zero.yaml"],
+    "zero-profile-json": [*DRY, "--profile", "{files}/zero.json"],
+    "zero-heads": [*DRY, "--heads", "{files}/zero.json"],
+    "zero-image": [*DRY, "--image", "{files}/zero.png"],
+    "zero-lora": [*DRY, "--lora", "{files}/zero.safetensors"],
+    "zero-backbone": [*DRY, "--lpips-backbone", "{files}/zero.safetensors"],
+    "zero-replay": ["replay", "{files}/zero.mp4"],
+    "zero-replay-png": ["replay", "{files}/zero.png"],
+    "zero-compare": ["compare", "{files}/zero.mp4", "{files}/zero.mp4"],
+    "zero-eval": [*EVAL, "{files}/zero.yaml"],
+    "zero-recall": ["bench", "recall", "{files}/zero.safetensors", "--out", "out"],
+    "laughs": [*DRY, "--profile", "{files}/laughs.yaml"],
+    "billion-heads": [*DRY, "--heads", "{files}/billion.json"],
+}
+LIMITED = """
+import json, resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30))
+from dit_accel.cli import main
+sys.exit(main(json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", HARMFUL.values(), ids=HARMFUL)
+def test_harmful_input_neither_waits_nor_fills_the_memory(arguments, files, tmp_path) -> None:
+    given = json.dumps([text.replace("{files}", str(files)) for text in arguments])
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, given],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert (done.returncode, len(errors)) == (2, 1), done.stderr
+    assert "Traceback" not in done.stderr
+    assert list_tree(tmp_path) == []

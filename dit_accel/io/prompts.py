@@ -111,9 +111,8 @@ def _take_only_column(tables: list[list[list[str]]], path: Path) -> list[str]:
     first, *others = tables
     wide = [rows for rows in others if rows and min(map(len, rows)) > 1]
     for rows in [first, *wide] if any(len(row) > 1 for row in first) else wide:
-        raise InvalidSettings(
-            f"{path} has no column {COLUMN!r}: its columns are {', '.join(rows[0])}"
-        )
+        columns = " ".join(", ".join(rows[0]).split())
+        raise InvalidSettings(f"{path} has no column {COLUMN!r}: its columns are {columns}")
     return [row[0] for row in first]
 
 
