@@ -77,7 +77,8 @@ class Schedule:
     """Settings for which attention calls stay dense and which use other knobs, for every method.
 
     Attributes:
-        dense_steps: Share of the denoising steps that run dense. It counts from the first step and is rounded up.
+        dense_steps: Share of the denoising steps that run dense. It counts from the first step that runs and is
+            rounded up. A strength below 1 skips steps, and these do not count.
             SVG2 uses 0.2 to 0.3, because the first steps decide the layout of the video.
         dense_layers: Indices of layers that always run dense. Negative numbers count from the last layer.
         min_tokens: Calls with fewer tokens run dense, because sparse attention is slower there. None uses the
@@ -131,6 +132,16 @@ class Schedule:
             f"the number of steps is unknown, so these settings had no effect: {', '.join(names)}. Enable attention "
             "on the pipeline, or run forwards in transformer.cache_context(name, step_index=i, num_inference_steps=n)"
         ]
+
+    def all_dense(self, num_steps: int | None) -> str | None:
+        """Return a remark if every step that runs is dense, or None."""
+        if not num_steps or not self.step_is_dense(num_steps - 1, num_steps):
+            return None
+        steps = "the only step" if num_steps == 1 else f"all {num_steps} steps"
+        return (
+            f"{steps} ran dense, because dense_steps {self.dense_steps:g} is rounded up to whole steps: set "
+            "dense_steps to 0, or use more steps"
+        )
 
     def without_knobs(self) -> Schedule:
         """Return the schedule for another method: the rules lose their knobs."""

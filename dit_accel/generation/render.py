@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -154,8 +154,14 @@ class LoopTimer:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    return {name: version(name) for name in ("dit_accel", "torch", "diffusers", "transformers")}
+    """Return the versions that a result depends on; a package on the path only has none."""
+    found = {}
+    for name in ("dit_accel", "torch", "diffusers", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def build_record(

@@ -22,6 +22,38 @@ from dit_accel_pipelines import Family
 
 
 @dataclass
+class StepDifferences:
+    """Terms that were added to the conditional predictions of one step, one for each window of a long video.
+
+    Attributes:
+        step: The step.
+        was_used: True once another prediction of the step used a term.
+        entries: Latents of the conditional forwards, with their terms.
+    """
+
+    step: int = -1
+    was_used: bool = False
+    entries: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def begin(self, step: int) -> None:
+        """Forget the terms if a conditional forward begins another step or the next window."""
+        if step != self.step or self.was_used:
+            self.step, self.was_used, self.entries = step, False, []
+
+    def add(self, latents: Tensor, difference: Tensor) -> None:
+        """Store the term of a conditional forward."""
+        self.entries.append((latents, difference))
+
+    def find(self, latents: Tensor, shape: torch.Size) -> Tensor | None:
+        """Return the term for another prediction of the same latents, or None if there is none."""
+        self.was_used = True
+        entries = [entry for entry in self.entries if entry[1].shape == shape]
+        if len(entries) > 1:
+            entries = [e for e in entries if e[0].shape == latents.shape and e[0].equal(latents)]
+        return entries[0][1] if entries else None
+
+
+@dataclass
 class GuidedRun:
     """State of guidance for one run.
 
@@ -31,7 +63,7 @@ class GuidedRun:
         forwards: Number of guided forwards.
         shared_blocks: Number of blocks that the latest perturbed forward reused.
         in_vain: True once a perturbed forward could not perturb any attention. Later forwards are not guided.
-        difference: Term that was added to the step's conditional prediction, or None.
+        differences: Terms that were added to the step's conditional predictions.
         prefixes: Reusable leading blocks, by transformer.
     """
 
@@ -40,7 +72,7 @@ class GuidedRun:
     forwards: int = 0
     shared_blocks: int = 0
     in_vain: bool = False
-    difference: Tensor | None = None
+    differences: StepDifferences = field(default_factory=StepDifferences)
     prefixes: dict[nn.Module, BlockReuse] = field(default_factory=dict)
     _checked: set[nn.Module] = field(default_factory=set)
     _doubled_batches: dict[int, bool] = field(default_factory=dict)
@@ -88,7 +120,7 @@ class GuidedRun:
                 f"adaptive guidance needs one noise level for each of {step_info.num_steps} steps, and the scheduler "
                 f"has {count}, because frames start one after the other: leave adaptive out"
             )
-        return self._noise_levels[step_info.step]
+        return self._noise_levels[step_info.step + step_info.skipped]
 
     def note_deviations(self, pipe: Any, family: Family) -> None:
         """Remark once on how a pipeline with classifier-free guidance changes the guided prediction."""
@@ -118,6 +150,6 @@ class GuidedRun:
 
     def free_tensors(self) -> None:
         """Free the tensors of the run. The counts stay for the report."""
-        self.difference = None
+        self.differences = StepDifferences()
         for prefix in self.prefixes.values():
             prefix.forget()

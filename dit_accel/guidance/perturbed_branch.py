@@ -39,6 +39,11 @@ SEVERAL_GUIDED = (
     "name them with transformer.cache_context('cond') and transformer.cache_context('uncond')"
 )
 
+UNMATCHED = (
+    "a prediction was not guided, because no conditional prediction of its step has its shape and latents: run the "
+    "conditional forward of each window right before its other forwards"
+)
+
 
 class PerturbedBranch:
     """Perturbed guidance, as long as it is enabled on a pipeline.
@@ -60,6 +65,14 @@ class PerturbedBranch:
         self._forward = GuidedForward()
         self._leading_blocks = heads.count_leading_blocks()
         self._head_indices: dict[tuple[Block, torch.device], Tensor] = {}
+
+    def copy(self) -> PerturbedBranch:
+        """Return a branch of the same settings with a state of its own."""
+        return PerturbedBranch(self.settings, self.heads, self.family)
+
+    def is_copy_of(self, other: PerturbedBranch) -> bool:
+        """Return True if two branches have the same settings and heads."""
+        return self.settings is other.settings and self.heads is other.heads
 
     @property
     def remarks(self) -> set[str]:
@@ -88,10 +101,10 @@ class PerturbedBranch:
         role = self._find_role(step_info, arguments, pipe)
         if role == "other":
             self._forward = GuidedForward("other")
-            if self._run.difference is not None:
+            if self._run.differences.entries:
                 self._run.note_deviations(pipe, self.family)
         elif role is not None:
-            self._run.difference = None
+            self._run.differences.begin(step_info.step)
             self._forward = self._plan_forward(role, step_info, arguments["hidden_states"], pipe)
 
     def _find_role(
@@ -181,9 +194,10 @@ class PerturbedBranch:
             return output
         clean = get_sample(output)
         if forward.role == "other":
-            if run.difference is None or run.difference.shape != clean.shape:
-                return output
-            return replace_sample(output, clean + run.difference)
+            added = run.differences.find(arguments["hidden_states"], clean.shape)
+            if added is None and run.differences.entries:
+                self.remarks.add(UNMATCHED)
+            return output if added is None else replace_sample(output, clean + added)
         cond = clean[forward.rows]
         with run.timer("perturbed", clean.device):
             selected = forward.select_arguments(arguments, self.family.batch_arguments)
@@ -202,7 +216,7 @@ class PerturbedBranch:
             self.settings.rescale,
             noise_channels(cond, arguments["hidden_states"]),
         )
-        run.difference = difference
+        run.differences.add(arguments["hidden_states"], difference)
         run.forwards += 1
         added = torch.cat([difference] * 2) if forward.role == "both" else difference
         return replace_sample(output, clean + added)

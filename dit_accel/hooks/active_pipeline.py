@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Collection, Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -55,6 +56,15 @@ def running_pipeline(transformers: Collection[nn.Module]) -> Any:
 
 
 @torch.compiler.disable
+def is_running(transformer: nn.Module) -> bool:
+    """Return True if the transformer's own forward is on the call stack of this thread."""
+    code = inspect.unwrap(type(transformer).forward).__code__
+    return any(
+        frame.f_code is code and frame.f_locals.get("self") is transformer for frame in _frames()
+    )
+
+
+@torch.compiler.disable
 def reported_guidance(pipe: Any) -> bool | None:
     """Return True if a running pipeline says that it does classifier-free guidance; None if it does not say.
 
@@ -94,10 +104,16 @@ def _has_any(pipe: Any, transformers: Collection[nn.Module]) -> bool:
 
 def _locals_of_methods() -> Iterator[Mapping[str, Any]]:
     """Yield the local variables of the methods on the call stack, the nearest first."""
-    frame = inspect.currentframe()
-    while frame is not None:
+    for frame in _frames():
         if frame.f_code.co_varnames[:1] == ("self",):
             values = frame.f_locals
             if "self" in values:
                 yield values
+
+
+def _frames() -> Iterator[FrameType]:
+    """Yield the frames of the call stack, the nearest first."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        yield frame
         frame = frame.f_back

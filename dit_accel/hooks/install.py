@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from diffusers.hooks import HookRegistry
 from torch import nn
 
 from dit_accel.errors import UnsupportedProcessor
+from dit_accel.hooks.active_pipeline import is_running
 from dit_accel.hooks.context_parallel import splits_inputs_before, ulysses_degree
 from dit_accel.hooks.layers import ForwardHandler, Layer, forget_layer
 from dit_accel.hooks.processors import sparse_processor, sparse_processor_class
@@ -61,6 +63,19 @@ class Installation:
                 "context parallelism was enabled after dit_accel: call enable_parallelism first"
             )
         return degree
+
+    def is_bypassed(self) -> bool:
+        """Return True if the transformer's forward runs now. Call it outside of a forward that our hook began."""
+        running: bool = is_running(self.transformer)
+        return running
+
+    def hook_again(self, handler: ForwardHandler) -> Installation:
+        """Put the hook on the forward that someone else set. The forward that runs now is not affected."""
+        with _below_offload_hook(self.transformer):
+            before = vars(self.transformer).get("forward")
+            root_hook(self.transformer, self.layers[0].component, again=True).handler = handler
+            hooked = vars(self.transformer)["forward"]
+        return dataclasses.replace(self, forward_before=before, forward_hooked=hooked)
 
     def uninstall(self) -> None:
         """Put the original processors back and remove the hook.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
 
-from dit_accel.hooks.context_parallel import interleaved
+from dit_accel.hooks.context_parallel import interleaved, splits_text
+from dit_accel.hooks.root_hook import ForwardCall, config_of
 from dit_accel_pipelines import Family, TokenLayout
 
 
@@ -18,17 +19,17 @@ class LayoutCache:
         self._family = family
         self._layouts: dict[Hashable, TokenLayout | None] = {}
 
-    def get(
-        self, branch: str, arguments: Mapping[str, Any], config: Mapping[str, Any], degree: int
-    ) -> TokenLayout | None:
+    def get(self, branch: str, call: ForwardCall, degree: int) -> TokenLayout | None:
         """Return the layout of a forward.
 
         Args:
             branch: Name of the forward within its step.
-            arguments: Arguments of the forward by name.
-            config: Configuration of the transformer.
-            degree: Number of devices that share text and image separately; 1 without.
+            call: The forward.
+            degree: Number of devices that share a sequence.
         """
+        arguments, config = call.arguments, config_of(call.module)
+        if degree > 1 and not splits_text(call.module):
+            degree = 1
         tensors = list(_tensors(arguments.values()))
         key = (branch, *(tensor.shape for tensor in tensors))
         if key not in self._layouts:

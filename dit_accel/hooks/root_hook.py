@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,23 @@ class _NoState(BaseState):
     def reset(self, *args: Any, **kwargs: Any) -> None: ...
 
 
+class _ThreadContexts(StateManager):
+    """The cache context that each thread set. Diffusers' own managers share one between threads."""
+
+    def __init__(self) -> None:
+        self._of_thread = threading.local()
+        super().__init__(_NoState)
+
+    @property
+    def _context(self) -> CacheContext | None:
+        context: CacheContext | None = getattr(self._of_thread, "context", None)
+        return context
+
+    @_context.setter
+    def _context(self, context: CacheContext | None) -> None:
+        self._of_thread.context = context
+
+
 class RootHook(ModelHook):
     """Hook that replaces every forward of a transformer by the session's.
 
@@ -90,7 +108,7 @@ class RootHook(ModelHook):
         super().__init__()
         self.handler: ForwardHandler | None = None
         self.component, self.signature = component, signature
-        self.contexts = StateManager(_NoState)
+        self.contexts = _ThreadContexts()
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the forward through the session, or unchanged if there is none."""
@@ -131,10 +149,21 @@ def config_of(transformer: nn.Module) -> Mapping[str, Any]:
     return config
 
 
-def root_hook(transformer: nn.Module, component: str) -> RootHook:
-    """Return our hook on a transformer; register it if it is missing."""
+def root_hook(transformer: nn.Module, component: str, *, again: bool = False) -> RootHook:
+    """Return our hook on a transformer; register it if it is missing.
+
+    Args:
+        transformer: The transformer.
+        component: Its name in the pipeline.
+        again: Register it on the transformer's present forward, which someone set without regard to the hook.
+    """
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     hook: RootHook | None = registry.get_hook(HOOK)
+    if again and hook is not None:
+        hook.handler = None
+        index = registry._hook_order.index(HOOK)
+        del registry.hooks[HOOK], registry._hook_order[index], registry._fn_refs[index]
+        hook = None
     if hook is None:
         hook = RootHook(component, inspect.signature(type(transformer).forward))
         registry.register_hook(hook, HOOK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +11,28 @@ import torch
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor
 
+from dit_accel.hooks.streams import StreamTracker
+
 
 @dataclass(frozen=True)
 class StepInfo:
     """Position of one forward in the denoising loop.
 
     Attributes:
-        step: Denoising step, counted from 0.
-        num_steps: Number of steps; None if unknown.
+        step: Denoising step, counted from 0 over the steps that run.
+        num_steps: Number of steps that run; None if unknown.
         branch: Name of the forward within the step.
         new_run: True if the forward begins a new run.
+        skipped: Number of the scheduler's steps before the first that runs. A strength below 1 skips steps.
+        stream: Identifier of the forwards, one a step, that denoise the same sample in the same branch.
     """
 
     step: int
     num_steps: int | None
     branch: str
     new_run: bool
+    skipped: int = 0
+    stream: Hashable = ("call0", 0)
 
 
 class StepTracker:
@@ -40,9 +47,11 @@ class StepTracker:
     A run is new in any of these cases:
 
     - The scheduler holds another ``timesteps`` object than before.
-    - The step goes backwards, or a numbered step comes to the same branch twice.
+    - The step goes backwards.
     - The timestep of a bare transformer turns back.
     - Copies of a scheduler are stepped, and the last token's timestep is back at the first of the run.
+
+    Clips of a model of one step that share a bare transformer are one run, in which each clip has its own stream.
     """
 
     def __init__(self, pipe: Any | None) -> None:
@@ -53,7 +62,9 @@ class StepTracker:
         self._rises: bool | None = None  # direction of a bare transformer's timestep
         self._step = -1
         self._calls_in_step = 0
-        self._branches: set[str] = set()
+        self._skipped = 0
+        self._stepped = False  # True once the scheduler was seen stepped in this run
+        self.streams = StreamTracker()
         self.num_steps: int | None = None  # of the latest forward
         self.follow(pipe)
 
@@ -63,28 +74,51 @@ class StepTracker:
             self._pipe = weakref.ref(pipe) if pipe is not None else None
             self.reset()
 
-    def update(self, context: CacheContext | None, timestep: Any) -> StepInfo:
-        """Return the position of the forward that begins now."""
+    def update(
+        self, context: CacheContext | None, timestep: Any, latents: Tensor | None = None
+    ) -> StepInfo:
+        """Return the position of the forward that begins now.
+
+        Args:
+            context: Cache context of diffusers, or None outside of one.
+            timestep: The forward's timestep argument.
+            latents: The latents that the forward denoises, or None if they are unknown.
+        """
         scheduler = getattr(self._pipe() if self._pipe else None, "scheduler", None)
         new_run = self._other_timesteps(getattr(scheduler, "timesteps", None))
         step = self._step_of(context, scheduler, timestep, new_run)
-        new_run = new_run or step < self._step or self._is_repeated(context, step)
+        new_run = new_run or step < self._step
+        if step < 0:  # before the first step of the run so far
+            self._skipped, step = self._skipped + step, 0
         self._calls_in_step = 0 if new_run or step != self._step else self._calls_in_step + 1
         self._step = step
         branch = context.name if context is not None else f"call{self._calls_in_step}"
-        self._branches = {branch} if self._calls_in_step == 0 else self._branches | {branch}
         self.num_steps = self._num_steps(context, scheduler)
-        return StepInfo(step, self.num_steps, branch, new_run)
+        if new_run:
+            self.streams.reset()
+        stream = self._stream_of(context, scheduler, step, branch, latents)
+        return StepInfo(step, self.num_steps, branch, new_run, self._skipped, stream)
 
     def reset(self) -> None:
         """Forget the run, so that the next forward begins a new one."""
         self._timesteps, self._last_timestep, self._rises, self._step = None, None, None, -1
+        self.streams.reset()
 
-    def _is_repeated(self, context: CacheContext | None, step: int) -> bool:
-        """Return True if a numbered step reaches the same branch again, after an interruption."""
-        if context is None or context.step_index is None or step != self._step:
-            return False
-        return context.name in self._branches
+    def _stream_of(
+        self,
+        context: CacheContext | None,
+        scheduler: Any,
+        step: int,
+        branch: str,
+        latents: Tensor | None,
+    ) -> Hashable:
+        """Return the stream of a forward. Only the calls of a pipeline without names are told by their order."""
+        if context is None and scheduler is not None:
+            return branch, 0
+        name = context.name if context is not None else "call"
+        bounded = self.num_steps in (None, 1)
+        stream: Hashable = self.streams.find(name, step, latents, bounded=bounded)
+        return stream
 
     def _other_timesteps(self, timesteps: Tensor | None) -> bool:
         if timesteps is None:
@@ -97,16 +131,36 @@ class StepTracker:
     def _step_of(
         self, context: CacheContext | None, scheduler: Any, timestep: Any, new_run: bool
     ) -> int:
+        if new_run:
+            self._skipped, self._stepped = 0, False
         if context is not None and context.step_index is not None:
             return int(context.step_index)
         if hasattr(scheduler, "step_index"):
-            if _is_not_stepped(scheduler):
-                return self._step_by_change(timestep, new_run)
-            index = scheduler.step_index
-            return int(scheduler.begin_index if index is None else index)
+            return self._step_by_index(scheduler, timestep, new_run)
         changed = self._step_by_change(timestep, new_run)
-        position = _position(timestep, getattr(scheduler, "timesteps", None))
-        return changed if position is None else position
+        positions = _positions(timestep, getattr(scheduler, "timesteps", None))
+        counter = getattr(scheduler, "counter", None)
+        if isinstance(counter, int):  # PNDM counts its steps, and visits a timestep twice
+            self._skipped = positions[0] if new_run and positions else self._skipped
+            return counter or changed
+        if len(positions) != 1:
+            return changed
+        self._skipped = positions[0] if new_run else self._skipped
+        return positions[0] - self._skipped
+
+    def _step_by_index(self, scheduler: Any, timestep: Any, new_run: bool) -> int:
+        """Return the step of a scheduler that counts, from its first step that runs."""
+        if _is_not_stepped(scheduler):
+            return self._step_by_change(timestep, new_run)
+        begin = getattr(scheduler, "begin_index", None)
+        index = int(scheduler.begin_index if scheduler.step_index is None else scheduler.step_index)
+        if begin is not None:
+            self._skipped = int(begin)
+        elif not self._stepped and not new_run and self._step >= 0:
+            # The first step ran before the scheduler knew where it begins.
+            self._skipped = max(0, index - self._step - 1)
+        self._stepped = True
+        return index - self._skipped
 
     def _step_by_change(self, timestep: Any, new_run: bool) -> int:
         value = timestep.detach().clone() if isinstance(timestep, Tensor) else timestep
@@ -144,17 +198,17 @@ class StepTracker:
         if _is_not_stepped(scheduler) and isinstance(reported, int):
             return reported  # copies of the scheduler may step one token after the other
         timesteps = getattr(scheduler, "timesteps", None)
-        return len(timesteps) if timesteps is not None else None
+        return len(timesteps) - self._skipped if timesteps is not None else None
 
 
-def _position(timestep: Any, timesteps: Tensor | None) -> int | None:
-    """Return the index of a timestep among a scheduler's; None if it is not unique or tokens differ."""
+def _positions(timestep: Any, timesteps: Tensor | None) -> list[int]:
+    """Return the indices of a timestep among a scheduler's; none if tokens differ."""
     if timestep is None or timesteps is None:
-        return None
+        return []
     values = torch.as_tensor(timestep, device=timesteps.device).detach().flatten()
     same = (timesteps.to(values.dtype) == values[0]) & (values == values[0]).all()
-    positions = same.nonzero()
-    return int(positions) if len(positions) == 1 else None
+    positions: list[int] = same.nonzero().flatten().tolist()
+    return positions
 
 
 def _is_not_stepped(scheduler: Any) -> bool:

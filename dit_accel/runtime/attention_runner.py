@@ -13,7 +13,7 @@ from dit_accel.hooks.step_tracker import StepInfo
 from dit_accel.methods import Method
 from dit_accel.runtime.dispatch import CallFacts, MethodRunner, unsupported_reason
 from dit_accel.runtime.profile import Profile
-from dit_accel.runtime.run_state import Forward, Run
+from dit_accel.runtime.run_state import PERTURBED, Forward, Run, StateKey
 from dit_accel_pipelines import Family, TokenLayout
 
 
@@ -88,7 +88,10 @@ class AttentionRunner(MethodRunner):
         number = forward.calls[layer.id]
         outputs, densities = [], []
         for index, sample in enumerate(call.samples()):
-            key = (layer.id, call.context.branch, number, index, tuple(sample.query.shape))
+            key = StateKey(
+                *(layer.id, forward.step_info.stream, call.context.branch == PERTURBED),
+                *(number, index, tuple(sample.query.shape)),
+            )
             attended = self.run_method(sample, run, method, key)
             if attended is None:
                 return None

@@ -14,7 +14,7 @@ from dit_accel.core.ops import heads_first
 from dit_accel_kernels import sampled_attention, spread_rows
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from dit_accel.core.attention_call import AttentionCall
     from dit_accel.core.schedule import Guard
@@ -96,3 +96,14 @@ def sampled_error(call: AttentionCall, out: Tensor, samples: int) -> Tensor:
     error = (sampled - exact).norm() / exact.norm().clamp(min=torch.finfo(torch.float32).tiny)
     total = out.sum(dtype=torch.float32)
     return torch.where(total.isfinite() & error.isfinite(), error, torch.inf)
+
+
+def check_caches(mode: str, transformer: nn.Module) -> None:
+    """Raise RuntimeError if guard "on" meets a cache of diffusers, because it runs forwards again."""
+    from dit_accel.hooks import foreign_states
+
+    if mode == "on" and any(foreign_states(transformer)):
+        raise RuntimeError(
+            "guard 'on' cannot run a forward again under a diffusers cache, which would count it twice: use guard "
+            "'warn', or disable the cache"
+        )

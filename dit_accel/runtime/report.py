@@ -220,5 +220,7 @@ def _remarks(run: Run, guidance: PerturbedBranch | None) -> list[str]:
     schedule = run.profile.schedule
     if not isinstance(run.profile.method, Dense):
         remarks += schedule.without_effect(run.num_steps)
+        all_dense = schedule.all_dense(run.num_steps)
+        remarks += [all_dense] if all_dense else []
     unmatched = (i for i in range(len(schedule.rules)) if i not in run.matched_rules)
     return remarks + [f"rule {i} of the schedule never matched a call" for i in unmatched]

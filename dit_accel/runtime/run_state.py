@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dit_accel.core.ops import Ops
 from dit_accel.core.precision import PrecisionResolver
@@ -19,6 +19,29 @@ if TYPE_CHECKING:
     from dit_accel.methods import Method
     from dit_accel.runtime.profile import Profile
     from dit_accel_pipelines import TokenLayout
+
+PERTURBED = "perturbed"
+"""Branch of the perturbed forwards of guidance."""
+
+
+class StateKey(NamedTuple):
+    """Key of a method's state.
+
+    Attributes:
+        layer: Id of the layer.
+        stream: Forwards, one a step, that denoise one sample in one branch.
+        perturbed: True in the perturbed forwards of guidance.
+        call: Number of the layer's call in the forward.
+        sample: Index of the sample in the batch.
+        shape: Shape of its query.
+    """
+
+    layer: int
+    stream: Hashable
+    perturbed: bool
+    call: int
+    sample: int
+    shape: tuple[int, ...]
 
 
 class Run:
@@ -62,6 +85,12 @@ class Run:
         if key not in self.states:
             self.states[key] = method.new_state()
         return self.states[key]
+
+    def end_streams(self, streams: Collection[Hashable]) -> None:
+        """Free the states of streams that will not be continued."""
+        for key in list(self.states) if streams else ():
+            if isinstance(key, StateKey) and key.stream in streams:
+                del self.states[key]
 
     def free(self) -> None:
         """Free the memory of the run. Its counters stay for the report."""

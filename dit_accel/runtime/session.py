@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from dit_accel import hooks
 from dit_accel.core.precision import Precision
+from dit_accel.errors import RunFailed
 from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import (
     as_standard_pipeline,
@@ -19,17 +22,19 @@ from dit_accel.hooks.active_pipeline import (
     running_pipeline,
     transformers_of,
 )
+from dit_accel.hooks.installations import Installations
 from dit_accel.hooks.layout_cache import LayoutCache
 from dit_accel.hooks.step_tracker import StepInfo, StepTracker
+from dit_accel.hooks.streams import find_latents
 from dit_accel.methods import Dense
 from dit_accel.runtime.attention_runner import AttentionRunner
+from dit_accel.runtime.guard import check_caches
 from dit_accel.runtime.handles import Closable
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import AttentionReport, make_report
-from dit_accel.runtime.run_state import Forward, Run
+from dit_accel.runtime.run_contexts import RunContext, RunContexts
+from dit_accel.runtime.run_state import PERTURBED, Forward, Run
 from dit_accel_pipelines import Family, TokenLayout
-
-PERTURBED = "perturbed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +78,13 @@ class Session(Closable):
         self.family, self.guidance = family, guidance
         self._sparse, self._quantization = sparse, quantization
         self._pipe = pipeline_ref(target)
-        self._tracker = StepTracker(self._pipe() if self._pipe else None)
-        self._forward: Forward | None = None
         self._degree = 1  # number of devices that share a sequence
-        self._installations: list[hooks.Installation] = []
+        self._installations = Installations(self, family)
         # Weak, because a session that outlives its pipeline must not keep the weights.
         self._transformers = WeakValueDictionary(transformers_of(target))
         self._configure()
-        self._run = self._new_run()
+        self._contexts = RunContexts(self._make_context)
+        self._guiding = threading.Lock()  # guided forwards exchange blocks of the transformer
         self.install()
 
     # Settings.
@@ -139,31 +143,26 @@ class Session(Closable):
         Raises:
             UnsupportedProcessor: If a processor cannot be redirected. Nothing is changed then.
         """
-        try:
-            for component, transformer in self._transformers.items():
-                installation = hooks.install(transformer, component, self.family, self)
-                self._installations.append(installation)
-        except BaseException:
-            self.uninstall()
-            raise
+        self._installations.install(dict(self._transformers))
 
     def uninstall(self) -> None:
         """Restore the transformers. The settings stay, so that the session can be installed again."""
-        for installation in self._installations:
-            installation.uninstall()
-        self._installations = []
-        self._run.free()
+        self._installations.uninstall()
+        self._contexts.free()
 
     def serves(self, target: Any) -> bool:
         """Return True if the session is installed on all transformers of a target and knows its steps."""
-        installed = {id(installation.transformer) for installation in self._installations}
-        wanted = {id(transformer) for transformer in transformers_of(target).values()}
+        transformers = set(transformers_of(target).values())
         pipe = self._pipe() if self._pipe else None
-        return wanted <= installed and (pipeline_ref(target) is None or pipe is target)
+        return transformers <= self._installations.transformers and (
+            pipeline_ref(target) is None or pipe is target
+        )
 
     def report(self) -> AttentionReport:
-        """Return the counts, densities and seconds of the latest run."""
-        return make_report(self._run, self.family, self.guidance)
+        """Return the counts, densities and seconds of the latest run, first of all of this thread."""
+        context = self._contexts.latest
+        guidance = context.guidance or self.guidance
+        return make_report(context.run, self.family, guidance if self.guidance else None)
 
     def _configure(self) -> None:
         """Apply the settings. The latest run stays for the report until the next forward."""
@@ -171,6 +170,9 @@ class Session(Closable):
         if self._quantization is not None:
             profile = self._quantization.apply(profile)
         self._attention = AttentionRunner(self.family, profile)
+
+    def _make_context(self, pipe: Any | None) -> RunContext:
+        return RunContext(StepTracker(pipe), self._new_run())
 
     def _new_run(self) -> Run:
         return Run(self.profile, LayoutCache(self.family), self._attention.precisions)
@@ -193,64 +195,80 @@ class Session(Closable):
 
     def forward(self, call: hooks.ForwardCall) -> Any:
         """Run a forward of a transformer, guided and watched by the guard if these are enabled."""
-        try:
-            self._begin_forward(call)
-            if self.guidance is None:
-                return self._run_guarded(call)
-            with self.guidance.recording(call.module):
-                output = self._run_guarded(call)
-            rerun = self._perturbed_forward(call)
-            return self.guidance.guide(call.module, call.arguments, output, rerun)
-        except BaseException:
-            self.reset()
-            raise
-        finally:
-            self._forward = None
+        pipe = self._running_pipeline()
+        with self._contexts.claim(pipe) as context:
+            try:
+                with self._guiding if self.guidance else nullcontext():
+                    return self._run_forward(context, call, pipe)
+            except BaseException:
+                context.reset()
+                raise
 
     def attend(self, layer: hooks.Layer, dense: hooks.DenseCall) -> Tensor:
         """Return the attention of a call, ``[B, S, H, D]``."""
-        if self._forward is not None:
-            self._forward.calls[layer.id] += 1
-        attend = partial(self._attention.attend, self._run, self._forward, layer, dense)
-        guidance = self.guidance
-        layout = self._forward.layout if self._forward is not None else None
+        context = self._contexts.running
+        if context is None:
+            self._recover_hook(layer)
+            context = self._contexts.latest
+        forward = context.forward
+        if forward is not None:
+            forward.calls[layer.id] += 1
+        attend = partial(self._attention.attend, context.run, forward, layer, dense)
+        guidance = context.guidance
+        layout = forward.layout if forward is not None else None
         if guidance is None or not guidance.running or layout is None or dense.has_foreign_mask:
             return attend()
         return guidance.attend(layer, dense, layout, attend)
 
     def reset(self) -> None:
         """Free the state of the run, because the pipeline's call is over. The report stays."""
-        self._run.free()
-        self._tracker.reset()
-        if self.guidance is not None:
-            self.guidance.forget()
+        self._contexts.find(self._running_pipeline()).reset()
 
     # One forward.
 
-    def _begin_forward(self, call: hooks.ForwardCall) -> None:
-        guard = self.profile.guard.mode
-        if guard == "on" and any(hooks.foreign_states(call.module)):
-            raise RuntimeError(
-                "guard 'on' cannot run a forward again under a diffusers cache, which would count it "
-                "twice: use guard 'warn', or disable the cache"
+    def _recover_hook(self, layer: hooks.Layer) -> None:
+        """Hook a transformer again if its forward runs without our hook, because someone replaced the forward.
+
+        Raises:
+            RunFailed: If guidance is enabled, because the forward that runs would not be guided.
+        """
+        if self._installations.hook_again(layer) and self.guidance is not None:
+            raise RunFailed(
+                f"the forward of {layer.component} was replaced after guidance was enabled, so this run would not be "
+                "guided: the forward is hooked again, so run the pipeline again"
             )
-        self._degree = max((i.ulysses_degree() for i in self._installations), default=1)
-        hooks.check_shared(self._degree, self.guidance is not None, guard)
-        pipe = self._running_pipeline()
-        self._tracker.follow(pipe)
+
+    def _run_forward(self, context: RunContext, call: hooks.ForwardCall, pipe: Any) -> Any:
+        check_caches(self.profile.guard.mode, call.module)
+        self._begin_forward(context, call, pipe)
+        guidance = context.guidance
+        if guidance is None:
+            return self._run_guarded(context, call)
+        with guidance.recording(call.module):
+            output = self._run_guarded(context, call)
+        rerun = self._perturbed_forward(context, call)
+        return guidance.guide(call.module, call.arguments, output, rerun)
+
+    def _begin_forward(self, context: RunContext, call: hooks.ForwardCall, pipe: Any) -> None:
+        self._degree = self._installations.ulysses_degree()
+        hooks.check_shared(self._degree, self.guidance is not None, self.profile.guard.mode)
         timestep = call.arguments.get("timestep", call.arguments.get("t"))
-        info = self._tracker.update(call.context, timestep)
-        if info.new_run or self._run.profile is not self.profile:
-            self._run.free()
-            self._run = self._new_run()
-        self._run.num_steps = info.num_steps
-        for installation in self._installations:
-            for name in installation.replaced_layers(call.component):
-                reason = f"the processor of {name} was replaced: enable again"
-                self._run.stats.count_fallback(reason)
-        self._forward = Forward(info, self._layout(info, call))
-        if self.guidance is not None:
-            self.guidance.begin_forward(info, call.arguments, as_standard_pipeline(pipe))
+        info = context.tracker.update(call.context, timestep, find_latents(call.arguments))
+        if info.new_run or context.run.profile is not self.profile:
+            context.run.free()
+            context.run = self._new_run()
+        run = context.run
+        run.num_steps = info.num_steps
+        run.end_streams(context.tracker.streams.take_ended())
+        for name in self._installations.replaced_layers(call.component):
+            run.stats.count_fallback(f"the processor of {name} was replaced: enable again")
+        context.forward = Forward(info, self._layout(run, info, call))
+        if self.guidance is None:
+            context.guidance = None
+        elif context.guidance is None or not context.guidance.is_copy_of(self.guidance):
+            context.guidance = self.guidance.copy()
+        if context.guidance is not None:
+            context.guidance.begin_forward(info, call.arguments, as_standard_pipeline(pipe))
 
     def _running_pipeline(self) -> Any:
         """Return the pipeline that runs now.
@@ -258,39 +276,35 @@ class Session(Closable):
         In a loop of the user's own, that is the pipeline on which attention was enabled. Several pipelines can share a
         transformer.
         """
-        pipe = running_pipeline({i.transformer for i in self._installations})
+        pipe = running_pipeline(self._installations.transformers)
         return self._pipe() if pipe is None and self._pipe else pipe
 
-    def _layout(self, info: StepInfo, call: hooks.ForwardCall) -> TokenLayout | None:
-        splits = self._degree > 1 and hooks.splits_text(call.module)
-        assert self._run.layouts is not None
-        return self._run.layouts.get(
-            info.branch,
-            call.arguments,
-            hooks.config_of(call.module),
-            self._degree if splits else 1,
-        )
+    def _layout(self, run: Run, info: StepInfo, call: hooks.ForwardCall) -> TokenLayout | None:
+        assert run.layouts is not None
+        return run.layouts.get(info.branch, call, self._degree)
 
-    def _run_guarded(self, call: hooks.ForwardCall) -> Any:
+    def _run_guarded(self, context: RunContext, call: hooks.ForwardCall) -> Any:
         """Run a forward. Run it again, dense, if the guard found output that is not finite."""
         output = call.run()
-        if self._run.guard.check():
-            assert self._forward is not None
-            self._run.states.clear()
-            self._forward = self._forward.again_dense()
+        if context.run.guard.check():
+            assert context.forward is not None
+            context.run.states.clear()
+            context.forward = context.forward.again_dense()
             output = call.run()
         return output
 
-    def _perturbed_forward(self, call: hooks.ForwardCall) -> hooks.RerunForward:
+    def _perturbed_forward(
+        self, context: RunContext, call: hooks.ForwardCall
+    ) -> hooks.RerunForward:
         """Return a function that runs the forward of a call in the perturbed branch."""
 
         def rerun(replaced: Mapping[str, Any]) -> Any:
-            assert self._forward is not None
+            assert context.forward is not None
             again = call.replace(replaced)
-            info = dataclasses.replace(self._forward.step_info, branch=PERTURBED, new_run=False)
-            layout = self._layout(info, again) if replaced else self._forward.layout
-            self._forward = Forward(info, layout)
+            info = dataclasses.replace(context.forward.step_info, branch=PERTURBED, new_run=False)
+            layout = self._layout(context.run, info, again) if replaced else context.forward.layout
+            context.forward = Forward(info, layout)
             with call.in_context(PERTURBED):
-                return self._run_guarded(again)
+                return self._run_guarded(context, again)
 
         return rerun

@@ -17,7 +17,6 @@ from dit_accel_assets import tiny_world_path, world
 sys.path.insert(0, str(Path(__file__).parents[2] / "assets"))
 
 import gate_tiny_world
-import gpu
 import tiny_world_readers
 import tiny_world_student
 import train_tiny_world
@@ -129,18 +128,3 @@ def test_clips_with_a_circular_path_come_more_often(tmp_path: Path) -> None:
     clips.batch(opening=True)
     # One batch takes all 10 clips.
     assert 10 + len(clips.order) == 4 * 3 + 6
-
-
-def test_gpu_command_resumes_and_ends_training_at_the_gate(tmp_path: Path) -> None:
-    listed = invoke(gpu.main, "--out", tmp_path, "--dry-run")
-    assert listed.splitlines()[0].startswith("gate-before")
-    assert "gpu-tests" in listed
-    (tmp_path / "gate-before.done").touch()
-    assert "gate-before" not in invoke(gpu.main, "--out", tmp_path, "--dry-run")
-    assert not gpu.gate_is_met(tmp_path)
-    lines = [{"objects": 1, "accuracy": 0.95}, {"objects": 2, "accuracy": 0.6}]
-    (tmp_path / "gate.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert not gpu.gate_is_met(tmp_path)
-    lines.append({"objects": 2, "accuracy": 0.71})
-    (tmp_path / "gate.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert gpu.gate_is_met(tmp_path)

@@ -75,14 +75,22 @@ def test_key_lists_hold_the_selected_groups_in_order() -> None:
             assert lists[0, head, group, :count].tolist() == expected
 
 
-@given(st.lists(st.integers(0, 70), min_size=1, max_size=6), st.sampled_from([16, 32]))
-@settings(max_examples=30, deadline=None)
-def test_tiles_of_both_heights_cover_every_query_once(sizes: list[int], block_m: int) -> None:
+@given(
+    st.lists(st.integers(0, 300), min_size=1, max_size=6),
+    st.sampled_from([(32, 16), (16, 8), (128, 32), (64, 64), (32, 64), (48, 16)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_tiles_of_any_two_heights_cover_every_query_once(
+    sizes: list[int], heights: tuple[int, int]
+) -> None:
     offsets = torch.tensor([0, *sizes]).cumsum(0)[None, None]
     tokens, times_covered = sum(sizes), torch.zeros(sum(sizes), dtype=torch.int64)
-    for height, kind in ((block_m, "large"), (block_m // 2, "small")):
-        starts, groups = planner.build_query_tiles(offsets, tokens, height, kind)
-        for start, group in zip(starts.flatten().tolist(), groups.flatten().tolist(), strict=True):
+    for height, tiles in (
+        (heights[0], planner.build_query_tiles(offsets, tokens, *heights)),
+        (heights[1], planner.build_remainder_tiles(offsets, *heights)),
+    ):
+        starts, groups = (x.flatten().tolist() for x in tiles)
+        for start, group in zip(starts, groups, strict=True):
             if group >= 0:
                 assert offsets[0, 0, group] <= start < offsets[0, 0, group + 1]
                 end = min(start + height, int(offsets[0, 0, group + 1]))

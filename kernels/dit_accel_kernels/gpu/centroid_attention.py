@@ -15,6 +15,7 @@ from dit_accel_kernels.gpu.arithmetic import (
     online_softmax_step,
 )
 from dit_accel_kernels.gpu.launch import (
+    Launch,
     is_interpreted,
     make_last_contiguous,
     pad_to_power_of_two,
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 
     from dit_accel_kernels.contracts import BlockMap
 
-BLOCK_M, BLOCK_N = 64, 32
+
+def select_centroid_launch(dtype: torch.dtype, block_d: int) -> Launch:
+    """Return the tile shape of the kernel; it fits 99 KB of shared memory."""
+    if dtype.itemsize == 2:
+        return Launch(64, 32, 8, 2) if block_d <= 128 else Launch(32, 16, 4, 2)
+    return Launch(32, 16, 4, 2) if block_d <= 128 else Launch(16, 16, 4, 1)
 
 
 @triton.jit
@@ -99,7 +105,7 @@ def _centroid_attention_fwd_kernel(
                 qk += dot(q_square, tl.trans(variance), SIMULATE)
             qk = tl.where(skipped[None, :], qk + log_size[None, :], float("-inf"))
             acc, m_i, l_i = online_softmax_step(qk, qk_scale, v, acc, m_i, l_i, False, SIMULATE)
-    out, lse = online_softmax_end(qk_scale, acc, m_i, l_i, False)
+    out, lse = online_softmax_end(acc, m_i, l_i, False)
     offs_out = (pid_bh * q_len + q_idx)[:, None] * HEAD_DIM + offs_d
     tl.store(out_ptr + offs_out, out.to(out_ptr.dtype.element_ty), mask_md)
     tl.store(lse_ptr + pid_bh * q_len + q_idx, lse, mask_m)
@@ -128,7 +134,9 @@ def centroid_attention(
     variance = k if key_variance is None else (128 * scale * key_variance).to(query.dtype)
     # Scores are kept without the softmax scale, so the bias ln n is divided by it.
     log_size = block_map.key_offsets.diff(dim=-1).float().log() / scale
-    tiles = build_query_tiles(block_map.query_offsets, q_len, BLOCK_M, "all")
+    block_d = pad_to_power_of_two(head_dim)
+    launch = select_centroid_launch(query.dtype, block_d)
+    tiles = build_query_tiles(block_map.query_offsets, q_len, launch.block_m)
     num_tiles = tiles[0].shape[-1]
     _centroid_attention_fwd_kernel[(num_tiles, batch * heads)](
         query,
@@ -150,12 +158,12 @@ def centroid_attention(
         num_tiles,
         scale * LOG2E.value,
         HEAD_DIM=head_dim,
-        BLOCK_D=pad_to_power_of_two(head_dim),
-        BLOCK_M=BLOCK_M,
-        BLOCK_N=BLOCK_N,
+        BLOCK_D=block_d,
+        BLOCK_M=launch.block_m,
+        BLOCK_N=launch.block_n,
         SECOND_ORDER=key_variance is not None,
         SIMULATE=is_interpreted(query),
-        num_warps=8,
-        num_stages=2,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
     )
     return out, lse

@@ -11,6 +11,7 @@ import triton.language as tl
 from dit_accel_kernels.gpu.arithmetic import (
     LOG2E,
     dot,
+    load_rows,
     online_softmax_end,
     online_softmax_step,
 )
@@ -19,6 +20,7 @@ from dit_accel_kernels.gpu.launch import (
     compute_capability,
     is_interpreted,
     make_last_contiguous,
+    needs_wide_offsets,
     pad_to_power_of_two,
     select_launch,
 )
@@ -29,6 +31,61 @@ if TYPE_CHECKING:
 
 
 @triton.jit
+def _attend_to_tile(
+    q,
+    qk_scale,
+    start_n,
+    k_ptr,
+    v_ptr,
+    k_scale_ptr,
+    stride_ks,
+    stride_vs,
+    stride_vd,
+    k_len,
+    acc,
+    m_i,
+    l_i,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    QK_INT8: tl.constexpr,
+    PV_FP8: tl.constexpr,
+    KEYS_PER_SCALE: tl.constexpr,
+    MASKED: tl.constexpr,
+    WIDE: tl.constexpr,
+    SIMULATE: tl.constexpr,
+):
+    """Update the online softmax with ``BLOCK_N`` keys; only a ``MASKED`` tile may pass the last key."""
+    offs_n = start_n + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < k_len
+    k_idx = offs_n.to(tl.int64) if WIDE else offs_n
+    k = load_rows(k_ptr, k_idx * stride_ks, mask_n, HEAD_DIM, BLOCK_D, MASKED)
+    if PV_FP8:
+        # The matrix unit wants 8-bit values transposed. They are padded with zeros to whole tiles, so
+        # no mask over keys is needed.
+        offs_d = tl.arange(0, BLOCK_D).to(tl.int64) if WIDE else tl.arange(0, BLOCK_D)
+        v_ptrs = v_ptr + (offs_d[:, None] * stride_vd + k_idx[None, :])
+        if HEAD_DIM < BLOCK_D:
+            v = tl.trans(tl.load(v_ptrs, (offs_d < HEAD_DIM)[:, None], 0.0))
+        else:
+            v = tl.trans(tl.load(v_ptrs))
+    else:
+        v = load_rows(v_ptr, k_idx * stride_vs, mask_n, HEAD_DIM, BLOCK_D, MASKED)
+    qk = dot(q, tl.trans(k), SIMULATE).to(tl.float32)  # [M, N]
+    if QK_INT8:
+        if KEYS_PER_SCALE > 1:
+            qk_scale = qk_scale * tl.load(k_scale_ptr + start_n // KEYS_PER_SCALE)
+        elif KEYS_PER_SCALE == 1:
+            if MASKED:
+                qk *= tl.load(k_scale_ptr + k_idx, mask_n, 0.0)[None, :]
+            else:
+                qk *= tl.load(k_scale_ptr + k_idx)[None, :]
+    if MASKED:
+        qk = tl.where(mask_n[None, :], qk, float("-inf"))
+    return online_softmax_step(qk, qk_scale, v, acc, m_i, l_i, PV_FP8, SIMULATE)
+
+
+@triton.jit
 def _dense_attention_fwd_kernel(
     q_ptr,
     k_ptr,
@@ -36,7 +93,7 @@ def _dense_attention_fwd_kernel(
     out_ptr,  # [BH, Sq, D]
     lse_ptr,  # float32 [BH, Sq]
     q_scale_ptr,  # float32 [BH, Sq]
-    k_scale_ptr,  # float32 [BH, Sk]
+    k_scale_ptr,  # float32 [BH, Sk], or one for KEYS_PER_SCALE keys, or [BH] if that is 0
     v_scale_ptr,  # float32 [BH, D]
     v_mean_ptr,  # float32 [BH, D]
     stride_qb,
@@ -49,6 +106,8 @@ def _dense_attention_fwd_kernel(
     stride_vh,
     stride_vs,
     stride_vd,
+    stride_q_scale,
+    stride_k_scale,
     num_heads,
     q_len,
     k_len,
@@ -59,7 +118,10 @@ def _dense_attention_fwd_kernel(
     BLOCK_N: tl.constexpr,
     QK_INT8: tl.constexpr,
     PV_FP8: tl.constexpr,
+    KEYS_PER_SCALE: tl.constexpr,
     HAS_LSE: tl.constexpr,
+    TAIL_MASK: tl.constexpr,
+    WIDE: tl.constexpr,
     SIMULATE: tl.constexpr,
 ):
     """Attend ``BLOCK_M`` queries of one head to all keys."""
@@ -77,33 +139,36 @@ def _dense_attention_fwd_kernel(
     q = tl.load(q_ptr + q_idx[:, None] * stride_qs + offs_d, mask_md, 0)
     qk_scale = tl.full([BLOCK_M], sm_scale, tl.float32)
     if QK_INT8:
-        qk_scale *= tl.load(q_scale_ptr + pid_bh * q_len + offs_m, mask_m, 0.0)
+        qk_scale *= tl.load(q_scale_ptr + pid_bh * stride_q_scale + offs_m, mask_m, 1.0)
+        k_scale_ptr += pid_bh * stride_k_scale
+        if KEYS_PER_SCALE == 0:
+            qk_scale *= tl.load(k_scale_ptr)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
-    for start_n in tl.range(0, k_len, BLOCK_N):
-        offs_n = start_n + tl.arange(0, BLOCK_N)
-        mask_n = offs_n < k_len
-        k_idx = offs_n.to(tl.int64)
-        mask_nd = mask_n[:, None] & mask_d[None, :]
-        k = tl.load(k_ptr + k_idx[:, None] * stride_ks + offs_d, mask_nd, 0)
-        if PV_FP8:
-            # The matrix unit wants 8-bit values transposed. They are padded with zeros to whole
-            # tiles, so no mask over keys is needed.
-            v = tl.load(
-                v_ptr + offs_d.to(tl.int64)[:, None] * stride_vd + k_idx[None, :],
-                mask_d[:, None],
-                0.0,
-            )
-            v = tl.trans(v)
-        else:
-            v = tl.load(v_ptr + k_idx[:, None] * stride_vs + offs_d, mask_nd, 0.0)
-        qk = dot(q, tl.trans(k), SIMULATE).to(tl.float32)  # [M, N]
-        if QK_INT8:
-            qk *= tl.load(k_scale_ptr + pid_bh * k_len + k_idx, mask_n, 0.0)[None, :]
-        qk = tl.where(mask_n[None, :], qk, float("-inf"))
-        acc, m_i, l_i = online_softmax_step(qk, qk_scale, v, acc, m_i, l_i, PV_FP8, SIMULATE)
-    out, lse = online_softmax_end(qk_scale, acc, m_i, l_i, PV_FP8)
+    if TAIL_MASK:
+        # Only the last tile needs a mask.
+        k_full = k_len // BLOCK_N * BLOCK_N
+        for start_n in tl.range(0, k_full, BLOCK_N):
+            acc, m_i, l_i = _attend_to_tile(
+                q, qk_scale, start_n, k_ptr, v_ptr, k_scale_ptr, stride_ks, stride_vs, stride_vd,
+                k_len, acc, m_i, l_i, HEAD_DIM, BLOCK_D, BLOCK_N, QK_INT8, PV_FP8, KEYS_PER_SCALE,
+                False, WIDE, SIMULATE,
+            )  # fmt: skip
+        if k_full < k_len:
+            acc, m_i, l_i = _attend_to_tile(
+                q, qk_scale, k_full, k_ptr, v_ptr, k_scale_ptr, stride_ks, stride_vs, stride_vd,
+                k_len, acc, m_i, l_i, HEAD_DIM, BLOCK_D, BLOCK_N, QK_INT8, PV_FP8, KEYS_PER_SCALE,
+                True, WIDE, SIMULATE,
+            )  # fmt: skip
+    else:
+        for start_n in tl.range(0, k_len, BLOCK_N):
+            acc, m_i, l_i = _attend_to_tile(
+                q, qk_scale, start_n, k_ptr, v_ptr, k_scale_ptr, stride_ks, stride_vs, stride_vd,
+                k_len, acc, m_i, l_i, HEAD_DIM, BLOCK_D, BLOCK_N, QK_INT8, PV_FP8, KEYS_PER_SCALE,
+                True, WIDE, SIMULATE,
+            )  # fmt: skip
+    out, lse = online_softmax_end(acc, m_i, l_i, PV_FP8)
     if PV_FP8:
         out = out * tl.load(v_scale_ptr + pid_bh * HEAD_DIM + offs_d, mask_d, 0.0)[None, :]
         out += tl.load(v_mean_ptr + pid_bh * HEAD_DIM + offs_d, mask_d, 0.0)[None, :]
@@ -189,6 +254,8 @@ def _launch_dense(
         *v.stride()[:2],
         1 if is_fp8 else v.stride(2),
         v.stride(2) if is_fp8 else 1,
+        0 if inputs.query_scale is None else inputs.query_scale.stride(1),
+        0 if inputs.key_scale is None else inputs.key_scale.stride(1),
         heads,
         q_len,
         k.shape[2],
@@ -199,7 +266,10 @@ def _launch_dense(
         BLOCK_N=launch.block_n,
         QK_INT8=k.dtype == torch.int8,
         PV_FP8=is_fp8,
+        KEYS_PER_SCALE=inputs.keys_per_scale,
         HAS_LSE=lse is not None,
+        TAIL_MASK=launch.tail_mask,
+        WIDE=not launch.narrow_offsets or needs_wide_offsets(k, v),
         SIMULATE=is_interpreted(q),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from dit_accel_kernels.gpu.arithmetic import dot
 from dit_accel_kernels.gpu.launch import (
+    Launch,
     is_interpreted,
     make_last_contiguous,
     pad_to_power_of_two,
@@ -39,6 +40,7 @@ def _kmeans_assign_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    LANE_ARGMAX: tl.constexpr,
     SIMULATE: tl.constexpr,
 ):
     """Write the nearest centroid of ``BLOCK_S`` tokens of one head."""
@@ -52,8 +54,13 @@ def _kmeans_assign_kernel(
         mask_s[:, None] & mask_d[None, :],
         0,
     )
-    best = tl.full([BLOCK_S], float("-inf"), tl.float32)
-    label = tl.zeros([BLOCK_S], tl.int32)
+    if LANE_ARGMAX:
+        # Each lane keeps its own best, and one reduction at the end finds the best of them.
+        best = tl.full([BLOCK_S, BLOCK_K], float("-inf"), tl.float32)
+        label = tl.zeros([BLOCK_S, BLOCK_K], tl.int32)
+    else:
+        best = tl.full([BLOCK_S], float("-inf"), tl.float32)
+        label = tl.zeros([BLOCK_S], tl.int32)
     for start_k in tl.range(0, num_clusters, BLOCK_K):
         offs_k = start_k + tl.arange(0, BLOCK_K)
         mask_k = offs_k < num_clusters
@@ -67,16 +74,42 @@ def _kmeans_assign_kernel(
         score -= tl.load(half_norm_ptr + pid_bh * num_clusters + offs_k, mask_k, float("inf"))[
             None, :
         ]
-        block_best, block_label = tl.max(score, 1, return_indices=True)
-        label = tl.where(block_best > best, start_k + block_label, label)
-        best = tl.maximum(best, block_best)
+        if LANE_ARGMAX:
+            label = tl.where(score > best, start_k, label)
+            best = tl.maximum(best, score)
+        else:
+            block_best, block_label = tl.max(score, 1, return_indices=True)
+            label = tl.where(block_best > best, start_k + block_label, label)
+            best = tl.maximum(best, block_best)
+    if LANE_ARGMAX:
+        is_best = best == tl.max(best, 1)[:, None]
+        label += tl.arange(0, BLOCK_K)[None, :]
+        # The first of equally near centroids.
+        label = tl.min(tl.where(is_best, label, num_clusters - 1), 1)
     tl.store(labels_ptr + pid_bh * seq_len + offs_s, label.to(tl.int64), mask_s)
 
 
-def kmeans_assign(tokens: Tensor, centroids: Tensor) -> Tensor:
+def select_assign_launch(dtype: torch.dtype, block_d: int) -> Launch:
+    """Return the tile shape of an assignment, in tokens and centroids; it fits 99 KB of shared memory."""
+    if block_d > 128:
+        return Launch(64, 32, 4, 2) if dtype.itemsize == 2 else Launch(32, 16, 4, 2)
+    if dtype.itemsize == 2:
+        return Launch(128, 64, 8 if block_d == 128 else 4, 3)
+    return Launch(64, 64 if block_d == 64 else 32, 4, 2)
+
+
+def kmeans_assign(
+    tokens: Tensor, centroids: Tensor, *, launch: Launch | None = None, lane_argmax: bool = True
+) -> Tensor:
     """Run `dit_accel_kernels.kmeans_assign` in Triton; arguments are checked there.
 
     Centroids are rounded to the tokens' dtype because the matrix unit needs one dtype.
+
+    Args:
+        tokens: ``[B, H, S, D]``.
+        centroids: float32 ``[B, H, K, D]``.
+        launch: tile shape, in tokens and centroids.
+        lane_argmax: reduce over centroids once, at the end, instead of once a tile.
 
     Returns:
         labels int64 ``[B, H, S]``.
@@ -88,8 +121,8 @@ def kmeans_assign(tokens: Tensor, centroids: Tensor) -> Tensor:
     half_norm = 0.5 * rounded.float().square().sum(-1)  # [B, H, K]
     labels = torch.empty(batch, heads, seq_len, dtype=torch.int64, device=tokens.device)
     block_d = pad_to_power_of_two(head_dim)
-    block_s = 128 if tokens.dtype.itemsize == 2 else 64
-    _kmeans_assign_kernel[(triton.cdiv(seq_len, block_s), batch * heads)](
+    launch = launch or select_assign_launch(tokens.dtype, block_d)
+    _kmeans_assign_kernel[(triton.cdiv(seq_len, launch.block_m), batch * heads)](
         tokens,
         rounded,
         half_norm,
@@ -100,11 +133,12 @@ def kmeans_assign(tokens: Tensor, centroids: Tensor) -> Tensor:
         num_clusters,
         HEAD_DIM=head_dim,
         BLOCK_D=block_d,
-        BLOCK_S=block_s,
-        BLOCK_K=64,
+        BLOCK_S=launch.block_m,
+        BLOCK_K=launch.block_n,
+        LANE_ARGMAX=lane_argmax,
         SIMULATE=is_interpreted(tokens),
-        num_warps=4 if block_s == 64 or block_d < 128 else 8,
-        num_stages=3,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
     )
     return labels
 

@@ -29,62 +29,79 @@ class Launch:
         block_n: keys of a tile.
         num_warps: warps of a program.
         num_stages: pipeline stages of the loop over keys.
+        tail_mask: mask the last tile of keys only; False masks every tile.
+        narrow_offsets: use 32-bit offsets inside a head where they fit.
     """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    tail_mask: bool = True
+    narrow_offsets: bool = True
 
 
-# Keys are (kind, bytes of an element of Q and K, padded head_dim). All of these shapes compile without
-# spills, which tests/kernels/test_compiled.py checks. Times on a GPU (eval/results) decide among them.
-# "small" tiles take the remainders of query groups and are half as high as "sparse" tiles.
+# Keys are (kind, bytes of an element of Q and K, of V, padded head_dim). All of these shapes compile
+# without spills, which tests/kernels/test_compiled.py checks. Times on a GPU (eval/results) decide
+# among them. "small" tiles take the remainders of query groups.
 
 # Compute capability 9 and 10: matrix instructions of four warps.
-WARPGROUP: dict[tuple[str, int, int], Launch] = {
-    ("dense", 4, 64): Launch(32, 32, 4, 2),
-    ("dense", 4, 128): Launch(32, 32, 8, 2),
-    ("dense", 2, 64): Launch(128, 64, 4, 3),
-    ("dense", 2, 128): Launch(128, 64, 8, 3),
-    ("dense", 1, 64): Launch(128, 64, 8, 3),
-    ("dense", 1, 128): Launch(128, 64, 8, 3),
-    ("sparse", 4, 64): Launch(32, 32, 4, 2),
-    ("sparse", 4, 128): Launch(32, 32, 8, 2),
-    ("sparse", 2, 64): Launch(128, 64, 4, 3),
-    ("sparse", 2, 128): Launch(128, 64, 8, 3),
-    ("sparse", 1, 64): Launch(128, 64, 8, 3),
-    ("sparse", 1, 128): Launch(128, 64, 8, 3),
-    ("small", 4, 64): Launch(16, 32, 4, 2),
-    ("small", 4, 128): Launch(16, 32, 8, 2),
-    ("small", 2, 64): Launch(64, 64, 4, 3),
-    ("small", 2, 128): Launch(64, 64, 8, 3),
-    ("small", 1, 64): Launch(64, 64, 8, 3),
-    ("small", 1, 128): Launch(64, 64, 8, 3),
+WARPGROUP: dict[tuple[str, int, int, int], Launch] = {
+    ("dense", 4, 4, 64): Launch(32, 32, 4, 2),
+    ("dense", 4, 4, 128): Launch(32, 32, 8, 2),
+    ("dense", 2, 2, 64): Launch(128, 64, 4, 3),
+    ("dense", 2, 2, 128): Launch(128, 64, 8, 3),
+    ("dense", 1, 2, 64): Launch(128, 64, 8, 3),
+    ("dense", 1, 2, 128): Launch(128, 64, 8, 3),
+    ("dense", 1, 1, 64): Launch(128, 64, 8, 3),
+    ("dense", 1, 1, 128): Launch(128, 64, 8, 3),
+    ("sparse", 4, 4, 64): Launch(32, 32, 4, 2),
+    ("sparse", 4, 4, 128): Launch(32, 32, 8, 2),
+    ("sparse", 2, 2, 64): Launch(128, 64, 4, 3),
+    ("sparse", 2, 2, 128): Launch(128, 64, 8, 3),
+    ("sparse", 1, 2, 64): Launch(128, 64, 8, 3),
+    ("sparse", 1, 2, 128): Launch(128, 64, 8, 3),
+    ("sparse", 1, 1, 64): Launch(128, 64, 8, 3),
+    ("sparse", 1, 1, 128): Launch(128, 64, 8, 3),
+    ("small", 4, 4, 64): Launch(16, 32, 4, 2),
+    ("small", 4, 4, 128): Launch(16, 32, 8, 2),
+    ("small", 2, 2, 64): Launch(64, 64, 4, 3),
+    ("small", 2, 2, 128): Launch(64, 64, 4, 3),
+    ("small", 1, 2, 64): Launch(64, 64, 4, 3),
+    ("small", 1, 2, 128): Launch(64, 64, 4, 3),
+    ("small", 1, 1, 64): Launch(64, 64, 4, 3),
+    ("small", 1, 1, 128): Launch(64, 64, 4, 3),
 }
-# Compute capability 8 and 12: matrix instructions of single warps.
-WARP: dict[tuple[str, int, int], Launch] = WARPGROUP | {
-    ("dense", 2, 64): Launch(64, 64, 4, 3),
-    ("dense", 2, 128): Launch(64, 64, 4, 3),
-    ("dense", 1, 64): Launch(64, 64, 4, 3),
-    ("dense", 1, 128): Launch(64, 64, 4, 3),
-    ("sparse", 4, 128): Launch(32, 16, 8, 2),
-    ("sparse", 2, 64): Launch(128, 32, 8, 3),
-    ("sparse", 2, 128): Launch(128, 32, 8, 3),
-    ("sparse", 1, 64): Launch(128, 32, 8, 3),
-    ("sparse", 1, 128): Launch(64, 32, 4, 3),
-    ("small", 4, 128): Launch(16, 16, 8, 2),
-    ("small", 2, 64): Launch(64, 32, 4, 2),
-    ("small", 2, 128): Launch(64, 32, 4, 2),
-    ("small", 1, 64): Launch(64, 32, 4, 3),
-    ("small", 1, 128): Launch(32, 32, 4, 3),
+# Compute capability 8 and 12: matrix instructions of single warps, and 99 KB of shared memory. The code of
+# a separate last tile makes some of these kernels spill.
+WARP: dict[tuple[str, int, int, int], Launch] = WARPGROUP | {
+    ("dense", 2, 2, 64): Launch(64, 64, 4, 3),
+    ("dense", 2, 2, 128): Launch(128, 64, 8, 2),
+    ("dense", 1, 2, 64): Launch(64, 64, 4, 3),
+    ("dense", 1, 2, 128): Launch(128, 64, 8, 3),
+    ("dense", 1, 1, 64): Launch(64, 64, 4, 3),
+    ("dense", 1, 1, 128): Launch(128, 64, 8, 3),
+    ("sparse", 4, 4, 128): Launch(32, 16, 8, 2),
+    ("sparse", 2, 2, 64): Launch(128, 32, 8, 3),
+    ("sparse", 2, 2, 128): Launch(128, 32, 8, 3, tail_mask=False),
+    ("sparse", 1, 2, 64): Launch(64, 32, 4, 3, tail_mask=False),
+    ("sparse", 1, 2, 128): Launch(64, 32, 4, 3, tail_mask=False),
+    ("sparse", 1, 1, 64): Launch(128, 32, 8, 3, tail_mask=False),
+    ("sparse", 1, 1, 128): Launch(64, 32, 4, 3, tail_mask=False),
+    ("small", 4, 4, 128): Launch(16, 16, 8, 2),
+    ("small", 2, 2, 64): Launch(64, 32, 4, 2),
+    ("small", 2, 2, 128): Launch(64, 32, 4, 2, tail_mask=False),
+    ("small", 1, 2, 64): Launch(64, 32, 4, 3, tail_mask=False),
+    ("small", 1, 2, 128): Launch(32, 32, 4, 3, tail_mask=False),
+    ("small", 1, 1, 64): Launch(64, 32, 4, 3, tail_mask=False),
+    ("small", 1, 1, 128): Launch(32, 32, 4, 3, tail_mask=False),
 }
-# Any architecture, head_dim above 128: correct, but not tuned.
-WIDE: dict[Kind, Launch] = {
-    "dense": Launch(32, 32, 8, 2),
-    "sparse": Launch(32, 32, 8, 2),
-    "small": Launch(16, 32, 8, 2),
-}
+
+
+def select_untuned_launch(kind: Kind, value_bytes: int, width: int) -> Launch:
+    """Return a tile shape that fits any architecture, for types and widths without an entry."""
+    rows, keys = (32, 32) if value_bytes * width <= 512 else (32, 16)
+    return Launch(rows // 2 if kind == "small" else rows, keys, 8, 2)
 
 
 def read_measured(path: Path) -> dict[tuple[int, str, int, int, int], Launch]:
@@ -119,7 +136,8 @@ def select_launch(
     width = max(64, pad_to_power_of_two(head_dim))
     measured = MEASURED.get((arch, kind, query.itemsize, value.itemsize, width))
     table = WARPGROUP if arch // 10 in (9, 10) else WARP
-    return measured or table.get((kind, query.itemsize, width), WIDE[kind])
+    entry = measured or table.get((kind, query.itemsize, value.itemsize, width))
+    return entry or select_untuned_launch(kind, value.itemsize, width)
 
 
 def compute_capability(tensor: Tensor) -> int:
@@ -139,6 +157,16 @@ def pad_to_power_of_two(size: int, minimum: int = 16) -> int:
     Products of int8 need a ``minimum`` of 32.
     """
     return max(minimum, 1 << (size - 1).bit_length())
+
+
+def needs_wide_offsets(*tensors: Tensor) -> bool:
+    """Return True if an offset inside one head of ``[..., S, D]`` passes 32 bits.
+
+    Kernels compute offsets for up to one tile of rows beyond the last.
+    """
+    return any(
+        x.stride(axis) * (x.shape[axis] + 256) >= 2**31 for x in tensors for axis in (-2, -1)
+    )
 
 
 def is_interpreted(tensor: Tensor) -> bool:

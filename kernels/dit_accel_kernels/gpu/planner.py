@@ -4,13 +4,13 @@ Keys: each (head, query group) gets one flat list of token indices, with the sel
 one after the other, so no key tile is padded. The caller bounds the memory of the lists by building
 them for a few heads at a time.
 
-Queries: tiles never cross a group. Large tiles cover the bulk of a group, and small tiles of half the
-height take remainders, so no group wastes more than half a small tile.
+Queries: tiles never cross a group. Large tiles cover the bulk of a group, and one small tile takes a
+remainder that fits it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -86,7 +86,7 @@ def build_key_lists(block_map: BlockMap) -> tuple[Tensor, Tensor]:
 
 
 def build_query_tiles(
-    offsets: Tensor, q_len: int, block_m: int, kind: Literal["all", "large", "small"]
+    offsets: Tensor, q_len: int, block_m: int, remainder_m: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Cut query groups into tiles that never cross a group.
 
@@ -94,31 +94,41 @@ def build_query_tiles(
         offsets: int64 ``[B, H, Gq + 1]``.
         q_len: number of query tokens.
         block_m: rows of a tile.
-        kind: ``"all"`` covers every query. ``"large"`` leaves the remainder of a group to ``"small"``
-            tiles if it fills no more than half a tile; call again with half the ``block_m`` for those.
+        remainder_m: leave remainders of at most so many rows to `build_remainder_tiles`.
 
     Returns:
         start in the order and group, both int32 ``[B, H, T]``. T is a bound that depends on shapes
         only; the group of a tile that does not exist is -1.
     """
     sizes = offsets.diff(dim=-1)  # [B, H, Gq]
+    count = sizes // block_m + (sizes % block_m > remainder_m)
     num_groups = sizes.shape[-1]
-    first, num_tiles = offsets[..., :-1], num_groups + q_len // block_m
-    if kind == "small":
-        remainder = sizes % (2 * block_m)
-        count = ((remainder > 0) & (remainder <= block_m)).long()
-        first, num_tiles = first + sizes - remainder, num_groups
-    else:
-        smallest = block_m // 2 if kind == "large" else 0
-        count = sizes // block_m + (sizes % block_m > smallest)
     ends = count.cumsum(-1)  # [B, H, Gq]
-    tile = torch.arange(num_tiles, device=offsets.device)
-    tile = tile.expand(*ends.shape[:2], num_tiles).contiguous()
+    tile = torch.arange(num_groups + q_len // block_m, device=offsets.device)
+    tile = tile.expand(*ends.shape[:2], -1).contiguous()
     group = torch.searchsorted(ends, tile, right=True)
     exists = group < num_groups
     clamped = group.clamp(max=num_groups - 1)
     tile_in_group = tile - (ends - count).gather(-1, clamped)
-    start = first.gather(-1, clamped) + block_m * tile_in_group
+    start = offsets.gather(-1, clamped) + block_m * tile_in_group
+    return start.to(torch.int32), torch.where(exists, group, -1).to(torch.int32)
+
+
+def build_remainder_tiles(offsets: Tensor, block_m: int, remainder_m: int) -> tuple[Tensor, Tensor]:
+    """Return the tiles of ``remainder_m`` rows that `build_query_tiles` leaves, at most one for each group.
+
+    Args:
+        offsets: int64 ``[B, H, Gq + 1]``.
+        block_m, remainder_m: as `build_query_tiles` got them. Any two heights cover every query once.
+
+    Returns:
+        start in the order and group, both int32 ``[B, H, Gq]``; the group of a tile that does not exist
+        is -1.
+    """
+    remainder = offsets.diff(dim=-1) % block_m  # [B, H, Gq]
+    exists = (remainder > 0) & (remainder <= remainder_m)
+    group = torch.arange(remainder.shape[-1], device=offsets.device)
+    start = offsets[..., 1:] - remainder
     return start.to(torch.int32), torch.where(exists, group, -1).to(torch.int32)
 
 

@@ -36,6 +36,7 @@ class Quantized:
         query, key, value: ``[B, H, S, D]``, or ``[H, S, D]`` after `select_heads`.
         query_scale, key_scale: float32 ``[B, H, S]``; None in full precision.
         value_scale, value_mean: float32 ``[B, H, D]``; None unless values are e4m3.
+        keys_per_scale: keys that share one key_scale; 0 if all keys of a head do.
         lse_shift: float32 ``[B, H, S]``, query times mean key, which smoothing took off the scores.
     """
 
@@ -47,12 +48,15 @@ class Quantized:
     value_scale: Tensor | None = None
     value_mean: Tensor | None = None
     lse_shift: Tensor | None = None
+    keys_per_scale: int = 1
 
     def select_heads(self, batch: int, heads: slice) -> Quantized:
         """Return the tensors of some heads of one batch element, ``[H, S, D]``."""
-        tensors = (None if x is None else x[batch, heads] for x in vars(self).values())
-        # The first three are never None.
-        return Quantized(*tensors)  # type: ignore[arg-type]
+        tensors = {
+            name: x[batch, heads] if isinstance(x, torch.Tensor) else x
+            for name, x in vars(self).items()
+        }
+        return Quantized(**tensors)  # type: ignore[arg-type]
 
 
 @triton.jit
@@ -85,6 +89,7 @@ def _quantize_int8_kernel(
     stride_xb,
     stride_xh,
     stride_xs,
+    stride_scale,
     num_heads,
     seq_len,
     HEAD_DIM: tl.constexpr,
@@ -108,7 +113,7 @@ def _quantize_int8_kernel(
     rounded = tl.minimum(tl.maximum(tl.where(ratio < 0, ratio - 0.5, ratio + 0.5), -127.0), 127.0)
     offs_sd = (pid_bh * seq_len + offs_s)[:, None] * HEAD_DIM + offs_d
     tl.store(quantized_ptr + offs_sd, rounded.to(tl.int8), mask_sd)
-    tl.store(scale_ptr + pid_bh * seq_len + offs_s, scale, offs_s < seq_len)
+    tl.store(scale_ptr + pid_bh * stride_scale + offs_s, scale, offs_s < seq_len)
 
 
 def quantize_int8(x: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -119,18 +124,21 @@ def quantize_int8(x: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor
         mean: float32 ``[B, H, D]``; 0 by default.
 
     Returns:
-        int8 ``[B, H, S, D]`` and scales float32 ``[B, H, S]``.
+        int8 ``[B, H, S, D]`` and scales float32 ``[B, H, S]``. Rows of scales begin at multiples of 64
+        bytes, which load in wide steps.
     """
     x = make_last_contiguous(x)
     batch, heads, seq_len, head_dim = x.shape
     quantized = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scale = torch.empty(x.shape[:3], dtype=torch.float32, device=x.device)
+    padded_len = triton.cdiv(seq_len, 16) * 16
+    scale = torch.empty(batch, heads, padded_len, dtype=torch.float32, device=x.device)
     _quantize_int8_kernel[(triton.cdiv(seq_len, BLOCK_S), batch * heads)](
         x,
         scale if mean is None else mean,
         quantized,
         scale,
         *x.stride()[:3],
+        padded_len,
         heads,
         seq_len,
         HEAD_DIM=head_dim,
@@ -138,7 +146,7 @@ def quantize_int8(x: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor
         BLOCK_S=BLOCK_S,
         HAS_MEAN=mean is not None,
     )
-    return quantized, scale
+    return quantized, scale[..., :seq_len]
 
 
 @triton.jit

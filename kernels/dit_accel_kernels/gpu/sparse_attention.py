@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -12,6 +12,7 @@ import triton.language as tl
 from dit_accel_kernels.gpu.arithmetic import (
     LOG2E,
     dot,
+    load_rows,
     online_softmax_end,
     online_softmax_step,
 )
@@ -20,10 +21,16 @@ from dit_accel_kernels.gpu.launch import (
     compute_capability,
     is_interpreted,
     make_last_contiguous,
+    needs_wide_offsets,
     pad_to_power_of_two,
     select_launch,
 )
-from dit_accel_kernels.gpu.planner import build_key_lists, build_query_tiles, slice_heads
+from dit_accel_kernels.gpu.planner import (
+    build_key_lists,
+    build_query_tiles,
+    build_remainder_tiles,
+    slice_heads,
+)
 from dit_accel_kernels.gpu.quantize import Quantized
 
 if TYPE_CHECKING:
@@ -36,6 +43,52 @@ MAX_LIST_BYTES = 512 * 2**20
 
 
 @triton.jit
+def _attend_to_listed_keys(
+    q,
+    qk_scale,
+    start_n,
+    k_list_ptr,
+    k_ptr,
+    v_ptr,
+    k_scale_ptr,
+    stride_ks,
+    stride_vs,
+    k_count,
+    acc,
+    m_i,
+    l_i,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    QK_INT8: tl.constexpr,
+    PV_FP8: tl.constexpr,
+    KEYS_PER_SCALE: tl.constexpr,
+    MASKED: tl.constexpr,
+    WIDE: tl.constexpr,
+    SIMULATE: tl.constexpr,
+):
+    """Update the online softmax with ``BLOCK_N`` listed keys; only a ``MASKED`` tile may pass the last key."""
+    offs_n = start_n + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < k_count
+    if MASKED:
+        k_idx = tl.load(k_list_ptr + offs_n, mask_n, 0)  # int32 [N]
+    else:
+        k_idx = tl.load(k_list_ptr + offs_n)
+    k_idx = k_idx.to(tl.int64) if WIDE else k_idx
+    k = load_rows(k_ptr, k_idx * stride_ks, mask_n, HEAD_DIM, BLOCK_D, MASKED)
+    v = load_rows(v_ptr, k_idx * stride_vs, mask_n, HEAD_DIM, BLOCK_D, MASKED)
+    qk = dot(q, tl.trans(k), SIMULATE).to(tl.float32)  # [M, N]
+    if QK_INT8 and KEYS_PER_SCALE == 1:
+        if MASKED:
+            qk *= tl.load(k_scale_ptr + k_idx, mask_n, 0.0)[None, :]
+        else:
+            qk *= tl.load(k_scale_ptr + k_idx)[None, :]
+    if MASKED:
+        qk = tl.where(mask_n[None, :], qk, float("-inf"))
+    return online_softmax_step(qk, qk_scale, v, acc, m_i, l_i, PV_FP8, SIMULATE)
+
+
+@triton.jit
 def _sparse_attention_fwd_kernel(
     q_ptr,
     k_ptr,
@@ -43,7 +96,7 @@ def _sparse_attention_fwd_kernel(
     out_ptr,
     lse_ptr,  # float32 [H, Sq]
     q_scale_ptr,  # float32 [H, Sq]
-    k_scale_ptr,  # float32 [H, Sk]
+    k_scale_ptr,  # float32 [H, Sk], or [H] if KEYS_PER_SCALE is 0
     v_scale_ptr,  # float32 [H, D]
     v_mean_ptr,  # float32 [H, D]
     q_order_ptr,  # int64 [H, Sq]
@@ -60,6 +113,8 @@ def _sparse_attention_fwd_kernel(
     stride_vs,
     stride_oh,
     stride_os,
+    stride_q_scale,
+    stride_k_scale,
     q_len,
     k_len,
     num_q_groups,
@@ -71,7 +126,10 @@ def _sparse_attention_fwd_kernel(
     BLOCK_N: tl.constexpr,
     QK_INT8: tl.constexpr,
     PV_FP8: tl.constexpr,
+    KEYS_PER_SCALE: tl.constexpr,
     HAS_LSE: tl.constexpr,
+    TAIL_MASK: tl.constexpr,
+    WIDE: tl.constexpr,
     SIMULATE: tl.constexpr,
 ):
     """Attend one tile of a query group to the keys in the group's list."""
@@ -91,25 +149,40 @@ def _sparse_attention_fwd_kernel(
     q = tl.load(q_ptr + pid_h * stride_qh + q_idx[:, None] * stride_qs + offs_d, mask_md, 0)
     qk_scale = tl.full([BLOCK_M], sm_scale, tl.float32)
     if QK_INT8:
-        qk_scale *= tl.load(q_scale_ptr + pid_h * q_len + q_idx, mask_m, 0.0)
+        qk_scale *= tl.load(q_scale_ptr + pid_h * stride_q_scale + q_idx, mask_m, 1.0)
+        k_scale_ptr += pid_h * stride_k_scale
+        if KEYS_PER_SCALE == 0:
+            qk_scale *= tl.load(k_scale_ptr)
+    k_ptr += pid_h * stride_kh
+    v_ptr += pid_h * stride_vh
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
     k_list_ptr += (pid_h * num_q_groups + q_group) * k_len
     k_count = tl.load(k_count_ptr + pid_h * num_q_groups + q_group)
-    for start_n in tl.range(0, k_count, BLOCK_N):
-        offs_n = start_n + tl.arange(0, BLOCK_N)
-        mask_n = offs_n < k_count
-        k_idx = tl.load(k_list_ptr + offs_n, mask_n, 0).to(tl.int64)  # [N]
-        mask_nd = mask_n[:, None] & mask_d[None, :]
-        k = tl.load(k_ptr + pid_h * stride_kh + k_idx[:, None] * stride_ks + offs_d, mask_nd, 0)
-        v = tl.load(v_ptr + pid_h * stride_vh + k_idx[:, None] * stride_vs + offs_d, mask_nd, 0.0)
-        qk = dot(q, tl.trans(k), SIMULATE).to(tl.float32)  # [M, N]
-        if QK_INT8:
-            qk *= tl.load(k_scale_ptr + pid_h * k_len + k_idx, mask_n, 0.0)[None, :]
-        qk = tl.where(mask_n[None, :], qk, float("-inf"))
-        acc, m_i, l_i = online_softmax_step(qk, qk_scale, v, acc, m_i, l_i, PV_FP8, SIMULATE)
-    out, lse = online_softmax_end(qk_scale, acc, m_i, l_i, PV_FP8)
+    if TAIL_MASK:
+        # Only the last tile needs a mask.
+        k_full = k_count // BLOCK_N * BLOCK_N
+        for start_n in tl.range(0, k_full, BLOCK_N):
+            acc, m_i, l_i = _attend_to_listed_keys(
+                q, qk_scale, start_n, k_list_ptr, k_ptr, v_ptr, k_scale_ptr, stride_ks, stride_vs,
+                k_count, acc, m_i, l_i, HEAD_DIM, BLOCK_D, BLOCK_N, QK_INT8, PV_FP8, KEYS_PER_SCALE,
+                False, WIDE, SIMULATE,
+            )  # fmt: skip
+        if k_full < k_count:
+            acc, m_i, l_i = _attend_to_listed_keys(
+                q, qk_scale, k_full, k_list_ptr, k_ptr, v_ptr, k_scale_ptr, stride_ks, stride_vs,
+                k_count, acc, m_i, l_i, HEAD_DIM, BLOCK_D, BLOCK_N, QK_INT8, PV_FP8, KEYS_PER_SCALE,
+                True, WIDE, SIMULATE,
+            )  # fmt: skip
+    else:
+        for start_n in tl.range(0, k_count, BLOCK_N):
+            acc, m_i, l_i = _attend_to_listed_keys(
+                q, qk_scale, start_n, k_list_ptr, k_ptr, v_ptr, k_scale_ptr, stride_ks, stride_vs,
+                k_count, acc, m_i, l_i, HEAD_DIM, BLOCK_D, BLOCK_N, QK_INT8, PV_FP8, KEYS_PER_SCALE,
+                True, WIDE, SIMULATE,
+            )  # fmt: skip
+    out, lse = online_softmax_end(acc, m_i, l_i, PV_FP8)
     if PV_FP8:
         out = out * tl.load(v_scale_ptr + pid_h * HEAD_DIM + offs_d, mask_d, 0.0)[None, :]
         v_mean = tl.load(v_mean_ptr + pid_h * HEAD_DIM + offs_d, mask_d, 0.0)[None, :]
@@ -142,7 +215,7 @@ def sparse_attention(
         scale: softmax scale, above 0.
         return_lse: return the log-sum-exp instead of None.
         quantized: quantized inputs that replace the tensors in the products.
-        launches: tile shapes for large and for small tiles, the latter half as high; from the static
+        launches: tile shapes for large tiles and for the remainders of query groups; from the static
             table by default.
 
     Returns:
@@ -166,8 +239,10 @@ def sparse_attention(
                 None if lse is None else lse[batch, heads],
                 scale,
             )
-            _launch_tiles(work, large, "large")
-            _launch_tiles(work, small, "small")
+            offsets, tokens = map_of_heads.query_offsets, query.shape[2]
+            heights = large.block_m, small.block_m
+            _launch_tiles(work, large, build_query_tiles(offsets, tokens, *heights))
+            _launch_tiles(work, small, build_remainder_tiles(offsets, *heights))
             # Free the key lists before the next ones are built.
             del work
     if lse is not None and inputs.lse_shift is not None:
@@ -204,12 +279,11 @@ class _HeadsWork:
     scale: float
 
 
-def _launch_tiles(work: _HeadsWork, launch: Launch, kind: Literal["large", "small"]) -> None:
-    """Launch the kernel over the query tiles of one height."""
+def _launch_tiles(work: _HeadsWork, launch: Launch, tiles: tuple[Tensor, Tensor]) -> None:
+    """Launch the kernel over the query tiles of one height, given by start and group."""
     inputs, out, lse, block_map = work.inputs, work.out, work.lse, work.block_map
     q, k, v = (make_last_contiguous(x) for x in (inputs.query, inputs.key, inputs.value))
     heads, q_len, head_dim = q.shape
-    tiles = build_query_tiles(block_map.query_offsets, q_len, launch.block_m, kind)
     num_tiles = tiles[0].shape[-1]
     _sparse_attention_fwd_kernel[(num_tiles, heads)](
         q,
@@ -230,6 +304,8 @@ def _launch_tiles(work: _HeadsWork, launch: Launch, kind: Literal["large", "smal
         *k.stride()[:2],
         *v.stride()[:2],
         *out.stride()[:2],
+        0 if inputs.query_scale is None else inputs.query_scale.stride(0),
+        0 if inputs.key_scale is None else inputs.key_scale.stride(0),
         q_len,
         k.shape[1],
         work.key_lists.shape[2],
@@ -241,7 +317,10 @@ def _launch_tiles(work: _HeadsWork, launch: Launch, kind: Literal["large", "smal
         BLOCK_N=launch.block_n,
         QK_INT8=k.dtype == torch.int8,
         PV_FP8=v.dtype == torch.float8_e4m3fn,
+        KEYS_PER_SCALE=inputs.keys_per_scale,
         HAS_LSE=lse is not None,
+        TAIL_MASK=launch.tail_mask,
+        WIDE=not launch.narrow_offsets or needs_wide_offsets(k, v),
         SIMULATE=is_interpreted(q),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,

@@ -34,7 +34,7 @@ def test_the_estimate_is_what_a_run_allocates(wan, run_wan, method) -> None:
     measured: list[tuple[int, int]] = []
 
     def measure(pipe, index, timestep, arguments):
-        run = session._run
+        run = session._contexts.latest.run
         shared = count_bytes(run.ops.shared_values())
         own = count_bytes([run.states, run.ops.shared_values()]) - shared
         measured.append((own, shared))

@@ -41,16 +41,16 @@ def forcing() -> Any:
 
 def moments(pipe: Any, frames: int, **further: Any) -> list[tuple[int, int | None, bool]]:
     """Step, number of steps and whether a run is new, of the forwards with the prompt."""
-    session, seen = session_of(pipe), []
-    tick = session._tracker.update
+    tracker, seen = session_of(pipe)._contexts.find(pipe).tracker, []
+    tick = tracker.update
 
-    def watched(context, timestep):
-        moment = tick(context, timestep)
+    def watched(context, timestep, latents):
+        moment = tick(context, timestep, latents)
         if moment.branch == "cond":
             seen.append((moment.step, moment.num_steps, moment.new_run))
         return moment
 
-    session._tracker.update = watched
+    tracker.update = watched
     pipe(
         prompt=None,
         prompt_embeds=embeds(1),

@@ -195,14 +195,14 @@ def test_guidance_branches_keep_separate_state(wan, run_wan, monkeypatch) -> Non
 
     def watch(layer, *arguments):
         out = attend(layer, *arguments)
-        states = session._run.states
-        seen[layer.index] = {branch for layer_id, branch, *_ in states if layer_id == layer.id}
+        states = session._contexts.latest.run.states
+        seen[layer.index] = {key.stream[0] for key in states if key.layer == layer.id}
         return out
 
     monkeypatch.setattr(session, "attend", watch)
     run_wan(wan)
     assert seen == {i: {"cond", "uncond"} for i in range(3)}
-    assert not session._run.states, "state is freed when the call ends"
+    assert not session._contexts.latest.run.states, "state is freed when the call ends"
 
 
 def test_shape_change_starts_new_state(wan, run_wan) -> None:
@@ -270,7 +270,7 @@ def test_a_new_run_separates_the_clips_of_a_loop(wan, method) -> None:
         for seed in (0, 2, 1):
             session.new_run()
             clip = forward(seed)
-            assert len(session._run.states) == 3
+            assert len(session._contexts.latest.run.states) == 3
     assert torch.equal(clip, alone)
 
 
