@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from dit_accel.cli.deferred import defer
+from dit_accel.cli.messages import Messages
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.extensions import command_names, load_command
 
@@ -56,8 +57,10 @@ def _help_of(name: str) -> str:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dit_accel")
 @click.option("--traceback", is_flag=True, help="Show the traceback of an unexpected error.")
-def cli(traceback: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, traceback: bool) -> None:
     """Make diffusers' video and image diffusion transformers faster, and report what it cost."""
+    context.obj = context.with_resource(Messages())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -212,7 +212,7 @@ def prompts_option(*, required: bool = False) -> Callable[[Command], Command]:
         "prompt_source",
         metavar="FILE|SET",
         required=required,
-        help="Read prompts from a file (one per line, or .csv or .jsonl with a prompt column) or a bundled set "
+        help="Read prompts from a file (one per line, or .csv, .tsv, .json or .jsonl with a prompt column) or a bundled set "
         "(tiny-world-held-out, spatial-relations, motions).",
     )
 

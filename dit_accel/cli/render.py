@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dit_accel.cli.messages import quiet_option, tell, verbose_option
 from dit_accel.cli.options import (
     attention_options,
     backbone_option,
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     "--overwrite", is_flag=True, help="Render files again that were made with the same settings."
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and print what would be rendered.")
-@click.option("--quiet", is_flag=True, help="Print no progress and no results.")
+@quiet_option
+@verbose_option
 @backbone_option
 @model_options
 @guidance_options
@@ -101,6 +103,8 @@ def render_jobs(jobs: Sequence[Job], options: BatchOptions, *, quiet: bool) -> N
 
     process = this_process(jobs[0].settings.ulysses)
     batch = Batch(jobs, options, process)
+    if process.writes:
+        tell(f"loading {jobs[0].settings.model}")
     summary = batch.run(None if quiet else lambda rendered: click.echo(describe(rendered)))
     if not quiet and len(jobs) > 1 and process.writes:
         click.echo(f"{summary.rendered} rendered, {summary.skipped} already done")

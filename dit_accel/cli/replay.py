@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from dit_accel.cli.messages import quiet_option, verbose_option
 from dit_accel.cli.render import render_jobs
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.media import read_metadata, read_tags
@@ -45,7 +46,8 @@ def read_settings(file: Path) -> dict[str, Any]:
     type=click.Path(path_type=Path),
     help="Write to this file.  [default: FILE-replay]",
 )
-@click.option("--quiet", is_flag=True, help="Print no progress and no results.")
+@quiet_option
+@verbose_option
 def command(file: Path, out: Path | None, quiet: bool) -> None:
     """Render again from the settings kept in FILE."""
     from dit_accel.generation.batch import BatchOptions, plan_jobs

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -121,12 +122,13 @@ def load_pipeline(card: ModelCard, load_options: LoadOptions = _DEFAULT) -> Diff
     from safetensors import SafetensorError
 
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            card.source,
-            dtype=torch_dtype(load_options.dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        with _without_bars():
+            pipe = DiffusionPipeline.from_pretrained(
+                card.source,
+                dtype=torch_dtype(load_options.dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except (
         SafetensorError,
         OSError,
@@ -137,6 +139,24 @@ def load_pipeline(card: ModelCard, load_options: LoadOptions = _DEFAULT) -> Diff
     ) as error:
         raise RunFailed(f"cannot load {card.source}: {first_line(error)}") from error
     return load_options.apply(pipe)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Turn off the bars that libraries draw for every part of a pipeline they load."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    drawn = [
+        library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()
+    ]
+    for library in drawn:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in drawn:
+            library.enable_progress_bar()
 
 
 def fingerprint(source: str) -> str:

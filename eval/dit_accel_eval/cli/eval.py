@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dit_accel.cli.messages import verbose_option
 from dit_accel.cli.options import backbone_option, guidance_options, model_options, prompts_option
 from dit_accel.extensions import require_extra
 from dit_accel.io.parsing import parse_integers
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     help="Write results.jsonl, summary.json, pareto.png and report.html to this folder. Clips that it already holds "
     "are not rendered again.",
 )
+@verbose_option
 @backbone_option
 @model_options
 @guidance_options

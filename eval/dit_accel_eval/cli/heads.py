@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dit_accel.cli.messages import quiet_option, verbose_option
 from dit_accel.cli.options import model_options, prompts_option
 from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import require_extra
@@ -71,7 +72,8 @@ def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Keep the search in this folder. A search that it already holds is continued.",
 )
 @click.option("--dry-run", is_flag=True, help="Check all settings and print the cost.")
-@click.option("--quiet", is_flag=True, help="Show no progress bar.")
+@quiet_option
+@verbose_option
 @model_options
 def search(
     prompt_source: str,
@@ -146,7 +148,8 @@ def report(folder: Path) -> None:
     show_default=True,
     help="Sample with these seeds, separated by commas.",
 )
-@click.option("--quiet", is_flag=True, help="Show no progress bar.")
+@quiet_option
+@verbose_option
 def validate(folder: Path, prompt_source: str, seeds: str, quiet: bool) -> None:
     """Score the found heads on fresh clips.
 

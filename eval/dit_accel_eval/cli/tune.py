@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dit_accel.cli.messages import verbose_option
 from dit_accel.cli.options import backbone_option, model_options, prompts_option
 from dit_accel.extensions import require_extra
 from dit_accel.io.prompts import read_prompts
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     "continues.",
 )
 @click.option("--dry-run", is_flag=True, help="Check all settings and print the cost.")
+@verbose_option
 @backbone_option
 @model_options
 def command(
