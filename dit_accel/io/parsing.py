@@ -94,8 +94,11 @@ def check_types(instance: Any, what: str) -> None:
 
 @functools.cache
 def _field_types(target: Any) -> dict[str, Any]:
-    hints = get_type_hints(target)
-    return {f.name: hints[f.name] for f in dataclasses.fields(target)}
+    try:
+        hints = get_type_hints(target)
+    except NameError:  # a class of somebody else imports its types for type checkers only
+        return {}
+    return {f.name: hints[f.name] for f in dataclasses.fields(target) if f.init}
 
 
 def _fits(value: Any, kind: Any) -> bool:
