@@ -212,8 +212,8 @@ def prompts_option(*, required: bool = False) -> Callable[[Command], Command]:
         "prompt_source",
         metavar="FILE|SET",
         required=required,
-        help="Read prompts from a file (one per line, or .csv, .tsv, .json or .jsonl with a prompt column) or a bundled set "
-        "(tiny-world-held-out, spatial-relations, motions).",
+        help="Read prompts from a file (one per line, or .csv, .tsv, .json or .jsonl with a prompt column) or a "
+        "bundled set (tiny-world-held-out, spatial-relations, motions).",
     )
 
 

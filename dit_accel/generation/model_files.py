@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -176,7 +177,8 @@ def _find_error(
     from accelerate import init_empty_weights
 
     try:
-        with init_empty_weights():
+        with init_empty_weights(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # loading gives them again
             build(dict(values))
     except Exception as error:  # whatever the code of a model raises for a value
         return error
