@@ -180,6 +180,8 @@ def _find_error(
         with init_empty_weights(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # loading gives them again
             build(dict(values))
+    except ImportError:  # a missing package says nothing about the config
+        return None
     except Exception as error:  # whatever the code of a model raises for a value
         return error
     return None
