@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dit_accel import hooks
 from dit_accel.core.precision import Precision, check_precision_name
 from dit_accel.core.schedule import Guard, GuardMode, Schedule
-from dit_accel.errors import InvalidSettings
+from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.guidance.config import Perturbation, PerturbedGuidance, TextMode, check_family
 from dit_accel.guidance.heads import HeadSet, ModelShape, make_head_set
 from dit_accel.guidance.noise import noise_levels
@@ -99,7 +99,7 @@ def disable_sparse_attention(target: Any) -> None:
     Example:
         >>> pipe.disable_sparse_attention()
     """
-    for session in sessions_of(target):
+    for session in _sessions(target):
         session.close()
 
 
@@ -146,7 +146,7 @@ def disable_quantized_attention(target: Any) -> None:
     Example:
         >>> pipe.disable_quantized_attention()
     """
-    for session in sessions_of(target):
+    for session in _sessions(target):
         session.set_quantization(None)
 
 
@@ -210,7 +210,7 @@ def enable_perturbed_guidance(
     requested = {
         "scale": scale,
         "softness": softness,
-        "interval": tuple(interval) if interval is not None else None,
+        "interval": tuple(interval) if isinstance(interval, list) else interval,
         "perturbation": perturbation,
         "text_mode": text_mode,
         "rescale": rescale,
@@ -238,7 +238,7 @@ def disable_perturbed_guidance(target: Any) -> None:
     Example:
         >>> pipe.disable_perturbed_guidance()
     """
-    for session in sessions_of(target):
+    for session in _sessions(target):
         session.end_guidance()
 
 
@@ -246,14 +246,14 @@ def attention_report(target: Any) -> AttentionReport:
     """Return the report of the latest run on a pipeline.
 
     Raises:
-        RuntimeError: If nothing is enabled on the pipeline.
+        RunFailed: If nothing is enabled on the pipeline.
 
     Example:
         >>> print(pipe.attention_report())
     """
     session = session_of(target)
     if session is None:
-        raise RuntimeError(
+        raise RunFailed(
             "no attention report: call enable_sparse_attention first, or enable_perturbed_guidance"
         )
     return session.report()
@@ -324,6 +324,15 @@ def _check_target(target: Any) -> Family:
     for transformer, family in zip(transformers.values(), families, strict=True):
         hooks.check_processors(transformer, family)
     return families[0]
+
+
+def _sessions(target: Any) -> Sequence[Session]:
+    """Return the sessions of a target; refuse what can have none."""
+    if not hasattr(target, "components") and not hasattr(target, "named_modules"):
+        raise InvalidSettings(
+            f"{_type_name(target)} is no target: give a diffusers pipeline or a transformer"
+        )
+    return sessions_of(target)
 
 
 def _replace_sessions(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from dit_accel.cli.deferred import defer
+from dit_accel.cli.messages import Messages
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.extensions import command_names, load_command
 
@@ -20,6 +21,9 @@ COMMANDS = {
     "doctor": "Check what this machine can run.",
     "comfyui": "Install the ComfyUI nodes, or remove them.",
 }
+
+
+LONGEST_LINE = 600
 
 
 class Commands(click.Group):
@@ -53,8 +57,10 @@ def _help_of(name: str) -> str:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dit_accel")
 @click.option("--traceback", is_flag=True, help="Show the traceback of an unexpected error.")
-def cli(traceback: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, traceback: bool) -> None:
     """Make diffusers' video and image diffusion transformers faster, and report what it cost."""
+    context.obj = context.with_resource(Messages())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,5 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo("error: " + " ".join(message.split()), err=True)
+    line = " ".join(message.split())
+    if len(line) > LONGEST_LINE:  # it quotes what was given
+        line = f"{line[: LONGEST_LINE - 100]} ... {line[-95:]}"
+    click.echo(f"error: {line}", err=True)
     return code

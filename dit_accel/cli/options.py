@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dit_accel.io.reading import check_regular_file
+
 if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
 
@@ -210,9 +212,16 @@ def prompts_option(*, required: bool = False) -> Callable[[Command], Command]:
         "prompt_source",
         metavar="FILE|SET",
         required=required,
-        help="Read prompts from a file (one per line, or .csv or .jsonl with a prompt column) or a bundled set "
-        "(tiny-world-held-out, spatial-relations, motions).",
+        help="Read prompts from a file (one per line, or .csv, .tsv, .json or .jsonl with a prompt column) or a "
+        "bundled set (tiny-world-held-out, spatial-relations, motions).",
     )
+
+
+def _check_file(_: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a pipe or a device, which click takes for a file."""
+    if path is not None:
+        check_regular_file(path, f"{option.opts[0]}")
+    return path
 
 
 def backbone_option(command: Command) -> Command:
@@ -220,6 +229,7 @@ def backbone_option(command: Command) -> Command:
     return click.option(
         "--lpips-backbone",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        callback=_check_file,
         help="Read torchvision's weights of the LPIPS network, AlexNet or VGG16, from a .safetensors or .pth file.  "
         "[default: AlexNet's in torch's cache]",
     )(command)

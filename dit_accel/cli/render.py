@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dit_accel.cli.messages import quiet_option, tell, verbose_option
 from dit_accel.cli.options import (
     attention_options,
     backbone_option,
@@ -59,7 +61,8 @@ if TYPE_CHECKING:
     help="Render files again that were made with the same settings, and replace all others.",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and print what would be rendered.")
-@click.option("--quiet", is_flag=True, help="Print no progress and no results.")
+@quiet_option
+@verbose_option
 @backbone_option
 @model_options
 @guidance_options
@@ -80,7 +83,7 @@ def command(
     base: RenderSettings,
 ) -> None:
     """Render PROMPTS to videos; a single frame is a PNG image."""
-    from dit_accel.generation.batch import Batch, BatchOptions, describe_job, plan_jobs
+    from dit_accel.generation.batch import Batch, BatchOptions, describe_jobs, plan_jobs
     from dit_accel.generation.distributed import Process
 
     texts = [*prompts, *(read_prompts(prompt_source) if prompt_source else [])]
@@ -100,8 +103,8 @@ def command(
         raise InvalidSettings("an image has no frames per second: leave --fps out")
     if dry_run:
         Batch(jobs, options, Process()).find_pending()
-        for job in jobs:
-            click.echo(json.dumps(describe_job(job), indent=2))
+        for description in describe_jobs(jobs):
+            click.echo(json.dumps(description, indent=2))
         return
     render_jobs(jobs, options, quiet=quiet)
 
@@ -128,6 +131,8 @@ def render_jobs(jobs: Sequence[Job], options: BatchOptions, *, quiet: bool) -> N
 
     process = this_process(jobs[0].settings.ulysses)
     batch = Batch(jobs, options, process)
+    if process.writes:
+        tell(f"loading {jobs[0].settings.model}")
     summary = batch.run(None if quiet else lambda rendered: click.echo(describe(rendered)))
     if not quiet and len(jobs) > 1 and process.writes:
         click.echo(f"{summary.rendered} rendered, {summary.skipped} already done")
@@ -158,6 +163,6 @@ def parse_ulysses(text: str | None) -> int:
             "ring attention brings the keys of one device at a time, and sparse attention needs all of them: "
             "use ulysses=N"
         )
-    if kind != "ulysses" or not degree.isdecimal() or int(degree) < 1:
+    if kind != "ulysses" or not re.fullmatch(r"[1-9][0-9]{0,5}", degree):
         raise InvalidSettings(f"--context-parallel takes ulysses=N, got {text!r}")
     return int(degree)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dit_accel.cli.messages import quiet_option, verbose_option
 from dit_accel.cli.render import render_jobs
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.media import read_metadata, read_tags
+from dit_accel.io.reading import parse_json
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -30,9 +31,11 @@ def read_settings(file: Path) -> dict[str, Any]:
     from dit_accel.comfyui.replay import read_workflow_settings
 
     try:
-        return read_workflow_settings(json.loads(workflow))
-    except (ValueError, RecursionError) as error:
+        return read_workflow_settings(parse_json(workflow))
+    except ValueError as error:
         raise InvalidSettings(f"{file}: {error}") from None
+    except (LookupError, TypeError, AttributeError):
+        raise InvalidSettings(f"the workflow in {file} is not one of ComfyUI's") from None
 
 
 @click.command("replay")
@@ -43,7 +46,8 @@ def read_settings(file: Path) -> dict[str, Any]:
     type=click.Path(path_type=Path),
     help="Write to this file.  [default: FILE-replay]",
 )
-@click.option("--quiet", is_flag=True, help="Print no progress and no results.")
+@quiet_option
+@verbose_option
 def command(file: Path, out: Path | None, quiet: bool) -> None:
     """Render again from the settings kept in FILE."""
     from dit_accel.generation.batch import BatchOptions, plan_jobs

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from dit_accel.errors import InvalidSettings
+from dit_accel.io.parsing import check_types
 
 if TYPE_CHECKING:
     from dit_accel.core.attention_call import CallContext
@@ -45,6 +46,7 @@ class Rule:
     knobs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self, "rule")
         for name in ("steps", "layers"):
             text = getattr(self, name)
             if text is not None and not _spans(text, percent=name == "steps"):
@@ -96,6 +98,7 @@ class Schedule:
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
+        check_types(self, "schedule")
         if not 0.0 <= self.dense_steps <= 1.0:
             raise InvalidSettings(f"dense_steps must be in [0, 1], got {self.dense_steps}")
         if self.min_tokens is not None and self.min_tokens < 0:
@@ -172,10 +175,11 @@ class Guard:
     samples: int = 16
 
     def __post_init__(self) -> None:
+        check_types(self, "guard")
         if self.mode not in get_args(GuardMode):
             raise InvalidSettings(f"guard must be off, warn or on, got {self.mode!r}")
-        if not self.limit > 0:
-            raise InvalidSettings(f"guard limit must be above 0, got {self.limit}")
+        if not 0 < self.limit < math.inf:
+            raise InvalidSettings(f"guard limit must be above 0, and finite, got {self.limit}")
         if self.samples < 1:
             raise InvalidSettings(f"guard samples must be at least 1, got {self.samples}")
 

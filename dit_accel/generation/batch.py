@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from dit_accel.generation.outputs import (
 )
 from dit_accel.generation.placement import Lora
 from dit_accel.generation.settings import RenderSettings, build_profile
-from dit_accel.generation.validation import validate_with_card
+from dit_accel.generation.validation import validate_batch
 from dit_accel.io.atomic import check_name
 from dit_accel.io.media import format_metadata, join_side_by_side, write_clip, write_strip
 from dit_accel.io.video import H264, require_encoder
@@ -138,7 +138,7 @@ def plan_jobs(
         InvalidSettings: for a request or an output that does not work.
         RunFailed: for a missing package or encoder, naming what brings it.
     """
-    validated = [validate_with_card(settings) for settings in requests]
+    validated = validate_batch(requests)
     check_target(validated, out)
     jobs = make_jobs(validated, out or default, named=names_file(out))
     inputs = [*inputs, *input_files(requests[0])]
@@ -191,18 +191,21 @@ def planned_files(jobs: Sequence[Job], options: BatchOptions) -> list[Path]:
     return [*files, options.report, Journal(options.report, 0).path]
 
 
-def describe_job(job: Job) -> dict[str, Any]:
-    """Return the settings of a job, its output, why no call will be sparse, and the state that its method keeps."""
+def describe_jobs(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
+    """Yield the settings of each job, its output, why no call will be sparse, and the state that its method keeps."""
     from dit_accel.generation.forecast import predict_no_effect
     from dit_accel.generation.memory import estimate_state
 
-    settings, card = job.settings, job.card
-    return {
-        **asdict(settings),
-        "output": str(job.path),
-        "no_effect": predict_no_effect(settings, card, build_profile(settings)),
-        "method_state": estimate_state(settings, card),
-    }
+    described: RenderSettings | None = None
+    for job in jobs:
+        settings = replace(job.settings, prompt="")  # prompts have one length
+        if settings != described:
+            described = settings
+            forecast = {
+                "no_effect": predict_no_effect(job.settings, job.card, build_profile(job.settings)),
+                "method_state": estimate_state(job.settings, job.card),
+            }
+        yield {**asdict(job.settings), "output": str(job.path), **forecast}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import ModelCard
+from dit_accel.generation.model_files import check_components
 from dit_accel.generation.settings import RenderSettings
 
 Parameters = Mapping[str, inspect.Parameter]
@@ -39,8 +40,11 @@ def check_call(settings: RenderSettings, card: ModelCard) -> None:
     import diffusers
 
     pipeline = getattr(diffusers, card.pipeline, None)
-    if pipeline is None:
-        return
+    if not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
+        raise InvalidSettings(
+            f"{card.source}/model_index.json: _class_name is {card.pipeline}, which is no pipeline of this diffusers"
+        )
+    check_components(card.source, card.index)
     parameters = inspect.signature(pipeline.__call__).parameters
     _check_accepted(settings, card, parameters)
     _check_required(settings, card, parameters)
@@ -163,7 +167,7 @@ def _config_value(card: ModelCard, name: str) -> Any:
     import diffusers
 
     if name in card.transformer:
-        return card.transformer[name]
+        return card.transformer.get(name)
     transformer_class = getattr(diffusers, card.transformer_class, None)
     if transformer_class is None:
         return None

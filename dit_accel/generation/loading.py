@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dit_accel.errors import InvalidSettings, RunFailed, first_line
+from dit_accel.generation.model_files import ModelConfig, check_index, read_object
 from dit_accel.generation.placement import LoadOptions, Lora, torch_dtype
 from dit_accel.io.digest import digest_file, digest_folder
 from dit_accel_assets import tiny_world_path
@@ -54,8 +55,22 @@ class ModelCard:
 
     @property
     def sizes(self) -> SizeRule:
-        """Return the sizes that the model can make."""
-        return self.family.size_rule(self.transformer, self.vae)
+        """Return the sizes that the model can make.
+
+        Raises:
+            InvalidSettings: for configs that allow none.
+        """
+        try:
+            rule = self.family.size_rule(self.transformer, self.vae)
+            # A config may hold a list where a number belongs.
+            if min(rule.multiple, rule.frame_step, rule.depth) >= 1:
+                return rule
+        except (TypeError, LookupError, ArithmeticError, ValueError) as error:
+            if isinstance(error, InvalidSettings):
+                raise
+        raise InvalidSettings(
+            f"{self.source}: the patch sizes or scale factors of transformer and VAE do not fit {self.family.name}"
+        )
 
 
 def output_kind(pipeline: str, family: Family) -> Literal["video", "image"]:
@@ -70,11 +85,11 @@ def read_card(model: str) -> ModelCard:
         model: ``tiny-world``, a diffusers folder, or a hub id ``owner/name``.
 
     Raises:
-        InvalidSettings: if the model is missing, or no family declares its transformer.
-        RunFailed: if a file cannot be read.
+        InvalidSettings: if the model is missing, a file of it is wrong, or no family declares its transformer.
     """
     source = str(tiny_world_path()) if model == TINY_WORLD else model
     index = _read_json(source, "model_index.json")
+    check_index(index, f"{source}/model_index.json")
     components = [name for name in COMPONENTS if (index.get(name) or [None])[0]]
     if not components:
         raise InvalidSettings(
@@ -90,8 +105,8 @@ def read_card(model: str) -> ModelCard:
         pipeline=index["_class_name"],
         family=family,
         transformer_class=transformer_class,
-        transformer=_read_json(source, f"{components[0]}/config.json"),
-        vae=_read_json(source, "vae/config.json"),
+        transformer=_read_config(source, f"{components[0]}/config.json"),
+        vae=_read_config(source, "vae/config.json"),
         transformers=len(components),
         index=index,
     )
@@ -108,12 +123,13 @@ def load_pipeline(card: ModelCard, load_options: LoadOptions = _DEFAULT) -> Diff
     from safetensors import SafetensorError
 
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            card.source,
-            dtype=torch_dtype(load_options.dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        with _without_bars():
+            pipe = DiffusionPipeline.from_pretrained(
+                card.source,
+                dtype=torch_dtype(load_options.dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except (
         SafetensorError,
         OSError,
@@ -124,6 +140,24 @@ def load_pipeline(card: ModelCard, load_options: LoadOptions = _DEFAULT) -> Diff
     ) as error:
         raise RunFailed(f"cannot load {card.source}: {first_line(error)}") from error
     return load_options.apply(pipe)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Turn off the bars that libraries draw for every part of a pipeline they load."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    drawn = [
+        library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()
+    ]
+    for library in drawn:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in drawn:
+            library.enable_progress_bar()
 
 
 def fingerprint(source: str) -> str:
@@ -166,21 +200,21 @@ def _digest_source(source: str) -> str:
     return f"{source}@{Path(cached).parent.name}" if isinstance(cached, str) else source
 
 
-def _read_json(source: str, name: str) -> Mapping[str, Any]:
+def _read_json(source: str, name: str) -> dict[str, Any]:
     folder = Path(source)
     if folder.is_dir():
         path = folder / name
-        if not path.is_file():
+        if not path.exists():
             raise InvalidSettings(
                 f"model folder {source} has no {name}: give a folder made by save_pretrained"
             )
     else:
         path = _download(source, name)
-    try:
-        values: Mapping[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunFailed(f"cannot read {path}: {first_line(error)}") from error
-    return values
+    return read_object(path)
+
+
+def _read_config(source: str, name: str) -> ModelConfig:
+    return ModelConfig(f"{source}/{name}", _read_json(source, name))
 
 
 def _download(source: str, name: str) -> Path:

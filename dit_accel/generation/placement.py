@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dit_accel.errors import InvalidSettings, first_line
+from dit_accel.io.reading import check_regular_file
 
 DTYPES = ("float32", "bfloat16", "float16")
 OFFLOADS = ("none", "model", "group", "sequential")
@@ -179,6 +180,8 @@ class Lora(NamedTuple):
             raise InvalidSettings(
                 f"no LoRA {self.source}: give a folder, a .safetensors file or a hub id"
             )
+        if path.exists() and not path.is_dir():
+            check_regular_file(path, "LoRA")
         if path.is_file() and path.suffix != ".safetensors":
             raise InvalidSettings(
                 f"LoRA {self.source} is not a .safetensors file: pickled weights are never loaded"

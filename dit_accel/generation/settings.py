@@ -122,6 +122,8 @@ def build_profile(settings: RenderSettings) -> Profile:
     knobs: dict[str, dict[str, Any]] = {"method": {}, "schedule": {}, "guard": {}}
     for name, value in settings.knobs.items():
         part, _, knob = name.partition(".")
+        if not name or not all(name.split(".")):
+            raise InvalidSettings(f"unknown knob {name!r}: use KNOB, schedule.KNOB or guard.KNOB")
         if part in ("schedule", "guard"):
             knobs[part][knob] = value
         else:
@@ -149,9 +151,12 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
     knobs = {}
     for text in assignments:
         name, equals, value = text.partition("=")
+        name = name.strip()
         if not equals or not name:
             raise InvalidSettings(f"--set takes KNOB=VALUE, got {text!r}")
-        knobs[name.strip()] = value.strip()
+        if name in knobs:
+            raise InvalidSettings(f"{name} is given twice: keep one")
+        knobs[name] = value.strip()
     return knobs
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.call_checks import check_call
@@ -24,6 +24,9 @@ LARGEST = {
     **{"steps": 10_000, "fps": 1_000, "height": 16_384, "width": 16_384, "frames": 100_000},
     "ulysses": 1_024,
 }
+TEXTS = ("prompt", "negative_prompt", "model", "image")
+# Text encoders read a few hundred words.
+LONGEST_TEXT = 20_000
 SCALES = ("guidance_scale", "true_cfg_scale", "pag_scale", "softness")
 
 
@@ -56,6 +59,25 @@ def validate_with_card(settings: RenderSettings) -> tuple[RenderSettings, ModelC
     return settings, card
 
 
+def validate_batch(
+    requests: Sequence[RenderSettings],
+) -> list[tuple[RenderSettings, ModelCard]]:
+    """`validate_with_card` for many requests; those that differ in their prompts alone share the other checks.
+
+    Raises:
+        InvalidSettings: as `validate`.
+    """
+    validated: list[tuple[RenderSettings, ModelCard]] = []
+    for settings in requests:
+        if validated and dataclasses.replace(settings, prompt=requests[0].prompt) == requests[0]:
+            _check_texts(settings)
+            first, card = validated[0]
+            validated.append((dataclasses.replace(first, prompt=settings.prompt), card))
+        else:
+            validated.append(validate_with_card(settings))
+    return validated
+
+
 def check_settings(settings: RenderSettings) -> None:
     """Check what the settings alone can tell.
 
@@ -64,6 +86,7 @@ def check_settings(settings: RenderSettings) -> None:
     """
     build_profile(settings)
     check_numbers(settings)
+    _check_texts(settings)
     if not 0 <= settings.seed < 2**63:
         raise InvalidSettings(f"seed must be in [0, 2**63), got {settings.seed}")
     if settings.softness is not None and not settings.is_guided:
@@ -91,6 +114,24 @@ def check_numbers(settings: RenderSettings) -> None:
         value = getattr(settings, name)
         if value is not None and not math.isfinite(value):
             raise InvalidSettings(f"{name} must be a finite number, got {value}")
+
+
+def _check_texts(settings: RenderSettings) -> None:
+    """Refuse a prompt without words, and texts that no file can hold."""
+    if not settings.prompt.strip():
+        raise InvalidSettings("the prompt is empty: say what the clip shows")
+    for name in TEXTS:
+        text = getattr(settings, name)
+        if text is None:
+            continue
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise InvalidSettings(f"{name} is not valid Unicode: give it in UTF-8")
+        if "\0" in text:
+            raise InvalidSettings(f"{name} contains a null character: remove it")
+        if len(text) > LONGEST_TEXT:
+            raise InvalidSettings(
+                f"{name} has {len(text)} characters: at most {LONGEST_TEXT} are accepted"
+            )
 
 
 def check_sharing(settings: RenderSettings, card: ModelCard) -> None:

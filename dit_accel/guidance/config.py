@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dit_accel.errors import InvalidSettings, RunFailed
+from dit_accel.io.parsing import check_types
 from dit_accel_pipelines import Family, families
 
 Perturbation = Literal["identity", "uniform", "mean-query"]
@@ -51,6 +52,7 @@ class PerturbedGuidance:
     share_prefix: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self, "guidance")
         for name in ("scale", "adaptive"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise InvalidSettings(

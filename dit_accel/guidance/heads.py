@@ -15,6 +15,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.parsing import parse_dataclass
+from dit_accel.io.reading import read_json
 from dit_accel_assets import head_sets
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dit_accel_pipelines import Family
 
 FORMAT = 1
+LARGEST_SIZE = 10_000  # of a list of blocks, in heads or channels; models have hundreds
 SETTINGS = tuple(f.name for f in fields(PerturbedGuidance) if f.name != "share_prefix")
 
 Block = tuple[str, int]
@@ -46,6 +48,14 @@ class ModelShape:
     blocks: Mapping[str, int]
     heads: int
     head_dim: int
+
+    def __post_init__(self) -> None:
+        sizes = {**self.blocks, "heads": self.heads, "head_dim": self.head_dim}
+        for name, size in sizes.items():
+            if not 0 <= size <= LARGEST_SIZE:
+                raise InvalidSettings(
+                    f"{name} of {self.transformer} must be in [0, {LARGEST_SIZE}], got {size}"
+                )
 
     @classmethod
     def from_transformer(cls, transformer: nn.Module, family: Family) -> ModelShape:
@@ -197,10 +207,7 @@ class HeadSet:
         Raises:
             InvalidSettings: If the file cannot be read, or does not contain a head set.
         """
-        try:
-            values = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise InvalidSettings(f"cannot read head set {path}: {error}") from None
+        values = read_json(path, "head set")
         try:
             return cls.from_dict(values)
         except InvalidSettings as error:
@@ -279,6 +286,10 @@ def make_head_set(
         return HeadSet.from_dict(heads).fit_to(model)
     if isinstance(heads, str):
         heads = head_sets().get(heads, heads)
+    if not isinstance(heads, str | Path):
+        raise InvalidSettings(
+            f"heads must be a text, a head set, its file or the content of that file, got {heads!r}"
+        )
     if isinstance(heads, Path) or heads.endswith(".json"):
         return HeadSet.load(heads).fit_to(model)
     return parse_heads(heads, model)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dit_accel.io.atomic import atomic_write
+from dit_accel.io.reading import check_regular_file, parse_json
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -21,20 +24,35 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Append a record to a file; start a new line if the last one was cut off."""
-    cut_off = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-    with path.open("a") as file:
-        file.write(("\n" if cut_off else "") + to_json(record) + "\n")
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        cut_off = size > 0 and file.read() != b"\n"
+        file.write((("\n" if cut_off else "") + to_json(record) + "\n").encode())
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file, without lines that were cut off; empty if the file is missing."""
+    """Return the records of a file, without lines that were cut off; empty if the file is missing.
+
+    Raises:
+        InvalidSettings: for a folder, pipe or device.
+    """
+    if not path.exists():
+        return []
+    check_regular_file(path, "records")
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    with path.open("rb") as file:  # a text file would also be split at other separators
+        for line in file:
+            with suppress(ValueError):
+                records.append(_read_record(line))
     return records
+
+
+def _read_record(line: bytes) -> dict[str, Any]:
+    record = parse_json(line.decode())
+    if not isinstance(record, dict):
+        raise ValueError("not a record")
+    return record
 
 
 def log_path(path: Path, rank: int) -> Path:

@@ -6,7 +6,6 @@ Frames are float arrays ``[T, H, W, 3]`` in [0, 1].
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.images import to_bytes, write_png
+from dit_accel.io.reading import check_regular_file, parse_json
 from dit_accel.io.video import H264, encode_video, read_video_tags
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     tags = read_tags(path)
     for name in ("comment", METADATA_KEY):
         try:
-            metadata = json.loads(tags[name])[METADATA_KEY]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            metadata = parse_json(tags[name])[METADATA_KEY]
+        except (ValueError, LookupError, TypeError):
             continue
         if isinstance(metadata, dict):
             return metadata
@@ -88,9 +88,7 @@ def read_tags(path: Path) -> dict[str, str]:
         InvalidSettings: if the file is missing.
         RunFailed: for a video without imageio-ffmpeg.
     """
-    # Unlike pathlib's, this function takes names that are too long.
-    if not os.path.isfile(path):  # noqa: PTH113
-        raise InvalidSettings(f"no file {path}: give an .mp4 or .png file")
+    check_regular_file(path, "file")
     is_png = path.suffix.lower() == ".png"
     return _read_png_tags(path) if is_png else read_video_tags(path)
 

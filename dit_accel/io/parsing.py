@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import numbers
 import re
-from collections.abc import Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dit_accel.errors import InvalidSettings
 
 # pydantic names the members of a union in an error's location; they are not keys.
 _UNION_MEMBERS = ("float", "int", "str", "bool", "none")
+LARGEST_NUMBER = 2**63
 
 
 def parse_dataclass(target: Any, values: Mapping[str, Any], what: str) -> Any:
@@ -31,7 +35,10 @@ def parse_dataclass(target: Any, values: Mapping[str, Any], what: str) -> Any:
         if key not in known:
             raise InvalidSettings(f"unknown {what} {key!r}: choose from {', '.join(known)}")
     try:
-        return TypeAdapter(target).validate_python(dict(values))
+        built = TypeAdapter(target).validate_python(dict(values))
+        _check_numbers(values, what)
+        _check_numbers({name: getattr(built, name) for name in values}, what)
+        return built
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
@@ -40,6 +47,83 @@ def parse_dataclass(target: Any, values: Mapping[str, Any], what: str) -> Any:
         raise InvalidSettings(
             f"{what} {location + ': ' if location else ''}{message}{got}"
         ) from None
+
+
+def _check_numbers(values: Mapping[str, Any], what: str) -> None:
+    """Refuse numbers that are not finite, or that do not fit into 64 bits."""
+    for name, value in values.items():
+        for number in _iterate_numbers(value):
+            if not abs(number) < LARGEST_NUMBER:
+                raise InvalidSettings(
+                    f"{what} {name}: a number must be finite and below 2**63, got {number:g}"
+                )
+
+
+def _iterate_numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, int | float):
+        yield value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from _iterate_numbers(vars(value))
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _iterate_numbers(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _iterate_numbers(item)
+
+
+def check_types(instance: Any, what: str) -> None:
+    """Check the types of a dataclass's fields, which Python does not.
+
+    An integer is a float, a bool is no number, and a list is a tuple.
+
+    Args:
+        instance: the dataclass.
+        what: name of such a field in error texts, for example ``"schedule"``.
+
+    Raises:
+        InvalidSettings: naming the field.
+    """
+    for name, kind in _field_types(instance.__class__).items():
+        value = getattr(instance, name)
+        if not _fits(value, kind):
+            got = f"the class {value.__name__}" if isinstance(value, type) else repr(value)[:80]
+            expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+            raise InvalidSettings(f"{what} {name} must be {expected}, got {got}")
+
+
+@functools.cache
+def _field_types(target: Any) -> dict[str, Any]:
+    try:
+        hints = get_type_hints(target)
+    except NameError:  # a class of somebody else imports its types for type checkers only
+        return {}
+    return {f.name: hints[f.name] for f in dataclasses.fields(target) if f.init}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is Literal:  # which one is checked with a better message
+        return isinstance(value, type(arguments[0]))
+    if origin is tuple:
+        kinds = (
+            arguments[:1] * len(value)
+            if arguments[-1:] == (...,) and _is_list(value)
+            else arguments
+        )
+        return _is_list(value) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind in (int, float):
+        number = numbers.Integral if kind is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, origin or kind)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _format_location(location: tuple[int | str, ...]) -> str:
@@ -79,16 +163,20 @@ def _parse_knob(value: Any, kind: Any) -> Any:
 
 
 def parse_integers(name: str, text: str) -> list[int]:
-    """Return the integers of a text such as ``0,1,2``.
+    """Return the integers of a text such as ``0,1,2``: indices or seeds.
 
     Args:
         name: name of the option in error texts.
-        text: integers separated by commas.
+        text: integers from 0 to 2**63 - 1, separated by commas.
 
     Raises:
         InvalidSettings: for any other text.
     """
     try:
-        return [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise InvalidSettings(f"{name} takes integers separated by commas, got {text!r}") from None
+    for number in numbers:
+        if not 0 <= number < LARGEST_NUMBER:
+            raise InvalidSettings(f"{name} takes integers in [0, 2**63), got {number}")
+    return numbers

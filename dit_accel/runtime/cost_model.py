@@ -16,6 +16,7 @@ import torch
 
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
+from dit_accel.io.reading import read_json
 from dit_accel.methods import SVG2, Method, SVGEar
 from dit_accel.methods.clustered import Clustered
 from dit_accel_assets import shipped_rates
@@ -157,7 +158,7 @@ class Rates:
             InvalidSettings: If the file has no valid rates.
         """
         try:
-            values = json.loads(path.read_text())
+            values = read_json(path, "rates")
             values["dense"] = tuple(values["dense"])
             values["sparse"] = {
                 name: SparseRates(tuple(rates["plan"]), tuple(rates["run"]))

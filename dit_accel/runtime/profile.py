@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dit_accel.core.precision import Precision, check_precision_name
 from dit_accel.core.schedule import Guard, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
-from dit_accel.io.parsing import parse_dataclass, parse_knobs
+from dit_accel.io.parsing import check_types, parse_dataclass, parse_knobs
+from dit_accel.io.reading import read_json, read_yaml
 from dit_accel.methods import Method, SVGEar, find_method
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -52,6 +51,8 @@ class Profile:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self, "profile")
+        check_types(self.method, f"{self.method.name} knob")
         rules = tuple(
             dataclasses.replace(rule, knobs=json.loads(json.dumps(plain(rule.knobs))))
             for rule in self.schedule.rules
@@ -152,15 +153,9 @@ class Profile:
             InvalidSettings: If the file cannot be read, or a key in it is wrong.
         """
         path = Path(path)
-        if path.suffix not in SUFFIXES:
-            raise InvalidSettings(f"profile {path} must end in {', '.join(SUFFIXES)}")
-        try:
-            text = path.read_text()
-            values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise InvalidSettings(
-                f"cannot read profile {path}: {' '.join(str(error).split())}"
-            ) from None
+        _check_suffix(path)
+        read = read_json if path.suffix.lower() == ".json" else read_yaml
+        values = read(path, "profile")
         if not isinstance(values, Mapping):
             raise InvalidSettings(f"profile {path} must hold keys and values")
         try:
@@ -175,10 +170,11 @@ class Profile:
             InvalidSettings: If the ending is unknown.
         """
         path = Path(path)
-        if path.suffix not in SUFFIXES:
-            raise InvalidSettings(f"profile {path} must end in {', '.join(SUFFIXES)}")
+        import yaml
+
+        _check_suffix(path)
         values = json.loads(json.dumps(self.to_dict(), default=str))
-        as_json = path.suffix == ".json"
+        as_json = path.suffix.lower() == ".json"
         text = (
             json.dumps(values, indent=2) + "\n"
             if as_json
@@ -186,6 +182,11 @@ class Profile:
         )
         with atomic_write(path) as temporary:
             temporary.write_text(text)
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise InvalidSettings(f"profile {path} must end in {', '.join(SUFFIXES)}")
 
 
 def knobs_of(method: Method) -> dict[str, Any]:

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from dit_accel import Profile, Schedule
 from dit_accel.errors import InvalidSettings
-from dit_accel.generation.settings import RenderSettings, attention_settings, build_profile
+from dit_accel.generation.settings import (
+    RenderSettings,
+    attention_settings,
+    build_profile,
+    parse_assignments,
+)
 from dit_accel.generation.validation import validate
 from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.noise_floor import OtherBackend, RoundedAttention
@@ -49,7 +54,7 @@ class Setting:
         for part in parts:
             if "=" not in part:
                 raise InvalidSettings(f"setting {text!r}: {part!r} is not KNOB=VALUE")
-        knobs = dict(part.split("=", 1) for part in parts)
+        knobs = parse_assignments(parts)
         modes = {key: knobs.pop(key, None) for key in ("precision", "dense_precision", "guard")}
         path = Path(name) if Path(name).suffix in SUFFIXES else None
         changes = attention_settings(path, {"method": None if path else name, **modes}, knobs)

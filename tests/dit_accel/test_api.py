@@ -1,15 +1,28 @@
 """The verbs: they compose in any order, take plain values, and refuse wrong ones at once."""
 
+import dataclasses
 import inspect
+import math
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.verbs_script import render_with_every_verb
 
 import dit_accel
-from dit_accel import SVG2, Guard, InvalidSettings, Profile, Schedule, SVGEar
+from dit_accel import (
+    SVG2,
+    Guard,
+    InvalidSettings,
+    PerturbedGuidance,
+    Profile,
+    Rule,
+    Schedule,
+    SVGEar,
+)
 from dit_accel.runtime.active_sessions import session_of
 from dit_accel.verbs import VERBS
 
@@ -108,6 +121,80 @@ def test_wrong_values_are_refused_and_change_nothing(wan, arguments, message: st
         wan.enable_sparse_attention(**arguments)
     assert session_of(wan) is None
     assert "forward" not in vars(wan.transformer)
+
+
+WRONG = [
+    *(
+        3,
+        -1,
+        math.nan,
+        math.inf,
+        "x",
+        "",
+        b"x",
+        [],
+        ["a"],
+        [1],
+        {"a": 1},
+        (),
+        object(),
+        object,
+        True,
+        set(),
+        1j,
+    ),
+    *(Path("/nowhere"), SVG2(), Schedule, Guard, Profile, print, 10**30),
+]
+ACCEPTED: dict[str, tuple[Any, ...]] = {
+    "method": (SVG2(),),
+    "scale": (3,),
+    "adaptive": (3,),
+    "share_prefix": (True,),
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [
+        *(
+            ("enable_sparse_attention", name)
+            for name in ("method", "schedule", "precision", "dense_precision", "guard", "profile")
+        ),
+        ("enable_quantized_attention", "precision"),
+        *(
+            ("enable_perturbed_guidance", name)
+            for name in ("scale", "heads", "layers", "softness", "interval", "perturbation")
+        ),
+        *(
+            ("enable_perturbed_guidance", name)
+            for name in ("text_mode", "rescale", "adaptive", "share_prefix")
+        ),
+    ],
+)
+def test_every_argument_of_every_verb_is_checked(wan, verb: str, name: str) -> None:
+    for value in WRONG:
+        if any(value is accepted or value == accepted for accepted in ACCEPTED.get(name, ())):
+            continue
+        with pytest.raises(InvalidSettings) as caught:
+            getattr(wan, verb)(**{name: value})
+        assert "\n" not in str(caught.value), value
+        assert session_of(wan) is None
+    assert "forward" not in vars(wan.transformer)
+
+
+@pytest.mark.parametrize("target", [None, 3, "wan", object(), {}], ids=str)
+def test_every_target_is_checked(target) -> None:
+    for verb in dit_accel.__all__:
+        if verb.startswith(("enable", "disable")):
+            with pytest.raises(InvalidSettings):
+                getattr(dit_accel, verb)(target)
+
+
+@pytest.mark.parametrize("kind", [Schedule, Guard, Rule, Profile, PerturbedGuidance])
+def test_settings_check_the_types_of_their_fields(kind: type[Any]) -> None:
+    for field in dataclasses.fields(kind):
+        with pytest.raises(InvalidSettings):
+            kind(**{field.name: object()})
 
 
 def test_sessions_and_reports_are_readable(wan, run_wan) -> None:

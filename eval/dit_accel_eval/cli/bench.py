@@ -84,7 +84,7 @@ def kernels(shapes: str, precisions: str, dtype: str, device: str, out: Path) ->
 )
 @click.option(
     "--query-clusters",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000_000),
     help="Set the number of query clusters of a head.  [default: chosen by svg2]",
 )
 def layer(
@@ -250,8 +250,9 @@ def recall(file: Path, out: Path) -> None:
     require_extra("`dit-accel bench recall`", "matplotlib")
     from dit_accel_eval.bench.recall import recall as measure
 
+    rows = measure(path, out)
     click.echo("relative error at density, by rising density")
-    click.echo(format_table(tabulate_recall(measure(path, out))))
+    click.echo(format_table(tabulate_recall(rows)))
     click.echo(f"written: {out / 'recall.json'}, {out / 'recall.png'}")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dit_accel.cli.messages import verbose_option
 from dit_accel.cli.options import backbone_option
 from dit_accel.extensions import require_extra
 from dit_accel_eval.cli.extra import PAGE
@@ -26,6 +27,7 @@ from dit_accel_eval.cli.extra import PAGE
     type=click.Path(path_type=Path),
     help="Write compare.json and report.html to this folder.  [default: print the table only]",
 )
+@verbose_option
 @backbone_option
 def command(
     reference: Path, other: Path, fps: int, out: Path | None, lpips_backbone: Path | None

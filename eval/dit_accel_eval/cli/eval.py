@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dit_accel.cli.messages import verbose_option
 from dit_accel.cli.options import backbone_option, guidance_options, model_options, prompts_option
 from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import require_extra
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--fps",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000),
     default=16,
     show_default=True,
     help="Set the frames per second of the videos on the page.",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     help="Render nothing: write the tables, the plot and the page of --out again, also those of an unfinished run.",
 )
 @click.option("--dry-run", is_flag=True, help="Check all settings and print the number of clips.")
+@verbose_option
 @backbone_option
 @model_options
 @guidance_options

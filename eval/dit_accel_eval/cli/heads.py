@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dit_accel.cli.messages import quiet_option, verbose_option
 from dit_accel.cli.options import model_options, prompts_option
 from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import require_extra
@@ -70,7 +72,8 @@ def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Keep the search in this folder. A search that it already holds is continued.",
 )
 @click.option("--dry-run", is_flag=True, help="Check all settings and print the cost.")
-@click.option("--quiet", is_flag=True, help="Show no progress bar.")
+@quiet_option
+@verbose_option
 @model_options
 def search(
     prompt_source: str,
@@ -145,7 +148,8 @@ def report(folder: Path) -> None:
     show_default=True,
     help="Sample with these seeds, separated by commas.",
 )
-@click.option("--quiet", is_flag=True, help="Show no progress bar.")
+@quiet_option
+@verbose_option
 def validate(folder: Path, prompt_source: str, seeds: str, quiet: bool) -> None:
     """Score the found heads on fresh clips.
 
@@ -201,7 +205,7 @@ def read_shard(text: str | None) -> tuple[int, int]:
         process = this_process()
         return process.rank, process.count
     parts = text.split("/")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+    if len(parts) != 2 or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
         raise InvalidSettings(f"--shard takes i/n, such as 0/4, got {text!r}")
     return int(parts[0]), int(parts[1])
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dit_accel.cli.messages import verbose_option
 from dit_accel.cli.options import backbone_option, model_options, prompts_option
 from dit_accel.extensions import require_extra
 from dit_accel.io.prompts import read_prompts
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @prompts_option(required=True)
 @click.option(
     "--clips",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, 10_000),
     default=5,
     show_default=True,
     help="Try every setting on this many clips.",
@@ -41,20 +42,24 @@ if TYPE_CHECKING:
 @click.option(
     "--validate",
     "validation",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, 10_000),
     default=20,
     show_default=True,
     help="Validate the winner on this many fresh clips.",
 )
 @click.option(
     "--trials",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000_000),
     default=60,
     show_default=True,
     help="Try this many settings.",
 )
 @click.option(
-    "--minutes", default=60.0, show_default=True, help="End the search after this many minutes."
+    "--minutes",
+    type=click.FloatRange(0, 1e6, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="End the search after this many minutes.",
 )
 @click.option(
     "--methods",
@@ -62,7 +67,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Try these methods, separated by commas.",
 )
-@click.option("--seed", default=0, show_default=True, help="Set the seed of the search.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Set the seed of the search.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -71,6 +82,7 @@ if TYPE_CHECKING:
     "continues.",
 )
 @click.option("--dry-run", is_flag=True, help="Check all settings and print the cost.")
+@verbose_option
 @backbone_option
 @model_options
 def command(

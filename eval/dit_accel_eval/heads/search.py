@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, check_fam
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
 from dit_accel.io.parsing import parse_dataclass
+from dit_accel.io.reading import read_json
 from dit_accel_eval.heads.rewards import check_reward
 from dit_accel_eval.heads.sampling import Candidate, Scores, check_base, mean_score
 from dit_accel_eval.heads.settings import Pair, SearchSettings
@@ -80,7 +81,7 @@ class Search:
         strength = {"scale": settings.scale, "softness": settings.softness}
         parse_dataclass(PerturbedGuidance, strength, "guidance")
         check_reward(settings.reward, settings.prompts)
-        base, card = check_base(base)
+        base, card = check_base(replace(base, prompt=settings.prompts[0]))
         check_family(card.family)
         model = read_shape(card)
         if settings.size > len(all_heads(model)):
@@ -104,10 +105,10 @@ class Search:
             InvalidSettings: for a folder without a search.
         """
         try:
-            request = json.loads((out / "search.json").read_text())
+            request = read_json(out / "search.json", "search")
             names = [f.name for f in fields(SearchSettings)]
             settings = parse_dataclass(SearchSettings, {n: request[n] for n in names}, "search")
-            base, card = validate(RenderSettings("", **request["render"]))
+            base, card = validate(RenderSettings(settings.prompts[0], **request["render"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidSettings(f"{out} holds no head search: {error}") from None
         scores = Scores.for_request(out, request)
@@ -244,7 +245,9 @@ def check_same_request(path: Path, request: Mapping[str, Any]) -> None:
     Raises:
         InvalidSettings: naming the first difference.
     """
-    before = json.loads(path.read_text()) if path.exists() else request
+    before = read_json(path, "search") if path.exists() else request
+    if not isinstance(before, dict):
+        raise InvalidSettings(f"{path} is not a search: choose another folder")
     for key in request:
         if before.get(key) != request[key]:
             raise InvalidSettings(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import parse_heads
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import to_json
+from dit_accel.io.reading import read_json
 from dit_accel_eval.heads.export import best_candidate
 from dit_accel_eval.heads.report import summarize
 from dit_accel_eval.heads.rewards import check_reward, find_reward
@@ -33,7 +33,7 @@ def validate(folder: Path, pairs: Sequence[Pair], *, quiet: bool = False) -> lis
     search = Search.load(folder)
     check_fresh(search, folder, pairs)
     candidates = label_candidates(search)
-    request = {"validated": json.loads((folder / "search.json").read_text())}
+    request = {"validated": read_json(folder / "search.json", "search")}
     scores = Scores.for_request(folder / "validation", request)
     scores.folder.mkdir(exist_ok=True)
     reward = find_reward(search.settings.reward)

@@ -93,6 +93,8 @@ class Tuning:
             raise InvalidSettings("nothing to tune for: give --target psnr>=30, or --speedup 2")
         if speedup is not None and not 0 < speedup < math.inf:
             raise InvalidSettings(f"--speedup must be above 0, got {speedup:g}")
+        if not 0 < self.minutes < math.inf:
+            raise InvalidSettings(f"--minutes must be above 0, got {self.minutes:g}")
         if len(set(self.prompts)) < 2:
             raise InvalidSettings(
                 "tuning needs at least two prompts: one to search on, one to validate on"
@@ -208,6 +210,7 @@ def lock_journal(journal: Path) -> Iterator[None]:
     Raises:
         InvalidSettings: if another search is running.
     """
+    journal = journal.absolute()
     journal.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(journal.with_suffix(".lock"), timeout=0):

@@ -74,7 +74,7 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ("render x -o clip.gif", 2, "no .mp4 or .png ending"),
         ("render x --prompts /nonsense.txt", 2, "cannot read prompts"),
         ("render x --context-parallel ring=2", 2, "use ulysses=N"),
-        ("replay /nonsense.mp4", 2, "no file"),
+        ("replay /nonsense.mp4", 2, "cannot read file"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -30,3 +30,11 @@ def test_a_line_that_was_cut_off_loses_only_itself(tmp_path: Path) -> None:
     append_record(path, {"n": 3})
     append_record(path, {"n": 4})
     assert [r["n"] for r in read_records(path)] == [1, 3, 4]
+
+
+def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes('{"n": "a\u2028b\x85c"}\r\n[1]\n3\n\xff\n{"n": 2}'.encode("utf-8"))
+    assert [r["n"] for r in read_records(path)] == ["a\u2028b\x85c", 2]
+    path.write_bytes(b'\xff\n{"n": 1}\n')
+    assert [r["n"] for r in read_records(path)] == [1]
