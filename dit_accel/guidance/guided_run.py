@@ -120,7 +120,7 @@ class GuidedRun:
                 f"adaptive guidance needs one noise level for each of {step_info.num_steps} steps, and the scheduler "
                 f"has {count}, because frames start one after the other: leave adaptive out"
             )
-        return self._noise_levels[step_info.step + step_info.skipped]
+        return self._noise_levels[step_info.in_schedule()[0]]
 
     def note_deviations(self, pipe: Any, family: Family) -> None:
         """Remark once on how a pipeline with classifier-free guidance changes the guided prediction."""

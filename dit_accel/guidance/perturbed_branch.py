@@ -151,7 +151,7 @@ class PerturbedBranch:
     def _find_scale(self, step_info: StepInfo, pipe: Any) -> float:
         """Return the weight of the difference in a step; 0 if the step is not guided."""
         settings = self.settings
-        if self._run.in_vain or not settings.guides_step(step_info.step, step_info.num_steps):
+        if self._run.in_vain or not settings.guides_step(*step_info.in_schedule()):
             return 0.0
         if not settings.adaptive:
             return settings.scale

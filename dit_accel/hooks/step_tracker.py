@@ -34,6 +34,11 @@ class StepInfo:
     skipped: int = 0
     stream: Hashable = ("call0", 0)
 
+    def in_schedule(self) -> tuple[int, int | None]:
+        """Return the step and the number of steps, with the skipped steps counted. They tell the noise level."""
+        count = None if self.num_steps is None else self.num_steps + self.skipped
+        return self.step + self.skipped, count
+
 
 class StepTracker:
     """Tells steps, branches and runs apart. It never only counts calls, because caches skip calls.

@@ -182,7 +182,9 @@ def test_every_argument_of_every_verb_is_checked(wan, verb: str, name: str) -> N
     assert "forward" not in vars(wan.transformer)
 
 
-@pytest.mark.parametrize("target", [None, 3, "wan", object(), {}], ids=str)
+@pytest.mark.parametrize(
+    "target", [None, 3, "wan", object(), {}], ids=lambda target: type(target).__name__
+)
 def test_every_target_is_checked(target) -> None:
     for verb in dit_accel.__all__:
         if verb.startswith(("enable", "disable")):

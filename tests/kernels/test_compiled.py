@@ -103,8 +103,19 @@ def matrix_instruction(arch: int, dtype: str) -> str:
     return r"\bmma\.sync|tcgen05\.mma"
 
 
+# Compiling takes seconds a case. Other dtypes and widths are compiled by `make test-all`.
+USUAL = {
+    ("bfloat16", "bfloat16", 64),
+    ("bfloat16", "bfloat16", 128),
+    ("int8", "bfloat16", 128),
+    ("int8", "float8_e4m3fn", 128),
+}
 CASES = [
-    pytest.param(kind, query, value, head_dim, id=f"{kind} {query} {value} D{head_dim}")
+    pytest.param(
+        *(kind, query, value, head_dim),
+        id=f"{kind} {query} {value} D{head_dim}",
+        marks=[] if (query, value, head_dim) in USUAL else pytest.mark.slow,
+    )
     for kind in ("dense", "sparse", "small")
     for query, value, head_dim in (
         ("bfloat16", "bfloat16", 64),
@@ -124,7 +135,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda a: f"sm_{a}")
+@pytest.mark.parametrize(
+    "arch",
+    [pytest.param(a, marks=[pytest.mark.slow] if a in (86, 100) else []) for a in ARCHITECTURES],
+    ids=lambda a: f"sm_{a}",
+)
 @pytest.mark.parametrize(("kind", "query", "value", "head_dim"), CASES)
 def test_attention_kernel(
     kind: str, query: str, value: str, head_dim: int, arch: int, tmp_path: Path

@@ -297,7 +297,7 @@ def test_exception_in_the_perturbed_forward_leaves_no_trace(wan, run_wan, monkey
     plain = run_wan(wan)
     with wan.enable_perturbed_guidance(2.0, heads="blocks.1"):
         good = run_wan(wan)
-        branch = session_of(wan).guidance
+        branch = session_of(wan)._contexts.latest.guidance
         with monkeypatch.context() as patch:
             patch.setattr(branch, "attend", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):

@@ -159,7 +159,7 @@ def check_merge(setting: Setting, tokens: int, head_dim: int) -> Row:
 def check_kmeans(setting: Setting, tokens: int, head_dim: int, lane_argmax: bool) -> Row:
     """Compare assignment by its distances, and the update with float32 means."""
     (tokens_in, _, _), _ = draw_sample(setting, tokens, head_dim, 4)
-    count = 70
+    count = min(70, tokens)
     centroids = strided_centroids(tokens_in, count)
     labels = kmeans.kmeans_assign(tokens_in, centroids, lane_argmax=lane_argmax)
     distance = torch.cdist(tokens_in.float(), centroids)
