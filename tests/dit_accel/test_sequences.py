@@ -113,6 +113,8 @@ class Twins:
 
     def toggle_cache(self) -> None:
         config = self.random.choice(["first block", "pyramid"])
+        if not hasattr(self.ours.transformer, "enable_cache"):
+            return
         for pipe in self.both:
             if self.cache is not None:
                 pipe.transformer.disable_cache()
@@ -181,7 +183,10 @@ class Twins:
             for pipe in self.both
         ]
         assert kinds[0] == kinds[1], names
-        forwards = ["forward" in vars(pipe.transformer) for pipe in self.both]
+        forwards = [
+            getattr(pipe.transformer.forward, "__func__", None) is type(pipe.transformer).forward
+            for pipe in self.both
+        ]
         assert forwards[0] == forwards[1], names
 
 
@@ -194,7 +199,7 @@ def walk(seed: int, *, compiles: bool = False) -> None:
         twins.check([f"seed {seed}", *names])
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(16))
 def test_a_disabled_pipeline_equals_its_twin(seed: int) -> None:
     walk(seed)
     gc.collect()
