@@ -36,8 +36,8 @@ def write_recipe(folder: Path, name: str, text: str) -> Path:
     ("changes", "message"),
     [
         ({"frames": 0}, "frames must be at least 1, got 0"),
-        ({"guidance_scale": math.nan}, "guidance_scale must be a finite number, got nan"),
-        ({"guidance_scale": math.inf}, "guidance_scale must be a finite number, got inf"),
+        ({"guidance_scale": math.nan}, "guidance_scale: a number must be finite"),
+        ({"guidance_scale": math.inf}, "guidance_scale: a number must be finite"),
         ({"ulysses": "ring=2"}, "settings ulysses: Input should be a valid integer"),
         ({"ulysses": -3}, "ulysses must be at least 1, got -3"),
         ({"ulysses": 10**9}, "ulysses must be at most 1024"),
