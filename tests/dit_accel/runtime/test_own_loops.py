@@ -92,8 +92,11 @@ NAMES = {
     "unnamed cfg": {"named": False, "cfg": True},
 }
 
+SLOW = {"numbered", "unnamed cfg"}
+NAMINGS = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES]
 
-@pytest.mark.parametrize("names", NAMES)
+
+@pytest.mark.parametrize("names", NAMINGS)
 @pytest.mark.parametrize("transition", TRANSITIONS)
 def test_a_clip_equals_itself_alone(wan, transition: str, names: str) -> None:
     before, compared = TRANSITIONS[transition]
@@ -107,7 +110,7 @@ def test_a_clip_equals_itself_alone(wan, transition: str, names: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("names", NAMINGS)
 def test_forty_clips_of_one_step_keep_at_most_two_states(wan, names: str, method) -> None:
     loop = Loop(wan.transformer, **NAMES[names])
     names_in_step = 2 if names == "named cfg" else 1
@@ -122,7 +125,7 @@ def test_forty_clips_of_one_step_keep_at_most_two_states(wan, names: str, method
 
 
 @pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("names", NAMINGS)
 def test_windows_of_a_step_neither_mix_nor_lose_their_state(wan, names: str, count: int) -> None:
     """With three windows, the first lose the state of the first step, which could have been another clip's."""
     loop = Loop(wan.transformer, **NAMES[names])
