@@ -13,7 +13,7 @@ from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import append_record, read_records, to_json
 
 Request = tuple[Mapping[str, Any], Path]
-"""What decides a render, as `identify` returns it, and the file that it is rendered to."""
+"""Everything that decides a render (`identify` returns it), and the file of the render."""
 
 
 @dataclass(frozen=True)

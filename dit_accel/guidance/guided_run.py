@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,9 @@ from dit_accel.hooks.active_pipeline import reported_guidance
 from dit_accel.hooks.step_tracker import StepInfo
 from dit_accel_pipelines import Family
 
+# Terms of one step that are kept at a time, because each holds latents.
+MOST_WINDOWS = 8
+
 
 @dataclass
 class StepDifferences:
@@ -33,12 +38,15 @@ class StepDifferences:
 
     step: int = -1
     was_used: bool = False
-    entries: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    entries: deque[tuple[Tensor, Tensor]] = field(
+        default_factory=partial(deque, maxlen=MOST_WINDOWS)
+    )
 
     def begin(self, step: int) -> None:
         """Forget the terms if a conditional forward begins another step or the next window."""
         if step != self.step or self.was_used:
-            self.step, self.was_used, self.entries = step, False, []
+            self.step, self.was_used = step, False
+            self.entries.clear()
 
     def add(self, latents: Tensor, difference: Tensor) -> None:
         """Store the term of a conditional forward."""

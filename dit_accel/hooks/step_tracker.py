@@ -80,7 +80,12 @@ class StepTracker:
             self.reset()
 
     def update(
-        self, context: CacheContext | None, timestep: Any, latents: Tensor | None = None
+        self,
+        context: CacheContext | None,
+        timestep: Any,
+        latents: Tensor | None = None,
+        *,
+        own_loop: bool = False,
     ) -> StepInfo:
         """Return the position of the forward that begins now.
 
@@ -88,6 +93,7 @@ class StepTracker:
             context: Cache context of diffusers, or None outside of one.
             timestep: The forward's timestep argument.
             latents: The latents that the forward denoises, or None if they are unknown.
+            own_loop: True if no pipeline runs, but a loop of the user's own.
         """
         scheduler = getattr(self._pipe() if self._pipe else None, "scheduler", None)
         new_run = self._other_timesteps(getattr(scheduler, "timesteps", None))
@@ -101,29 +107,18 @@ class StepTracker:
         self.num_steps = self._num_steps(context, scheduler)
         if new_run:
             self.streams.reset()
-        stream = self._stream_of(context, scheduler, step, branch, latents)
+        if context is None and not own_loop and scheduler is not None:
+            stream: Hashable = (branch, 0)  # the order of a pipeline's calls tells them apart
+        else:
+            name = context.name if context is not None else "call"
+            bounded = own_loop or self.num_steps in (None, 1)
+            stream = self.streams.find(name, step, latents, bounded=bounded)
         return StepInfo(step, self.num_steps, branch, new_run, self._skipped, stream)
 
     def reset(self) -> None:
         """Forget the run, so that the next forward begins a new one."""
         self._timesteps, self._last_timestep, self._rises, self._step = None, None, None, -1
         self.streams.reset()
-
-    def _stream_of(
-        self,
-        context: CacheContext | None,
-        scheduler: Any,
-        step: int,
-        branch: str,
-        latents: Tensor | None,
-    ) -> Hashable:
-        """Return the stream of a forward. Only the calls of a pipeline without names are told by their order."""
-        if context is None and scheduler is not None:
-            return branch, 0
-        name = context.name if context is not None else "call"
-        bounded = self.num_steps in (None, 1)
-        stream: Hashable = self.streams.find(name, step, latents, bounded=bounded)
-        return stream
 
     def _other_timesteps(self, timesteps: Tensor | None) -> bool:
         if timesteps is None:

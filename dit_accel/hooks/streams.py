@@ -14,6 +14,8 @@ SAMPLED_VALUES = 4096
 # Correlation between a sample's latents in consecutive steps. Two other samples have about 0, and a model of two steps
 # still has about 0.7.
 LEAST_CORRELATION = 0.3
+# Correlation above which latents are equal.
+EQUAL = 1 - 1e-4
 # Forwards of one name whose state is kept before a second step shows that they are windows of one sample.
 KEPT_IN_FIRST_STEP = 2
 
@@ -68,7 +70,7 @@ class StreamTracker:
         """
         values = _sample(latents)
         named = [stream for stream in self._streams if stream.key[0] == name]
-        stream = _continued([s for s in named if s.step != step], values)
+        stream = _continued(named, step, values)
         if stream is None:
             stream = _Stream((name, next(self._numbers)), values, step)
             self._streams.append(stream)
@@ -106,22 +108,34 @@ def _sample(latents: Tensor | None) -> Tensor | None:
     return torch.nn.functional.normalize(centered, dim=0)
 
 
-def _continued(candidates: list[_Stream], values: Tensor | None) -> _Stream | None:
-    """Return the stream that a forward with these values continues, or None if it begins one."""
-    if len(candidates) < 2:
+def _continued(named: list[_Stream], step: int, values: Tensor | None) -> _Stream | None:
+    """Return the stream that a forward with these values continues, or None if it begins one.
+
+    Args:
+        named: Streams of the forward's name.
+        step: Step of the forward.
+        values: Some of its latents, or None if they are unknown.
+    """
+    streams = [stream for stream in named if _have_same_shape(stream.values, values)]
+    candidates = [stream for stream in streams if stream.step != step]
+    if values is None or len(streams) < 2 or not candidates:
         return candidates[0] if candidates else None
-    known = [s.values for s in candidates]
-    if values is None or any(v is None or v.shape != values.shape for v in known):
-        return None
-    stacked = torch.stack([v for v in known if v is not None])  # [N, values]
-    similar: list[float] = (stacked @ values).tolist()
-    same: list[float] = (stacked @ stacked[0]).tolist()
-    if min(same) > 1 - 1e-4:  # the branches of one sample
+    stacked = torch.stack([s.values for s in streams if s.values is not None])  # [N, values]
+    both: list[list[float]] = (stacked @ torch.stack([stacked[0], values], 1)).tolist()
+    if min(with_first for with_first, _ in both) > EQUAL:  # the branches of one sample
         return candidates[0]
-    best = max(similar)
-    if best < LEAST_CORRELATION:
+    similar = {stream: value for stream, (_, value) in zip(streams, both, strict=True)}
+    begun = any(value > EQUAL for stream, value in similar.items() if stream.step == step)
+    if begun and len(candidates) == 1:  # the last branch of a sample that this step has begun
+        return candidates[0]
+    best = max(similar[stream] for stream in candidates)
+    if not best >= LEAST_CORRELATION:  # also if it is not finite
         return None
-    return next(s for s, value in zip(candidates, similar, strict=True) if value > best - 1e-4)
+    return next(stream for stream in candidates if similar[stream] > best + EQUAL - 1)
+
+
+def _have_same_shape(first: Tensor | None, second: Tensor | None) -> bool:
+    return (None if first is None else first.shape) == (None if second is None else second.shape)
 
 
 def _ended(streams: Iterable[_Stream], step: int) -> list[_Stream]:

@@ -59,21 +59,31 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     import numpy as np
     from PIL import Image
 
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise InvalidSettings(
-            f"image {path} has values of unknown range: save it with 8 or 16 bits"
-        )
+    check_colours(image, path)
     if image.mode.startswith("I"):
         # 65535 / 255 is 257.
         scaled = Image.fromarray((np.asarray(image, np.float64) / 257 + 0.5).astype(np.uint8))
         scaled.info.update(image.info)
         scaled.getexif().update(image.getexif())
         return scaled.convert("RGB")
+    return (
+        image.convert("RGBA").convert("RGB")
+        if image.has_transparency_data
+        else image.convert("RGB")
+    )
+
+
+def check_colours(image: Image.Image, path: str | Path) -> None:
+    """Raise InvalidSettings for values without a known range and for transparent pixels.
+
+    The colour of a transparent pixel depends on what is behind it.
+    """
+    import numpy as np
+
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", None)):
+        raise InvalidSettings(f"{path} has values of unknown range: save it with 8 or 16 bits")
     if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-        raise InvalidSettings(
-            f"image {path} has transparent pixels: lay it over a background first"
-        )
-    return image.convert("RGB")
+        raise InvalidSettings(f"{path} has transparent pixels: lay it over a background first")
 
 
 def write_png(path: Path, image: Image.Image, texts: Mapping[str, str]) -> None:

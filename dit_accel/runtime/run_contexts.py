@@ -66,9 +66,8 @@ class RunContexts:
     """
 
     make: Callable[[Any | None], RunContext]
-    _by_pipe: weakref.WeakKeyDictionary[Any, RunContext] = field(
-        default_factory=weakref.WeakKeyDictionary
-    )
+    # By the pipeline's id, because objects with a scheduler may have no hash.
+    _by_pipe: dict[int, tuple[weakref.ref[Any], RunContext]] = field(default_factory=dict)
     _current: _Current = field(default_factory=_Current)
     _latest: RunContext | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -80,9 +79,11 @@ class RunContexts:
                 self._current.bare = self.make(None)
             return self._current.bare
         with self._lock:
-            if pipe not in self._by_pipe:
-                self._by_pipe[pipe] = self.make(pipe)
-            return self._by_pipe[pipe]
+            if id(pipe) not in self._by_pipe:
+                contexts, number = self._by_pipe, id(pipe)
+                gone = weakref.ref(pipe, lambda _: contexts.pop(number, None))
+                contexts[number] = gone, self.make(pipe)
+            return self._by_pipe[id(pipe)][1]
 
     @property
     def latest(self) -> RunContext:
@@ -119,6 +120,7 @@ class RunContexts:
 
     def free(self) -> None:
         """Free the state of every run."""
-        for context in [*self._by_pipe.values(), self._current.bare]:
+        of_pipes = [context for _, context in list(self._by_pipe.values())]
+        for context in [*of_pipes, self._current.bare, self._latest]:
             if context is not None:
                 context.run.free()

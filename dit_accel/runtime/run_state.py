@@ -15,6 +15,7 @@ from dit_accel.runtime.report import RunStats
 
 if TYPE_CHECKING:
     from dit_accel.hooks.layout_cache import LayoutCache
+    from dit_accel.hooks.root_hook import ForwardCall
     from dit_accel.hooks.step_tracker import StepInfo
     from dit_accel.methods import Method
     from dit_accel.runtime.profile import Profile
@@ -85,6 +86,10 @@ class Run:
         if key not in self.states:
             self.states[key] = method.new_state()
         return self.states[key]
+
+    def find_layout(self, branch: str, call: ForwardCall, degree: int) -> TokenLayout | None:
+        """Return where the visual tokens of a forward are; None if unknown or if the caller finds layouts itself."""
+        return self.layouts.get(branch, call, degree) if self.layouts else None
 
     def end_streams(self, streams: Collection[Hashable]) -> None:
         """Free the states of streams that will not be continued."""

@@ -24,7 +24,7 @@ from dit_accel.hooks.active_pipeline import (
 )
 from dit_accel.hooks.installations import Installations
 from dit_accel.hooks.layout_cache import LayoutCache
-from dit_accel.hooks.step_tracker import StepInfo, StepTracker
+from dit_accel.hooks.step_tracker import StepTracker
 from dit_accel.hooks.streams import find_latents
 from dit_accel.methods import Dense
 from dit_accel.runtime.attention_runner import AttentionRunner
@@ -34,7 +34,7 @@ from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import AttentionReport, make_report
 from dit_accel.runtime.run_contexts import RunContext, RunContexts
 from dit_accel.runtime.run_state import PERTURBED, Forward, Run
-from dit_accel_pipelines import Family, TokenLayout
+from dit_accel_pipelines import Family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Session(Closable):
         # Weak, because a session that outlives its pipeline must not keep the weights.
         self._transformers = WeakValueDictionary(transformers_of(target))
         self._configure()
-        self._contexts = RunContexts(self._make_context)
+        self._contexts = RunContexts(lambda pipe: RunContext(StepTracker(pipe), self._new_run()))
         self._guiding = threading.Lock()  # guided forwards exchange blocks of the transformer
         self.install()
 
@@ -171,9 +171,6 @@ class Session(Closable):
             profile = self._quantization.apply(profile)
         self._attention = AttentionRunner(self.family, profile)
 
-    def _make_context(self, pipe: Any | None) -> RunContext:
-        return RunContext(StepTracker(pipe), self._new_run())
-
     def _new_run(self) -> Run:
         return Run(self.profile, LayoutCache(self.family), self._attention.precisions)
 
@@ -195,11 +192,12 @@ class Session(Closable):
 
     def forward(self, call: hooks.ForwardCall) -> Any:
         """Run a forward of a transformer, guided and watched by the guard if these are enabled."""
-        pipe = self._running_pipeline()
+        pipe, own_loop = self._find_pipeline()
         with self._contexts.claim(pipe) as context:
             try:
                 with self._guiding if self.guidance else nullcontext():
-                    return self._run_forward(context, call, pipe)
+                    self._begin_forward(context, call, pipe, own_loop)
+                    return self._run_forward(context, call)
             except BaseException:
                 context.reset()
                 raise
@@ -207,22 +205,21 @@ class Session(Closable):
     def attend(self, layer: hooks.Layer, dense: hooks.DenseCall) -> Tensor:
         """Return the attention of a call, ``[B, S, H, D]``."""
         context = self._contexts.running
-        if context is None:
+        if context is None or context.forward is None:
             self._recover_hook(layer)
-            context = self._contexts.latest
+            return self._attention.attend(self._contexts.latest.run, None, layer, dense)
         forward = context.forward
-        if forward is not None:
-            forward.calls[layer.id] += 1
+        forward.calls[layer.id] += 1
         attend = partial(self._attention.attend, context.run, forward, layer, dense)
         guidance = context.guidance
-        layout = forward.layout if forward is not None else None
+        layout = forward.layout
         if guidance is None or not guidance.running or layout is None or dense.has_foreign_mask:
             return attend()
         return guidance.attend(layer, dense, layout, attend)
 
     def reset(self) -> None:
         """Free the state of the run, because the pipeline's call is over. The report stays."""
-        self._contexts.find(self._running_pipeline()).reset()
+        self._contexts.find(self._find_pipeline()[0]).reset()
 
     # One forward.
 
@@ -238,9 +235,7 @@ class Session(Closable):
                 "guided: the forward is hooked again, so run the pipeline again"
             )
 
-    def _run_forward(self, context: RunContext, call: hooks.ForwardCall, pipe: Any) -> Any:
-        check_caches(self.profile.guard.mode, call.module)
-        self._begin_forward(context, call, pipe)
+    def _run_forward(self, context: RunContext, call: hooks.ForwardCall) -> Any:
         guidance = context.guidance
         if guidance is None:
             return self._run_guarded(context, call)
@@ -249,11 +244,15 @@ class Session(Closable):
         rerun = self._perturbed_forward(context, call)
         return guidance.guide(call.module, call.arguments, output, rerun)
 
-    def _begin_forward(self, context: RunContext, call: hooks.ForwardCall, pipe: Any) -> None:
+    def _begin_forward(
+        self, context: RunContext, call: hooks.ForwardCall, pipe: Any, own_loop: bool
+    ) -> None:
+        check_caches(self.profile.guard.mode, call.module)
         self._degree = self._installations.ulysses_degree()
         hooks.check_shared(self._degree, self.guidance is not None, self.profile.guard.mode)
         timestep = call.arguments.get("timestep", call.arguments.get("t"))
-        info = context.tracker.update(call.context, timestep, find_latents(call.arguments))
+        latents = find_latents(call.arguments)
+        info = context.tracker.update(call.context, timestep, latents, own_loop=own_loop)
         if info.new_run or context.run.profile is not self.profile:
             context.run.free()
             context.run = self._new_run()
@@ -262,7 +261,7 @@ class Session(Closable):
         run.end_streams(context.tracker.streams.take_ended())
         for name in self._installations.replaced_layers(call.component):
             run.stats.count_fallback(f"the processor of {name} was replaced: enable again")
-        context.forward = Forward(info, self._layout(run, info, call))
+        context.forward = Forward(info, run.find_layout(info.branch, call, self._degree))
         if self.guidance is None:
             context.guidance = None
         elif context.guidance is None or not context.guidance.is_copy_of(self.guidance):
@@ -270,18 +269,14 @@ class Session(Closable):
         if context.guidance is not None:
             context.guidance.begin_forward(info, call.arguments, as_standard_pipeline(pipe))
 
-    def _running_pipeline(self) -> Any:
-        """Return the pipeline that runs now.
+    def _find_pipeline(self) -> tuple[Any, bool]:
+        """Return the pipeline that runs now, and True in a loop of the user's own.
 
-        In a loop of the user's own, that is the pipeline on which attention was enabled. Several pipelines can share a
-        transformer.
+        In such a loop, it is the pipeline on which attention was enabled. Several pipelines can share a transformer.
         """
         pipe = running_pipeline(self._installations.transformers)
-        return self._pipe() if pipe is None and self._pipe else pipe
-
-    def _layout(self, run: Run, info: StepInfo, call: hooks.ForwardCall) -> TokenLayout | None:
-        assert run.layouts is not None
-        return run.layouts.get(info.branch, call, self._degree)
+        own_loop = pipe is None
+        return self._pipe() if own_loop and self._pipe else pipe, own_loop
 
     def _run_guarded(self, context: RunContext, call: hooks.ForwardCall) -> Any:
         """Run a forward. Run it again, dense, if the guard found output that is not finite."""
@@ -302,7 +297,9 @@ class Session(Closable):
             assert context.forward is not None
             again = call.replace(replaced)
             info = dataclasses.replace(context.forward.step_info, branch=PERTURBED, new_run=False)
-            layout = self._layout(context.run, info, again) if replaced else context.forward.layout
+            layout = context.forward.layout
+            if replaced:
+                layout = context.run.find_layout(info.branch, again, self._degree)
             context.forward = Forward(info, layout)
             with call.in_context(PERTURBED):
                 return self._run_guarded(context, again)

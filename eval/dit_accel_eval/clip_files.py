@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
 from dit_accel.errors import InvalidSettings, first_line
+from dit_accel.io.images import check_colours
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
@@ -97,23 +98,12 @@ def _read_video(path: Path) -> list[np.ndarray]:
 
 def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
     """Return an image as float32 ``[H, W, 3]`` in [0, 1]."""
-    image = _require_opaque(image, path)
-    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", None)):
-        raise InvalidSettings(f"{path} has values of unknown range: save it with 8 or 16 bits")
+    check_colours(image, path)
     if image.mode.startswith("I"):
         grey = np.asarray(image, np.float32) / LARGEST_16_BITS
         return np.repeat(grey[..., None], 3, axis=-1)
-    return np.asarray(image.convert("RGB"), np.float32) / 255
-
-
-def _require_opaque(image: Image.Image, path: Path) -> Image.Image:
-    """Return an image whose pixels are all opaque."""
-    if not image.has_transparency_data:
-        return image
-    with_alpha = image.convert("RGBA")
-    if np.asarray(with_alpha)[..., 3].min() < 255:
-        raise InvalidSettings(f"{path} has transparent pixels: lay it over a background first")
-    return with_alpha
+    opaque = image.convert("RGBA") if image.has_transparency_data else image
+    return np.asarray(opaque.convert("RGB"), np.float32) / 255
 
 
 def _has_deep_colours(image: Image.Image) -> bool:
@@ -125,7 +115,7 @@ def _has_deep_colours(image: Image.Image) -> bool:
 def _read_deep_colours(path: Path, image: Image.Image) -> np.ndarray:
     import imageio_ffmpeg
 
-    _require_opaque(image, path)
+    check_colours(image, path)
     if image.getexif().get(ORIENTATION, 1) != 1:
         raise InvalidSettings(f"{path} has 16-bit colours and is turned by EXIF: turn its pixels")
     reader = imageio_ffmpeg.read_frames(path, pix_fmt="rgb48le", bits_per_pixel=48)

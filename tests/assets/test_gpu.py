@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What the machine with a GPU lacks.
+# A machine with a GPU may lack these packages.
 MISSING = ("diffusers", "pydantic", "platformdirs", "optuna", "lpips", "transformers", "dit_accel")
 BLOCK = f"""
 import sys

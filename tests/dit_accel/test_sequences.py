@@ -32,7 +32,7 @@ FAMILIES = ("wan", "hunyuan-video", "cogvideox", "flux", "sd3", "ltx", "mochi", 
 
 
 class Interrupted(Exception):
-    """What stops a run in the middle."""
+    """Error that stops a run in the middle."""
 
 
 class Twins:
@@ -87,7 +87,7 @@ class Twins:
         finally:
             handle.remove()
 
-    # What others do, on both.
+    # Steps of other libraries, on both pipelines.
 
     def lora(self) -> None:
         for pipe in self.both:

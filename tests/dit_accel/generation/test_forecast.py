@@ -1,4 +1,4 @@
-"""What a dry run predicts about sparse calls is what the run reports."""
+"""A dry run predicts the sparse calls that the run reports."""
 
 import json
 

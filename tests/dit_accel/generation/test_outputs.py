@@ -291,7 +291,7 @@ def test_a_report_may_have_any_name_and_must_hold_every_clip(
     arguments = ["render", PROMPT, *SIZE, "--quiet", "-o", "x.mp4", "--report"]
     assert cli.main([*arguments, "r[1].json"]) == 0
     assert json.loads(Path("r[1].json").read_text())["prompt"] == PROMPT
-    # As on a full disk, the record is cut off.
+    # A full disk cuts the record off.
     monkeypatch.setattr("dit_accel.generation.journal.append_record", lambda *_: None)
     assert cli.main([*arguments, "lost.json"]) == 1
     assert "report lost.json lacks 1 of 1 clips" in capsys.readouterr().err

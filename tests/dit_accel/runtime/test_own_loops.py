@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import dit_accel
 from dit_accel import SVG2, ReTtention, Schedule
+from dit_accel.hooks.streams import StreamTracker
 
 ALWAYS = Schedule(dense_steps=0, min_tokens=0)
 METHODS = [
@@ -141,6 +143,59 @@ def test_windows_of_a_step_neither_mix_nor_lose_their_state(wan, names: str, cou
                 assert len(session._contexts.latest.run.states) <= LAYERS * 2 * count
         kept = zip(latents[-2:], alone[-2:], strict=True)
         assert "cfg" in names or all(torch.equal(window, clip) for window, clip in kept)
-        # What separates a window from its state in another run is its plan, never another window's.
+        # A window may lose its first plan, which changes it little. The plan of another window would change it much.
         for window, clip in zip(latents, alone, strict=True):
             assert torch.linalg.norm(window - clip) < 0.05 * torch.linalg.norm(clip)
+
+
+@pytest.mark.parametrize("names", ["named", "unnamed"])
+def test_loops_around_the_transformer_of_a_pipeline(wan, names: str) -> None:
+    """Attention is enabled on the pipeline, and its scheduler is not stepped between the clips."""
+    loop = Loop(wan.transformer, **NAMES[names])
+    for compared in (ONE, FOUR):
+        with wan.enable_sparse_attention(METHODS[0], schedule=ALWAYS):
+            alone = loop.clip(9, compared)
+        with wan.enable_sparse_attention(METHODS[0], schedule=ALWAYS) as session:
+            for seed in range(9):
+                loop.clip(seed, ONE)
+                assert len(session._contexts.latest.run.states) <= LAYERS * 2
+            assert torch.equal(loop.clip(9, compared), alone)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_windows_in_another_order_do_not_mix(order: tuple[int, ...]) -> None:
+    tracker = StreamTracker()
+    samples = [noise(seed) for seed in range(3)]
+    first = [tracker.find("cond", 0, sample, bounded=True) for sample in samples]
+    second = {i: tracker.find("cond", 1, 0.9 * samples[i], bounded=True) for i in order}
+    assert len({*first, *second.values()}) == 4, "one window lost its first state"
+    for step in (2, 3):
+        for i in order:
+            assert tracker.find("cond", step, samples[i] + step, bounded=True) == second[i]
+
+
+def test_latents_that_are_not_finite_continue_no_other_stream() -> None:
+    tracker = StreamTracker()
+    for seed in range(2):
+        tracker.find("cond", 0, noise(seed), bounded=False)
+    lost = torch.full(SHAPE, torch.nan)
+    keys = [tracker.find("cond", step, lost, bounded=False) for step in (1, 2)]
+    assert len(set(keys)) == 2
+
+
+def test_a_call_outside_a_forward_does_not_join_the_run_of_another_thread(wan) -> None:
+    """A thread calls an attention module itself while another thread runs the transformer."""
+    attention, hidden = wan.transformer.blocks[0].attn1, torch.randn(1, 96, 32)
+    expected = attention(hidden)
+    outputs: list[Tensor] = []
+
+    def call_directly(*_) -> None:
+        thread = threading.Thread(target=lambda: outputs.append(attention(hidden)))
+        thread.start()
+        thread.join()
+
+    with dit_accel.enable_sparse_attention(wan.transformer, METHODS[0], schedule=ALWAYS):
+        handle = wan.transformer.blocks[1].register_forward_hook(call_directly)
+        Loop(wan.transformer).clip(0, ONE)
+        handle.remove()
+    assert torch.equal(outputs[0], expected)

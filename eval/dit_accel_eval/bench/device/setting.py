@@ -13,7 +13,7 @@ import torch
 from dit_accel_eval.bench.cases import SHAPES, Shape
 
 Row: TypeAlias = dict[str, Any]
-"""What one case found."""
+"""Figures of one case by name."""
 Cases: TypeAlias = dict[str, Callable[[], Row]]
 """The cases of a part by name."""
 

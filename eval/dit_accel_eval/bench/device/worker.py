@@ -114,7 +114,11 @@ def run_case(name: str, case: Callable[[], Row], setting: Setting) -> tuple[Row,
     except Exception as error:
         text = "".join(traceback.format_exception_only(error)).strip()
         place = traceback.extract_tb(error.__traceback__)[-1]
-        row = {"ok": False, "failure": text[:600], "place": f"{place.filename}:{place.lineno}"}
+        row = {
+            "ok": False,
+            "failure": text[:600],
+            "place": f"{Path(place.filename).name}:{place.lineno}",
+        }
     row = {"case": name, **row, "seconds": round(time.perf_counter() - start, 2)}
     try:
         setting.wait()
