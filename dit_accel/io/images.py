@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dit_accel.errors import InvalidSettings, first_line
+from dit_accel.io.reading import check_regular_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +36,7 @@ def read_image(path: str | Path) -> Image.Image:
     """
     from PIL import Image, ImageOps
 
-    if not Path(path).is_file():
-        raise InvalidSettings(f"cannot read image {path}: no such file; give an image file")
+    check_regular_file(path, "image")
     try:
         with Image.open(path) as image:
             _check_still(image, path)

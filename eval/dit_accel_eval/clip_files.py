@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, ImageSequence
 
 from dit_accel.errors import InvalidSettings, first_line
 from dit_accel.io.images import check_colours
+from dit_accel.io.reading import check_regular_file
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
@@ -66,6 +67,7 @@ def read_images(path: Path) -> list[np.ndarray]:
     Raises:
         InvalidSettings: for transparent pixels, because their colour depends on what is behind them.
     """
+    check_regular_file(path, "image")
     with Image.open(path) as image:
         if _has_deep_colours(image):
             return [_read_deep_colours(path, image)]
@@ -92,6 +94,7 @@ def _read_folder(path: Path) -> list[np.ndarray]:
 
 def _read_video(path: Path) -> list[np.ndarray]:
     """Return the decoded frames of a video with 8 bits, each once."""
+    check_regular_file(path, "video")
     with imageio.get_reader(path, format="FFMPEG", output_params=[*EVERY_FRAME]) as reader:
         return [np.asarray(frame) for frame in reader]  # type: ignore[attr-defined]
 
