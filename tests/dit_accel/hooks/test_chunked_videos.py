@@ -44,8 +44,8 @@ def moments(pipe: Any, frames: int, **further: Any) -> list[tuple[int, int | Non
     tracker, seen = session_of(pipe)._contexts.find(pipe).tracker, []
     tick = tracker.update
 
-    def watched(context, timestep, latents):
-        moment = tick(context, timestep, latents)
+    def watched(context, timestep, latents, *, own_loop):
+        moment = tick(context, timestep, latents, own_loop=own_loop)
         if moment.branch == "cond":
             seen.append((moment.step, moment.num_steps, moment.new_run))
         return moment

@@ -15,7 +15,7 @@ from dit_accel import Profile, cli
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.tune.plot import draw
-from dit_accel_eval.tune.run import Tuning, dense_folder, describe_cost, lock_journal
+from dit_accel_eval.tune.run import Tuning, describe_cost, lock_journal
 from dit_accel_eval.tune.search import (
     AMPLE,
     Bench,
@@ -281,31 +281,6 @@ def test_a_second_search_on_the_same_trials_is_refused(tmp_path: Path) -> None:
             raise AssertionError("both searches run")
     with lock_journal(journal):
         pass
-
-
-@pytest.mark.timeout(60)
-def test_locks_of_a_killed_search_are_removed(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    journal = Path("t.trials.jsonl")
-    for lock in ("t.trials.jsonl.lock", "t.trials.jsonl.lock0123-4567.rename"):
-        Path(lock).symlink_to(journal)
-    with lock_journal(journal):
-        open_study(journal, "s", 0).set_user_attr("written", True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.trials.jsonl", "t.trials.lock"]
-
-
-def test_dense_frames_of_a_killed_search_serve_the_next_one_and_then_go(tmp_path: Path) -> None:
-    out, kept = tmp_path / "p.yaml", tmp_path / "p.dense-frames"
-    kept.mkdir()
-    for name in ("a.safetensors", ".dit-accel-0123abcd.safetensors", "mine.txt"):
-        (kept / name).write_text("x")
-    with dense_folder(out, remove=True) as folder:
-        assert sorted(path.name for path in folder.iterdir()) == ["a.safetensors", "mine.txt"]
-    assert [path.name for path in kept.iterdir()] == ["mine.txt"]
-    (kept / "mine.txt").unlink()
-    with dense_folder(out, remove=True):
-        pass
-    assert not kept.exists()
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 8], ids=str)
