@@ -128,7 +128,7 @@ def plan_jobs(
     """Validate requests, their outputs and the packages they need; load nothing.
 
     Args:
-        requests: settings of one model.
+        requests: settings that differ in their prompts only.
         out: file for one request, folder for several; None takes the working directory.
         options: how the batch is rendered.
         default: file for one request if ``out`` is None.
@@ -147,9 +147,9 @@ def plan_jobs(
         require_encoder(H264)
     if options.compare:
         require_extra("a comparison", "torchmetrics", "lpips")
+    check_call(*validated[0])  # requests differ in their prompts only
     for job in jobs:
         format_metadata(job.identity)
-        check_call(job.settings, job.card)
     return jobs
 
 
@@ -157,7 +157,6 @@ def make_jobs(
     validated: Sequence[tuple[RenderSettings, ModelCard]], out: Path | None, *, named: bool
 ) -> list[Job]:
     """Return jobs with their files; ``named`` says that the user gave the file's name."""
-    # The requests of a batch differ in their prompts only.
     files = find_ingredients(*validated[0])
     identities = [identify(settings, files) for settings, _ in validated]
     paths = output_paths(validated, identities, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,7 +16,8 @@ from dit_accel.io.digest import digest_file
 from dit_accel.io.jsonl import to_json
 
 
-def versions() -> dict[str, str]:
+@functools.cache
+def versions() -> Mapping[str, str]:
     """Return the versions that a result depends on; a package on the path only has none."""
     found = {}
     for name in ("dit_accel", "torch", "diffusers", "transformers"):

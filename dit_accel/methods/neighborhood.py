@@ -19,9 +19,8 @@ from dit_accel.methods.blocks import static_map, tiles
 if TYPE_CHECKING:
     from torch import Tensor
 
-STRETCH_WEIGHT = (
-    0.1  # a window three times as long as the grid's proportions counts as 11 % off the density
-)
+# A window that is three times as long as the grid's proportions counts as 11 % off the density.
+STRETCH_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
