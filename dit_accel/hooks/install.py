@@ -65,9 +65,15 @@ class Installation:
         return degree
 
     def is_bypassed(self) -> bool:
-        """Return True if the transformer's forward runs now. Call it outside of a forward that our hook began."""
-        running: bool = is_running(self.transformer)
-        return running
+        """Return True if the transformer's forward runs now and the next one would also miss our hook.
+
+        Call it outside of a forward that our hook began.
+        """
+        attributes = vars(self.transformer)
+        forward = attributes.get("forward")
+        inner = attributes.get("_old_forward") if forward is not None else None
+        is_hooked = self.forward_hooked in (forward, inner)
+        return not is_hooked and is_running(self.transformer)
 
     def hook_again(self, handler: ForwardHandler) -> Installation:
         """Put the hook on the forward that someone else set. The forward that runs now is not affected."""
@@ -144,7 +150,7 @@ def _below_offload_hook(transformer: nn.Module) -> Iterator[None]:
     every hook above it.
     """
     attributes = vars(transformer)
-    if "_old_forward" not in attributes:
+    if not {"_old_forward", "forward"} <= attributes.keys():
         yield
         return
     offloaded, inner = attributes.pop("forward"), attributes["_old_forward"]

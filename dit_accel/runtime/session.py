@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -229,11 +230,14 @@ class Session(Closable):
         Raises:
             RunFailed: If guidance is enabled, because the forward that runs would not be guided.
         """
-        if self._installations.hook_again(layer) and self.guidance is not None:
+        if not self._installations.hook_again(layer):
+            return
+        cause = f"the forward of {layer.component} was replaced after dit_accel was enabled"
+        if self.guidance is not None:
             raise RunFailed(
-                f"the forward of {layer.component} was replaced after guidance was enabled, so this run would not be "
-                "guided: the forward is hooked again, so run the pipeline again"
+                f"{cause}, so this run would not be guided: the forward is hooked again, so run the pipeline again"
             )
+        warnings.warn(f"{cause}: one forward ran dense, and it is hooked again", stacklevel=2)
 
     def _run_forward(self, context: RunContext, call: hooks.ForwardCall) -> Any:
         guidance = context.guidance

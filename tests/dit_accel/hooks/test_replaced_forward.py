@@ -49,7 +49,8 @@ def test_a_lost_hook_comes_back_with_the_next_forward(family: str, replace: str)
     pipe.enable_sparse_attention(COARSE, schedule=ALWAYS)
     expected = row.run(pipe)
     LOSING[replace](pipe.transformer)
-    row.run(pipe)
+    with pytest.warns(UserWarning, match="one forward ran dense, and it is hooked again"):
+        row.run(pipe)
     calls = pipe.attention_report().calls
     assert calls["sparse"] > 0
     assert torch.equal(row.run(pipe), expected)
@@ -92,5 +93,27 @@ def test_a_hook_that_others_wrap_stays(first: str, replace: str) -> None:
     if replace == "accelerate":
         remove_hook_from_module(pipe.transformer)
         assert torch.equal(row.run(pipe), clips[0])
+    pipe.disable_sparse_attention()
+    assert torch.equal(row.run(pipe), plain)
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["sparse", "guided"])
+def test_a_forward_dropped_with_the_offload_hook_is_hooked_again(guided: bool) -> None:
+    row = TINY["wan"]
+    pipe = row.build()
+    plain = row.run(pipe)
+    add_hook_to_module(pipe.transformer, ModelHook())
+    pipe.enable_sparse_attention(COARSE, schedule=ALWAYS)
+    if guided:
+        pipe.enable_perturbed_guidance(2.0)
+    expected = row.run(pipe)
+    drop_forward(pipe.transformer)
+    try:
+        row.run(pipe)
+    except RunFailed:
+        assert guided
+    assert torch.equal(row.run(pipe), expected)
+    assert pipe.attention_report().calls["fallback"] == 0
+    pipe.disable_perturbed_guidance()
     pipe.disable_sparse_attention()
     assert torch.equal(row.run(pipe), plain)
