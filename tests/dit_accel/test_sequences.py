@@ -86,6 +86,8 @@ class Twins:
             pass
         finally:
             handle.remove()
+            if self.cache is not None:  # diffusers resets a cache after a whole run only
+                self.ours.transformer._reset_stateful_cache()
 
     # Steps of other libraries, on both pipelines.
 
@@ -136,10 +138,10 @@ class Twins:
             pipe.transformer.to(dtype).to(torch.float32)
 
     def compile_blocks(self) -> None:
-        if not self.is_compiled:
+        if not self.is_compiled and self.ours.transformer._repeated_blocks:
             for pipe in self.both:
                 pipe.transformer.compile_repeated_blocks(backend="eager")
-        self.is_compiled = True
+            self.is_compiled = True
 
     # The walk.
 
