@@ -123,6 +123,7 @@ def test_svg_ear_does_not_wait(launches, selection: str) -> None:
 
 
 OTHER_METHODS = (
+    SVG2(init="random"),
     ReTtention(mask="svg-ear"),
     ReTtention(mode="paper"),
     SVG(),

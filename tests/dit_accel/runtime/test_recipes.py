@@ -161,7 +161,7 @@ def test_evaluations_and_nodes_take_recipes() -> None:
     case = RenderSettings("a red circle")
     setting = Setting.parse("svg2:published:top_p=0.8", case)
     assert setting.profile.method == SVG2(
-        query_clusters=300, key_clusters=1000, kmeans_iterations=(50, 2), top_p=0.8
+        query_clusters=300, key_clusters=1000, kmeans_iterations=(50, 2), init="random", top_p=0.8
     )
     named = Setting.parse("svg2:wan-2.1-t2v-720p")
     assert named.profile.schedule == read_profile("svg2:wan-2.1-t2v-720p").schedule
