@@ -99,8 +99,11 @@ class SVG(Refreshed):
     def width(self, tokens: int, text_tokens: int) -> int:
         """Return the largest distance in the published band, in whole blocks.
 
-        A band of this width that is cut at both ends, with all rows and columns of the text, has the density.
+        A band of this width that is cut at both ends, with all rows and columns of the text, has the density. A density
+        of 1 keeps all keys.
         """
+        if self.density >= 1:
+            return tokens
         total = tokens + text_tokens
         share = self.density - 2 * text_tokens / total
         width = total * (1 - math.sqrt(1 - min(max(share, 0.0), 1.0)))

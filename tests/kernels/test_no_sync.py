@@ -132,6 +132,11 @@ OTHER_METHODS = (
     Neighborhood(),
     Radial(),
     Band(),
+    SVG(window="published", first_frame=False),
+    XAttention(threshold=(0.5, 0.9, 0.9, 1.0), keep_sink=True, keep_recent=True),
+    PermutedBlocks(segment=256),
+    Neighborhood(window=((1, 3, 3), (3, 1, 3), (3, 3, 1), (3, 3, 3))),
+    Radial(rule="columns", first_frame=False, min_width=64, thinning=128),
 )
 
 
