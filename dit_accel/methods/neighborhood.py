@@ -12,9 +12,8 @@ import torch
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
-from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import Method, check_share
-from dit_accel.methods.blocks import static_map, tiles
+from dit_accel.methods.blocks import check_sizes, static_map, tiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,11 +52,8 @@ class Neighborhood(Method):
         check_share("density", self.density)
         for name in ("tile", "window"):
             sizes = getattr(self, name)
-            if sizes is None:
-                continue
-            if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
-                raise InvalidSettings(f"{name} must be three whole numbers above 0, got {sizes}")
-            object.__setattr__(self, name, tuple(sizes))  # a list has no hash
+            if sizes is not None:  # a list has no hash
+                object.__setattr__(self, name, check_sizes(name, sizes))
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         layout, device = call.layout, call.query.device
