@@ -14,7 +14,11 @@ from support.attention_inputs import attention_call
 from dit_accel import AttentionCall, Method, SpargeAttn, TopKBlocks
 from dit_accel.core.ops import Ops
 from dit_accel.core.timer import Timer
-from dit_accel.methods.blocks import hilbert_order
+from dit_accel.methods.blocks import for_heads, hilbert_order, uniform_blocks
+from dit_accel_assets import captures
+from dit_accel_eval.bench.capture import read_capture
+from dit_accel_eval.bench.recall import attend_dense, relative_error
+from dit_accel_kernels import self_similarity
 from dit_accel_pipelines import TokenLayout
 
 CPU = torch.device("cpu")
@@ -241,3 +245,22 @@ def test_blocks_without_a_mean_are_dense() -> None:
         assert attended is not None
         assert float(attended.density) == 1.0
         assert attended.out.isfinite().all()
+
+
+def test_the_curve_makes_blocks_more_alike_on_the_bundled_capture() -> None:
+    """docs/methods.md tells these figures: self-similarity of key blocks, and error at top_k=0.3."""
+    call = list(read_capture(captures()["tiny-world"]))[1]
+    key = call.key.transpose(1, 2).float()
+    order, offsets = uniform_blocks(call, 64)
+    curve = for_heads(hilbert_order(call.layout, CPU), call)
+    mean = key.mean(2, keepdim=True)
+    similarity = [float(self_similarity(key, o, offsets, mean).mean()) for o in (order, curve)]
+    assert similarity == pytest.approx([0.28, 0.38], abs=0.005)
+    errors = []
+    for name in ("raster", "hilbert"):
+        method = SpargeAttn(top_k=0.3, order=name)
+        attended = method.attend(call, method.new_state(), Ops(Timer()))
+        errors.append(relative_error(attended.out, attend_dense(call)))
+    assert errors == pytest.approx([0.33, 0.23], abs=0.005)
+    default = SpargeAttn().attend(call, SpargeAttn().new_state(), Ops(Timer()))
+    assert float(default.density) == 1.0
