@@ -132,7 +132,6 @@ OTHER_METHODS = (
     PermutedBlocks(),
     SpargeAttn(),
     SpargeAttn(top_k=0.5, order="hilbert"),
-    TopKBlocks(),
     TopKBlocks(tile=(4, 4, 4)),
     Neighborhood(),
     Radial(),
