@@ -154,6 +154,13 @@ def check_share(name: str, value: float, *, above: float | None = None) -> None:
         raise InvalidSettings(f"{name} must be in {low}, 1], got {value}")
 
 
+def check_between(name: str, value: float, low: float, high: float) -> None:
+    """Raise InvalidSettings unless a knob lies in [low, high]."""
+    _check_number(name, value)
+    if not low <= value <= high:
+        raise InvalidSettings(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
 def check_count(name: str, value: int) -> None:
     """Raise InvalidSettings unless a knob is at least 1."""
     _check_number(name, value)

@@ -12,9 +12,8 @@ import torch
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
-from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import Method, check_share
-from dit_accel.methods.blocks import static_map, tiles
+from dit_accel.methods.blocks import check_sizes, static_map, tiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,9 +50,9 @@ class Neighborhood(Method):
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
-        object.__setattr__(self, "tile", check_box("tile", self.tile))
+        object.__setattr__(self, "tile", check_sizes("tile", self.tile))
         if self.window is not None:
-            boxes = tuple(check_box("window", box) for box in _boxes(self.window))
+            boxes = tuple(check_sizes("window", box) for box in _boxes(self.window))
             object.__setattr__(self, "window", boxes if len(boxes) > 1 else boxes[0])
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
@@ -87,18 +86,6 @@ def _boxes(window: Sequence[Any]) -> list[Any]:
     """Return the windows of a knob that holds one or several."""
     several = any(isinstance(size, list | tuple) for size in window)
     return list(window) if several else [window]
-
-
-def check_box(name: str, sizes: Any) -> tuple[int, ...]:
-    """Return three sizes as a tuple, which has a hash.
-
-    Raises:
-        InvalidSettings: If they are not three whole numbers above 0.
-    """
-    is_box = isinstance(sizes, list | tuple) and len(sizes) == 3
-    if not is_box or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise InvalidSettings(f"{name} must be three whole numbers above 0, got {sizes}")
-    return tuple(sizes)
 
 
 def box_mask(counts: Sequence[int], window: Sequence[int], device: torch.device) -> Tensor:

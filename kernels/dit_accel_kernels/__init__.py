@@ -31,8 +31,11 @@ from dit_accel_kernels.selection import (
     centroid_mass,
     group_logits,
     select_budget,
+    select_top_cdf,
+    select_top_count,
     select_top_p,
 )
+from dit_accel_kernels.self_similarity import self_similarity
 from dit_accel_kernels.sparse_attention import sparse_attention, sparse_attention_reference
 
 __all__ = [
@@ -62,7 +65,10 @@ __all__ = [
     "sampled_attention",
     "sampled_importance",
     "select_budget",
+    "select_top_cdf",
+    "select_top_count",
     "select_top_p",
+    "self_similarity",
     "skipped_attention",
     "sparse_attention",
     "sparse_attention_reference",

@@ -1,6 +1,7 @@
-"""Select the key groups that each query group attends to.
+"""Select the key groups that each query group attends to, in float32 throughout.
 
-This is section 4.2 of Sparse VideoGen2 (arXiv 2505.18875), in float32 throughout.
+`select_top_p` is section 4.2 of Sparse VideoGen2 (arXiv 2505.18875), and `select_top_cdf` is equation 4 of
+SpargeAttn (arXiv 2502.18137).
 """
 
 from __future__ import annotations
@@ -123,3 +124,40 @@ def select_budget(score: Tensor, key_sizes: Tensor, budget: Tensor) -> Tensor:
     keys_before = sizes.cumsum(-1) - sizes
     selected = keys_before + sizes / 2 <= budget[..., None]
     return torch.zeros_like(selected).scatter_(-1, order, selected)
+
+
+def select_top_cdf(mass: Tensor, threshold: float) -> Tensor:
+    """Select the largest key groups per query group while their summed mass stays within a threshold.
+
+    The group that crosses the threshold is left out, unlike in `select_top_p`. The largest group is always
+    selected.
+
+    Args:
+        mass: float ``[B, H, Gq, Gk]``, rows sum to 1.
+        threshold: in (0, 1]; 1 selects every group.
+
+    Returns:
+        bool ``[B, H, Gq, Gk]``.
+    """
+    if threshold >= 1:
+        return torch.ones_like(mass, dtype=torch.bool)
+    order = mass.argsort(dim=-1, descending=True, stable=True)
+    selected = mass.gather(-1, order).cumsum(-1) <= threshold
+    selected[..., 0] = True
+    return torch.zeros_like(selected).scatter_(-1, order, selected)
+
+
+def select_top_count(score: Tensor, count: int) -> Tensor:
+    """Select the ``count`` key groups of the largest scores per query group.
+
+    Of equal scores the first one is selected.
+
+    Args:
+        score: float ``[B, H, Gq, Gk]``.
+        count: number of groups, at least 1; a count above Gk selects every group.
+
+    Returns:
+        bool ``[B, H, Gq, Gk]``.
+    """
+    order = score.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order, True)

@@ -26,6 +26,7 @@ from dit_accel_kernels.gpu import (
     sparse_attention,
 )
 from dit_accel_kernels.gpu.launch import Launch, pad_to_power_of_two, select_launch
+from dit_accel_kernels.precision import ROTATION_LEVELS
 
 # Bytes of shared memory by compute capability.
 ARCHITECTURES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
@@ -221,7 +222,7 @@ OTHER_KERNELS = {
     ),
     "quantize int8": (
         quantize._quantize_int8_kernel,
-        with_head_dim(BLOCK_S=quantize.BLOCK_S, HAS_MEAN=True),
+        with_head_dim(BLOCK_S=quantize.BLOCK_S, HAS_MEAN=True, LEVELS=ROTATION_LEVELS),
         {"quantized_ptr": "*i8", "scale_ptr": "*fp32"},
         DEFAULT_LAUNCH,
     ),

@@ -22,7 +22,9 @@ from dit_accel import (
     PermutedBlocks,
     Radial,
     ReTtention,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 from dit_accel.core.attention_call import CallContext
@@ -129,6 +131,9 @@ OTHER_METHODS = (
     SVG(),
     XAttention(),
     PermutedBlocks(),
+    SpargeAttn(),
+    SpargeAttn(top_k=0.5, order="hilbert"),
+    TopKBlocks(tile=(4, 4, 4)),
     Neighborhood(),
     Radial(),
     Band(),

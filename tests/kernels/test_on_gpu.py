@@ -13,7 +13,9 @@ from dit_accel import (
     Radial,
     ReTtention,
     Schedule,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 from dit_accel.core.attention_call import CallContext
@@ -39,6 +41,10 @@ METHODS = (
     SVG(),
     XAttention(),
     PermutedBlocks(),
+    SpargeAttn(),
+    SpargeAttn(top_k=0.5, order="hilbert"),
+    TopKBlocks(),
+    TopKBlocks(tile=(4, 4, 4)),
     Neighborhood(),
     Radial(),
     Band(),

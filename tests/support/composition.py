@@ -27,7 +27,9 @@ from dit_accel import (
     PermutedBlocks,
     Radial,
     ReTtention,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 
@@ -39,6 +41,8 @@ METHODS: dict[str, Method] = {
     "svg": SVG(density=1.0, block=16),
     "xattention": XAttention(threshold=1.0, block=16, stride=4),
     "permuted-blocks": PermutedBlocks(top_p=1.0, block=16),
+    "sparge-attn": SpargeAttn(cdf_threshold=1.0, query_block=16, key_block=8, order="hilbert"),
+    "topk-blocks": TopKBlocks(density=1.0, tile=(2, 2, 2)),
     "neighborhood": Neighborhood(density=1.0),
     "radial": Radial(decay=1e6, block=1),
     "band": Band(density=1.0),

@@ -18,7 +18,9 @@ from dit_accel import (
     PermutedBlocks,
     Radial,
     ReTtention,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 from dit_accel.core.ops import Ops, heads_first
@@ -40,7 +42,7 @@ THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 # Decay and block size.
 RADIAL_KNOBS = ((0.05, 16), (0.2, 32), (0.8, 64))
 NEVER = 10**6
-MARKERS = "os^vDP*Xd<>ph+"
+MARKERS = "os^vDP*Xd<>ph+x1234"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ def curves() -> list[Curve]:
         over_shares("svg", lambda s: SVG(density=s)),
         Curve("xattention", tuple(XAttention(threshold=p, block=64) for p in THRESHOLDS)),
         Curve("permuted-blocks", tuple(PermutedBlocks(top_p=p, block=64) for p in THRESHOLDS)),
+        over_shares("sparge-attn, top k", lambda s: SpargeAttn(top_k=s)),
+        Curve("sparge-attn, cdf", tuple(SpargeAttn(cdf_threshold=p) for p in THRESHOLDS)),
+        over_shares("topk-blocks", lambda s: TopKBlocks(density=s)),
+        over_shares("topk-blocks, tiles", lambda s: TopKBlocks(density=s, tile=(4, 4, 4))),
         over_shares("neighborhood", lambda s: Neighborhood(density=s)),
         Curve("radial", tuple(Radial(decay=d, block=b) for d, b in RADIAL_KNOBS)),
         over_shares("band", lambda s: Band(density=s)),

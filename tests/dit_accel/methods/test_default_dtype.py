@@ -18,7 +18,9 @@ from dit_accel import (
     Radial,
     ReTtention,
     Schedule,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 from dit_accel.core.ops import Ops
@@ -42,6 +44,10 @@ METHODS_TRIED: tuple[Method, ...] = (
     SVG(density=0.3, block=16),
     XAttention(threshold=0.6, block=16, stride=4),
     PermutedBlocks(top_p=0.6, block=16),
+    SpargeAttn(cdf_threshold=0.5, query_block=16, key_block=8, order="hilbert"),
+    SpargeAttn(top_k=0.3, query_block=16, key_block=8),
+    TopKBlocks(density=0.3, block=8),
+    TopKBlocks(density=0.3, tile=(2, 2, 2)),
     Neighborhood(density=0.3, tile=(2, 2, 2)),
     Radial(decay=0.01, block=4),
     Radial(decay=0.01, block=4, rule="columns"),

@@ -19,7 +19,9 @@ from dit_accel import (
     Radial,
     ReTtention,
     Schedule,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 from dit_accel.core.ops import Ops
@@ -38,6 +40,9 @@ FULL: tuple[Method, ...] = (
     SVG(density=1.0, block=16),
     XAttention(threshold=1.0, block=16, stride=4),
     PermutedBlocks(top_p=1.0, block=16),
+    SpargeAttn(cdf_threshold=1.0, order="hilbert", query_block=16, key_block=8),
+    SpargeAttn(cdf_threshold=0.1, similarity_threshold=1.0, query_block=16, key_block=8),
+    TopKBlocks(density=1.0, tile=(2, 2, 2)),
     Neighborhood(density=1.0),
     Radial(decay=1e6, block=1),
     Radial(decay=1e6, block=2, rule="columns", first_frame=False),
@@ -55,6 +60,9 @@ SPARSE: tuple[Method, ...] = (
     SVG(density=0.3, block=16),
     XAttention(threshold=0.6, block=16, stride=4),
     PermutedBlocks(top_p=0.6, block=16),
+    SpargeAttn(cdf_threshold=0.5, query_block=16, key_block=8),
+    SpargeAttn(top_k=0.3, order="hilbert", query_block=16, key_block=8),
+    TopKBlocks(density=0.3, tile=(2, 2, 2)),
     Neighborhood(density=0.3, tile=(2, 2, 2)),
     Radial(decay=0.01, block=4),
     Radial(decay=0.01, block=4, rule="columns", first_frame=False),
@@ -62,12 +70,13 @@ SPARSE: tuple[Method, ...] = (
     SVG(density=0.3, block=16, window="published", first_frame=False),
     PermutedBlocks(top_p=0.4, block=8, segment=16),
 )
+NAMED = ("mode", "selection", "mask", "order", "similarity_threshold", "tile")
 GRIDS = [(6, 4, 4), (5, 7, 3), (1, 9, 11), (13, 1, 1)]
 
 
 def label(method: Method) -> str:
     knobs = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-    told = [f"{k}={v}" for k, v in knobs.items() if k in ("mode", "selection", "mask")]
+    told = [f"{k}={v}" for k, v in knobs.items() if k in NAMED]
     return " ".join([method.name, *told])
 
 
@@ -213,6 +222,18 @@ def test_profiles_round_trip(tmp_path, method: Method) -> None:
         (Radial, {"decay": 0.0}, "decay must be above 0"),
         (PermutedBlocks, {"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
         (Band, {"block": 0}, "block must be at least 1"),
+        (
+            SpargeAttn,
+            {"cdf_threshold": 0.9, "top_k": 0.5},
+            "cdf_threshold and top_k exclude each other",
+        ),
+        (SpargeAttn, {"top_k": 0.0}, r"top_k must be in \(0, 1\]"),
+        (SpargeAttn, {"similarity_threshold": -2}, r"similarity_threshold must be in \[-1, 1\]"),
+        (SpargeAttn, {"key_block": 0}, "key_block must be at least 1"),
+        (SpargeAttn, {"order": "morton"}, "order must be raster or hilbert, got 'morton'"),
+        (TopKBlocks, {"density": 0.0}, r"density must be in \(0, 1\]"),
+        (TopKBlocks, {"block": 64, "tile": (4, 4, 4)}, "block and tile exclude each other"),
+        (TopKBlocks, {"tile": (4, 4)}, "tile must be three whole numbers above 0"),
     ],
     ids=str,
 )
