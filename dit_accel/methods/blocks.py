@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,10 +58,10 @@ def check_sizes(name: str, sizes: object) -> tuple[int, ...]:
     Raises:
         InvalidSettings: Unless they are three whole numbers above 0.
     """
-    is_box = isinstance(sizes, list | tuple) and len(sizes) == 3
-    if not is_box or not all(isinstance(size, int) and size > 0 for size in sizes):
+    box = tuple(sizes) if isinstance(sizes, list | tuple) else ()
+    if len(box) != 3 or not all(isinstance(size, int) and size > 0 for size in box):
         raise InvalidSettings(f"{name} must be three whole numbers above 0, got {sizes}")
-    return tuple(sizes)
+    return box
 
 
 def run_offsets(tokens: int, size: int, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
+from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import Method, check_share
 from dit_accel.methods.blocks import check_sizes, static_map, tiles
 
