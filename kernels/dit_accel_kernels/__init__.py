@@ -9,6 +9,8 @@ from dit_accel_kernels.centroid_attention import centroid_attention, skipped_att
 from dit_accel_kernels.centroid_error import centroid_error
 from dit_accel_kernels.contracts import BlockMap, ContractError
 from dit_accel_kernels.dense_tokens import with_dense_tokens
+from dit_accel_kernels.expansion import expanded_attention
+from dit_accel_kernels.expansion_error import GroupStatistics, expansion_error
 from dit_accel_kernels.grouping import group_by_label
 from dit_accel_kernels.kmeans import (
     group_means,
@@ -31,6 +33,7 @@ from dit_accel_kernels.selection import (
     centroid_mass,
     group_logits,
     select_budget,
+    select_shared_budget,
     select_top_cdf,
     select_top_count,
     select_top_p,
@@ -42,6 +45,7 @@ __all__ = [
     "PRECISIONS",
     "BlockMap",
     "ContractError",
+    "GroupStatistics",
     "Precision",
     "antidiagonal_mass",
     "centroid_attention",
@@ -50,6 +54,8 @@ __all__ = [
     "centroid_mass",
     "check_precision",
     "dense_attention",
+    "expanded_attention",
+    "expansion_error",
     "group_by_label",
     "group_logits",
     "group_means",
@@ -65,6 +71,7 @@ __all__ = [
     "sampled_attention",
     "sampled_importance",
     "select_budget",
+    "select_shared_budget",
     "select_top_cdf",
     "select_top_count",
     "select_top_p",

@@ -161,3 +161,47 @@ def select_top_count(score: Tensor, count: int) -> Tensor:
     """
     order = score.argsort(dim=-1, descending=True, stable=True)[..., :count]
     return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order, True)
+
+
+# Bins of a histogram of scores, and how often the bin that holds the threshold is divided again.
+BINS, ROUNDS = 2048, 2
+# Scores this many powers of two below the largest one are not told apart.
+LOWEST_LOG_SCORE = -60.0
+
+
+def select_shared_budget(score: Tensor, cost: Tensor, budget: float) -> Tensor:
+    """Select the items of each row with the largest scores, as many as a budget pays for.
+
+    A histogram of the costs over the logarithm of the scores finds the threshold, so nothing is sorted
+    and nothing waits for the device. Items whose scores can't be told apart are all left out where the
+    budget does not pay for all of them.
+
+    Args:
+        score: float32 ``[R, N]``, 0 or more.
+        cost: cost of each item, int64 ``[R, N]``.
+        budget: share of the total cost of a row, in [0, 1]. 1 selects everything.
+
+    Returns:
+        bool ``[R, N]``.
+    """
+    if budget >= 1:
+        return torch.ones_like(score, dtype=torch.bool)
+    largest = score.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    level = (score / largest).log2().clamp(min=LOWEST_LOG_SCORE)
+    allowed = (budget * cost.sum(-1, keepdim=True).double()).long()
+    low, width = torch.full_like(largest, LOWEST_LOG_SCORE), -LOWEST_LOG_SCORE / BINS
+    spent = torch.zeros_like(allowed)  # cost of the items above the bins
+    for _ in range(ROUNDS):
+        bins = ((level - low) / width).floor()
+        inside = (bins >= 0) & (bins <= BINS)  # the largest score falls on the edge of the last bin
+        index = bins.clamp(0, BINS - 1).long()
+        histogram = torch.zeros(*allowed.shape[:1], BINS, dtype=torch.int64, device=score.device)
+        histogram.scatter_add_(1, index, cost * inside)
+        # Cost of the items in this bin and all higher ones.
+        above = spent + histogram.flip(-1).cumsum(-1).flip(-1)
+        affordable = (above > allowed).sum(-1, keepdim=True)  # the lowest bin that is paid for
+        padded = torch.cat([above, spent], -1)
+        spent = padded.gather(-1, affordable)
+        threshold = low + affordable * width
+        low, width = threshold - width, width / BINS
+    return level >= threshold
