@@ -8,7 +8,6 @@ and the mean value. The unweighted means of SVG-EAR (arXiv 2603.08982) are the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,9 +18,10 @@ from dit_accel_kernels.contracts import (
     BlockMap,
     check_attention,
     check_block_map,
-    label_positions,
     resolve_scale,
 )
+from dit_accel_kernels.cpu.expansion import MAX_EXCESS
+from dit_accel_kernels.cpu.expansion import expanded_attention as expanded_attention_cpu
 from dit_accel_kernels.kmeans import group_means
 from dit_accel_kernels.merge import merge_attention
 from dit_accel_kernels.sparse_attention import sparse_attention
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 # Tokens in a piece of a group. A group of average size fits one piece, so little of it is padding.
 KEY_PIECE, QUERY_PIECE = 16, 64
-# Largest logit of a key above the logit of its group's mean that exp() still takes.
-MAX_EXCESS = 60.0
 
 
 class Expansion(NamedTuple):
@@ -173,68 +171,6 @@ def _attend_heads(
     lse = scores.amax(-1) - weights.amax(-1).log().nan_to_num_(neginf=0.0)
     out = _scatter(_product(weights, values), pieces, query).to(query.dtype)
     return out, _scatter(lse[..., None], pieces, query)[..., 0]
-
-
-def expanded_attention_cpu(
-    query: Tensor, key: Tensor, value: Tensor, block_map: BlockMap, scale: float
-) -> Tensor:
-    """Run `expanded_attention` on a CPU: one pass over the keys and means of each query group."""
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for heads in _split_heads(query, key, block_map):
-        groups = block_map.select_heads(heads)
-        bias, means = expand_groups(*(x[:, heads] for x in (query, key, value)), groups, scale)
-        for sample in range(query.shape[0]):
-            for index, head in enumerate(heads.tolist()):
-                tokens = torch.cat([key[sample, head], value[sample, head]], -1).float()
-                rows = torch.cat([tokens, means[sample, index].flatten(0, 1)])  # [Sk + Gk Gq, 2 D]
-                row_bias = torch.cat([rows.new_zeros(len(tokens)), bias[sample, index].flatten()])
-                columns = _list_columns(groups, sample, index)
-                _attend_groups(
-                    scale * query[sample, head].float(), rows, row_bias, *columns, out[sample, head]
-                )
-    return out
-
-
-def _list_columns(block_map: BlockMap, sample: int, head: int) -> tuple[Iterable[Tensor], ...]:
-    """List the queries of each group of a head, and the rows of keys and means that they attend to."""
-    selected, order = block_map.selected[sample, head], block_map.key_order[sample, head]
-    offsets = block_map.key_offsets[sample, head]
-    num_groups, num_tokens = len(selected), len(order)
-    labels = label_positions(offsets[None, None], num_tokens)[0, 0]
-    skipped = ~selected & (offsets.diff() > 0)
-    attended = torch.cat([selected.index_select(1, labels), skipped], 1)  # [Gq, Sk + Gk]
-    group, column = attended.nonzero().unbind(1)
-    token = order[column.clamp(max=num_tokens - 1)]
-    mean = num_tokens + (column - num_tokens) * num_groups + group
-    rows = torch.where(column < num_tokens, token, mean)
-    query_sizes = block_map.query_offsets[sample, head].diff().tolist()
-    return block_map.query_order[sample, head].split(query_sizes), rows.split(
-        attended.sum(1).tolist()
-    )
-
-
-def _attend_groups(
-    query: Tensor,
-    rows: Tensor,
-    bias: Tensor,
-    queries: Iterable[Tensor],
-    columns: Iterable[Tensor],
-    out: Tensor,
-) -> None:
-    """Write the attention of each query group of a head to ``[Sq, D]``.
-
-    Args:
-        query: scaled queries, float32 ``[Sq, D]``.
-        rows: keys and values of tokens and means, float32 ``[N, 2 D]``.
-        bias: bias of their logits, float32 ``[N]``.
-        queries: queries of each group, int64.
-        columns: rows that each group attends to, int64.
-        out: output ``[Sq, D]``.
-    """
-    for index, column in zip(queries, columns, strict=True):
-        key, value = rows.index_select(0, column).chunk(2, dim=1)
-        scores = torch.addmm(bias.index_select(0, column), query.index_select(0, index), key.t())
-        out.index_copy_(0, index, (scores.softmax(-1) @ value).to(out.dtype))
 
 
 def expand_groups(
