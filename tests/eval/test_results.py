@@ -123,6 +123,14 @@ def test_an_unfinished_run_is_drawn_and_says_what_it_lacks(tmp_path: Path, capsy
     assert page.count("is missing.") == 1
 
 
+def test_quiet_redraws_without_a_word(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    write_evaluation(out, ("a",))
+    assert cli.main(["eval", "--redraw", "--quiet", "--out", str(out)]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert (out / "report.html").exists()
+
+
 def test_a_folder_without_results_is_refused(tmp_path: Path, capsys) -> None:
     assert redraw(tmp_path) == 2
     assert "holds no evaluation" in capsys.readouterr().err
