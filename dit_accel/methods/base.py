@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings
+from dit_accel.io.parsing import check_knobs
 from dit_accel_kernels import with_dense_tokens
 
 if TYPE_CHECKING:
@@ -58,6 +60,22 @@ class Method(abc.ABC):
     source: ClassVar[str]
     static: ClassVar[bool] = False
     spatial: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        """Check the types of all knobs before a subclass's own checks, which compare values."""
+        super().__init_subclass__()
+        own_checks = cls.__dict__.get("__post_init__")
+        if own_checks is not None:
+
+            @functools.wraps(own_checks)
+            def check(self: Method) -> None:
+                Method.__post_init__(self)
+                own_checks(self)
+
+            cls.__post_init__ = check  # type: ignore[method-assign]
+
+    def __post_init__(self) -> None:
+        check_knobs(self, f"{self.name} knob")
 
     @property
     def needs_grid(self) -> bool:

@@ -108,4 +108,10 @@ class SVGEar(Clustered):
             # A shared budget compares query clusters, so it needs shares of each one's mass.
             return score if self.budget == "query" else ops.mass_per_key(score, key_groups[1])
         query_groups = (clusters.query_order, clusters.query_offsets)
-        return ops.expansion_error(query, key, value, query_groups, key_groups, call.scale)
+        return ops.expansion_error(
+            ops.group_statistics(query, *query_groups, clusters.query_centroids),
+            ops.group_statistics(key, *key_groups, clusters.key_centroids),
+            ops.group_statistics(value, *key_groups),
+            key_groups[1].diff(dim=-1),
+            call.scale,
+        )

@@ -121,9 +121,10 @@ def expanded_attention(
     scale = resolve_scale(query, scale)
     if not query.is_cuda and precision == "full":
         return expanded_attention_cpu(query, key, value, block_map, scale)
-    exact = sparse_attention(query, key, value, block_map, scale=scale, precision=precision)
-    out, _ = merge_attention(*exact, *skipped_expansion(query, key, value, block_map, scale))
-    return out
+    out, lse = sparse_attention(query, key, value, block_map, scale=scale, precision=precision)
+    assert lse is not None
+    skipped = skipped_expansion(query, key, value, block_map, scale)
+    return merge_attention(out, lse, *skipped)[0]
 
 
 def skipped_expansion(
@@ -137,8 +138,8 @@ def skipped_expansion(
     """
     outs, lses = [], []
     for heads in _split_heads(query, key, block_map):
-        tensors = (x.index_select(1, heads) for x in (query, key, value))
-        out, lse = _attend_heads(*tensors, block_map.select_heads(heads), scale)
+        q, k, v = (x.index_select(1, heads) for x in (query, key, value))
+        out, lse = _attend_heads(q, k, v, block_map.select_heads(heads), scale)
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs, 1), torch.cat(lses, 1)
@@ -150,7 +151,7 @@ def _split_heads(query: Tensor, key: Tensor, block_map: BlockMap) -> tuple[Tenso
     _, _, query_groups, key_groups = block_map.selected.shape
     numbers = max(4 * query_groups * key_groups * head_dim, 2 * query_groups * key.shape[2])
     step = max(1, MAX_SCORES // (numbers * batch))
-    return torch.arange(heads, device=query.device).split(step)
+    return tuple(torch.arange(heads, device=query.device).split(step))
 
 
 def _attend_heads(
@@ -193,7 +194,8 @@ def expand_groups(
     excess.clamp_(max=MAX_EXCESS)
     weights = excess.exp().mul_(pieces.mask[..., None])
     total = _sum_pieces(weights.sum(-2), pieces, mean_logits.shape[2])  # [B, H, Gk, Gq]
-    weights /= _take_rows(total, pieces.group)[..., None, :]
+    # An unused piece may belong to an empty group, which has no weights.
+    weights /= _take_rows(total.clamp(min=1), pieces.group)[..., None, :]
     means = _product(weights.transpose(-1, -2), tokens)  # [B, H, P, Gq, 2 D]
     mean_excess = _sum_pieces((weights * excess).sum(-2), pieces, mean_logits.shape[2])
     # L is mean_logits + ln total, and the weighted mean of the logits is mean_logits + mean_excess.
