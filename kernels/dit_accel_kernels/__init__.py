@@ -37,6 +37,7 @@ from dit_accel_kernels.selection import (
     select_top_cdf,
     select_top_count,
     select_top_p,
+    select_top_p_budget,
 )
 from dit_accel_kernels.self_similarity import self_similarity
 from dit_accel_kernels.sparse_attention import sparse_attention, sparse_attention_reference
@@ -75,6 +76,7 @@ __all__ = [
     "select_top_cdf",
     "select_top_count",
     "select_top_p",
+    "select_top_p_budget",
     "self_similarity",
     "skipped_attention",
     "sparse_attention",

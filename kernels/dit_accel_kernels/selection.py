@@ -126,6 +126,39 @@ def select_budget(score: Tensor, key_sizes: Tensor, budget: Tensor) -> Tensor:
     return torch.zeros_like(selected).scatter_(-1, order, selected)
 
 
+def select_top_p_budget(
+    score: Tensor, logits: Tensor, key_sizes: Tensor, top_p: float, min_share: float
+) -> Tensor:
+    """Select key groups by falling score, at the price of those that hold the most mass.
+
+    This is the rule of SVG-EAR (arXiv 2603.08982) as released. A query group may spend as many keys as
+    `select_top_p` takes with ``top_p`` and twice ``min_share``. The ``min_share`` of the groups with the
+    most mass is selected first, at least one of them if ``min_share`` is above 0. The groups of the
+    largest score then follow while any keys are left, so the group that crosses the budget is selected.
+
+    Args:
+        score: float32 ``[B, H, Gq, Gk]``.
+        logits: log of the mass of each key group, as `group_logits` estimates it, ``[B, H, Gq, Gk]``.
+        key_sizes: integer ``[B, H, Gk]``; an empty group is never selected.
+        top_p: in (0, 1].
+        min_share: in [0, 1], a share of the number of key groups, rounded down.
+
+    Returns:
+        bool ``[B, H, Gq, Gk]``.
+    """
+    sizes = key_sizes[:, :, None].expand_as(score).float()
+    paid = select_top_p(logits.softmax(-1), top_p, 2 * min_share, logits=logits)
+    reserved = torch.zeros_like(paid)
+    if min_share > 0:
+        reserved = select_top_count(logits, max(1, int(min_share * score.shape[-1] + 1e-9)))
+    cost = sizes.masked_fill(reserved, 0.0)
+    left = (sizes * paid - sizes * reserved).sum(-1, keepdim=True)
+    order = score.masked_fill(reserved, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    ranked = cost.gather(-1, order)
+    affordable = ranked.cumsum(-1) - ranked < left
+    return (reserved.scatter(-1, order, affordable) | reserved) & (sizes > 0)
+
+
 def select_top_cdf(mass: Tensor, threshold: float) -> Tensor:
     """Select the largest key groups per query group while their summed mass stays within a threshold.
 

@@ -96,6 +96,9 @@ def test_every_choice_of_the_shipped_recipes_is_the_right_one() -> None:
     assert published("radial", "wan", task="t2v", transformers=2) == "radial:wan-2.2-t2v-768p"
     assert published("xattention", "hunyuan-video") == "xattention:hunyuan-video-720p"
     assert published("svg", "cogvideox", task="t2v") == "svg:cogvideox-1.5-i2v-768p"
+    assert published("svg-ear", "wan", task="i2v") == "svg-ear:wan-2.1-i2v-720p"
+    assert published("svg-ear", "wan", task="t2v", transformers=2) == "svg-ear:wan-2.2-t2v-720p"
+    assert published("svg-ear", "hunyuan-video") == "svg-ear:hunyuan-video-720p"
     assert published("permuted-blocks", "flux") == "permuted-blocks:llama-3.1-8b"
     small = {"height": 480, "width": 832}
     assert published("svg2", "wan", task="i2v", **small) == "svg2:wan-2.1-i2v-480p"
@@ -237,7 +240,7 @@ def test_every_recipe_runs_on_a_tiny_model_of_its_family(published: Recipe) -> N
         enable_sparse_attention(target, profile=profile, schedule=schedule)
         row.run(target)
     report = attention_report(target)
-    sparse_layers = layers - len(schedule.dense_layers)
+    sparse_layers = sum(layer not in schedule.dense_layers for layer in range(layers))
     assert sparse_layers > 0
     assert any(is_sparse)
     assert report.calls["sparse"] == sum(is_sparse) * sparse_layers
@@ -247,7 +250,7 @@ def test_every_recipe_runs_on_a_tiny_model_of_its_family(published: Recipe) -> N
 
 
 def test_the_shares_of_dense_steps_give_the_published_numbers() -> None:
-    """The first sparse step and the dense layers, counted from the released scripts."""
+    """The first sparse step and the dense layers, counted from papers and released scripts."""
     published = {
         "svg2:wan-2.1-t2v-720p": (10, (0,)),
         "svg2:wan-2.1-i2v-720p": (14, (0,)),
@@ -263,6 +266,13 @@ def test_the_shares_of_dense_steps_give_the_published_numbers() -> None:
         "radial:wan-2.2-t2v-768p": (11, (0,)),
         "radial:hunyuan-video-768p": (12, ()),
         "xattention:hunyuan-video-720p": (5, ()),
+        "svg-ear:wan-2.2-i2v-720p": (10, (0,)),
+        "svg-ear:wan-2.2-t2v-720p": (10, (0,)),
+        "svg-ear:wan-2.2-t2v-720p-turbo": (10, (0,)),
+        "svg-ear:wan-2.1-i2v-720p": (14, (0,)),
+        "svg-ear:wan-2.1-t2v-720p": (10, (0,)),
+        "svg-ear:hunyuan-video-720p": (10, (0, 20)),
+        "svg-ear:hunyuan-video-720p-script": (5, (0,)),
     }
     for name, (first_sparse, dense_layers) in published.items():
         found = find_recipe(name)
