@@ -15,6 +15,7 @@ from dit_accel_kernels import (
     select_top_cdf,
     select_top_count,
     select_top_p,
+    select_top_p_budget,
     self_similarity,
 )
 
@@ -109,6 +110,26 @@ def test_budget_is_met_within_half_a_group(groups: int, seed: int) -> None:
     assert ((num_keys - budget).abs() <= 5).all()
     lowest_selected = mass.masked_fill(~selected, 2.0).amin(-1)
     assert (mass.masked_fill(selected, -1).amax(-1) <= lowest_selected).all()
+
+
+def test_a_top_p_budget_reserves_the_heaviest_and_may_be_crossed() -> None:
+    """The top-p takes groups 0 and 1, so 7 keys are paid for. The scores fall from the last group to the first."""
+    mass = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04])
+    sizes = torch.tensor([[[4, 3, 2, 2, 5]]])
+    score = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+
+    def select(top_p: float, min_share: float) -> list[int]:
+        rows = (x[None, None, None] for x in (score, mass.log()))
+        return select_top_p_budget(*rows, sizes, top_p, min_share).flatten().int().tolist()
+
+    assert select(0.6, 0.0) == [0, 0, 0, 1, 1]  # 5 + 2 keys
+    assert select(0.85, 0.0) == [0, 0, 1, 1, 1]  # 9 keys are paid for: 5 + 2 + 2
+    assert select(0.1, 0.0) == [0, 0, 0, 0, 1]  # 4 keys are paid for, and 5 are taken
+    assert select(0.1, 0.1) == [1, 0, 0, 0, 0]  # a share of half a group reserves one
+    assert select(0.1, 0.2) == [1, 0, 0, 0, 1]  # 2 groups, 7 keys, are paid for: 4 + 5
+    assert select(1.0, 0.0) == [1, 1, 1, 1, 1]
+    sizes[..., 4] = 0
+    assert select(0.1, 0.2) == [1, 0, 1, 1, 0]  # an empty group is never taken
 
 
 @given(st.integers(1, 40), st.floats(0.05, 0.999), st.integers(0, 99))
