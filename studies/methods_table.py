@@ -52,7 +52,7 @@ def headline(density: float) -> Iterator[tuple[str, Method]]:
 def variants() -> Iterator[tuple[str, Method]]:
     """Yield the other methods, variants of the four, and the controls."""
     yield "svg-ear 0.15, error probe", SVGEar(density=0.15, selection="error")
-    yield "svg-ear 0.15, second order", SVGEar(density=0.15, second_order=True)
+    yield "svg-ear 0.15, second order", SVGEar(density=0.15, skipped="centroid", second_order=True)
     yield "svg-ear 0.15, refresh 3", SVGEar(density=0.15, refresh=3)
     yield "re-ttention merge on svg-ear 0.15", ReTtention(density=0.15, mask="svg-ear")
     yield "re-ttention merge on neighborhood 0.15, beta 0.5", ReTtention(density=0.15, beta=0.5)

@@ -62,7 +62,9 @@ def curves() -> list[Curve]:
         over_shares("svg2", select_clusters),
         over_shares("svg-ear", lambda s: SVGEar(density=s)),
         over_shares("svg-ear, centroids", lambda s: SVGEar(density=s, skipped="centroid")),
-        over_shares("svg-ear, budget per query cluster", lambda s: SVGEar(density=s, budget="query")),
+        over_shares(
+            "svg-ear, budget per query cluster", lambda s: SVGEar(density=s, budget="query")
+        ),
         over_shares("re-ttention merge, window", lambda s: learn_once(s)),
         over_shares("re-ttention paper, window", lambda s: learn_once(s, mode="paper")),
         over_shares("re-ttention merge, svg-ear", lambda s: learn_once(s, mask="svg-ear")),
