@@ -237,7 +237,7 @@ def test_profiles_round_trip(tmp_path, method: Method) -> None:
         (SpargeAttn, {"order": "morton"}, "order must be raster or hilbert, got 'morton'"),
         (TopKBlocks, {"density": 0.0}, r"density must be in \(0, 1\]"),
         (TopKBlocks, {"block": 64, "tile": (4, 4, 4)}, "block and tile exclude each other"),
-        (TopKBlocks, {"tile": (4, 4)}, "tile must be three whole numbers above 0"),
+        (TopKBlocks, {"tile": (4, 4)}, "tile must be"),
     ],
     ids=str,
 )
