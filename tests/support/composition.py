@@ -26,6 +26,7 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
     SVGEar,
     XAttention,
@@ -42,6 +43,7 @@ METHODS: dict[str, Method] = {
     "neighborhood": Neighborhood(density=1.0),
     "radial": Radial(decay=1e6, block=1),
     "band": Band(density=1.0),
+    "raster-window": RasterWindow(window=2.0),
 }
 PRECISIONS = {"full": 1e-4, "int8": 0.03, "int8-fp8": 0.1}  # largest relative error of the latents
 GUIDANCE = ("separate", "batched", "none")
