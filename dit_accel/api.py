@@ -11,7 +11,13 @@ from dit_accel import hooks
 from dit_accel.core.precision import Precision, check_precision_name
 from dit_accel.core.schedule import Guard, GuardMode, Schedule
 from dit_accel.errors import InvalidSettings, RunFailed
-from dit_accel.guidance.config import Perturbation, PerturbedGuidance, TextMode, check_family
+from dit_accel.guidance.config import (
+    Interpolation,
+    Perturbation,
+    PerturbedGuidance,
+    TextMode,
+    check_family,
+)
 from dit_accel.guidance.heads import HeadSet, ModelShape, make_head_set
 from dit_accel.guidance.noise import noise_levels
 from dit_accel.guidance.perturbed_branch import PerturbedBranch
@@ -159,6 +165,8 @@ def enable_perturbed_guidance(
     softness: float | None = None,
     interval: tuple[float, float] | None = None,
     perturbation: Perturbation | None = None,
+    sigma: float | None = None,
+    interpolation: Interpolation | None = None,
     text_mode: TextMode | None = None,
     rescale: float | None = None,
     adaptive: float | None = None,
@@ -185,8 +193,8 @@ def enable_perturbed_guidance(
             or the content of that file.
         layers: Layers in the order of execution, such as ``"0,47-49"``, with ``heads="all"``. The default is the
             middle layer.
-        softness, interval, perturbation, text_mode, rescale, adaptive: See `PerturbedGuidance`. The defaults are those
-            of the head set, or those of `PerturbedGuidance`.
+        softness, interval, perturbation, sigma, interpolation, text_mode, rescale, adaptive: See `PerturbedGuidance`.
+            The defaults are those of the head set, or those of `PerturbedGuidance`.
         share_prefix: True reuses the blocks before the first perturbed one from the clean forward. The result is bit
             for bit the same, with less work.
 
@@ -212,6 +220,8 @@ def enable_perturbed_guidance(
         "softness": softness,
         "interval": tuple(interval) if isinstance(interval, list) else interval,
         "perturbation": perturbation,
+        "sigma": sigma,
+        "interpolation": interpolation,
         "text_mode": text_mode,
         "rescale": rescale,
         "adaptive": adaptive,
