@@ -28,6 +28,7 @@ from dit_accel.methods import Method, find_method
 from dit_accel.runtime.active_sessions import session_of, sessions_of
 from dit_accel.runtime.handles import GuidanceHandle, QuantizationHandle
 from dit_accel.runtime.profile import Profile
+from dit_accel.runtime.recipes import ModelTraits, is_published, read_profile, task_of
 from dit_accel.runtime.report import AttentionReport
 from dit_accel.runtime.session import Quantization, Session
 
@@ -59,7 +60,9 @@ def enable_sparse_attention(
         dense_precision: Precision of the calls that the schedule leaves dense.
         guard: What to do if sparse output is not finite or far from exact attention: ``"off"`` (the default),
             ``"warn"``, ``"on"``, or a `Guard` with its limit.
-        profile: All of these settings, or a YAML or JSON file with them. The other arguments win over it.
+        profile: All of these settings, a YAML or JSON file with them, or the name of a published recipe, such as
+            ``"svg2:wan-2.1-t2v-720p"``. ``"svg2:published"`` takes the method's recipe for this pipeline. The other
+            arguments win over it.
 
     Returns:
         The session. Its ``close`` and ``disable_sparse_attention`` undo everything.
@@ -74,7 +77,7 @@ def enable_sparse_attention(
         >>> video = pipe("a red fox in the snow").frames[0]
         >>> pipe.disable_sparse_attention()
     """
-    chosen = _profile(profile)
+    chosen = _profile(profile, target)
     chosen = _with_method(chosen, method)
     requested: dict[str, Any] = {
         "schedule": None if schedule is None else _as(Schedule, schedule, "schedule"),
@@ -269,18 +272,28 @@ def attention_report(target: Any) -> AttentionReport:
     return session.report()
 
 
-def _profile(profile: Profile | str | Path | Mapping[str, Any] | None) -> Profile:
+def _profile(profile: Profile | str | Path | Mapping[str, Any] | None, target: Any) -> Profile:
     if profile is None:
         return Profile()
     if isinstance(profile, str | Path):
-        return Profile.load(profile)
+        return read_profile(profile, _traits(target) if is_published(profile) else None)
     if isinstance(profile, Mapping):
         return Profile.from_dict(profile)
     if isinstance(profile, Profile):
         return profile
     raise InvalidSettings(
-        f"profile must be a Profile, a file or a dictionary, got {_type_name(profile)}"
+        f"profile must be a Profile, a file, a recipe or a dictionary, got {_type_name(profile)}"
     )
+
+
+def _traits(target: Any) -> ModelTraits:
+    """Return what decides the published recipe of a pipeline or a bare transformer."""
+    family, transformers = _check_target(target), transformers_of(target)
+    layers = sum(1 for _ in family.attention_modules(next(iter(transformers.values()))))
+    if target in transformers.values():
+        return ModelTraits(family.name, layers)
+    task = task_of(type(target).__name__, family.output)
+    return ModelTraits(family.name, layers, len(transformers), task)
 
 
 def _with_method(profile: Profile, method: str | Method | type[Method] | None) -> Profile:

@@ -206,7 +206,8 @@ NODES = [
             text_input(
                 "profile",
                 "",
-                "A YAML or JSON profile. It replaces method, knobs and precision.",
+                "A YAML or JSON profile, or a recipe like svg2:wan-2.1-t2v-720p. It replaces method, knobs and "
+                "precision.",
             ),
         ],
         [Output("MODEL", "model")],
