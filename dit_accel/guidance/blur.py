@@ -39,7 +39,7 @@ def blur_queries(query: Tensor, grid: tuple[int, int, int] | None, sigma: float)
     )
     for axis in (2, 3):
         images = _blur_axis(images, axis, sigma)
-    blurred = images.unflatten(0, (batch, grid[0])).permute(0, 1, 3, 4, 2)
+    blurred: Tensor = images.unflatten(0, (batch, grid[0])).permute(0, 1, 3, 4, 2)
     return blurred.reshape(query.shape).to(query.dtype)
 
 

@@ -171,7 +171,7 @@ class PerturbedBranch:
             yield
             return
         if self.settings.share_prefix:
-            forward.prefix = run.find_prefix(transformer, self._leading_blocks)
+            forward.prefix = run.find_prefix(transformer, self._leading_blocks, self.family)
         run.shared_blocks = forward.prefix.blocks if forward.prefix else 0
         with (
             run.timer("clean", forward.device),
