@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from support.attention_inputs import attention_call
+from support.tiny_pipelines import TINY
 from torch import Tensor
 
-from dit_accel import Profile, RasterWindow, ReTtention, Schedule
+from dit_accel import RasterWindow, ReTtention
 from dit_accel.core.attention_call import AttentionCall
 from dit_accel.core.ops import Ops
 from dit_accel.core.timer import Timer
+from dit_accel.runtime.recipes import ModelTraits, find_recipe, list_recipes, read_profile
 from dit_accel_pipelines import TokenLayout
 
 
@@ -92,18 +94,20 @@ def drifting_calls(layout: TokenLayout, steps: int) -> list[AttentionCall]:
 
 
 CASES = {
-    # layout, steps, full steps at the start
-    "pixart": (TokenLayout(1, 16, 16), 20, 5),
-    "hunyuan-dit": (TokenLayout(1, 12, 16), 30, 10),
-    "cogvideox": (TokenLayout(3, 8, 12, 11, text_first=True), 30, 15),
+    # recipe: layout, steps, full steps at the start
+    "pixart-1024": (TokenLayout(1, 16, 16), 20, 5),
+    "hunyuan-dit-1024": (TokenLayout(1, 12, 16), 50, 10),
+    "cogvideox-2b": (TokenLayout(3, 8, 12, 11, text_first=True), 50, 15),
 }
+SPARSE_STEPS = {"pixart-1024": 12, "hunyuan-dit-1024": 32, "cogvideox-2b": 28}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_step_equals_the_released_rule(name: str) -> None:
+def test_every_step_of_a_recipe_equals_the_released_rule(name: str) -> None:
     layout, steps, warm_up = CASES[name]
-    method = ReTtention(mode="paper", mask=RasterWindow(window=1 / 32), refresh=5)
-    profile = Profile(method, Schedule(dense_steps=warm_up / steps))
+    profile = read_profile(f"re-ttention:{name}")
+    method = profile.method
+    assert isinstance(method, ReTtention)
     generator = np.random.default_rng(0)
     weight, bias = generator.normal(size=(48, 48)) / 7, generator.normal(size=48)
     reference = Published(released_mask(layout, 1 / 32), warm_up, 5, weight, bias)
@@ -123,7 +127,7 @@ def test_every_step_equals_the_released_rule(name: str) -> None:
         if layout.text_tokens:
             rows = slice(0, layout.text_tokens)
             errors += [relative(found[:, rows], expected[:, rows])]
-    assert sparse_steps == {"pixart": 12, "hunyuan-dit": 16, "cogvideox": 12}[name]
+    assert sparse_steps == SPARSE_STEPS[name]
     assert max(errors) < 5e-7
 
 
@@ -149,3 +153,27 @@ def test_the_rule_is_not_the_merged_one() -> None:
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (outs[one] - outs[other]).norm() / outs[one].norm() > 1e-3
     assert torch.isfinite(outs[0]).all()
+
+
+@pytest.mark.parametrize("recipe", list_recipes(method="re-ttention"), ids=lambda r: r.name)
+def test_recipes_run_on_their_families(recipe) -> None:
+    tiny = TINY[recipe.family]
+    pipe = tiny.build()
+    plain = tiny.run(pipe, True, num_inference_steps=10)
+    session = pipe.enable_sparse_attention(profile="re-ttention:published")
+    assert session.profile.provenance["recipe"] == recipe.name
+    found = tiny.run(pipe, True, num_inference_steps=10)
+    report = pipe.attention_report()
+    dense = {"pixart": 3, "hunyuan-dit": 2, "cogvideox": 3}[recipe.family]
+    layers = len(tiny.blocks)
+    assert report.calls == {"dense": dense * layers, "sparse": (10 - dense) * layers, "fallback": 0}
+    assert found.isfinite().all()
+    assert not torch.equal(found, plain)
+    assert session.profile.method.inner == RasterWindow(window=1 / 32)
+
+
+def test_the_published_recipe_belongs_to_a_family() -> None:
+    for family, name in {"pixart": "pixart-1024", "cogvideox": "cogvideox-2b"}.items():
+        recipe = find_recipe("re-ttention:published", ModelTraits(family))
+        assert recipe.name == f"re-ttention:{name}"
+        assert recipe.citation.startswith("Re-ttention bbec1f5")
