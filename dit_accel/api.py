@@ -192,8 +192,8 @@ def enable_perturbed_guidance(
     Args:
         target: A pipeline, standard or modular, or a transformer module.
         scale: Weight of the difference. The default is that of the head set, or 3. A scale of 0 disables guidance.
-        heads: ``"all"`` heads of ``layers``, a text such as ``"blocks.7:0,4; blocks.9:*"``, a head set, its JSON file,
-            or the content of that file.
+        heads: ``"all"`` heads of ``layers``, a text such as ``"blocks.7:0,4; blocks.9:*"``, published heads such as
+            ``"pag:published"``, a head set, its JSON file, or the content of that file.
         layers: Layers in the order of execution, such as ``"0,47-49"``, with ``heads="all"``. The default is the
             middle layer.
         softness, interval, perturbation, sigma, interpolation, text_mode, rescale, adaptive: See `PerturbedGuidance`.

@@ -289,11 +289,11 @@ def sd3() -> StableDiffusion3Pipeline:
     return ready(StableDiffusion3Pipeline(**sd3_parts()))
 
 
-def pixart_parts() -> dict[str, Any]:
+def pixart_parts(layers: int = 3) -> dict[str, Any]:
     torch.manual_seed(0)
     transformer = PixArtTransformer2DModel(
         sample_size=8,
-        num_layers=3,
+        num_layers=layers,
         patch_size=2,
         attention_head_dim=16,
         num_attention_heads=2,
