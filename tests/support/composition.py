@@ -250,7 +250,8 @@ def document(outcomes: Mapping[Case, str]) -> list[str]:
         "",
         f"{len(outcomes)} of {sum(1 for _ in every())} combinations, on tiny random Wan pipelines on a CPU; "
         "a cell has passed/run. Passed: at full selection the pipeline renders what it renders without us, "
-        "a second run is the same, and after `disable` it is bit for bit itself again.",
+        "a second run is the same, and after `disable` it is bit for bit itself again. "
+        "The mask of `re-ttention` is `neighborhood`.",
     ]
     for rows, columns in (("feature", "method"), ("feature", "precision"), ("feature", "guidance")):
         lines += ["", *table(outcomes, rows, columns)]
