@@ -17,6 +17,7 @@ from dit_accel.guidance.config import (
     PerturbedGuidance,
     TextMode,
     check_family,
+    check_map,
 )
 from dit_accel.guidance.heads import HeadSet, ModelShape, make_head_set
 from dit_accel.guidance.noise import noise_levels
@@ -137,11 +138,11 @@ def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Qu
     """
     check_precision_name("precision", precision)
     quantization = Quantization(precision, precision)
+    family = _check_target(target)
     session = session_of(target)
     if session is not None and session.serves(target):
         session.set_quantization(quantization)
     else:
-        family = _check_target(target)
         sparse = session.sparse if session else None
         _replace_sessions(
             target, family, sparse, session.guidance if session else None, quantization
@@ -214,7 +215,7 @@ def enable_perturbed_guidance(
         >>> with pipe.enable_perturbed_guidance(scale=2.0, heads="blocks.7:0,4", softness=0.5):
         ...     video = pipe("a red fox in the snow").frames[0]
     """
-    family = _check_target(target)
+    family = _check_target(target, linear=True)
     check_family(family)
     shape = ModelShape.from_transformer(next(iter(transformers_of(target).values())), family)
     head_set = make_head_set(heads, layers, shape)
@@ -231,6 +232,7 @@ def enable_perturbed_guidance(
     }
     changes = {name: value for name, value in requested.items() if value is not None}
     settings = PerturbedGuidance(**{**head_set.settings, **changes}, share_prefix=share_prefix)
+    check_map(family, settings)
     scheduler = getattr(target, "scheduler", None)
     if settings.adaptive and getattr(scheduler, "timesteps", None) is not None:
         noise_levels(scheduler)
@@ -330,8 +332,11 @@ def _type_name(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
-def _check_target(target: Any) -> Family:
-    """Return the family of a target after checking that all its processors can be redirected."""
+def _check_target(target: Any, *, linear: bool = False) -> Family:
+    """Return the family of a target after checking that all its processors can be redirected.
+
+    Families with linear attention are unknown unless ``linear``.
+    """
     transformers = transformers_of(target)
     if not transformers:
         raise InvalidSettings(
@@ -343,7 +348,7 @@ def _check_target(target: Any) -> Family:
                 f"{name} is a torch.compile'd module: enable dit_accel first, "
                 "or compile with transformer.compile_repeated_blocks()"
             )
-    families = [find_family(transformer) for transformer in transformers.values()]
+    families = [find_family(module, linear=linear) for module in transformers.values()]
     for transformer, family in zip(transformers.values(), families, strict=True):
         hooks.check_processors(transformer, family)
     return families[0]

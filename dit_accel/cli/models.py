@@ -33,7 +33,7 @@ def command(name: str | None, as_json: bool) -> None:
     """
     from dit_accel_pipelines import REFUSED, families
 
-    rows = [describe(family) for family in families()]
+    rows = [describe(family) for family in families(linear=name is not None)]
     if name is not None:
         row = find_row(rows, name)
         click.echo(json.dumps(row, indent=2) if as_json else format_explained(row))

@@ -154,3 +154,17 @@ def check_family(family: Family) -> None:
         raise InvalidSettings(
             f"perturbed guidance does not know how {family.name} calls its transformer: choose a model of {supported}"
         )
+
+
+def check_map(family: Family, settings: PerturbedGuidance) -> None:
+    """Check that a family has the attention map that settings perturb.
+
+    Raises:
+        InvalidSettings: If its attention is linear, and the settings need a map.
+    """
+    chosen = (settings.perturbation, settings.interpolation)
+    if family.linear and chosen != ("identity", "linear"):
+        raise InvalidSettings(
+            f"{family.name} has linear attention without a map, so guidance has only the perturbation identity and the "
+            f"interpolation linear there, got {' and '.join(chosen)}"
+        )

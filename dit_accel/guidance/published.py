@@ -100,7 +100,7 @@ def find_published(name: str, model: ModelShape) -> HeadSet:
         InvalidSettings: If there are none, or they do not fit the model.
     """
     try:
-        family = find_family(model.transformer).name
+        family = find_family(model.transformer, linear=True).name
     except UnknownFamily as error:
         raise InvalidSettings(str(error)) from None
     known = list_published(family)
