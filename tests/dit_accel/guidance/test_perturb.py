@@ -126,27 +126,36 @@ def test_attention_to_text_is_computed_in_chunks(monkeypatch) -> None:
     check(*inputs(), mask, 5, True, [0, 1, 2], 0.5, "identity", "visual")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", ["visual", "joint"])
-def test_no_synchronization_with_the_device(kind, mode) -> None:
+ALL_SETTINGS = (
+    *(guidance(0.5, kind, mode) for kind in KINDS for mode in ("visual", "joint")),
+    PerturbedGuidance(softness=0.5, perturbation="blurred-query", sigma=2.0),
+    *(
+        PerturbedGuidance(softness=0.5, interpolation=path, text_mode="joint")
+        for path in ("fisher-rao", "slerp", "log-linear")
+    ),
+)
+
+
+@pytest.mark.parametrize("settings", ALL_SETTINGS, ids=str)
+def test_no_synchronization_with_the_device(settings) -> None:
     with FakeTensorMode():
         query, key, value = (torch.empty(1, 9000, 4, 64, device="cuda") for _ in range(3))
         mask = torch.empty(1, 1, 1, 9000, dtype=torch.bool, device="cuda")
-        tokens = JointTokens(query, key, value, 0.1, mask, 100, True)
+        tokens = JointTokens(query, key, value, 0.1, mask, 100, True, (1, 89, 100))
         heads = torch.empty(2, dtype=torch.int64, device="cuda")
-        out = soft_perturbation(torch.empty_like(query), tokens, heads, guidance(0.5, kind, mode))
+        out = soft_perturbation(torch.empty_like(query), tokens, heads, settings)
         assert out.shape == query.shape
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", ["visual", "joint"])
-def test_on_a_gpu(kind, mode) -> None:
+@pytest.mark.parametrize("settings", ALL_SETTINGS, ids=str)
+def test_on_a_gpu(settings) -> None:
     tensors, heads = inputs(size=300, width=64), torch.tensor([0, 2])
     attention = torch.randn_like(tensors[0])
-    settings = guidance(0.6, kind, mode)
-    expected = soft_perturbation(attention, JointTokens(*tensors, 0.1, None, 40), heads, settings)
-    tokens = JointTokens(*(t.cuda() for t in tensors), 0.1, None, 40)
+    expected = soft_perturbation(
+        attention, JointTokens(*tensors, 0.1, None, 40, grid=(1, 20, 13)), heads, settings
+    )
+    tokens = JointTokens(*(t.cuda() for t in tensors), 0.1, None, 40, grid=(1, 20, 13))
     on_device = (attention.cuda(), tokens, heads.cuda())
     torch.cuda.set_sync_debug_mode("error")
     try:
