@@ -8,9 +8,33 @@ import torch
 from torch import Tensor
 
 from dit_accel.errors import UnsupportedProcessor
-from dit_accel.hooks.layers import Layer
+from dit_accel.hooks.layers import DenseCall, Layer
 
 SUPPORTED = ("SanaLinearAttnProcessor2_0",)
+
+
+class LinearCall(DenseCall):
+    """A call of linear attention, whose result is its query already."""
+
+    def __call__(self) -> Tensor:
+        """Return the attention ``[B, S, H, D]``."""
+        return self.query.clone()
+
+
+class LinearLayer(Layer):
+    """A module of linear attention."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        causal: bool,
+        scale: float | None,
+    ) -> Tensor:
+        """Return the session's attention of ``[B, S, H, D]`` tensors."""
+        return self.handler.attend(self, LinearCall(query, key, value, mask, causal, scale, None))
 
 
 class _BeforeProjection:

@@ -208,23 +208,15 @@ class Session(Closable):
         context = self._contexts.running
         if context is None or context.forward is None:
             self._recover_hook(layer)
-            return self._attend(self._contexts.latest.run, None, layer, dense)
+            return self._attention.attend(self._contexts.latest.run, None, layer, dense)
         forward = context.forward
         forward.calls[layer.id] += 1
-        attend = partial(self._attend, context.run, forward, layer, dense)
+        attend = partial(self._attention.attend, context.run, forward, layer, dense)
         guidance = context.guidance
         layout = forward.layout
         if guidance is None or not guidance.running or layout is None or dense.has_foreign_mask:
             return attend()
         return guidance.attend(layer, dense, layout, attend)
-
-    def _attend(
-        self, run: Run, forward: Forward | None, layer: hooks.Layer, dense: hooks.DenseCall
-    ) -> Tensor:
-        """Return the unperturbed attention of a call. Linear attention was computed before it."""
-        if self.family.linear:
-            return dense.query.clone()
-        return self._attention.attend(run, forward, layer, dense)
 
     def reset(self) -> None:
         """Free the state of the run, because the pipeline's call is over. The report stays."""

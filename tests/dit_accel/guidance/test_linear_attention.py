@@ -123,6 +123,7 @@ def test_disabling_restores_every_bit(pipe, cfg: bool) -> None:
         assert torch.equal(SANA.run(pipe, cfg), plain)
     with pipe.enable_perturbed_guidance(2.0, layers="0"):
         assert not torch.equal(SANA.run(pipe, cfg), plain)
+        assert pipe.attention_report().calls["fallback"] == 0
         copied = copy.deepcopy(modules[0])
         assert isinstance(copied.processor, SanaLinearAttnProcessor2_0)
     assert all(m.processor is p for m, p in zip(modules, processors, strict=True))
