@@ -143,8 +143,10 @@ def format_explained(described: dict[str, Any]) -> str:
 def format_recipe(recipe: Mapping[str, Any]) -> str:
     """Return name, model, settings and source of a described recipe."""
     size = f", {recipe['width']}x{recipe['height']}" if recipe["width"] else ""
+    size += f", {recipe['frames']} frames" if recipe["frames"] else ""
     steps = f", {recipe['steps']} steps" if recipe["steps"] else ""
-    lines = [f"{recipe['model']}{size}{steps}. Source: {recipe['citation']}."]
+    variant = f" with {recipe['variant']}" if recipe["variant"] else ""
+    lines = [f"{recipe['model']}{variant}{size}{steps}. Source: {recipe['citation']}."]
     settings = [*recipe["knobs"].items()]
     settings += [(f"schedule.{name}", value) for name, value in recipe["schedule"].items()]
     lines.append(" ".join(f"{name}={value}" for name, value in settings))

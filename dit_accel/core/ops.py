@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from dit_accel_kernels import (
     kmeans,
     merge_attention,
     quantized_attention,
+    random_centroids,
     select_budget,
     select_top_p,
     skipped_attention,
@@ -79,22 +80,29 @@ class Ops:
         self._shared.clear()
 
     def kmeans(
-        self, tokens: Tensor, count: int, centroids: Tensor | None, iterations: tuple[int, int]
+        self,
+        tokens: Tensor,
+        count: int,
+        centroids: Tensor | None,
+        iterations: tuple[int, int],
+        init: Literal["strided", "random"] = "strided",
     ) -> tuple[Tensor, Tensor]:
         """Cluster tokens ``[B, H, S, D]`` by k-means.
 
         Args:
             tokens: Queries or keys.
             count: Number of clusters.
-            centroids: Centroids ``[B, H, K, D]`` to start from; None starts from strided tokens.
-            iterations: Rounds from strided tokens, and rounds from given centroids.
+            centroids: Centroids ``[B, H, K, D]`` to start from; None starts from tokens.
+            iterations: Rounds from tokens, and rounds from given centroids.
+            init: Which tokens to start from.
 
         Returns:
             Labels ``[B, H, S]`` and centroids ``[B, H, K, D]``.
         """
         with self.timer("kmeans", tokens.device):
             if centroids is None:
-                return kmeans(tokens, strided_centroids(tokens, count), iterations[0])
+                first = strided_centroids if init == "strided" else random_centroids
+                return kmeans(tokens, first(tokens, count), iterations[0])
             return kmeans(tokens, centroids, iterations[1])
 
     def group(self, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:

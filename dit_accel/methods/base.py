@@ -69,6 +69,15 @@ class Method(abc.ABC):
         knobs = {knob.name: getattr(self, knob.name) for knob in fields(self)}
         return {name: value for name, value in knobs.items() if isinstance(value, Method)}
 
+    @property
+    def observes(self) -> bool:
+        """Return True if the dense steps of the schedule also prepare the method's state, by `observe`."""
+        return False
+
+    def observe(self, call: AttentionCall, state: Any, ops: Ops) -> None:
+        """Prepare the state in a dense step, for the sparse steps that follow."""
+        raise NotImplementedError(f"{self.name} does not observe dense steps")
+
     def new_state(self) -> Any:
         """Return fresh state for one (layer, branch, shape). It lives until the run ends."""
         return MethodState()

@@ -45,8 +45,10 @@ def for_heads(table: Tensor, call: AttentionCall) -> Tensor:
 
 
 def static_map(call: AttentionCall, queries: Groups, keys: Groups, selected: Tensor) -> BlockMap:
-    """Return the map of one selection ``[Gq, Gk]`` for all heads."""
-    return BlockMap(for_heads(selected, call), *queries.for_call(call), *keys.for_call(call))
+    """Return the map of one selection ``[Gq, Gk]`` for all heads, or of one for each head, ``[H, Gq, Gk]``."""
+    batch, _, heads, _ = call.query.shape
+    selected = selected.expand(batch, heads, *selected.shape[-2:]).contiguous()
+    return BlockMap(selected, *queries.for_call(call), *keys.for_call(call))
 
 
 def run_offsets(tokens: int, size: int, device: torch.device) -> Tensor:

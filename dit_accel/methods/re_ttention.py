@@ -138,6 +138,13 @@ class ReTtention(Method):
     def needs_grid(self) -> bool:
         return self.inner.needs_grid and not self.repeats_all
 
+    @property
+    def observes(self) -> bool:
+        return self.inner.observes and not self.repeats_all
+
+    def observe(self, call: AttentionCall, state: Statistics, ops: Ops) -> None:
+        self.inner.observe(call, state.mask_state, ops)
+
     def new_state(self) -> Statistics:
         return Statistics(mask_state=self.inner.new_state())
 
@@ -169,7 +176,7 @@ class ReTtention(Method):
 
     def full_step(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended | None:
         """Run full attention by mask and complement, and store what sparse steps need."""
-        if state.by is not self:  # a rule changed the knobs, perhaps the mask
+        if state.by not in (None, self):  # a rule changed the knobs, perhaps the mask
             state.mask_state = self.inner.new_state()
         plan = self.inner.plan(call, state.mask_state, ops)
         if plan is None:

@@ -21,6 +21,8 @@ from dit_accel.methods import METHODS
 from dit_accel.runtime.profile import SUFFIXES, Profile
 
 PUBLISHED = "published"
+ANY = "any"
+SIZE = ("height", "width", "frames")
 
 Task = Literal["t2v", "i2v", "t2i"]
 
@@ -51,13 +53,13 @@ class Recipe:
 
     Attributes:
         name: Method and name, separated by a colon.
-        family: Name of the family that it was published for.
+        family: Name of the family that it was published for, or ``"any"`` for a model that is none of diffusers'.
         model: Model that it was published for.
         citation: Where its values were read.
         values: Content of the file, which `Profile.from_dict` reads. All other attributes come from its
             ``provenance``.
         task: As in `ModelTraits`.
-        height, width: Pixels of the published clips.
+        height, width, frames: Pixels and number of frames of the published clips.
         steps: Number of denoising steps of the published clips.
         layers: Number of self-attention modules of the model's transformer.
         transformers: Number of transformers in the model's pipeline.
@@ -73,6 +75,7 @@ class Recipe:
     task: Task = "t2v"
     height: int | None = None
     width: int | None = None
+    frames: int | None = None
     steps: int | None = None
     layers: int | None = None
     transformers: int = 1
@@ -93,7 +96,7 @@ class Recipe:
         """Return name, origin, size and settings as plain values."""
         origin = {
             name: getattr(self, name)
-            for name in ("name", "family", "model", "task", "height", "width", "steps", "variant")
+            for name in ("name", "family", "model", "task", *SIZE, "steps", "variant")
         }
         settings = {k: v for k, v in self.values.items() if k != "provenance"}
         return {**origin, "citation": self.citation, "differs": self.differs, **settings}
@@ -175,12 +178,13 @@ def read_profile(source: str | Path, model: ModelTraits | None = None) -> Profil
 
 
 def choose_published(recipes: Iterable[Recipe], model: ModelTraits) -> Recipe | None:
-    """Return the recipe whose model is most like another, or None if no recipe has its family.
+    """Return the recipe whose model is most like another, or None if no recipe has its family or serves any.
 
     Task, number of transformers, number of layers and size count in this order, as far as they are known. Without a
     size it is the recipe with the largest clips, which is the size of the papers' tables.
     """
-    left = [r for r in recipes if r.family == model.family and not r.variant]
+    left = [r for r in recipes if r.family in (model.family, ANY) and not r.variant]
+    left = _keep_equal(left, model.family, lambda recipe: recipe.family)
     left = _keep_equal(left, model.task, lambda recipe: recipe.task)
     left = _keep_equal(left, model.transformers, lambda recipe: recipe.transformers)
     left = _keep_equal(left, model.layers, lambda recipe: recipe.layers)

@@ -16,6 +16,7 @@ from dit_accel_kernels.kmeans import (
     kmeans,
     kmeans_assign,
     kmeans_update,
+    random_centroids,
     strided_centroids,
 )
 from dit_accel_kernels.merge import merge_attention, merge_attention_reference
@@ -57,6 +58,7 @@ __all__ = [
     "merge_attention_reference",
     "quantized_attention",
     "quantized_attention_reference",
+    "random_centroids",
     "sampled_attention",
     "sampled_importance",
     "select_budget",

@@ -74,7 +74,7 @@ def centroid_mass(
 
 
 def select_top_p(
-    mass: Tensor, top_p: float, min_share: float = 0.0, *, logits: Tensor | None = None
+    mass: Tensor, top_p: float | Tensor, min_share: float = 0.0, *, logits: Tensor | None = None
 ) -> Tensor:
     """Select the smallest set of key groups per query group whose mass reaches ``top_p``.
 
@@ -84,7 +84,7 @@ def select_top_p(
 
     Args:
         mass: float ``[B, H, Gq, Gk]``, rows sum to 1.
-        top_p: in (0, 1]; 1 selects every group.
+        top_p: in (0, 1]; 1 selects every group. A tensor holds one for each head, float ``[H, 1, 1]``.
         min_share: in [0, 1], a share of the number of key groups, rounded down.
         logits: logits of the mass, ``-inf`` for an empty group. They also order the groups whose mass
             underflows to 0. Without them such groups count as empty.
@@ -92,7 +92,7 @@ def select_top_p(
     Returns:
         bool ``[B, H, Gq, Gk]``.
     """
-    if top_p >= 1:
+    if not isinstance(top_p, torch.Tensor) and top_p >= 1:
         return torch.ones_like(mass, dtype=torch.bool)
     order = (mass if logits is None else logits).argsort(dim=-1, descending=True, stable=True)
     ranked = mass.gather(-1, order)
@@ -101,7 +101,8 @@ def select_top_p(
     least = int(min_share * mass.shape[-1] + 1e-9)  # 0.29 of 100 groups are 29
     selected = (mass_before < top_p) | (rank < least)
     has_keys = mass > 0 if logits is None else logits > -torch.inf
-    return torch.zeros_like(selected).scatter_(-1, order, selected) & has_keys
+    chosen = torch.zeros_like(selected).scatter_(-1, order, selected) & has_keys
+    return chosen | (top_p >= 1) if isinstance(top_p, torch.Tensor) else chosen
 
 
 def select_budget(score: Tensor, key_sizes: Tensor, budget: Tensor) -> Tensor:

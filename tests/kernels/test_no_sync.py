@@ -124,6 +124,7 @@ def test_svg_ear_does_not_wait(launches, selection: str) -> None:
 
 
 OTHER_METHODS = (
+    SVG2(init="random"),
     ReTtention(mask="svg-ear"),
     ReTtention(mode="paper"),
     SVG(),
@@ -133,6 +134,11 @@ OTHER_METHODS = (
     Radial(),
     Band(),
     RasterWindow(),
+    SVG(window="published", first_frame=False),
+    XAttention(threshold=(0.5, 0.9, 0.9, 1.0), keep_sink=True, keep_recent=True),
+    PermutedBlocks(segment=256),
+    Neighborhood(window=((1, 3, 3), (3, 1, 3), (3, 3, 1), (3, 3, 3))),
+    Radial(rule="columns", first_frame=False, min_width=64, thinning=128),
 )
 
 

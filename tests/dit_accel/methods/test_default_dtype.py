@@ -45,8 +45,14 @@ METHODS_TRIED: tuple[Method, ...] = (
     PermutedBlocks(top_p=0.6, block=16),
     Neighborhood(density=0.3, tile=(2, 2, 2)),
     Radial(decay=0.01, block=4),
+    Radial(decay=0.01, block=4, rule="columns"),
     Band(density=0.3, block=8),
     RasterWindow(window=0.3),
+    SVG2(top_p=0.4, init="random"),
+    SVG(density=0.3, block=16, window="published"),
+    XAttention(threshold=(0.3, 0.6, 0.9), block=16, stride=4, keep_sink=True, keep_recent=True),
+    PermutedBlocks(top_p=0.4, block=8, segment=16),
+    Neighborhood(window=((1, 3, 3), (3, 1, 3), (3, 3, 1)), tile=(2, 2, 2)),
 )
 
 

@@ -41,8 +41,12 @@ FULL: tuple[Method, ...] = (
     PermutedBlocks(top_p=1.0, block=16),
     Neighborhood(density=1.0),
     Radial(decay=1e6, block=1),
+    Radial(decay=1e6, block=2, rule="columns", first_frame=False),
     Band(density=1.0),
     RasterWindow(window=2.0),
+    SVG2(top_p=1.0, init="random"),
+    SVG(density=1.0, block=16, window="published"),
+    PermutedBlocks(top_p=1.0, block=8, segment=16),
 )
 SPARSE: tuple[Method, ...] = (
     SVG2(top_p=0.4, min_key_share=0.1),
@@ -55,8 +59,11 @@ SPARSE: tuple[Method, ...] = (
     PermutedBlocks(top_p=0.6, block=16),
     Neighborhood(density=0.3, tile=(2, 2, 2)),
     Radial(decay=0.01, block=4),
+    Radial(decay=0.01, block=4, rule="columns", first_frame=False),
     Band(density=0.3, block=8),
     RasterWindow(window=0.3),
+    SVG(density=0.3, block=16, window="published", first_frame=False),
+    PermutedBlocks(top_p=0.4, block=8, segment=16),
 )
 GRIDS = [(6, 4, 4), (5, 7, 3), (1, 9, 11), (13, 1, 1)]
 

@@ -138,8 +138,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 def test_the_rule_is_not_the_merged_one() -> None:
     """Without lambda, or with the ratio of the new step, the result is another one."""
-    layout = TokenLayout(1, 16, 16)
-    calls = drifting_calls(layout, 8)
+    calls = drifting_calls(TokenLayout(1, 8, 8), 4)
     outs: list[Tensor] = []
     for method in (
         ReTtention(mode="paper", mask="raster-window"),

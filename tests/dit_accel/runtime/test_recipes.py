@@ -1,12 +1,14 @@
 """Published recipes: their files, how one is found by name and by model, and where a name is accepted."""
 
+import dataclasses
 import json
 
 import pytest
 from click.testing import CliRunner
 from support import tiny_pipelines
+from support.tiny_transformers import ROWS
 
-from dit_accel import SVG2, Profile, enable_sparse_attention
+from dit_accel import SVG2, Profile, attention_report, enable_sparse_attention
 from dit_accel.cli import cli
 from dit_accel.comfyui.pipeline_nodes import make_attention
 from dit_accel.errors import InvalidSettings
@@ -36,7 +38,7 @@ def test_every_recipe_is_a_valid_profile_with_its_source(published: Recipe) -> N
     profile = published.profile()
     assert profile.method.name == published.method
     assert profile.provenance["recipe"] == published.name
-    assert published.family in {family.name for family in families()}
+    assert published.family in {"any", *(family.name for family in families())}
     assert len(published.citation) > 20
     assert set(published.values) <= {"method", "knobs", "schedule", "provenance"}
     assert {"method", "knobs", "schedule"} <= set(published.values)
@@ -56,12 +58,12 @@ def test_a_recipe_holds_the_values_of_the_released_script() -> None:
 
 def test_the_published_recipe_follows_task_experts_layers_and_size() -> None:
     recipes = [
+        recipe("a-turbo", height=720, width=1280, layers=40, variant="turbo"),
         recipe("a-480p", height=480, width=832, layers=40),
         recipe("b-720p", height=720, width=1280, layers=40),
         recipe("c-small", height=480, width=832, layers=30),
         recipe("d-two", height=720, width=1280, layers=40, transformers=2),
         recipe("e-image", height=480, width=832, layers=40, task="i2v"),
-        recipe("f-turbo", height=720, width=1280, layers=40, variant="turbo"),
     ]
 
     def chosen(**traits) -> str:
@@ -78,6 +80,9 @@ def test_the_published_recipe_follows_task_experts_layers_and_size() -> None:
     assert chosen(**{**big, "transformers": 2}) == "d-two"
     assert chosen(**{**big, "task": "i2v"}, height=720, width=1280) == "e-image"
     assert choose_published(recipes, ModelTraits("flux")) is None
+    anywhere = dataclasses.replace(recipes[1], family="any")
+    assert choose_published([*recipes, anywhere], ModelTraits("flux")) == anywhere
+    assert choose_published([anywhere, recipes[2]], ModelTraits("wan")) == recipes[2]
 
 
 def test_every_choice_of_the_shipped_recipes_is_the_right_one() -> None:
@@ -86,6 +91,12 @@ def test_every_choice_of_the_shipped_recipes_is_the_right_one() -> None:
 
     assert published("svg2", "wan", task="t2v") == "svg2:wan-2.1-t2v-720p"
     assert published("svg2", "wan", task="i2v") == "svg2:wan-2.1-i2v-720p"
+    assert published("svg2", "wan", task="i2v", transformers=2) == "svg2:wan-2.2-i2v-720p"
+    assert published("radial", "wan", task="t2v", transformers=1) == "radial:wan-2.1-t2v-768p"
+    assert published("radial", "wan", task="t2v", transformers=2) == "radial:wan-2.2-t2v-768p"
+    assert published("xattention", "hunyuan-video") == "xattention:hunyuan-video-720p"
+    assert published("svg", "cogvideox", task="t2v") == "svg:cogvideox-1.5-i2v-768p"
+    assert published("permuted-blocks", "flux") == "permuted-blocks:llama-3.1-8b"
     small = {"height": 480, "width": 832}
     assert published("svg2", "wan", task="i2v", **small) == "svg2:wan-2.1-i2v-480p"
     assert published("svg2", "hunyuan-video", **small) == "svg2:hunyuan-video-480p"
@@ -161,7 +172,7 @@ def test_evaluations_and_nodes_take_recipes() -> None:
     case = RenderSettings("a red circle")
     setting = Setting.parse("svg2:published:top_p=0.8", case)
     assert setting.profile.method == SVG2(
-        query_clusters=300, key_clusters=1000, kmeans_iterations=(50, 2), top_p=0.8
+        query_clusters=300, key_clusters=1000, kmeans_iterations=(50, 2), init="random", top_p=0.8
     )
     named = Setting.parse("svg2:wan-2.1-t2v-720p")
     assert named.profile.schedule == read_profile("svg2:wan-2.1-t2v-720p").schedule
@@ -206,3 +217,65 @@ def test_the_command_line_renders_with_the_published_recipe(tmp_path) -> None:
     assert plan["method"] == "svg2"
     assert plan["knobs"]["key_clusters"] == 1000
     assert plan["knobs"]["top_p"] == "0.5"
+
+
+@pytest.mark.parametrize("published", RECIPES, ids=lambda recipe: recipe.name)
+def test_every_recipe_runs_on_a_tiny_model_of_its_family(published: Recipe) -> None:
+    """Some of three steps are sparse, in all layers but the dense ones. A bare transformer runs one step."""
+    profile = published.profile()
+    schedule = dataclasses.replace(profile.schedule, min_tokens=0)  # tiny clips have few tokens
+    family = "wan" if published.family == "any" else published.family
+    is_sparse = [not schedule.step_is_dense(step, 3) for step in range(3)]
+    if family in tiny_pipelines.TINY:
+        tiny = tiny_pipelines.TINY[family]
+        target, layers = tiny.build(), len(tiny.blocks)
+        enable_sparse_attention(target, profile=profile, schedule=schedule)
+        tiny.run(target)
+    else:
+        row = next(row for row in ROWS if row.family == family)
+        target, layers, is_sparse = row.build(), row.layers, [True]
+        enable_sparse_attention(target, profile=profile, schedule=schedule)
+        row.run(target)
+    report = attention_report(target)
+    sparse_layers = layers - len(schedule.dense_layers)
+    assert sparse_layers > 0
+    assert any(is_sparse)
+    assert report.calls["sparse"] == sum(is_sparse) * sparse_layers
+    assert report.calls["dense"] == len(is_sparse) * layers - report.calls["sparse"]
+    assert report.fallbacks == {}
+    assert f"settings from {published.name}" in str(report)
+
+
+def test_the_shares_of_dense_steps_give_the_published_numbers() -> None:
+    """The first sparse step and the dense layers, counted from the released scripts."""
+    published = {
+        "svg2:wan-2.1-t2v-720p": (10, (0,)),
+        "svg2:wan-2.1-i2v-720p": (14, (0,)),
+        "svg2:wan-2.1-i2v-480p": (8, (0,)),
+        "svg2:hunyuan-video-720p": (5, (0,)),
+        "svg2:hunyuan-video-480p": (2, ()),
+        "svg2:cosmos-1.0-t2v-720p": (10, (0,)),
+        "svg:cogvideox-1.5-i2v-768p": (10, (0, 1)),
+        "svg:cosmos-1.0-t2v-720p": (10, (0,)),
+        "radial:wan-2.1-t2v-768p": (12, (0,)),
+        "radial:wan-2.1-t2v-768p-lightx2v": (1, (0,)),
+        "radial:wan-2.1-t2v-768p-fusionx": (2, (0,)),
+        "radial:wan-2.2-t2v-768p": (11, (0,)),
+        "radial:hunyuan-video-768p": (12, ()),
+        "xattention:hunyuan-video-720p": (5, ()),
+    }
+    for name, (first_sparse, dense_layers) in published.items():
+        found = find_recipe(name)
+        schedule, steps = found.profile().schedule, found.steps or 0
+        dense = [schedule.step_is_dense(step, steps) for step in range(steps)]
+        assert dense.index(False) == first_sparse, name
+        assert schedule.dense_layers == dense_layers, name
+
+
+def test_the_report_names_a_recipe_only_if_its_method_runs() -> None:
+    tiny = tiny_pipelines.TINY["wan"]
+    pipe = tiny.build()
+    schedule = {"dense_steps": 0.0, "min_tokens": 0}
+    pipe.enable_sparse_attention("svg-ear", profile="svg2:published", schedule=schedule)
+    tiny.run(pipe)
+    assert "settings from" not in str(pipe.attention_report())
