@@ -52,12 +52,14 @@ class Method(abc.ABC):
         source: Paper or project that the method comes from.
         static: True if a plan depends on shapes alone, so that all layers, branches and steps share it.
         spatial: True if a plan depends on where tokens lie in the grid.
+        fine: True if groups hold so few tokens that the pairs outside a plan take far longer than dense attention.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     static: ClassVar[bool] = False
     spatial: ClassVar[bool] = False
+    fine: ClassVar[bool] = False
 
     @property
     def needs_grid(self) -> bool:

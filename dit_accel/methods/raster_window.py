@@ -19,8 +19,9 @@ class RasterWindow(Method):
     """Attention of each query to the keys whose raster index in their frame is near its own, in all frames.
 
     These are exactly the masks that Re-ttention's code has for PixArt, HunyuanDiT and CogVideoX. The window is cut at
-    the edges of a frame. It is exact to the token, so groups hold the tokens of one place only. That is slow, and the
-    plan of an image of 4,096 tokens takes 16 MiB for each head: use it to compare, and ``band`` for speed.
+    the edges of a frame. It is exact to the token, so groups hold the tokens of one place only. On a CPU that is slower
+    than dense attention, and the plan of an image of 4,096 tokens takes 16 MiB for each head: use it to compare, and
+    ``band`` for speed.
 
     Attributes:
         window: Length of a whole window as a share of the tokens of a frame, above 0: the ``sparsity`` of the released
@@ -31,6 +32,7 @@ class RasterWindow(Method):
     source: ClassVar[str] = "Re-ttention, arXiv 2505.22918"
     spatial: ClassVar[bool] = True
     static: ClassVar[bool] = True
+    fine: ClassVar[bool] = True
 
     window: float = 1 / 32
 

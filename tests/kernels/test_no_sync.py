@@ -134,6 +134,7 @@ OTHER_METHODS = (
     Radial(),
     Band(),
     RasterWindow(),
+    ReTtention(mask="raster-window"),
     SVG(window="published", first_frame=False),
     XAttention(threshold=(0.5, 0.9, 0.9, 1.0), keep_sink=True, keep_recent=True),
     PermutedBlocks(segment=256),
