@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ def command(name: str | None, as_json: bool) -> None:
     "tested" means that a tiny random transformer passed the family matrix: unchanged when dense, equal to dense at full
     selection, sparse where expected, tokens and text where declared, and restored afterwards.
     """
+    from dit_accel.guidance.published import list_published
     from dit_accel_pipelines import REFUSED, families
 
     rows = [describe(family) for family in families(linear=name is not None)]
@@ -46,6 +48,9 @@ def command(name: str | None, as_json: bool) -> None:
     click.echo(
         f"`dit-accel models FAMILY` lists the published recipes of these families: {', '.join(counts)}."
     )
+    published = Counter(heads.family for heads in list_published())
+    counts = [f"{family} ({count})" for family, count in sorted(published.items())]
+    click.echo(f"It also lists the published heads of these families: {', '.join(counts)}.")
     for row in rows:
         if row["remark"]:
             click.echo(f"{row['family']}: {row['remark']}.")

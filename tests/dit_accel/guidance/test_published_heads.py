@@ -169,6 +169,8 @@ def test_the_command_line_lists_published_heads() -> None:
     assert "transformer_blocks.13: scale=0.7 text_mode=visual" in result.output
     assert "Used there with guidance_scale=5.0." in result.output
     assert "no heads were published: scale=3.0 softness=0.25" in result.output
+    result = CliRunner().invoke(cli, ["models"], catch_exceptions=False)
+    assert "flux (2), hunyuan-dit (1), pixart (1), sana (1), sd3 (8)." in result.output
     result = CliRunner().invoke(cli, ["models", "flux", "--json"], catch_exceptions=False)
     listed = {heads["name"]: heads for heads in json.loads(result.output)["heads"]}
     assert listed["headhunter:golden-hour"]["heads"] == "single_transformer_blocks.19:18"
