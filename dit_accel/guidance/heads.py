@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -293,6 +294,21 @@ def make_head_set(
     if isinstance(heads, Path) or heads.endswith(".json"):
         return HeadSet.load(heads).fit_to(model)
     return parse_heads(heads, model)
+
+
+def warn_of_changes(head_set: HeadSet, changes: Mapping[str, Any]) -> None:
+    """Warn if heads are to run with another perturbation or text mode than they were found with.
+
+    Other settings only set the strength, and may be tuned for heads that were found.
+    """
+    for name in ("perturbation", "text_mode"):
+        found = head_set.settings.get(name)
+        if found is not None and changes.get(name, found) != found:
+            warnings.warn(
+                f"these heads were found with {name} {found!r} and run with {changes[name]!r}: leave {name} out to "
+                "use what they were found with",
+                stacklevel=3,
+            )
 
 
 def _check_heads(model: ModelShape, block: Block, heads: tuple[int, ...]) -> tuple[int, ...]:
