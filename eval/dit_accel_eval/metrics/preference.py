@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_accel.errors import first_line
+from dit_accel.generation.loading import without_loading_bars
 from dit_accel_eval.metrics.clip_pairs import NoBackbone, to_tensor
 from dit_accel_eval.metrics.clip_score import return_tensor
 
@@ -93,7 +94,10 @@ class ClipModel:
         from transformers import CLIPModel, CLIPProcessor
 
         try:
-            model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            with without_loading_bars():
+                model = CLIPModel.from_pretrained(
+                    folder, use_safetensors=True, local_files_only=True
+                )
             chosen = CLIPProcessor.from_pretrained(processor or folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
             raise NoBackbone(f"{folder} does not hold a CLIP model: {first_line(error)}") from None
@@ -107,7 +111,7 @@ class ClipModel:
         pixels = (to_tensor(frame[None])[0] * 255).round().clamp(0, 255).to(torch.uint8)
         image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
         inputs = self.processor(images=image, return_tensors="pt").to(self.model.device)
-        return normalize(return_tensor(self.model.get_image_features)(**inputs))
+        return normalize(return_tensor(self.model.get_image_features)(inputs["pixel_values"]))
 
     @torch.no_grad()
     def embed_text(self, text: str) -> Tensor:
@@ -119,8 +123,8 @@ class ClipModel:
             max_length=LONGEST_TEXT,
             return_tensors="pt",
         ).to(self.model.device)
-        known = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        return normalize(return_tensor(self.model.get_text_features)(**known))
+        known = inputs["input_ids"], inputs["attention_mask"]
+        return normalize(return_tensor(self.model.get_text_features)(*known))
 
     @torch.no_grad()
     def score(self, frame: np.ndarray, prompt: str) -> float:
