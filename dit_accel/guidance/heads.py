@@ -120,10 +120,11 @@ class HeadSet:
             raise InvalidSettings(
                 f"unknown setting {min(unknown)!r}: choose from {', '.join(SETTINGS)}"
             )
-        guidance = parse_dataclass(PerturbedGuidance, dict(self.settings), "head set")
-        settings = {name: getattr(guidance, name) for name in self.settings}
         object.__setattr__(self, "heads", heads)
-        object.__setattr__(self, "settings", settings)
+        if self.settings:
+            guidance = parse_dataclass(PerturbedGuidance, dict(self.settings), "head set")
+            settings = {name: getattr(guidance, name) for name in self.settings}
+            object.__setattr__(self, "settings", settings)
 
     def __len__(self) -> int:
         return sum(map(len, self.heads.values()))

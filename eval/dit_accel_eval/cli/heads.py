@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
     from dit_accel_eval.heads.settings import Pairing
 
+# Of a validation; searches use smaller seeds.
+FIRST_SEED = 1000
+
 # Packages that rewards need.
 REWARD_MODULES = {
     **{"caption": "scipy", "caption-words": "scipy", "clip": "torchmetrics"},
@@ -113,9 +116,7 @@ def report(folder: Path) -> None:
 @pairing_options
 @click.option(
     "--seeds",
-    default="1000",
-    show_default=True,
-    help="Sample with these seeds, separated by commas.",
+    help="Sample with these seeds, separated by commas.  [default: 1000; with --pairing zip 1000, 1001, ...]",
 )
 @quiet_option
 @verbose_option
@@ -127,7 +128,10 @@ def validate(folder: Path, prompt_source: str, pairing: Pairing, seeds: str, qui
     from dit_accel_eval.heads.settings import make_pairs
 
     prompts = read_prompts(prompt_source)
-    pairs = make_pairs(prompts, parse_integers("--seeds", seeds), pairing)
+    count = len(prompts) if pairing == "zip" else 1
+    fresh = range(FIRST_SEED, FIRST_SEED + count)
+    chosen = fresh if seeds is None else parse_integers("--seeds", seeds)
+    pairs = make_pairs(prompts, chosen, pairing)
     require_extra("`dit-accel heads validate`", "scipy")
     from dit_accel_eval.heads.validate import validate as validate_heads
 
