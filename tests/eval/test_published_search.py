@@ -22,6 +22,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
 from dit_accel_assets import head_sets
+from dit_accel_eval.cli.heads import describe_row
 from dit_accel_eval.heads import run, sampling
 from dit_accel_eval.heads.export import describe_failure, found_heads
 from dit_accel_eval.heads.objective import OBJECTIVES, Objective, harmonic_mean
@@ -187,6 +188,9 @@ def test_a_search_whose_heads_reach_no_threshold_says_so(run_toy) -> None:
     )
     assert row["accepted"] is False
     assert row["gain"].mean == 0.0
+    columns = describe_row(row)
+    assert columns["thresholds"] == "not reached"
+    assert columns["gain"] == "+0.000"
 
 
 def test_zipped_pairs() -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from click.core import ParameterSource
 
-from dit_accel.cli.messages import tell
 from dit_accel.cli.options import prompts_option
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.config import Perturbation, TextMode
@@ -155,7 +154,6 @@ def apply_setting(
     source, name, seeds = (chosen.pop(key) for key in ("prompt_source", "setting", "seeds"))
     if name is not None:
         published = SETTINGS[name]
-        tell(f"setting {name}: {published.source}")
         chosen |= {key: v for key, v in published.search.items() if not is_given(key)}
         base = fill_base(base, name, published)
     prompts = tuple(read_prompts(source))

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dit_accel.cli.messages import quiet_option, verbose_option
+from dit_accel.cli.messages import quiet_option, tell, verbose_option
 from dit_accel.cli.options import model_options
 from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import require_extra
 from dit_accel.io.parsing import parse_integers
 from dit_accel.io.prompts import read_prompts
 from dit_accel_eval.cli.head_options import apply_setting, pairing_options, search_options
+from dit_accel_eval.heads.published import SETTINGS
 
 if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
@@ -79,6 +80,8 @@ def search(
     from dit_accel_eval.heads.search import Search
 
     opened = Search.open(settings, base, out, part, write=not dry_run)
+    if choices["setting"] is not None:
+        tell(f"setting {choices['setting']}: {SETTINGS[choices['setting']].source}")
     if dry_run:
         cost = describe_cost(opened.clips(), opened.scores.seconds())
         click.echo(f"{cost}, for all shards together")
@@ -197,15 +200,16 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of a report or a validation."""
     from dit_accel.io.tables import format_table
 
-    columns = {
-        row["label"]: {
-            "score": f"{row['score'].mean:.3f} ± {row['score'].half_width:.3f}",
-            "gain": f"{row['gain'].mean:+.3f} ± {row['gain'].half_width:.3f}",
-            "clips": row["clips"],
-            **(
-                {"thresholds": "reached" if row["accepted"] else "not"} if "accepted" in row else {}
-            ),
-        }
-        for row in rows
-    }
+    columns = {row["label"]: describe_row(row) for row in rows}
     click.echo(format_table(columns))
+
+
+def describe_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a report as texts by column. One clip has no interval."""
+    columns = {"score": f"{row['score'].mean:.3f}", "gain": f"{row['gain'].mean:+.3f}"}
+    for name in columns:
+        if row[name].n > 1:
+            columns[name] += f" ± {row[name].half_width:.3f}"
+    if "accepted" in row:
+        columns["thresholds"] = "reached" if row["accepted"] else "not reached"
+    return {**columns, "clips": row["clips"]}
