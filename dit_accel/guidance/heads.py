@@ -268,8 +268,8 @@ def make_head_set(
     """Make a head set from a caller's description.
 
     Args:
-        heads: ``"all"`` for all heads of ``layers``, the name of a bundled head set, a JSON file or its content, or
-            the notation of `parse_heads`.
+        heads: ``"all"`` for all heads of ``layers``, the name of a bundled head set or of published heads, a JSON
+            file or its content, or the notation of `parse_heads`.
         layers: Layers for ``"all"``, in the notation of `select_all_heads`.
         model: Shape of the model.
 
@@ -287,6 +287,10 @@ def make_head_set(
     if isinstance(heads, Mapping):
         return HeadSet.from_dict(heads).fit_to(model)
     if isinstance(heads, str):
+        from dit_accel.guidance.published import find_published, is_published  # they are head sets
+
+        if is_published(heads):
+            return find_published(heads, model)
         heads = head_sets().get(heads, heads)
     if not isinstance(heads, str | Path):
         raise InvalidSettings(

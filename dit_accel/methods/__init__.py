@@ -7,6 +7,7 @@ from dit_accel.methods.dense import Dense
 from dit_accel.methods.neighborhood import Neighborhood
 from dit_accel.methods.permuted_blocks import PermutedBlocks
 from dit_accel.methods.radial import Radial
+from dit_accel.methods.raster_window import RasterWindow
 from dit_accel.methods.re_ttention import ReTtention
 from dit_accel.methods.svg import SVG
 from dit_accel.methods.svg2 import SVG2
@@ -24,6 +25,7 @@ _ALL: tuple[type[Method], ...] = (
     Neighborhood,
     Radial,
     Band,
+    RasterWindow,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 
@@ -50,6 +52,7 @@ __all__ = [
     "Neighborhood",
     "PermutedBlocks",
     "Radial",
+    "RasterWindow",
     "ReTtention",
     "SVGEar",
     "XAttention",

@@ -139,7 +139,7 @@ def with_text(plan: Plan | None, call: AttentionCall) -> Plan | None:
 
 def check_share(name: str, value: float, *, above: float | None = None) -> None:
     """Raise InvalidSettings unless a knob lies in [0, 1], or in (0, 1] with ``above=0``."""
-    _check_number(name, value)
+    check_number(name, value)
     low = "(0" if above == 0 else "[0"
     if not (0.0 <= value <= 1.0) or value == above:
         raise InvalidSettings(f"{name} must be in {low}, 1], got {value}")
@@ -147,11 +147,12 @@ def check_share(name: str, value: float, *, above: float | None = None) -> None:
 
 def check_count(name: str, value: int) -> None:
     """Raise InvalidSettings unless a knob is at least 1."""
-    _check_number(name, value)
+    check_number(name, value)
     if value < 1:
         raise InvalidSettings(f"{name} must be at least 1, got {value}")
 
 
-def _check_number(name: str, value: object) -> None:
+def check_number(name: str, value: object) -> None:
+    """Raise InvalidSettings unless a knob is a number."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise InvalidSettings(f"{name} must be a number, got {value!r}")

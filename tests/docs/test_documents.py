@@ -32,7 +32,7 @@ from support.documents import (
 
 from dit_accel import METHODS, Profile
 from dit_accel.cli import cli
-from dit_accel.generation.settings import attention_settings
+from dit_accel.generation.settings import RenderSettings, attention_settings
 from dit_accel_eval.settings import Setting
 from dit_accel_pipelines import families
 
@@ -124,7 +124,7 @@ def check_settings(arguments: list[str]) -> None:
     if arguments[0] == "eval":
         for text in values["--methods"][0].split(","):
             if ".yaml" not in text:
-                Setting.parse(text)
+                Setting.parse(text, RenderSettings(""))
 
 
 @each_page

@@ -21,6 +21,7 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
     SVGEar,
     XAttention,
@@ -131,6 +132,7 @@ OTHER_METHODS = (
     Neighborhood(),
     Radial(),
     Band(),
+    RasterWindow(),
 )
 
 

@@ -11,6 +11,7 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
     Schedule,
     SVGEar,
@@ -42,6 +43,7 @@ METHODS = (
     Neighborhood(),
     Radial(),
     Band(),
+    RasterWindow(),
 )
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 @prompts_option()
 @click.option(
     "--methods",
-    help="Compare these settings, separated by commas: METHOD[:KNOB=VALUE]... or the file of a profile, for example "
-    "svg2,svg2:top_p=0.8,mine.yaml.",
+    help="Compare these settings, separated by commas: METHOD[:KNOB=VALUE]..., the file of a profile, or a recipe, for "
+    "example svg2,svg2:top_p=0.8,mine.yaml,svg2:published.",
 )
 @click.option(
     "--seeds", default="0", show_default=True, help="Render with these seeds, separated by commas."
@@ -86,7 +86,7 @@ def command(
     from dit_accel_eval.settings import Setting, floors
 
     base = replace(base, fps=fps)
-    settings = [Setting.parse(text) for text in methods.split(",")]
+    settings = [Setting.parse(text, base) for text in methods.split(",")]
     settings = [*floors(floor, base.dtype), *settings]
     require_extra("`dit-accel eval`", *PAGE)
     validate(replace(base, prompt=prompts[0]))

@@ -16,6 +16,7 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
     Schedule,
     SVGEar,
@@ -45,6 +46,7 @@ METHODS_TRIED: tuple[Method, ...] = (
     Neighborhood(density=0.3, tile=(2, 2, 2)),
     Radial(decay=0.01, block=4),
     Band(density=0.3, block=8),
+    RasterWindow(window=0.3),
 )
 
 

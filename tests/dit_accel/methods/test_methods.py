@@ -17,6 +17,7 @@ from dit_accel import (
     PermutedBlocks,
     Profile,
     Radial,
+    RasterWindow,
     ReTtention,
     Schedule,
     SVGEar,
@@ -41,6 +42,7 @@ FULL: tuple[Method, ...] = (
     Neighborhood(density=1.0),
     Radial(decay=1e6, block=1),
     Band(density=1.0),
+    RasterWindow(window=2.0),
 )
 SPARSE: tuple[Method, ...] = (
     SVG2(top_p=0.4, min_key_share=0.1),
@@ -54,6 +56,7 @@ SPARSE: tuple[Method, ...] = (
     Neighborhood(density=0.3, tile=(2, 2, 2)),
     Radial(decay=0.01, block=4),
     Band(density=0.3, block=8),
+    RasterWindow(window=0.3),
 )
 GRIDS = [(6, 4, 4), (5, 7, 3), (1, 9, 11), (13, 1, 1)]
 
@@ -206,6 +209,8 @@ def test_profiles_round_trip(tmp_path, method: Method) -> None:
         (Radial, {"decay": 0.0}, "decay must be above 0"),
         (PermutedBlocks, {"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
         (Band, {"block": 0}, "block must be at least 1"),
+        (RasterWindow, {"window": 0.0}, r"window must be in \(0, 2\], got 0.0"),
+        (RasterWindow, {"window": "all"}, "window must be a number"),
     ],
     ids=str,
 )
