@@ -302,11 +302,11 @@ def make_head_set(
 
 
 def warn_of_changes(head_set: HeadSet, changes: Mapping[str, Any]) -> None:
-    """Warn if heads are to run with another perturbation or text mode than they were found with.
+    """Warn if heads are to run with another perturbed map than they were found with.
 
     Other settings only set the strength, and may be tuned for heads that were found.
     """
-    for name in ("perturbation", "text_mode"):
+    for name in ("perturbation", "text_mode", "sigma", "interpolation"):
         found = head_set.settings.get(name)
         if found is not None and changes.get(name, found) != found:
             warnings.warn(

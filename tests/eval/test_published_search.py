@@ -286,6 +286,8 @@ def test_the_search_perturbs_text_rows_as_published() -> None:
     assert np.abs(visual - joint).max() > 1e-4
     assert np.abs(visual - sample_in(perturbation="uniform")).max() > 1e-4
     assert np.abs(visual - sample_in(interval=(0.0, 0.5))).max() > 1e-4
+    blurred = [sample_in(perturbation="blurred-query", sigma=sigma) for sigma in (0.5, 2.0)]
+    assert np.abs(blurred[0] - blurred[1]).max() > 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +304,8 @@ def folder(tmp_path_factory) -> str:
     [
         ({"text_mode": "joint"}, 'another text_mode: "visual" instead of "joint"'),
         ({"perturbation": "uniform"}, "another perturbation"),
+        ({"sigma": 1.0, "perturbation": "blurred-query"}, "another perturbation"),
+        ({"interpolation": "slerp", "text_mode": "joint"}, "another text_mode"),
         ({"interval": (0.0, 0.5)}, r"another interval: \[0.0, 1.0\] instead of \[0.0, 0.5\]"),
         ({"pairing": "zip"}, "another pairing"),
         ({"reward": "caption"}, "another reward"),
@@ -341,6 +345,8 @@ def test_a_search_of_an_earlier_version_is_read_but_not_continued(folder, tmp_pa
         ({"scale": 0.0}, "a search with a scale of 0 perturbs nothing: give --scale above 0"),
         ({"softness": 0.0}, "a search with a softness of 0 perturbs nothing"),
         ({"perturbation": "noise"}, "perturbation"),
+        ({"perturbation": "blurred-query"}, "sigma and the perturbation blurred-query go together"),
+        ({"interpolation": "slerp"}, "interpolation"),
         ({"text_mode": "text"}, "text_mode"),
         ({"interval": (0.5, 0.5)}, "interval must be two rising fractions"),
         ({"interval": (0.6, 0.9)}, r"guidance in the interval \(0.6, 0.9\) holds none of 2 steps"),

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from dit_accel.cli.options import prompts_option
 from dit_accel.errors import InvalidSettings
-from dit_accel.guidance.config import Perturbation, TextMode
+from dit_accel.guidance.config import Interpolation, Perturbation, TextMode
 from dit_accel.io.parsing import parse_integers
 from dit_accel.io.prompts import read_prompts
 from dit_accel_eval.heads.published import SETTINGS, PublishedSetting, choose_seeds
@@ -28,7 +28,17 @@ Decorator = Callable[[Command], Command]
 # Arguments of the options below.
 NAMES = (
     *("setting", "prompt_source", "pairing", "seeds", "reward", "reward_weights", "rounds"),
-    *("top_k", "scale", "softness", "perturbation", "text_mode", "interval", "batch"),
+    *(
+        "top_k",
+        "scale",
+        "softness",
+        "perturbation",
+        "text_mode",
+        "interval",
+        "sigma",
+        "interpolation",
+        "batch",
+    ),
 )
 
 
@@ -116,6 +126,18 @@ def _guidance_options() -> list[Decorator]:
             default="identity",
             show_default=True,
             help="Perturb attention in this way.",
+        ),
+        click.option(
+            "--sigma",
+            type=float,
+            help="Blur queries with this standard deviation, in tokens, for --perturbation blurred-query.",
+        ),
+        click.option(
+            "--interpolation",
+            type=click.Choice(get_args(Interpolation)),
+            default="linear",
+            show_default=True,
+            help="Mix the map of --perturbation identity in this way; others than linear need --text-mode joint.",
         ),
         click.option(
             "--text-mode",

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 from dit_accel.errors import InvalidSettings
-from dit_accel.guidance.config import Perturbation, PerturbedGuidance, TextMode
+from dit_accel.guidance.config import Interpolation, Perturbation, PerturbedGuidance, TextMode
 from dit_accel.io.parsing import parse_dataclass
 
 Pair = tuple[str, int]
@@ -38,6 +38,8 @@ class SearchSettings:
         perturbation: Perturbation of `PerturbedGuidance` during the search.
         text_mode: Text mode of `PerturbedGuidance` during the search.
         interval: Interval of `PerturbedGuidance` during the search.
+        sigma: Blur of `PerturbedGuidance` during the search.
+        interpolation: Interpolation of `PerturbedGuidance` during the search.
         reward_weights: Folder with the models of the reward. None takes the hub's local cache.
 
     Raises:
@@ -57,6 +59,8 @@ class SearchSettings:
     perturbation: Perturbation = "identity"
     text_mode: TextMode = "visual"
     interval: tuple[float, float] = (0.0, 1.0)
+    sigma: float | None = None
+    interpolation: Interpolation = "linear"
     reward_weights: str | None = None
 
     def __post_init__(self) -> None:
@@ -84,7 +88,7 @@ class SearchSettings:
     @property
     def perturbed_attention(self) -> dict[str, Any]:
         """Return the arguments of ``enable_perturbed_guidance`` that all candidates share."""
-        names = ("perturbation", "text_mode", "interval")
+        names = ("perturbation", "text_mode", "interval", "sigma", "interpolation")
         return {name: getattr(self, name) for name in names}
 
     def make_guidance(self) -> PerturbedGuidance:
