@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.tiny_clip import WIDTH, save_tiny_clip
 
 from dit_accel.cli import main
@@ -58,12 +58,10 @@ def test_rewards_equal_their_formulas(weights: Path) -> None:
     assert parts["pick"](frames, "a fox") == pytest.approx(pick, abs=1e-4)
     assert parts["clip"](frames, "a fox") == pytest.approx(clip, abs=1e-4)
     assert pick != pytest.approx(clip, abs=1e-2)
-    from safetensors.numpy import load_file
-
     layers = load_file(weights / "laion-aesthetic/model.safetensors")
     for number in LAYERS:
         names = [f"mlp.layers.{number}.{kind}" for kind in ("weight", "bias")]
-        embedding = layers[names[0]].astype(float) @ embedding + layers[names[1]]
+        embedding = layers[names[0]].double().numpy() @ embedding + layers[names[1]].numpy()
     assert parts["aesthetic"](frames, "a fox") == pytest.approx(float(embedding[0]), abs=1e-4)
     assert load_reward("harmonic-pick-clip", str(weights)).keys() == {"pick", "clip"}
     assert load_reward("pickscore", str(weights))["score"](frames, "a fox") == pytest.approx(
@@ -119,3 +117,16 @@ def test_missing_and_damaged_weights_are_one_line(weights: Path, tmp_path, capsy
     assert error.startswith("error: reward pickscore: there is no folder")
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_pickled_weights_are_never_read(weights: Path, tmp_path) -> None:
+    """Another safetensors file lies beside the pickle, so the folder looks complete."""
+    for name in NAMES[1:]:
+        (tmp_path / name).symlink_to(weights / name)
+    folder = tmp_path / NAMES[0]
+    folder.mkdir()
+    (folder / "config.json").write_bytes((weights / NAMES[0] / "config.json").read_bytes())
+    torch.save(load_file(weights / NAMES[0] / "model.safetensors"), folder / "pytorch_model.bin")
+    save_file({"other": torch.zeros(1)}, folder / "other.safetensors")
+    with pytest.raises(InvalidSettings, match="does not hold a CLIP model"):
+        load_reward("pickscore", str(tmp_path))
