@@ -19,7 +19,7 @@ from dit_accel.guidance.config import (
     check_family,
     check_map,
 )
-from dit_accel.guidance.heads import HeadSet, ModelShape, make_head_set
+from dit_accel.guidance.heads import HeadSet, ModelShape, make_head_set, warn_of_changes
 from dit_accel.guidance.noise import noise_levels
 from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import transformers_of
@@ -198,7 +198,8 @@ def enable_perturbed_guidance(
         layers: Layers in the order of execution, such as ``"0,47-49"``, with ``heads="all"``. The default is the
             middle layer.
         softness, interval, perturbation, sigma, interpolation, text_mode, rescale, adaptive: See `PerturbedGuidance`.
-            The defaults are those of the head set, or those of `PerturbedGuidance`.
+            The defaults are those of the head set, or those of `PerturbedGuidance`. A warning says if the heads were
+            found with another perturbed map.
         share_prefix: True reuses the blocks before the first perturbed one from the clean forward. The result is bit
             for bit the same, with less work.
 
@@ -231,6 +232,7 @@ def enable_perturbed_guidance(
         "adaptive": adaptive,
     }
     changes = {name: value for name, value in requested.items() if value is not None}
+    warn_of_changes(head_set, changes)
     settings = PerturbedGuidance(**{**head_set.settings, **changes}, share_prefix=share_prefix)
     check_map(family, settings)
     scheduler = getattr(target, "scheduler", None)

@@ -176,7 +176,7 @@ def check_share(name: str, value: float, *, above: float | None = None) -> None:
 
 def check_between(name: str, value: float, low: float, high: float) -> None:
     """Raise InvalidSettings unless a knob lies in [low, high]."""
-    _check_number(name, value)
+    check_number(name, value)
     if not low <= value <= high:
         raise InvalidSettings(f"{name} must be in [{low:g}, {high:g}], got {value}")
 
