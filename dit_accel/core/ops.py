@@ -18,7 +18,6 @@ from dit_accel_kernels import (
     group_logits,
     group_variance,
     kmeans,
-    kmeans_update,
     merge_attention,
     quantized_attention,
     random_centroids,
@@ -109,11 +108,6 @@ class Ops:
                 first = strided_centroids if init == "strided" else random_centroids
                 return kmeans(tokens, first(tokens, count), iterations[0])
             return kmeans(tokens, centroids, iterations[1])
-
-    def move_centroids(self, tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
-        """Return the mean of each cluster's tokens ``[B, H, S, D]``; an empty cluster keeps its centroid."""
-        with self.timer("kmeans", tokens.device):
-            return kmeans_update(tokens, labels, centroids)
 
     def group(self, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return the order ``[B, H, S]`` and the offsets ``[B, H, G + 1]`` of labelled tokens."""

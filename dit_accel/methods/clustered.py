@@ -6,8 +6,6 @@ import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops, heads_first
 from dit_accel.errors import InvalidSettings
@@ -23,19 +21,10 @@ Init = Literal["strided", "random"]
 
 @dataclass
 class ClusterState(MethodState):
-    """State with the clusters of the last plan.
-
-    Attributes:
-        query_centroids, key_centroids: Centroids ``[B, H, K, D]``. The next k-means starts from them.
-        query_labels, key_labels: Cluster of each token, ``[B, H, S]``. They are kept only if later steps use them.
-        clustered: The step in which tokens were last assigned to clusters.
-    """
+    """State with the centroids of the last plan, ``[B, H, K, D]``. The next k-means starts from them."""
 
     query_centroids: Tensor | None = None
     key_centroids: Tensor | None = None
-    query_labels: Tensor | None = None
-    key_labels: Tensor | None = None
-    clustered: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,8 +63,6 @@ class Clustered(Refreshed):
             the released code does, and every run draws the same ones.
         dense_kmeans: True also runs k-means in the steps that are dense by ``schedule.dense_steps``, so that the
             centroids are warm at the first sparse step.
-        recluster: Number of steps that use one assignment of tokens to clusters. Other steps move the centroids alone,
-            and choose blocks anew.
     """
 
     query_clusters: int | None = None
@@ -83,7 +70,6 @@ class Clustered(Refreshed):
     kmeans_iterations: tuple[int, int] = (8, 1)
     init: Init = "strided"
     dense_kmeans: bool = False
-    recluster: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +77,6 @@ class Clustered(Refreshed):
             value = getattr(self, name)
             if value is not None:
                 check_count(name, value)
-        check_count("recluster", self.recluster)
         if min(self.kmeans_iterations) < 1:
             raise InvalidSettings(
                 f"kmeans_iterations must both be at least 1, got {self.kmeans_iterations}"
@@ -132,15 +117,6 @@ class Clustered(Refreshed):
     def cluster(self, call: AttentionCall, state: ClusterState, ops: Ops) -> tuple[Tensor, Tensor]:
         """Move the centroids of a state to a call, and return the labels of queries and keys, ``[B, H, S]``."""
         query, key, _ = heads_first(call)
-        query_labels, key_labels = state.query_labels, state.key_labels
-        age = call.context.step - state.clustered
-        if query_labels is not None and key_labels is not None and age < self.recluster:
-            query_labels, key_labels = query_labels.long(), key_labels.long()
-            assert state.query_centroids is not None
-            assert state.key_centroids is not None
-            state.query_centroids = ops.move_centroids(query, query_labels, state.query_centroids)
-            state.key_centroids = ops.move_centroids(key, key_labels, state.key_centroids)
-            return query_labels, key_labels
         queries, keys = self.clusters(call.tokens)
         rounds, init = self.kmeans_iterations, self.init
         query_labels, state.query_centroids = ops.kmeans(
@@ -149,10 +125,6 @@ class Clustered(Refreshed):
         key_labels, state.key_centroids = ops.kmeans(
             key, keys, warm(state.key_centroids, keys), rounds, init
         )
-        if self.recluster > 1:  # labels of all layers can take gigabytes
-            kind = torch.int16 if max(queries, keys) < 2**15 else torch.int32
-            state.query_labels, state.key_labels = query_labels.to(kind), key_labels.to(kind)
-            state.clustered = call.context.step
         return query_labels, key_labels
 
     @abc.abstractmethod

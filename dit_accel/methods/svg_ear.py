@@ -28,6 +28,7 @@ class SVGEar(Clustered):
     mass. The paper's own settings are the recipe ``svg-ear:published``.
 
     Attributes:
+        refresh: Number of steps that use one plan. With 1, every step makes a new plan, which takes less memory.
         density: Share of the (query, key) pairs that are attended to exactly, in [0, 1]. A sequence has one share for
             each head. It has no effect with the budget ``"top_p"``.
         selection: How clusters are selected. ``"expansion"`` uses the error that the expansion of a cluster is
@@ -52,6 +53,7 @@ class SVGEar(Clustered):
     name: ClassVar[str] = "svg-ear"
     source: ClassVar[str] = "SVG-EAR, arXiv 2603.08982"
 
+    refresh: int = 2
     density: float | tuple[float, ...] = 0.15
     selection: Selection = "expansion"
     budget: Budget = "shared"

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from dit_accel_kernels.precision import Precision
 
-# Tokens in a piece of a group. A group of average size fits one piece, so little of it is padding.
-KEY_PIECE, QUERY_PIECE = 16, 64
+# The number of tokens in a piece of a group is a multiple of this.
+PIECE_MULTIPLE = 16
 
 
 class Expansion(NamedTuple):
@@ -62,14 +62,16 @@ class Pieces:
     group: Tensor
 
     @classmethod
-    def cut(cls, order: Tensor, offsets: Tensor, rows: int) -> Pieces:
-        """Cut groups into pieces without a host sync, so some pieces may stay unused.
+    def cut(cls, order: Tensor, offsets: Tensor) -> Pieces:
+        """Cut groups into pieces that hold a group of average size.
+
+        This does not wait for the device, so some pieces may stay unused.
 
         Args:
             order, offsets: Groups, as in `BlockMap`.
-            rows: Tokens in a piece.
         """
         num_tokens, num_groups = order.shape[-1], offsets.shape[-1] - 1
+        rows = -(-num_tokens // (num_groups * PIECE_MULTIPLE)) * PIECE_MULTIPLE
         counts = (offsets.diff(dim=-1) + rows - 1) // rows  # [B, H, G]
         ends = counts.cumsum(-1)
         # A sum of ceil(n / rows) over G groups is at most this.
@@ -149,7 +151,8 @@ def _split_heads(query: Tensor, key: Tensor, block_map: BlockMap) -> tuple[Tenso
     """Return the indices of as many heads at a time as fit in memory."""
     batch, heads, _, head_dim = query.shape
     _, _, query_groups, key_groups = block_map.selected.shape
-    numbers = max(4 * query_groups * key_groups * head_dim, 2 * query_groups * key.shape[2])
+    # There are up to two pieces for each group, and two copies of the means.
+    numbers = max(8 * query_groups * key_groups * head_dim, 4 * query_groups * key.shape[2])
     step = max(1, MAX_SCORES // (numbers * batch))
     return tuple(torch.arange(heads, device=query.device).split(step))
 
@@ -160,7 +163,7 @@ def _attend_heads(
     """Return the result of `expanded_attention` for a few heads."""
     bias, means = expand_groups(query, key, value, block_map, scale)
     bias = bias.transpose(-1, -2).masked_fill(block_map.selected, -torch.inf)  # [B, H, Gq, Gk]
-    pieces = Pieces.cut(block_map.query_order, block_map.query_offsets, QUERY_PIECE)
+    pieces = Pieces.cut(block_map.query_order, block_map.query_offsets)
     num_groups = bias.shape[-1]
     pairs = torch.arange(num_groups, device=query.device) * bias.shape[2] + pieces.group[..., None]
     rows = _take_rows(means.flatten(2, 3), pairs)  # [B, H, P, Gk, 2 D]
@@ -185,7 +188,7 @@ def expand_groups(
     groups = (block_map.key_order, block_map.key_offsets)
     # Logits of the mean keys, [B, H, Gk, Gq].
     mean_logits = group_means(key, *groups) @ mean_query.transpose(-1, -2)
-    pieces = Pieces.cut(*groups, KEY_PIECE)
+    pieces = Pieces.cut(*groups)
     tokens = pieces.gather(torch.cat([key, value], -1))  # [B, H, P, R, 2 D]
     keys = tokens[..., : key.shape[-1]]
     excess = _product(keys, mean_query.transpose(-1, -2)[:, :, None])  # [B, H, P, R, Gq]

@@ -206,8 +206,8 @@ def select_shared_budget(score: Tensor, cost: Tensor, budget: float) -> Tensor:
     """Select the items of each row with the largest scores, as many as a budget pays for.
 
     A histogram of the costs over the logarithm of the scores finds the threshold, so nothing is sorted
-    and nothing waits for the device. Items whose scores can't be told apart are all left out where the
-    budget does not pay for all of them.
+    and nothing waits for the device. The items that cross the budget, which are those of one narrow bin,
+    are selected if that comes nearer to the budget.
 
     Args:
         score: float32 ``[R, N]``, 0 or more.
@@ -237,4 +237,5 @@ def select_shared_budget(score: Tensor, cost: Tensor, budget: float) -> Tensor:
         chosen |= undecided & (bins >= affordable)
         undecided &= bins == affordable - 1
         low, width = low + (affordable - 1) * width, width / BINS
-    return chosen
+    excess = above.gather(-1, (affordable - 1).clamp(min=0)) - allowed
+    return chosen | (undecided & (excess < allowed - spent))

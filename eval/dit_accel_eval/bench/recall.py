@@ -17,6 +17,7 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
     SpargeAttn,
     SVGEar,
@@ -78,6 +79,7 @@ def curves() -> list[Curve]:
         over_shares("neighborhood", lambda s: Neighborhood(density=s)),
         Curve("radial", tuple(Radial(decay=d, block=b) for d, b in RADIAL_KNOBS)),
         over_shares("band", lambda s: Band(density=s)),
+        over_shares("raster-window", lambda s: RasterWindow(window=s)),
         over_shares("true top blocks, dropped", lambda s: OracleBlocks(select_clusters(s))),
     ]
 

@@ -59,7 +59,7 @@ def expanded_attention(
 def _attend_head(head: Head) -> Tensor:
     """Return the attention of a head in the order of its groups, float32 ``[Sq, D]``."""
     head_dim = head.query.shape[1]
-    labels = torch.arange(len(head.key_sizes)).repeat_interleave(head.key_sizes)
+    labels = _label(head.key_sizes)
     bias, means = _expand(head, labels)
     query_group, column = head.selected.index_select(1, labels).nonzero().unbind(1)
     counts = torch.bincount(query_group, minlength=len(head.query_sizes)).tolist()
@@ -89,8 +89,7 @@ def _expand(head: Head, labels: Tensor) -> tuple[Tensor, Tensor]:
         float32 ``[Gk, Gq, 2 D]``.
     """
     head_dim = head.query.shape[1]
-    query_labels = torch.arange(len(head.query_sizes)).repeat_interleave(head.query_sizes)
-    mean_query = _sum_groups(head.query, query_labels, len(head.query_sizes))
+    mean_query = _sum_groups(head.query, _label(head.query_sizes), len(head.query_sizes))
     mean_query /= head.query_sizes.clamp(min=1)[:, None]
     keys, num_groups = head.tokens[:, :head_dim], len(head.key_sizes)
     mean_key = _sum_groups(keys, labels, num_groups) / head.key_sizes.clamp(min=1)[:, None]
@@ -110,6 +109,11 @@ def _expand(head: Head, labels: Tensor) -> tuple[Tensor, Tensor]:
     # The log-sum-exp is mean_logits + ln total, and the weighted mean logit is mean_logits + mean_excess.
     bias = (total.log() - mean_excess).t().masked_fill(head.selected, -torch.inf)
     return bias, means
+
+
+def _label(sizes: Tensor) -> Tensor:
+    """Return the group of each token of a sorted sequence, int64 ``[S]``."""
+    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
 
 
 def _sum_groups(rows: Tensor, labels: Tensor, count: int) -> Tensor:
