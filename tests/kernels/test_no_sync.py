@@ -119,7 +119,7 @@ def test_svg2_does_not_wait(launches, precision: str) -> None:
 
 
 @pytest.mark.parametrize("selection", ["expansion", "density", "error"])
-@pytest.mark.parametrize("budget", ["shared", "query"])
+@pytest.mark.parametrize("budget", ["shared", "query", "top_p"])
 @pytest.mark.parametrize("skipped", ["expansion", "centroid"])
 def test_svg_ear_does_not_wait(launches, selection: str, budget: str, skipped: str) -> None:
     attend_twice("int8-fp8", SVGEar(selection=selection, budget=budget, skipped=skipped))

@@ -36,6 +36,7 @@ def test_doctor_finds_every_op_usable() -> None:
 METHODS = (
     SVG2(top_p=0.5),
     SVGEar(),
+    SVGEar(selection="error", budget="top_p", skipped="centroid"),
     SVGEar(density=(0.1, 0.2, 0.3), selection="error"),
     ReTtention(),
     ReTtention(mode="paper", mask="svg-ear"),

@@ -37,6 +37,7 @@ CALLS = (
 METHODS_TRIED: tuple[Method, ...] = (
     SVG2(top_p=0.4),
     SVGEar(density=0.2),
+    SVGEar(selection="error", budget="top_p", gamma=0.5),
     SVGEar(density=(0.1, 0.2, 0.3), selection="error", skipped="centroid", second_order=True),
     ReTtention(density=0.3),
     ReTtention(density=0.3, mode="paper", mask="svg"),
