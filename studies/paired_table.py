@@ -76,9 +76,7 @@ def run_paired(
         RunFailed: if a clip could not be measured. The next run tries it again.
     """
     prompts = held_out_prompts(max(entry.clips for entry in entries), seed=0)
-    validated = [
-        validate(clip) for clip in dense_requests(prompts, size, steps, guidance_scale)
-    ]
+    validated = [validate(clip) for clip in dense_requests(prompts, size, steps, guidance_scale)]
     clips, (request, card) = [clip for clip, _ in validated], validated[0]
     common = {
         "size": size,
