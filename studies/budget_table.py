@@ -20,7 +20,9 @@ SCHEDULES = {
 
 def centroids(density: float) -> SVGEar:
     """Return svg-ear with a budget per query cluster and plain centroids."""
-    return SVGEar(density=density, selection="density", budget="query", skipped="centroid")
+    return SVGEar(
+        density=density, refresh=1, selection="density", budget="query", skipped="centroid"
+    )
 
 
 def entries(clips: int, few: int) -> Iterator[Entry]:
@@ -32,11 +34,14 @@ def entries(clips: int, few: int) -> Iterator[Entry]:
             for name, method in methods.items():
                 yield Entry(f"{name} {density:g}, {words}", Profile(method, schedule), count)
     parts = {
-        "shared budget alone": SVGEar(skipped="centroid"),
-        "expansions alone": SVGEar(selection="density", budget="query"),
+        "shared budget alone": SVGEar(refresh=1, skipped="centroid"),
+        "expansions alone": SVGEar(refresh=1, selection="density", budget="query"),
+        "new plans in every step": SVGEar(refresh=1),
     }
     for name, method in parts.items():
-        yield Entry(f"{name} 0.15, no dense step", Profile(method, SCHEDULES["no dense step"]), few)
+        yield Entry(
+            f"{name}, 0.15, no dense step", Profile(method, SCHEDULES["no dense step"]), few
+        )
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +27,15 @@ NOTES = (
 def command(name: str | None, as_json: bool) -> None:
     """List the model families that can be made sparse, and what works with each.
 
-    With the name of a FAMILY, list the published recipes for it.
+    With the name of a FAMILY, list the published recipes and heads for it.
 
     "tested" means that a tiny random transformer passed the family matrix: unchanged when dense, equal to dense at full
     selection, sparse where expected, tokens and text where declared, and restored afterwards.
     """
+    from dit_accel.guidance.published import list_published
     from dit_accel_pipelines import REFUSED, families
 
-    rows = [describe(family) for family in families()]
+    rows = [describe(family) for family in families(linear=name is not None)]
     if name is not None:
         row = find_row(rows, name)
         click.echo(json.dumps(row, indent=2) if as_json else format_explained(row))
@@ -46,6 +48,9 @@ def command(name: str | None, as_json: bool) -> None:
     click.echo(
         f"`dit-accel models FAMILY` lists the published recipes of these families: {', '.join(counts)}."
     )
+    published = Counter(heads.family for heads in list_published())
+    counts = [f"{family} ({count})" for family, count in sorted(published.items())]
+    click.echo(f"It also lists the published heads of these families: {', '.join(counts)}.")
     for row in rows:
         if row["remark"]:
             click.echo(f"{row['family']}: {row['remark']}.")
@@ -55,6 +60,7 @@ def command(name: str | None, as_json: bool) -> None:
 
 def describe(family: Family) -> dict[str, Any]:
     """Return a family's declaration and its recipes as plain values."""
+    from dit_accel.guidance.published import list_published
     from dit_accel.runtime.recipes import list_recipes
 
     return {
@@ -67,6 +73,7 @@ def describe(family: Family) -> dict[str, Any]:
         "status": family.status,
         "remark": family.remark,
         "recipes": [recipe.describe() for recipe in list_recipes(family=family.name)],
+        "heads": [heads.describe() for heads in list_published(family.name)],
     }
 
 
@@ -89,8 +96,28 @@ def format_explained(row: Mapping[str, Any]) -> str:
     if row["remark"]:
         lines += ["", f"{row['remark']}."]
     recipes = [format_recipe(recipe) for recipe in row["recipes"]]
-    lines += ["", "Published recipes, for --profile and for profile= in Python:", *recipes]
-    return "\n".join(lines if recipes else [*lines[:-1], "No recipe was published for it."])
+    listed = "Published recipes, for --profile and for profile= in Python:"
+    lines += ["", *([listed, *recipes] if recipes else ["No recipe was published for it."])]
+    if row["heads"]:
+        lines += ["", "Published heads, for --heads and for heads= in Python:"]
+        lines += [format_heads(heads) for heads in row["heads"]]
+    return "\n".join(lines)
+
+
+def format_heads(heads: Mapping[str, Any]) -> str:
+    """Return name, model, heads, settings and source of described published heads."""
+    used = {"guidance_scale": heads["guidance_scale"], "steps": heads["steps"]}
+    beside = " ".join(f"{name}={value}" for name, value in used.items() if value is not None)
+    settings = " ".join(f"{name}={value}" for name, value in heads["settings"].items())
+    lines = [
+        f"{heads['model']}. Source: {heads['citation']}.",
+        f"{heads['heads'] or 'no heads were published'}: {settings}",
+        f"Used there with {beside}." if beside else "",
+        f"Assumed: {heads['assumes']}." if heads["assumes"] else "",
+        f"Search: dit-accel heads search --setting {heads['search']}" if heads["search"] else "",
+    ]
+    wrapped = [click.wrap_text(line, 100, "      ", "      ") for line in lines if line]
+    return "\n".join(["", f"  {heads['name']}", *wrapped])
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -147,8 +147,8 @@ def guidance_options(command: Command) -> Command:
         ),
         click.option(
             "--heads",
-            help="Perturb these heads: a head set (.json, or tiny-world, which is bundled), or a list like "
-            '"blocks.7:0,4; blocks.9".  [default: all of the middle layer]',
+            help="Perturb these heads: a head set (.json, or tiny-world, which is bundled), published heads like "
+            'pag:published, or a list like "blocks.7:0,4; blocks.9".  [default: all of the middle layer]',
         ),
         click.option(
             "--softness", type=float, help="Set the share of the perturbed attention, 0 to 1."

@@ -160,24 +160,28 @@ class Ops:
 
     def expansion_error(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        query_groups: tuple[Tensor, Tensor],
-        key_groups: tuple[Tensor, Tensor],
+        query: GroupStatistics,
+        key: GroupStatistics,
+        value: GroupStatistics,
+        key_sizes: Tensor,
         scale: float,
     ) -> Tensor:
-        """Estimate the error if an expansion replaces a key group, float32 ``[B, H, Gq, Gk]``.
+        """Estimate the error if an expansion replaces a key group, float32 ``[B, H, Gq, Gk]``."""
+        with self.timer("selection", key_sizes.device):
+            return expansion_error(query, key, value, key_sizes, scale)
+
+    def group_statistics(
+        self, tokens: Tensor, order: Tensor, offsets: Tensor, mean: Tensor | None = None
+    ) -> GroupStatistics:
+        """Return mean and variance of each group of tokens ``[B, H, S, D]``.
 
         Args:
-            query, key, value: Tokens ``[B, H, S, D]``.
-            query_groups, key_groups: Order and offsets of the groups.
-            scale: Softmax scale.
+            tokens: Tokens.
+            order, offsets: Groups, as in `BlockMap`.
+            mean: The means, if they are known.
         """
-        with self.timer("selection", key.device):
-            statistics = GroupStatistics.of(query, *query_groups)
-            others = (GroupStatistics.of(x, *key_groups) for x in (key, value))
-            return expansion_error(statistics, *others, key_groups[1].diff(dim=-1), scale)
+        with self.timer("selection", tokens.device):
+            return GroupStatistics.of(tokens, order, offsets, mean)
 
     def select_shared(
         self, score: Tensor, query_sizes: Tensor, key_sizes: Tensor, shares: Sequence[float]

@@ -7,6 +7,7 @@ from dit_accel.methods.dense import Dense
 from dit_accel.methods.neighborhood import Neighborhood
 from dit_accel.methods.permuted_blocks import PermutedBlocks
 from dit_accel.methods.radial import Radial
+from dit_accel.methods.raster_window import RasterWindow
 from dit_accel.methods.re_ttention import ReTtention
 from dit_accel.methods.sparge_attn import SpargeAttn
 from dit_accel.methods.svg import SVG
@@ -28,6 +29,7 @@ _ALL: tuple[type[Method], ...] = (
     Neighborhood,
     Radial,
     Band,
+    RasterWindow,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 
@@ -54,6 +56,7 @@ __all__ = [
     "Neighborhood",
     "PermutedBlocks",
     "Radial",
+    "RasterWindow",
     "ReTtention",
     "SVGEar",
     "SpargeAttn",

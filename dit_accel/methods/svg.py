@@ -38,8 +38,9 @@ class SVG(Refreshed):
         first_frame: True lets every query attend to the first frame.
         window: ``"shifted"`` gives every query the same number of keys: at an end of the order the band is shifted
             inward. ``"published"`` cuts the band there, as the released code does, and makes it as wide as the
-            published formula does for ``density``. Its width is rounded up to whole blocks. Temporal heads then attend
-            to the first places of their own order, not to the first frame.
+            published formula does for ``density``. Its width is rounded up to whole blocks, or down without the first
+            frame, as for the released models. Temporal heads then attend to the first places of their own order, not
+            to the first frame.
     """
 
     name: ClassVar[str] = "svg"
@@ -90,14 +91,15 @@ class SVG(Refreshed):
         distance = (centers[0][:, None] - centers[1]).abs()
         in_sink = keys.offsets[:-1] < sink
         if published:
-            keep = distance <= self.width(tokens, layout.text_tokens)
+            width = self.width(tokens, layout.text_tokens)
+            keep = distance <= distance.amin(-1, keepdim=True).clamp(min=width)
         else:
             far = distance.masked_fill(in_sink, torch.inf)
             keep = nearest(far, keys.sizes, self.density * tokens - sink)
         return static_map(call, queries, keys, keep | in_sink)
 
-    def width(self, tokens: int, text_tokens: int) -> int:
-        """Return the largest distance in the published band, in whole blocks.
+    def width(self, tokens: int, text_tokens: int) -> float:
+        """Return the largest distance in the published band.
 
         A band of this width that is cut at both ends, with all rows and columns of the text, has the density. A density
         of 1 keeps all keys.
@@ -107,7 +109,11 @@ class SVG(Refreshed):
         total = tokens + text_tokens
         share = self.density - 2 * text_tokens / total
         width = total * (1 - math.sqrt(1 - min(max(share, 0.0), 1.0)))
-        return math.ceil(width / self.block) * self.block
+        if self.first_frame:
+            return math.ceil(width / self.block) * self.block
+        return (
+            math.floor(width / self.block) * self.block - 0.5
+        )  # the released code excludes the limit here
 
     def errors(self, call: AttentionCall, maps: Sequence[BlockMap]) -> list[Tensor]:
         """Return the squared error of each map on sampled queries, float32 ``[B, H]``."""

@@ -27,6 +27,7 @@ class SVGEar(Clustered):
     mass. The paper's own settings are the recipe ``svg-ear:published``.
 
     Attributes:
+        refresh: Number of steps that use one plan. With 1, every step makes a new plan, which takes less memory.
         density: Share of the (query, key) pairs that are attended to exactly, in [0, 1]. A sequence has one share for
             each head.
         selection: How clusters are selected. ``"expansion"`` uses the error that the expansion of a cluster is
@@ -46,6 +47,7 @@ class SVGEar(Clustered):
     name: ClassVar[str] = "svg-ear"
     source: ClassVar[str] = "SVG-EAR, arXiv 2603.08982"
 
+    refresh: int = 2
     density: float | tuple[float, ...] = 0.15
     selection: Selection = "expansion"
     budget: Budget = "shared"
@@ -108,4 +110,10 @@ class SVGEar(Clustered):
             # A shared budget compares query clusters, so it needs shares of each one's mass.
             return score if self.budget == "query" else ops.mass_per_key(score, key_groups[1])
         query_groups = (clusters.query_order, clusters.query_offsets)
-        return ops.expansion_error(query, key, value, query_groups, key_groups, call.scale)
+        return ops.expansion_error(
+            ops.group_statistics(query, *query_groups, clusters.query_centroids),
+            ops.group_statistics(key, *key_groups, clusters.key_centroids),
+            ops.group_statistics(value, *key_groups),
+            key_groups[1].diff(dim=-1),
+            call.scale,
+        )

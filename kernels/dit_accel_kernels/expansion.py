@@ -8,7 +8,6 @@ and the mean value. The unweighted means of SVG-EAR (arXiv 2603.08982) are the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,9 +18,10 @@ from dit_accel_kernels.contracts import (
     BlockMap,
     check_attention,
     check_block_map,
-    label_positions,
     resolve_scale,
 )
+from dit_accel_kernels.cpu.expansion import MAX_EXCESS
+from dit_accel_kernels.cpu.expansion import expanded_attention as expanded_attention_cpu
 from dit_accel_kernels.kmeans import group_means
 from dit_accel_kernels.merge import merge_attention
 from dit_accel_kernels.sparse_attention import sparse_attention
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 
     from dit_accel_kernels.precision import Precision
 
-# Tokens in a piece of a group. A group of average size fits one piece, so little of it is padding.
-KEY_PIECE, QUERY_PIECE = 16, 64
-# Largest logit of a key above the logit of its group's mean that exp() still takes.
-MAX_EXCESS = 60.0
+# The number of tokens in a piece of a group is a multiple of this.
+PIECE_MULTIPLE = 16
 
 
 class Expansion(NamedTuple):
@@ -64,14 +62,16 @@ class Pieces:
     group: Tensor
 
     @classmethod
-    def cut(cls, order: Tensor, offsets: Tensor, rows: int) -> Pieces:
-        """Cut groups into pieces without a host sync, so some pieces may stay unused.
+    def cut(cls, order: Tensor, offsets: Tensor) -> Pieces:
+        """Cut groups into pieces that hold a group of average size.
+
+        This does not wait for the device, so some pieces may stay unused.
 
         Args:
             order, offsets: Groups, as in `BlockMap`.
-            rows: Tokens in a piece.
         """
         num_tokens, num_groups = order.shape[-1], offsets.shape[-1] - 1
+        rows = -(-num_tokens // (num_groups * PIECE_MULTIPLE)) * PIECE_MULTIPLE
         counts = (offsets.diff(dim=-1) + rows - 1) // rows  # [B, H, G]
         ends = counts.cumsum(-1)
         # A sum of ceil(n / rows) over G groups is at most this.
@@ -123,9 +123,10 @@ def expanded_attention(
     scale = resolve_scale(query, scale)
     if not query.is_cuda and precision == "full":
         return expanded_attention_cpu(query, key, value, block_map, scale)
-    exact = sparse_attention(query, key, value, block_map, scale=scale, precision=precision)
-    out, _ = merge_attention(*exact, *skipped_expansion(query, key, value, block_map, scale))
-    return out
+    out, lse = sparse_attention(query, key, value, block_map, scale=scale, precision=precision)
+    assert lse is not None
+    skipped = skipped_expansion(query, key, value, block_map, scale)
+    return merge_attention(out, lse, *skipped)[0]
 
 
 def skipped_expansion(
@@ -139,8 +140,8 @@ def skipped_expansion(
     """
     outs, lses = [], []
     for heads in _split_heads(query, key, block_map):
-        tensors = (x.index_select(1, heads) for x in (query, key, value))
-        out, lse = _attend_heads(*tensors, block_map.select_heads(heads), scale)
+        q, k, v = (x.index_select(1, heads) for x in (query, key, value))
+        out, lse = _attend_heads(q, k, v, block_map.select_heads(heads), scale)
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs, 1), torch.cat(lses, 1)
@@ -150,9 +151,10 @@ def _split_heads(query: Tensor, key: Tensor, block_map: BlockMap) -> tuple[Tenso
     """Return the indices of as many heads at a time as fit in memory."""
     batch, heads, _, head_dim = query.shape
     _, _, query_groups, key_groups = block_map.selected.shape
-    numbers = max(4 * query_groups * key_groups * head_dim, 2 * query_groups * key.shape[2])
+    # There are up to two pieces for each group, and two copies of the means.
+    numbers = max(8 * query_groups * key_groups * head_dim, 4 * query_groups * key.shape[2])
     step = max(1, MAX_SCORES // (numbers * batch))
-    return torch.arange(heads, device=query.device).split(step)
+    return tuple(torch.arange(heads, device=query.device).split(step))
 
 
 def _attend_heads(
@@ -161,7 +163,7 @@ def _attend_heads(
     """Return the result of `expanded_attention` for a few heads."""
     bias, means = expand_groups(query, key, value, block_map, scale)
     bias = bias.transpose(-1, -2).masked_fill(block_map.selected, -torch.inf)  # [B, H, Gq, Gk]
-    pieces = Pieces.cut(block_map.query_order, block_map.query_offsets, QUERY_PIECE)
+    pieces = Pieces.cut(block_map.query_order, block_map.query_offsets)
     num_groups = bias.shape[-1]
     pairs = torch.arange(num_groups, device=query.device) * bias.shape[2] + pieces.group[..., None]
     rows = _take_rows(means.flatten(2, 3), pairs)  # [B, H, P, Gk, 2 D]
@@ -175,68 +177,6 @@ def _attend_heads(
     return out, _scatter(lse[..., None], pieces, query)[..., 0]
 
 
-def expanded_attention_cpu(
-    query: Tensor, key: Tensor, value: Tensor, block_map: BlockMap, scale: float
-) -> Tensor:
-    """Run `expanded_attention` on a CPU: one pass over the keys and means of each query group."""
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for heads in _split_heads(query, key, block_map):
-        groups = block_map.select_heads(heads)
-        bias, means = expand_groups(*(x[:, heads] for x in (query, key, value)), groups, scale)
-        for sample in range(query.shape[0]):
-            for index, head in enumerate(heads.tolist()):
-                tokens = torch.cat([key[sample, head], value[sample, head]], -1).float()
-                rows = torch.cat([tokens, means[sample, index].flatten(0, 1)])  # [Sk + Gk Gq, 2 D]
-                row_bias = torch.cat([rows.new_zeros(len(tokens)), bias[sample, index].flatten()])
-                columns = _list_columns(groups, sample, index)
-                _attend_groups(
-                    scale * query[sample, head].float(), rows, row_bias, *columns, out[sample, head]
-                )
-    return out
-
-
-def _list_columns(block_map: BlockMap, sample: int, head: int) -> tuple[Iterable[Tensor], ...]:
-    """List the queries of each group of a head, and the rows of keys and means that they attend to."""
-    selected, order = block_map.selected[sample, head], block_map.key_order[sample, head]
-    offsets = block_map.key_offsets[sample, head]
-    num_groups, num_tokens = len(selected), len(order)
-    labels = label_positions(offsets[None, None], num_tokens)[0, 0]
-    skipped = ~selected & (offsets.diff() > 0)
-    attended = torch.cat([selected.index_select(1, labels), skipped], 1)  # [Gq, Sk + Gk]
-    group, column = attended.nonzero().unbind(1)
-    token = order[column.clamp(max=num_tokens - 1)]
-    mean = num_tokens + (column - num_tokens) * num_groups + group
-    rows = torch.where(column < num_tokens, token, mean)
-    query_sizes = block_map.query_offsets[sample, head].diff().tolist()
-    return block_map.query_order[sample, head].split(query_sizes), rows.split(
-        attended.sum(1).tolist()
-    )
-
-
-def _attend_groups(
-    query: Tensor,
-    rows: Tensor,
-    bias: Tensor,
-    queries: Iterable[Tensor],
-    columns: Iterable[Tensor],
-    out: Tensor,
-) -> None:
-    """Write the attention of each query group of a head to ``[Sq, D]``.
-
-    Args:
-        query: scaled queries, float32 ``[Sq, D]``.
-        rows: keys and values of tokens and means, float32 ``[N, 2 D]``.
-        bias: bias of their logits, float32 ``[N]``.
-        queries: queries of each group, int64.
-        columns: rows that each group attends to, int64.
-        out: output ``[Sq, D]``.
-    """
-    for index, column in zip(queries, columns, strict=True):
-        key, value = rows.index_select(0, column).chunk(2, dim=1)
-        scores = torch.addmm(bias.index_select(0, column), query.index_select(0, index), key.t())
-        out.index_copy_(0, index, (scores.softmax(-1) @ value).to(out.dtype))
-
-
 def expand_groups(
     query: Tensor, key: Tensor, value: Tensor, block_map: BlockMap, scale: float
 ) -> Expansion:
@@ -248,7 +188,7 @@ def expand_groups(
     groups = (block_map.key_order, block_map.key_offsets)
     # Logits of the mean keys, [B, H, Gk, Gq].
     mean_logits = group_means(key, *groups) @ mean_query.transpose(-1, -2)
-    pieces = Pieces.cut(*groups, KEY_PIECE)
+    pieces = Pieces.cut(*groups)
     tokens = pieces.gather(torch.cat([key, value], -1))  # [B, H, P, R, 2 D]
     keys = tokens[..., : key.shape[-1]]
     excess = _product(keys, mean_query.transpose(-1, -2)[:, :, None])  # [B, H, P, R, Gq]
@@ -257,7 +197,8 @@ def expand_groups(
     excess.clamp_(max=MAX_EXCESS)
     weights = excess.exp().mul_(pieces.mask[..., None])
     total = _sum_pieces(weights.sum(-2), pieces, mean_logits.shape[2])  # [B, H, Gk, Gq]
-    weights /= _take_rows(total, pieces.group)[..., None, :]
+    # An unused piece may belong to an empty group, which has no weights.
+    weights /= _take_rows(total.clamp(min=1), pieces.group)[..., None, :]
     means = _product(weights.transpose(-1, -2), tokens)  # [B, H, P, Gq, 2 D]
     mean_excess = _sum_pieces((weights * excess).sum(-2), pieces, mean_logits.shape[2])
     # L is mean_logits + ln total, and the weighted mean of the logits is mean_logits + mean_excess.

@@ -22,9 +22,17 @@ class GroupStatistics(NamedTuple):
     variance: Tensor
 
     @classmethod
-    def of(cls, tokens: Tensor, order: Tensor, offsets: Tensor) -> GroupStatistics:
-        """Compute the statistics of ``[B, H, S, D]`` tokens in groups, as in `BlockMap`."""
-        mean = group_means(tokens, order, offsets)
+    def of(
+        cls, tokens: Tensor, order: Tensor, offsets: Tensor, mean: Tensor | None = None
+    ) -> GroupStatistics:
+        """Compute the statistics of ``[B, H, S, D]`` tokens in groups, as in `BlockMap`.
+
+        Args:
+            tokens: ``[B, H, S, D]``.
+            order, offsets: groups of tokens.
+            mean: means of the groups, if they are known.
+        """
+        mean = group_means(tokens, order, offsets) if mean is None else mean
         return cls(mean, group_variance(tokens, order, offsets, mean))
 
 

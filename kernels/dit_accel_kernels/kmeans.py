@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_accel_kernels.contracts import ContractError, check_tokens, label_tokens
+from dit_accel_kernels.contracts import (
+    ContractError,
+    check_no_gradient,
+    check_tokens,
+    label_tokens,
+)
 from dit_accel_kernels.grouping import group_by_label
 
 if TYPE_CHECKING:
@@ -124,6 +129,7 @@ def _check_centroids(tokens: Tensor, centroids: Tensor) -> None:
     if len(shape) != 4 or (*shape[:2], shape[3]) != (batch, heads, head_dim):
         expected = f"of shape [{batch}, {heads}, K, {head_dim}]"
         raise ContractError("centroids", expected, list(shape))
+    check_no_gradient("centroids", centroids)
 
 
 def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
@@ -136,7 +142,12 @@ def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
 
     Returns:
         float32 ``[B, H, K, D]``.
+
+    Raises:
+        ContractError: if a tensor requires a gradient.
     """
+    check_no_gradient("tokens", tokens)
+    check_no_gradient("centroids", centroids)
     batch, heads, count, head_dim = centroids.shape
     if tokens.is_cuda:
         from dit_accel_kernels.gpu.kmeans import kmeans_update as kmeans_update_gpu
@@ -163,7 +174,11 @@ def group_means(tokens: Tensor, order: Tensor, offsets: Tensor, *, squared: bool
 
     Returns:
         float32 ``[B, H, G, D]``; 0 for an empty group.
+
+    Raises:
+        ContractError: if the tokens require a gradient.
     """
+    check_no_gradient("tokens", tokens)
     batch, heads, _, head_dim = tokens.shape
     zeros = tokens.new_zeros(batch, heads, offsets.shape[-1] - 1, head_dim, dtype=torch.float32)
     if tokens.is_cuda:
@@ -185,7 +200,11 @@ def group_variance(tokens: Tensor, order: Tensor, offsets: Tensor, means: Tensor
 
     Returns:
         float32 ``[B, H, G, D]``; 0 for an empty group.
+
+    Raises:
+        ContractError: if a tensor requires a gradient.
     """
+    check_no_gradient("means", means)
     squares = group_means(tokens, order, offsets, squared=True)
     return (squares - means.square()).clamp(min=0)
 

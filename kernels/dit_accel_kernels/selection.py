@@ -173,8 +173,8 @@ def select_shared_budget(score: Tensor, cost: Tensor, budget: float) -> Tensor:
     """Select the items of each row with the largest scores, as many as a budget pays for.
 
     A histogram of the costs over the logarithm of the scores finds the threshold, so nothing is sorted
-    and nothing waits for the device. Items whose scores can't be told apart are all left out where the
-    budget does not pay for all of them.
+    and nothing waits for the device. The items that cross the budget, which are those of one narrow bin,
+    are selected if that comes nearer to the budget.
 
     Args:
         score: float32 ``[R, N]``, 0 or more.
@@ -190,18 +190,19 @@ def select_shared_budget(score: Tensor, cost: Tensor, budget: float) -> Tensor:
     level = (score / largest).log2().clamp(min=LOWEST_LOG_SCORE)
     allowed = (budget * cost.sum(-1, keepdim=True).double()).long()
     low, width = torch.full_like(largest, LOWEST_LOG_SCORE), -LOWEST_LOG_SCORE / BINS
-    spent = torch.zeros_like(allowed)  # cost of the items above the bins
+    spent = torch.zeros_like(allowed)
+    chosen = torch.zeros_like(score, dtype=torch.bool)
+    undecided = ~chosen
     for _ in range(ROUNDS):
-        bins = ((level - low) / width).floor()
-        inside = (bins >= 0) & (bins <= BINS)  # the largest score falls on the edge of the last bin
-        index = bins.clamp(0, BINS - 1).long()
-        histogram = torch.zeros(*allowed.shape[:1], BINS, dtype=torch.int64, device=score.device)
-        histogram.scatter_add_(1, index, cost * inside)
-        # Cost of the items in this bin and all higher ones.
+        bins = ((level - low) / width).floor().clamp(0, BINS - 1).long()
+        histogram = torch.zeros(len(score), BINS, dtype=torch.int64, device=score.device)
+        histogram.scatter_add_(1, bins, cost * undecided)
+        # Cost of what is chosen if the threshold is the lower edge of each bin.
         above = spent + histogram.flip(-1).cumsum(-1).flip(-1)
         affordable = (above > allowed).sum(-1, keepdim=True)  # the lowest bin that is paid for
-        padded = torch.cat([above, spent], -1)
-        spent = padded.gather(-1, affordable)
-        threshold = low + affordable * width
-        low, width = threshold - width, width / BINS
-    return level >= threshold
+        spent = torch.cat([above, spent], -1).gather(-1, affordable)
+        chosen |= undecided & (bins >= affordable)
+        undecided &= bins == affordable - 1
+        low, width = low + (affordable - 1) * width, width / BINS
+    excess = above.gather(-1, (affordable - 1).clamp(min=0)) - allowed
+    return chosen | (undecided & (excess < allowed - spent))

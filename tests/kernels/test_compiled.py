@@ -93,10 +93,15 @@ def measure_resources(binary: Any, folder: Path) -> dict[str, int]:
     }
 
 
-def matrix_instruction(arch: int, dtype: str) -> str:
-    """Return a pattern that the PTX must contain for products of queries of a dtype."""
+def matrix_instruction(arch: int, dtype: str, rows: int) -> str:
+    """Return a pattern that the PTX must contain for products of queries of a dtype.
+
+    The instructions of four warps take 64 rows. Smaller tiles use those of single warps.
+    """
     if dtype == "float32":
         return r"fma\.rn"
+    if rows < 64:
+        return r"\bmma\.sync"
     if arch == 90:
         return rf"wgmma\.mma_async\S*\.{'s8.s8' if dtype == 'int8' else 'bf16.bf16'}"
     if arch == 100 and dtype != "int8":
@@ -175,7 +180,7 @@ def test_attention_kernel(
     binary = compile_kernel(kernel, arch, constants, triton_types, launch)
     used = measure_resources(binary, tmp_path)
     print(f"{kind:6} QK {query:8} PV {value:13} D{head_dim:<4} sm_{arch:<4} {launch} {used}")
-    assert re.search(matrix_instruction(arch, query), binary.asm["ptx"])
+    assert re.search(matrix_instruction(arch, query, launch.block_m), binary.asm["ptx"])
     if head_dim <= 128:
         assert used["stack"] == 0, used
     assert used["reg"] <= 255

@@ -21,6 +21,7 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
     SpargeAttn,
     SVGEar,
@@ -117,11 +118,18 @@ def test_svg2_does_not_wait(launches, precision: str) -> None:
     assert bool(launches["_quantize_int8_kernel"].grids) == (precision != "full")
 
 
-@pytest.mark.parametrize("selection", ["density", "error"])
-def test_svg_ear_does_not_wait(launches, selection: str) -> None:
-    attend_twice("int8-fp8", SVGEar(selection=selection))
-    for op in ("sparse_attention_fwd", "centroid_attention_fwd", "merge_attention"):
+@pytest.mark.parametrize("selection", ["expansion", "density", "error"])
+@pytest.mark.parametrize("budget", ["shared", "query"])
+@pytest.mark.parametrize("skipped", ["expansion", "centroid"])
+def test_svg_ear_does_not_wait(launches, selection: str, budget: str, skipped: str) -> None:
+    attend_twice("int8-fp8", SVGEar(selection=selection, budget=budget, skipped=skipped))
+    for op in ("sparse_attention_fwd", "merge_attention"):
         assert launches[f"_{op}_kernel"].grids
+    assert bool(launches["_centroid_attention_fwd_kernel"].grids) == (skipped == "centroid")
+
+
+def test_a_density_for_each_head_does_not_wait(launches) -> None:
+    attend_twice("full", SVGEar(density=(0.1, 0.2, 0.3, 0.4)))
 
 
 OTHER_METHODS = (
@@ -137,6 +145,8 @@ OTHER_METHODS = (
     Neighborhood(),
     Radial(),
     Band(),
+    RasterWindow(),
+    ReTtention(mask="raster-window"),
     SVG(window="published", first_frame=False),
     XAttention(threshold=(0.5, 0.9, 0.9, 1.0), keep_sink=True, keep_recent=True),
     PermutedBlocks(segment=256),

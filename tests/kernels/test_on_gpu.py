@@ -11,6 +11,7 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
     Schedule,
     SpargeAttn,
@@ -48,6 +49,7 @@ METHODS = (
     Neighborhood(),
     Radial(),
     Band(),
+    RasterWindow(),
 )
 
 

@@ -26,6 +26,7 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
     SpargeAttn,
     SVGEar,
@@ -46,6 +47,7 @@ METHODS: dict[str, Method] = {
     "neighborhood": Neighborhood(density=1.0),
     "radial": Radial(decay=1e6, block=1),
     "band": Band(density=1.0),
+    "raster-window": RasterWindow(window=2.0),
 }
 PRECISIONS = {"full": 1e-4, "int8": 0.03, "int8-fp8": 0.1}  # largest relative error of the latents
 GUIDANCE = ("separate", "batched", "none")
@@ -252,7 +254,8 @@ def document(outcomes: Mapping[Case, str]) -> list[str]:
         "",
         f"{len(outcomes)} of {sum(1 for _ in every())} combinations, on tiny random Wan pipelines on a CPU; "
         "a cell has passed/run. Passed: at full selection the pipeline renders what it renders without us, "
-        "a second run is the same, and after `disable` it is bit for bit itself again.",
+        "a second run is the same, and after `disable` it is bit for bit itself again. "
+        "The mask of `re-ttention` is `neighborhood`.",
     ]
     for rows, columns in (("feature", "method"), ("feature", "precision"), ("feature", "guidance")):
         lines += ["", *table(outcomes, rows, columns)]

@@ -17,6 +17,7 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
     SpargeAttn,
     SVGEar,
@@ -60,9 +61,11 @@ def curves() -> list[Curve]:
     """
     return [
         over_shares("svg2", select_clusters),
-        over_shares("svg-ear, mass per token", lambda s: SVGEar(density=s)),
-        over_shares("svg-ear, error probe", lambda s: SVGEar(density=s, selection="error")),
-        over_shares("svg-ear, second order", lambda s: SVGEar(density=s, second_order=True)),
+        over_shares("svg-ear", lambda s: SVGEar(density=s)),
+        over_shares("svg-ear, centroids", lambda s: SVGEar(density=s, skipped="centroid")),
+        over_shares(
+            "svg-ear, budget per query cluster", lambda s: SVGEar(density=s, budget="query")
+        ),
         over_shares("re-ttention merge, window", lambda s: learn_once(s)),
         over_shares("re-ttention paper, window", lambda s: learn_once(s, mode="paper")),
         over_shares("re-ttention merge, svg-ear", lambda s: learn_once(s, mask="svg-ear")),
@@ -76,6 +79,7 @@ def curves() -> list[Curve]:
         over_shares("neighborhood", lambda s: Neighborhood(density=s)),
         Curve("radial", tuple(Radial(decay=d, block=b) for d, b in RADIAL_KNOBS)),
         over_shares("band", lambda s: Band(density=s)),
+        over_shares("raster-window", lambda s: RasterWindow(window=s)),
         over_shares("true top blocks, dropped", lambda s: OracleBlocks(select_clusters(s))),
     ]
 

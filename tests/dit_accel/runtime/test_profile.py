@@ -9,6 +9,7 @@ from dit_accel import (
     Guard,
     Neighborhood,
     Profile,
+    RasterWindow,
     ReTtention,
     Rule,
     Schedule,
@@ -276,6 +277,7 @@ NESTED = [
     ({"mask": "band", "mask.block": "32"}, Band(density=0.15, block=32)),
     ({"mask.block": "32", "mask": "band", "density": "0.3"}, Band(density=0.3, block=32)),
     ({"mask": "band", "mask.density": "0.2"}, Band(density=0.2)),
+    ({"mask": "raster-window", "mask.window": "0.0625"}, RasterWindow(window=0.0625)),
     ({"mask.window": "3,1+3"}, Neighborhood(density=0.15, window=(3, 1, 3))),
     ({"mask.window": "none", "mask.tile": "1,2,2"}, Neighborhood(density=0.15, tile=(1, 2, 2))),
     (

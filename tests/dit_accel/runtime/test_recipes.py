@@ -58,12 +58,12 @@ def test_a_recipe_holds_the_values_of_the_released_script() -> None:
 
 def test_the_published_recipe_follows_task_experts_layers_and_size() -> None:
     recipes = [
+        recipe("a-turbo", height=720, width=1280, layers=40, variant="turbo"),
         recipe("a-480p", height=480, width=832, layers=40),
         recipe("b-720p", height=720, width=1280, layers=40),
         recipe("c-small", height=480, width=832, layers=30),
         recipe("d-two", height=720, width=1280, layers=40, transformers=2),
         recipe("e-image", height=480, width=832, layers=40, task="i2v"),
-        recipe("f-turbo", height=720, width=1280, layers=40, variant="turbo"),
     ]
 
     def chosen(**traits) -> str:
@@ -80,9 +80,9 @@ def test_the_published_recipe_follows_task_experts_layers_and_size() -> None:
     assert chosen(**{**big, "transformers": 2}) == "d-two"
     assert chosen(**{**big, "task": "i2v"}, height=720, width=1280) == "e-image"
     assert choose_published(recipes, ModelTraits("flux")) is None
-    anywhere = dataclasses.replace(recipes[0], family="any")
+    anywhere = dataclasses.replace(recipes[1], family="any")
     assert choose_published([*recipes, anywhere], ModelTraits("flux")) == anywhere
-    assert choose_published([anywhere, recipes[1]], ModelTraits("wan")) == recipes[1]
+    assert choose_published([anywhere, recipes[2]], ModelTraits("wan")) == recipes[2]
 
 
 def test_every_choice_of_the_shipped_recipes_is_the_right_one() -> None:
@@ -243,6 +243,7 @@ def test_every_recipe_runs_on_a_tiny_model_of_its_family(published: Recipe) -> N
     assert report.calls["sparse"] == sum(is_sparse) * sparse_layers
     assert report.calls["dense"] == len(is_sparse) * layers - report.calls["sparse"]
     assert report.fallbacks == {}
+    assert f"settings from {published.name}" in str(report)
 
 
 def test_the_shares_of_dense_steps_give_the_published_numbers() -> None:
@@ -269,3 +270,12 @@ def test_the_shares_of_dense_steps_give_the_published_numbers() -> None:
         dense = [schedule.step_is_dense(step, steps) for step in range(steps)]
         assert dense.index(False) == first_sparse, name
         assert schedule.dense_layers == dense_layers, name
+
+
+def test_the_report_names_a_recipe_only_if_its_method_runs() -> None:
+    tiny = tiny_pipelines.TINY["wan"]
+    pipe = tiny.build()
+    schedule = {"dense_steps": 0.0, "min_tokens": 0}
+    pipe.enable_sparse_attention("svg-ear", profile="svg2:published", schedule=schedule)
+    tiny.run(pipe)
+    assert "settings from" not in str(pipe.attention_report())
