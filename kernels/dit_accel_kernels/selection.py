@@ -219,6 +219,7 @@ def select_shared_budget(score: Tensor, cost: Tensor, budget: float) -> Tensor:
     """
     if budget >= 1:
         return torch.ones_like(score, dtype=torch.bool)
+    score = score.nan_to_num(0.0)  # faulty tokens are the guard's matter
     largest = score.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     level = (score / largest).log2().clamp(min=LOWEST_LOG_SCORE)
     allowed = (budget * cost.sum(-1, keepdim=True).double()).long()

@@ -242,6 +242,23 @@ def test_rows_of_methods_are_those_of_the_results(page: Path) -> None:
             assert set(row) <= set(measured[row[0]])
 
 
+def test_section_on_the_budget_has_the_figures_of_its_file() -> None:
+    results = json.loads((ROOT / "eval/results/budget.json").read_text())
+    section = (ROOT / "docs/results.md").read_text().split("\n## One budget, and expansions\n")[1]
+    section = section.split("\n## ")[0]
+    for row in results["rows"]:
+        psnr = f"{row['psnr']['mean']:.1f} +- {row['psnr']['half_width']:.1f}"
+        right = f"{row['correct']} (dense {row['correct_dense']})"
+        density = f"{row['density_all_calls']['mean']:.2f}"
+        assert (
+            f", {row['label'].split(', ')[-1]} | {row['clips']} | {density} | {psnr} | {right} |"
+            in section
+        )
+    for gain in results["gains"]:
+        value = gain["psnr_gain"]
+        assert f"| {value['mean']:.1f} +- {value['half_width']:.1f} | {value['n']} |" in section
+
+
 def test_section_on_error_has_the_figures_of_its_file() -> None:
     results = json.loads((ROOT / "eval/results/one_step.json").read_text())
     section = (ROOT / "docs/results.md").read_text().split("\n## Where the error is made\n")[1]

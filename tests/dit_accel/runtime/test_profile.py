@@ -138,7 +138,7 @@ def test_densities_by_head(wan, run_wan) -> None:
     schedule = Schedule(dense_steps=0, min_tokens=0)
     wan.enable_sparse_attention(SVGEar(density=(0.1, 0.9)), schedule=schedule)
     run_wan(wan)
-    assert wan.attention_report().density["sparse_calls"] == pytest.approx(0.5, abs=0.04)
+    assert wan.attention_report().density["sparse_calls"] == pytest.approx(0.5, abs=0.06)
     wan.enable_sparse_attention(SVGEar(density=(0.1, 0.9, 0.5)), schedule=schedule)
     with pytest.raises(ValueError, match="density has 3 shares for 2 heads"):
         run_wan(wan)
