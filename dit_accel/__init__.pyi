@@ -30,8 +30,11 @@ from .methods import Method as Method
 from .methods import Neighborhood as Neighborhood
 from .methods import PermutedBlocks as PermutedBlocks
 from .methods import Radial as Radial
+from .methods import RasterWindow as RasterWindow
 from .methods import ReTtention as ReTtention
+from .methods import SpargeAttn as SpargeAttn
 from .methods import SVGEar as SVGEar
+from .methods import TopKBlocks as TopKBlocks
 from .methods import XAttention as XAttention
 from .runtime.handles import GuidanceHandle as GuidanceHandle
 from .runtime.handles import QuantizationHandle as QuantizationHandle

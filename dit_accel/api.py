@@ -11,8 +11,15 @@ from dit_accel import hooks
 from dit_accel.core.precision import Precision, check_precision_name
 from dit_accel.core.schedule import Guard, GuardMode, Schedule
 from dit_accel.errors import InvalidSettings, RunFailed
-from dit_accel.guidance.config import Perturbation, PerturbedGuidance, TextMode, check_family
-from dit_accel.guidance.heads import HeadSet, ModelShape, make_head_set
+from dit_accel.guidance.config import (
+    Interpolation,
+    Perturbation,
+    PerturbedGuidance,
+    TextMode,
+    check_family,
+    check_map,
+)
+from dit_accel.guidance.heads import HeadSet, ModelShape, make_head_set, warn_of_changes
 from dit_accel.guidance.noise import noise_levels
 from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import transformers_of
@@ -22,6 +29,7 @@ from dit_accel.methods import Method, find_method
 from dit_accel.runtime.active_sessions import session_of, sessions_of
 from dit_accel.runtime.handles import GuidanceHandle, QuantizationHandle
 from dit_accel.runtime.profile import Profile
+from dit_accel.runtime.recipes import ModelTraits, is_published, read_profile, task_of
 from dit_accel.runtime.report import AttentionReport
 from dit_accel.runtime.session import Quantization, Session
 
@@ -53,7 +61,9 @@ def enable_sparse_attention(
         dense_precision: Precision of the calls that the schedule leaves dense.
         guard: What to do if sparse output is not finite or far from exact attention: ``"off"`` (the default),
             ``"warn"``, ``"on"``, or a `Guard` with its limit.
-        profile: All of these settings, or a YAML or JSON file with them. The other arguments win over it.
+        profile: All of these settings, a YAML or JSON file with them, or the name of a published recipe, such as
+            ``"svg2:wan-2.1-t2v-720p"``. ``"svg2:published"`` takes the method's recipe for this pipeline. The other
+            arguments win over it.
 
     Returns:
         The session. Its ``close`` and ``disable_sparse_attention`` undo everything.
@@ -68,7 +78,7 @@ def enable_sparse_attention(
         >>> video = pipe("a red fox in the snow").frames[0]
         >>> pipe.disable_sparse_attention()
     """
-    chosen = _profile(profile)
+    chosen = _profile(profile, target)
     chosen = _with_method(chosen, method)
     requested: dict[str, Any] = {
         "schedule": None if schedule is None else _as(Schedule, schedule, "schedule"),
@@ -128,11 +138,11 @@ def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Qu
     """
     check_precision_name("precision", precision)
     quantization = Quantization(precision, precision)
+    family = _check_target(target)
     session = session_of(target)
     if session is not None and session.serves(target):
         session.set_quantization(quantization)
     else:
-        family = _check_target(target)
         sparse = session.sparse if session else None
         _replace_sessions(
             target, family, sparse, session.guidance if session else None, quantization
@@ -159,6 +169,8 @@ def enable_perturbed_guidance(
     softness: float | None = None,
     interval: tuple[float, float] | None = None,
     perturbation: Perturbation | None = None,
+    sigma: float | None = None,
+    interpolation: Interpolation | None = None,
     text_mode: TextMode | None = None,
     rescale: float | None = None,
     adaptive: float | None = None,
@@ -181,12 +193,13 @@ def enable_perturbed_guidance(
     Args:
         target: A pipeline, standard or modular, or a transformer module.
         scale: Weight of the difference. The default is that of the head set, or 3. A scale of 0 disables guidance.
-        heads: ``"all"`` heads of ``layers``, a text such as ``"blocks.7:0,4; blocks.9:*"``, a head set, its JSON file,
-            or the content of that file.
+        heads: ``"all"`` heads of ``layers``, a text such as ``"blocks.7:0,4; blocks.9:*"``, published heads such as
+            ``"pag:published"``, a head set, its JSON file, or the content of that file.
         layers: Layers in the order of execution, such as ``"0,47-49"``, with ``heads="all"``. The default is the
             middle layer.
-        softness, interval, perturbation, text_mode, rescale, adaptive: See `PerturbedGuidance`. The defaults are those
-            of the head set, or those of `PerturbedGuidance`.
+        softness, interval, perturbation, sigma, interpolation, text_mode, rescale, adaptive: See `PerturbedGuidance`.
+            The defaults are those of the head set, or those of `PerturbedGuidance`. A warning says if the heads were
+            found with another perturbed map.
         share_prefix: True reuses the blocks before the first perturbed one from the clean forward. The result is bit
             for bit the same, with less work.
 
@@ -203,7 +216,7 @@ def enable_perturbed_guidance(
         >>> with pipe.enable_perturbed_guidance(scale=2.0, heads="blocks.7:0,4", softness=0.5):
         ...     video = pipe("a red fox in the snow").frames[0]
     """
-    family = _check_target(target)
+    family = _check_target(target, linear=True)
     check_family(family)
     shape = ModelShape.from_transformer(next(iter(transformers_of(target).values())), family)
     head_set = make_head_set(heads, layers, shape)
@@ -212,12 +225,16 @@ def enable_perturbed_guidance(
         "softness": softness,
         "interval": tuple(interval) if isinstance(interval, list) else interval,
         "perturbation": perturbation,
+        "sigma": sigma,
+        "interpolation": interpolation,
         "text_mode": text_mode,
         "rescale": rescale,
         "adaptive": adaptive,
     }
     changes = {name: value for name, value in requested.items() if value is not None}
+    warn_of_changes(head_set, changes)
     settings = PerturbedGuidance(**{**head_set.settings, **changes}, share_prefix=share_prefix)
+    check_map(family, settings)
     scheduler = getattr(target, "scheduler", None)
     if settings.adaptive and getattr(scheduler, "timesteps", None) is not None:
         noise_levels(scheduler)
@@ -259,18 +276,28 @@ def attention_report(target: Any) -> AttentionReport:
     return session.report()
 
 
-def _profile(profile: Profile | str | Path | Mapping[str, Any] | None) -> Profile:
+def _profile(profile: Profile | str | Path | Mapping[str, Any] | None, target: Any) -> Profile:
     if profile is None:
         return Profile()
     if isinstance(profile, str | Path):
-        return Profile.load(profile)
+        return read_profile(profile, _traits(target) if is_published(profile) else None)
     if isinstance(profile, Mapping):
         return Profile.from_dict(profile)
     if isinstance(profile, Profile):
         return profile
     raise InvalidSettings(
-        f"profile must be a Profile, a file or a dictionary, got {_type_name(profile)}"
+        f"profile must be a Profile, a file, a recipe or a dictionary, got {_type_name(profile)}"
     )
+
+
+def _traits(target: Any) -> ModelTraits:
+    """Return what decides the published recipe of a pipeline or a bare transformer."""
+    family, transformers = _check_target(target), transformers_of(target)
+    layers = sum(1 for _ in family.attention_modules(next(iter(transformers.values()))))
+    if target in transformers.values():
+        return ModelTraits(family.name, layers)
+    task = task_of(type(target).__name__, family.output)
+    return ModelTraits(family.name, layers, len(transformers), task)
 
 
 def _with_method(profile: Profile, method: str | Method | type[Method] | None) -> Profile:
@@ -307,8 +334,11 @@ def _type_name(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
-def _check_target(target: Any) -> Family:
-    """Return the family of a target after checking that all its processors can be redirected."""
+def _check_target(target: Any, *, linear: bool = False) -> Family:
+    """Return the family of a target after checking that all its processors can be redirected.
+
+    Families with linear attention are unknown unless ``linear``.
+    """
     transformers = transformers_of(target)
     if not transformers:
         raise InvalidSettings(
@@ -320,7 +350,7 @@ def _check_target(target: Any) -> Family:
                 f"{name} is a torch.compile'd module: enable dit_accel first, "
                 "or compile with transformer.compile_repeated_blocks()"
             )
-    families = [find_family(transformer) for transformer in transformers.values()]
+    families = [find_family(module, linear=linear) for module in transformers.values()]
     for transformer, family in zip(transformers.values(), families, strict=True):
         hooks.check_processors(transformer, family)
     return families[0]

@@ -94,7 +94,7 @@ def describe_metrics() -> dict[str, str]:
     try:
         found: dict[str, str] = load_extension("comparison").find_weights()
     except RunFailed as error:
-        return {"LPIPS, CLIP score": str(error)}
+        return {"LPIPS, CLIP score, PickScore": str(error)}
     return found
 
 

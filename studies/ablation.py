@@ -35,7 +35,8 @@ def main(
     schedule = Schedule(dense_steps=dense_steps, min_tokens=0)
     methods = [base, *density_controls(base), rounded]
     entries = [Entry(method.name, Profile(method, schedule), clips) for method in methods]
-    results = run_paired(entries, size, steps, out / "ablation.jsonl")
+    # The scale that the pipeline uses by default.
+    results = run_paired(entries, size, steps, out / "ablation.jsonl", guidance_scale=5.0)
     if results is None:
         return
     common, records = results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -35,13 +36,17 @@ SVG2_AT = {
     0.3: SVG2(top_p=0.6, min_key_share=0.256),
 }
 
-BASE = "svg-ear 0.15, 20 % dense steps"
+BASE = "svg-ear with centroids 0.15, 20 % dense steps"
+
+# The rules of svg-ear before budgets were shared and skipped clusters expanded.
+CENTROIDS = SVGEar(refresh=1, selection="density", budget="query", skipped="centroid")
 
 
 def headline(density: float) -> Iterator[tuple[str, Method]]:
-    """Yield the four methods that are compared at every density."""
+    """Yield the five methods that are compared at every density."""
     yield f"svg2 {density:g}", SVG2_AT[density]
     yield f"svg-ear {density:g}", SVGEar(density=density)
+    yield f"svg-ear with centroids {density:g}", replace(CENTROIDS, density=density)
     for mode in ("merge", "paper"):
         yield (
             f"re-ttention {mode} on neighborhood {density:g}",
@@ -50,11 +55,14 @@ def headline(density: float) -> Iterator[tuple[str, Method]]:
 
 
 def variants() -> Iterator[tuple[str, Method]]:
-    """Yield the other methods, variants of the four, and the controls."""
-    yield "svg-ear 0.15, error probe", SVGEar(density=0.15, selection="error")
-    yield "svg-ear 0.15, second order", SVGEar(density=0.15, second_order=True)
-    yield "svg-ear 0.15, refresh 3", SVGEar(density=0.15, refresh=3)
-    yield "re-ttention merge on svg-ear 0.15", ReTtention(density=0.15, mask="svg-ear")
+    """Yield the other methods, variants of the five, and the controls."""
+    yield "svg-ear with centroids 0.15, error probe", replace(CENTROIDS, selection="error")
+    yield "svg-ear with centroids 0.15, second order", replace(CENTROIDS, second_order=True)
+    yield "svg-ear with centroids 0.15, refresh 3", replace(CENTROIDS, refresh=3)
+    yield (
+        "re-ttention merge on svg-ear with centroids 0.15",
+        ReTtention(density=0.15, mask=CENTROIDS),
+    )
     yield "re-ttention merge on neighborhood 0.15, beta 0.5", ReTtention(density=0.15, beta=0.5)
     yield (
         "re-ttention merge on neighborhood 0.15, heads",
@@ -75,23 +83,27 @@ def variants() -> Iterator[tuple[str, Method]]:
 def compared_labels() -> Iterator[tuple[str, str]]:
     """Yield pairs of labels whose difference is measured clip by clip."""
     for density in SVG2_AT:
-        yield f"svg-ear {density}, no dense step", f"svg2 {density}, no dense step"
-    for name in ("svg-ear", "svg2"):
+        yield f"svg-ear with centroids {density}, no dense step", f"svg2 {density}, no dense step"
+        yield (
+            f"svg-ear {density}, no dense step",
+            f"svg-ear with centroids {density}, no dense step",
+        )
+    for name in ("svg-ear with centroids", "svg2"):
         yield f"{name} 0.3, no dense step", f"{name} 0.15, 20 % dense steps"
     merge = "re-ttention merge on neighborhood 0.15, 20 % dense steps"
     yield merge, "re-ttention merge on neighborhood 0.15, no dense step"
     yield (
-        "svg-ear 0.3, 20 % dense steps",
+        "svg-ear with centroids 0.3, 20 % dense steps",
         "re-ttention merge on neighborhood 0.08, 20 % dense steps",
     )
     for control in ("mask only 0.15", "cached difference 0.15", "output reuse"):
         yield merge, f"control: {control}"
     yield "re-ttention paper on neighborhood 0.15, 20 % dense steps", merge
-    mixed = "re-ttention merge on svg-ear 0.15"
+    mixed = "re-ttention merge on svg-ear with centroids 0.15"
     yield mixed, merge
-    yield mixed, "svg-ear 0.3, 20 % dense steps"
+    yield mixed, "svg-ear with centroids 0.3, 20 % dense steps"
     for knob in ("error probe", "second order", "refresh 3"):
-        yield f"svg-ear 0.15, {knob}", BASE
+        yield f"svg-ear with centroids 0.15, {knob}", BASE
     for control in ("true top blocks", "sums in bfloat16"):
         yield f"control: {control} 0.15", "svg2 0.15, 20 % dense steps"
 
@@ -100,7 +112,7 @@ def entries(pairs: int, few: int) -> list[Entry]:
     """Return the rows of the table.
 
     Args:
-        pairs: Number of clips of the noise floor, and of the four methods, with and without dense steps.
+        pairs: Number of clips of the noise floor, and of the five methods, with and without dense steps.
         few: Number of clips of the other methods, which run with dense steps.
     """
     dense_first, all_sparse = (Schedule(dense_steps=share, min_tokens=0) for share in (0.2, 0.0))

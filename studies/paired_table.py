@@ -76,8 +76,8 @@ def run_paired(
         RunFailed: if a clip could not be measured. The next run tries it again.
     """
     prompts = held_out_prompts(max(entry.clips for entry in entries), seed=0)
-    clips = dense_requests(prompts, size, steps, guidance_scale)
-    request, card = validate(clips[0])
+    validated = [validate(clip) for clip in dense_requests(prompts, size, steps, guidance_scale)]
+    clips, (request, card) = [clip for clip, _ in validated], validated[0]
     common = {
         "size": size,
         "steps": steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 import dit_accel.runtime.cost_model
+from dit_accel.cli import messages
 from dit_accel_assets import tiny_world_path
 
 OUTCOMES = pytest.StashKey[dict[Case, str]]()
@@ -59,8 +61,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _clean_process() -> Iterator[None]:
     """Fill new memory with NaN, keep diffusers' process-wide backend as it was, and know no machine's rates:
-    tiny models cannot pay, and say so.
+    tiny models cannot pay, and say so. A slow start prints no line, because tests count lines.
     """
+    patience, messages.PATIENCE = messages.PATIENCE, math.inf
     shipped, dit_accel.runtime.cost_model.shipped_rates = (
         dit_accel.runtime.cost_model.shipped_rates,
         lambda: Path("none"),
@@ -69,6 +72,7 @@ def _clean_process() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     backend = _AttentionBackendRegistry._active_backend
     yield
+    messages.PATIENCE = patience
     dit_accel.runtime.cost_model.shipped_rates = shipped
     _AttentionBackendRegistry._active_backend = backend
     torch.use_deterministic_algorithms(False)

@@ -1,9 +1,10 @@
-"""Print warnings of a command as one line each, once, and hold back what libraries log."""
+"""Print the warnings and the progress of a command, and hold back what libraries log."""
 
 from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +12,12 @@ from typing import Any, Literal, TextIO
 
 import click
 
+from dit_accel.core.progress import Part, Progress
+
 Level = Literal["quiet", "normal", "verbose"]
+
+# Seconds after which a part that is usually short is shown.
+PATIENCE = 2.0
 
 # Warnings of libraries that say nothing about a render.
 NOISE = re.compile(r"CUDA|NVML|[Dd]eprecat|tokenizers|torchao")
@@ -68,7 +74,10 @@ class Messages(AbstractContextManager["Messages"]):
         if self.level == "quiet" or text in self._shown or (is_noise and self.level == "normal"):
             return
         self._shown.add(text)
-        click.echo(f"warning: {text}", err=True)
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=sys.stderr):  # a bar moves out of the way
+            click.echo(f"warning: {text}", err=True)
 
 
 def tell(text: str) -> None:
@@ -76,6 +85,18 @@ def tell(text: str) -> None:
     messages = click.get_current_context().find_object(Messages)
     if messages is None or messages.level != "quiet":
         click.echo(text, err=True)
+
+
+def show_progress() -> Progress:
+    """Return what shows the progress of the current command on standard error: nothing if it is quiet."""
+    messages = click.get_current_context().find_object(Messages)
+    level = "normal" if messages is None else messages.level
+    return Progress(None if level == "quiet" else sys.stderr, verbose=level == "verbose")
+
+
+def show_usually_short(label: str = "starting") -> AbstractContextManager[Part]:
+    """Show the block as a part of the current command, if it lasts more than two seconds."""
+    return show_progress().part(label, patience=PATIENCE)
 
 
 def quiet_option(command: Any) -> Any:
@@ -96,7 +117,7 @@ def verbose_option(command: Any) -> Any:
         is_flag=True,
         expose_value=False,
         callback=_set_verbose,
-        help="Also print what libraries log and warn.",
+        help="Also print what libraries log and warn, and in a pipe every step.",
     )(command)
 
 

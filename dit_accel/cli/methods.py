@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
@@ -22,10 +23,14 @@ SHARED = ("schedule", "guard")
 def command(name: str | None, as_json: bool) -> None:
     """List the attention methods with their knobs, or explain the method NAME.
 
-    NAME is a method, or schedule or guard, whose knobs every method takes.
+    NAME is a method, or schedule or guard, whose knobs every method takes. The published recipes of a method are
+    listed, too.
     """
     if name is not None:
+        from dit_accel.runtime.recipes import list_recipes
+
         described = describe(find_target(name), name)
+        described["recipes"] = [recipe.describe() for recipe in list_recipes(method=name)]
         click.echo(json.dumps(described, indent=2) if as_json else format_explained(described))
         return
     from dit_accel.methods import METHODS
@@ -128,7 +133,27 @@ def format_explained(described: dict[str, Any]) -> str:
         lines += ["", f"  {knob['name']}: {knob['type']}, default {knob['default']}"]
         if knob["about"]:
             lines.append(click.wrap_text(knob["about"], 100, "      ", "      "))
+    if described["recipes"]:
+        lines += ["", "Published recipes, for --profile and for profile= in Python:"]
+        lines += [format_recipe(recipe) for recipe in described["recipes"]]
+        lines += ["", f"--profile {described['name']}:published takes the one for the model."]
     return "\n".join(lines)
+
+
+def format_recipe(recipe: Mapping[str, Any]) -> str:
+    """Return name, model, settings and source of a described recipe."""
+    size = f", {recipe['width']}x{recipe['height']}" if recipe["width"] else ""
+    size += f", {recipe['frames']} frames" if recipe["frames"] else ""
+    steps = f", {recipe['steps']} steps" if recipe["steps"] else ""
+    variant = f" with {recipe['variant']}" if recipe["variant"] else ""
+    lines = [f"{recipe['model']}{variant}{size}{steps}. Source: {recipe['citation']}."]
+    settings = [*recipe["knobs"].items()]
+    settings += [(f"schedule.{name}", value) for name, value in recipe["schedule"].items()]
+    lines.append(" ".join(f"{name}={value}" for name, value in settings))
+    if recipe["differs"]:
+        lines.append(f"Differs: {recipe['differs']}.")
+    wrapped = [click.wrap_text(line, 100, "      ", "      ") for line in lines]
+    return "\n".join(["", f"  {recipe['name']}", *wrapped])
 
 
 def _format_head(described: dict[str, Any]) -> str:

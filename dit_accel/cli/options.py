@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dit_accel.cli.messages import tell
 from dit_accel.io.reading import check_regular_file
 
 if TYPE_CHECKING:
@@ -146,8 +147,8 @@ def guidance_options(command: Command) -> Command:
         ),
         click.option(
             "--heads",
-            help="Perturb these heads: a head set (.json, or tiny-world, which is bundled), or a list like "
-            '"blocks.7:0,4; blocks.9".  [default: all of the middle layer]',
+            help="Perturb these heads: a head set (.json, or tiny-world, which is bundled), published heads like "
+            'pag:published, or a list like "blocks.7:0,4; blocks.9".  [default: all of the middle layer]',
         ),
         click.option(
             "--softness", type=float, help="Set the share of the perturbed attention, 0 to 1."
@@ -164,8 +165,9 @@ def attention_options(command: Command) -> Command:
     options: Decorators = [
         click.option(
             "--profile",
-            type=click.Path(path_type=Path),
-            help="Read a YAML or JSON file with the values of the next five options, which override it.",
+            metavar="FILE|RECIPE",
+            help="Take the values of the next five options, which override it, from a YAML or JSON file, from a "
+            "published recipe like svg2:wan-2.1-t2v-720p, or from svg2:published, the method's recipe for --model.",
         ),
         click.option(
             "--method",
@@ -200,9 +202,22 @@ def attention_options(command: Command) -> Command:
 def _with_attention(base: RenderSettings, values: Mapping[str, Any]) -> RenderSettings:
     from dit_accel.generation.settings import attention_settings, parse_assignments
 
+    source = values["profile"] and _resolve_profile(values["profile"])
     overrides = {name: values[name] for name in ("method", "precision", "dense_precision", "guard")}
     knobs = parse_assignments(values["assignments"])
-    return dataclasses.replace(base, **attention_settings(values["profile"], overrides, knobs))
+    return dataclasses.replace(base, **attention_settings(source, overrides, knobs))
+
+
+def _resolve_profile(source: str) -> str:
+    """Return the source of a profile. A recipe that is chosen by --model and the size is printed."""
+    from dit_accel.generation.settings import RenderSettings, resolve_profile, resolve_size
+
+    options = click.get_current_context().params
+    size = resolve_size(*(options[name] for name in ("size", "height", "width", "frames")))
+    resolved = resolve_profile(source, RenderSettings("", model=options["model"], **size._asdict()))
+    if resolved != source:
+        tell(f"{source} is {resolved}")
+    return resolved
 
 
 def prompts_option(*, required: bool = False) -> Callable[[Command], Command]:

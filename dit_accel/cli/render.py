@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from dit_accel.cli.messages import quiet_option, tell, verbose_option
+from dit_accel.cli.messages import (
+    quiet_option,
+    show_progress,
+    show_usually_short,
+    verbose_option,
+)
 from dit_accel.cli.options import (
     attention_options,
     backbone_option,
@@ -83,21 +87,21 @@ def command(
     base: RenderSettings,
 ) -> None:
     """Render PROMPTS to videos; a single frame is a PNG image."""
-    from dit_accel.generation.batch import Batch, BatchOptions, describe_jobs, plan_jobs
-    from dit_accel.generation.distributed import Process
-
     texts = [*prompts, *(read_prompts(prompt_source) if prompt_source else [])]
     if not texts:
         raise InvalidSettings("no prompt: give PROMPT..., or --prompts FILE")
     check_effect(base, compare=compare, lpips_backbone=lpips_backbone)
     ulysses = parse_ulysses(context_parallel)
     base = dataclasses.replace(base, image=image, seed=seed, fps=fps, ulysses=ulysses)
-    progress = not quiet and sys.stderr.isatty()
-    options = BatchOptions(compare, lpips_backbone, report, overwrite, progress)
     requests = [dataclasses.replace(base, prompt=text) for text in texts]
-    context = click.get_current_context()
+    context, progress = click.get_current_context(), show_progress()
     files = [prompt_source, lpips_backbone, context.params["profile"]]
-    jobs = plan_jobs(requests, out, options, inputs=[Path(name) for name in files if name])
+    with show_usually_short():
+        from dit_accel.generation.batch import Batch, BatchOptions, describe_jobs, plan_jobs
+        from dit_accel.generation.distributed import Process
+
+        options = BatchOptions(compare, lpips_backbone, report, overwrite, progress)
+        jobs = plan_jobs(requests, out, options, inputs=[Path(name) for name in files if name])
     is_image = all(job.path.suffix == ".png" for job in jobs)
     if is_image and context.get_parameter_source("fps") == COMMANDLINE:
         raise InvalidSettings("an image has no frames per second: leave --fps out")
@@ -131,8 +135,6 @@ def render_jobs(jobs: Sequence[Job], options: BatchOptions, *, quiet: bool) -> N
 
     process = this_process(jobs[0].settings.ulysses)
     batch = Batch(jobs, options, process)
-    if process.writes:
-        tell(f"loading {jobs[0].settings.model}")
     summary = batch.run(None if quiet else lambda rendered: click.echo(describe(rendered)))
     if not quiet and len(jobs) > 1 and process.writes:
         click.echo(f"{summary.rendered} rendered, {summary.skipped} already done")

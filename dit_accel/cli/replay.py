@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dit_accel.cli.messages import quiet_option, verbose_option
+from dit_accel.cli.messages import (
+    quiet_option,
+    show_progress,
+    show_usually_short,
+    verbose_option,
+)
 from dit_accel.cli.render import render_jobs
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.media import read_metadata, read_tags
@@ -50,9 +54,10 @@ def read_settings(file: Path) -> dict[str, Any]:
 @verbose_option
 def command(file: Path, out: Path | None, quiet: bool) -> None:
     """Render again from the settings kept in FILE."""
-    from dit_accel.generation.batch import BatchOptions, plan_jobs
-    from dit_accel.generation.settings import RenderSettings
-    from dit_accel.generation.validation import check_numbers
+    with show_usually_short():
+        from dit_accel.generation.batch import BatchOptions, plan_jobs
+        from dit_accel.generation.settings import RenderSettings
+        from dit_accel.generation.validation import check_numbers
 
     values = read_settings(file)
     versions, files = values.pop("versions", None), values.pop("ingredients", None)
@@ -64,7 +69,7 @@ def command(file: Path, out: Path | None, quiet: bool) -> None:
     if not quiet and isinstance(versions, dict):
         click.echo("made with " + ", ".join(f"{k} {v}" for k, v in versions.items()))
     suffix = ".png" if file.suffix == ".png" else ".mp4"
-    options = BatchOptions(progress=not quiet and sys.stderr.isatty())
+    options = BatchOptions(progress=show_progress())
     default = file.with_name(f"{file.stem}-replay{suffix}")
     jobs = plan_jobs([settings], out, options, default=default, inputs=[file])
     if files not in (None, jobs[0].files):

@@ -15,7 +15,8 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
 from dit_accel.guidance.difference import rescale_difference
 from dit_accel.guidance.heads import Block
-from dit_accel.guidance.perturb import JointTokens, soft_perturbation
+from dit_accel.guidance.joint_tokens import JointTokens
+from dit_accel.guidance.perturb import soft_perturbation
 from dit_accel_pipelines import UnknownFamily, find_family
 
 _LAYER = re.compile(r"(?:\w+\.)?(\d+)(?::(\*|\d+(?:,\d+)*))?")
@@ -161,15 +162,12 @@ class PerturbedOverride:
             call.mask,
             layout.text_tokens if layout else 0,
             layout.text_first if layout else False,
+            None
+            if layout is None or layout.is_line
+            else (layout.frames, layout.height, layout.width),
         )
-        return soft_perturbation(
-            clean,
-            tokens,
-            None if heads is None else torch.tensor(heads, device=query.device),
-            self.settings.softness,
-            self.settings.perturbation,
-            self.settings.text_mode,
-        )
+        indices = None if heads is None else torch.tensor(heads, device=query.device)
+        return soft_perturbation(clean, tokens, indices, self.settings)
 
 
 def add_guidance(

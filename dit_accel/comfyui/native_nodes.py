@@ -194,7 +194,8 @@ NODES = [
                 "method",
                 list(METHODS),
                 "svg-ear",
-                "Sparse attention method. svg, re-ttention, neighborhood, radial and band need a token grid.",
+                "Sparse attention method. svg, re-ttention, neighborhood, radial, band and raster-window need a "
+                "token grid.",
             ),
             text_input(
                 "knobs", "", "KNOB=VALUE, one per line, such as top_p=0.85.", multiline=True
@@ -206,7 +207,8 @@ NODES = [
             text_input(
                 "profile",
                 "",
-                "A YAML or JSON profile. It replaces method, knobs and precision.",
+                "A YAML or JSON profile, or a recipe like svg2:wan-2.1-t2v-720p. It replaces method, knobs and "
+                "precision.",
             ),
         ],
         [Output("MODEL", "model")],

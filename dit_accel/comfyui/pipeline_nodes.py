@@ -32,6 +32,7 @@ from dit_accel.hooks.active_pipeline import transformers_of
 from dit_accel.io.parsing import parse_dataclass
 from dit_accel.methods import METHODS
 from dit_accel.runtime.profile import Profile
+from dit_accel.runtime.recipes import read_profile
 from dit_accel_pipelines import SizeRule, find_family
 
 CATEGORY = "DiT-Accel"
@@ -71,9 +72,9 @@ def make_attention(
     guard: str,
     profile: str,
 ) -> tuple[Profile]:
-    """Return the profile in a file if one is named, else a profile of the other inputs."""
+    """Return the profile of a file or a recipe if one is named, else a profile of the other inputs."""
     if profile.strip():
-        return (Profile.load(profile.strip()),)
+        return (read_profile(profile.strip()),)
     lines = tuple(line for line in knobs.replace("\n", ";").split(";") if line.strip())
     settings = RenderSettings(
         "",
@@ -313,7 +314,9 @@ NODES = [
                 "Check the output. warn reports faults, and on repairs them as well.",
             ),
             text_input(
-                "profile", "", "A YAML or JSON profile. It replaces all other inputs of this node."
+                "profile",
+                "",
+                "A YAML or JSON profile, or a recipe like svg2:wan-2.1-t2v-720p. It replaces all other inputs.",
             ),
         ],
         [Output(ATTENTION, "attention")],

@@ -105,8 +105,8 @@ class SparseOverride:
             has_grid=layout is not None,
             min_tokens=self.profile.schedule.min_tokens or 0,
         )
-        if route.reason is not None or route.method is None:
-            return route.reason or "dense by schedule"
+        if route.reason is not None:
+            return route.reason
         attention = AttentionCall(
             query=query,
             key=key,
@@ -116,6 +116,10 @@ class SparseOverride:
             layout=layout or TokenLayout(1, 1, tokens),
         )
         owner = (step.stream, model_call.layer, tuple(query.shape))
+        if route.observer is not None:
+            self.runner.observe(attention, self.run, route.observer, owner)
+        if route.method is None:
+            return "dense by schedule"
         attended = self.runner.run_method(attention, self.run, route.method, owner)
         if attended is None:
             return f"{route.method.name} found nothing better than dense"

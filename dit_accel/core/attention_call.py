@@ -104,10 +104,11 @@ class Plan:
         block_map: The blocks to compute.
         skipped: What replaces the key groups that a query group does not select. ``"drop"`` leaves them out.
             ``"centroid"`` attends to the mean key and value of each group. ``"second-order"`` also adds the
-            variance of the group's keys to its logit.
+            variance of the group's keys to its logit. ``"expansion"`` attends to the key and the value that the
+            mean query of each query group would get from the group.
         density: Share of the (query, key) pairs that are computed, a float32 scalar on the device.
     """
 
     block_map: BlockMap
-    skipped: Literal["drop", "centroid", "second-order"] = "drop"
+    skipped: Literal["drop", "centroid", "second-order", "expansion"] = "drop"
     density: Tensor | None = None

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
 from dit_accel_kernels import (
+    GroupStatistics,
     centroid_error,
     centroid_logits,
+    expanded_attention,
+    expansion_error,
     group_by_label,
     group_logits,
     group_variance,
     kmeans,
     merge_attention,
     quantized_attention,
+    random_centroids,
     select_budget,
+    select_shared_budget,
     select_top_p,
     skipped_attention,
     sparse_attention,
@@ -79,22 +84,29 @@ class Ops:
         self._shared.clear()
 
     def kmeans(
-        self, tokens: Tensor, count: int, centroids: Tensor | None, iterations: tuple[int, int]
+        self,
+        tokens: Tensor,
+        count: int,
+        centroids: Tensor | None,
+        iterations: tuple[int, int],
+        init: Literal["strided", "random"] = "strided",
     ) -> tuple[Tensor, Tensor]:
         """Cluster tokens ``[B, H, S, D]`` by k-means.
 
         Args:
             tokens: Queries or keys.
             count: Number of clusters.
-            centroids: Centroids ``[B, H, K, D]`` to start from; None starts from strided tokens.
-            iterations: Rounds from strided tokens, and rounds from given centroids.
+            centroids: Centroids ``[B, H, K, D]`` to start from; None starts from tokens.
+            iterations: Rounds from tokens, and rounds from given centroids.
+            init: Which tokens to start from.
 
         Returns:
             Labels ``[B, H, S]`` and centroids ``[B, H, K, D]``.
         """
         with self.timer("kmeans", tokens.device):
             if centroids is None:
-                return kmeans(tokens, strided_centroids(tokens, count), iterations[0])
+                first = strided_centroids if init == "strided" else random_centroids
+                return kmeans(tokens, first(tokens, count), iterations[0])
             return kmeans(tokens, centroids, iterations[1])
 
     def group(self, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -127,6 +139,12 @@ class Ops:
         with self.timer("selection", query_centroids.device):
             return centroid_logits(query_centroids, key_centroids, scale, key_variance)
 
+    def mass_per_key(self, logits: Tensor, key_offsets: Tensor) -> Tensor:
+        """Return the estimated attention of one key of each group, from its logit, ``[B, H, Gq, Gk]``."""
+        with self.timer("selection", logits.device):
+            sizes = key_offsets.diff(dim=-1).float().log()[:, :, None]
+            return (logits - (logits + sizes).logsumexp(-1, keepdim=True)).exp()
+
     def centroid_error(
         self,
         query_centroids: Tensor,
@@ -139,6 +157,52 @@ class Ops:
         """Estimate the error per key if a centroid replaces its group, float32 ``[B, H, Gq, Gk]``."""
         with self.timer("selection", key.device):
             return centroid_error(query_centroids, key, value, key_order, key_offsets, scale)
+
+    def expansion_error(
+        self,
+        query: GroupStatistics,
+        key: GroupStatistics,
+        value: GroupStatistics,
+        key_sizes: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """Estimate the error if an expansion replaces a key group, float32 ``[B, H, Gq, Gk]``."""
+        with self.timer("selection", key_sizes.device):
+            return expansion_error(query, key, value, key_sizes, scale)
+
+    def group_statistics(
+        self, tokens: Tensor, order: Tensor, offsets: Tensor, mean: Tensor | None = None
+    ) -> GroupStatistics:
+        """Return mean and variance of each group of tokens ``[B, H, S, D]``.
+
+        Args:
+            tokens: Tokens.
+            order, offsets: Groups, as in `BlockMap`.
+            mean: The means, if they are known.
+        """
+        with self.timer("selection", tokens.device):
+            return GroupStatistics.of(tokens, order, offsets, mean)
+
+    def select_shared(
+        self, score: Tensor, query_sizes: Tensor, key_sizes: Tensor, shares: Sequence[float]
+    ) -> Tensor:
+        """Select pairs of query group and key group by falling score, bool ``[B, H, Gq, Gk]``.
+
+        Args:
+            score: Score of each pair, ``[B, H, Gq, Gk]``.
+            query_sizes, key_sizes: Tokens of each group, ``[B, H, G]``.
+            shares: One share of the (query, key) pairs of all heads, or one for each head alone.
+        """
+        with self.timer("selection", score.device):
+            cost = query_sizes[..., None] * key_sizes[:, :, None]
+            if len(shares) == 1:
+                chosen = select_shared_budget(score.flatten(1), cost.flatten(1), shares[0])
+                return chosen.view(score.shape)
+            heads = [
+                select_shared_budget(score[:, head].flatten(1), cost[:, head].flatten(1), share)
+                for head, share in enumerate(shares)
+            ]
+            return torch.stack(heads, 1).view(score.shape)
 
     def group_variance(
         self, tokens: Tensor, order: Tensor, offsets: Tensor, means: Tensor
@@ -165,6 +229,12 @@ class Ops:
 
     def run(self, plan: Plan, call: AttentionCall) -> Tensor:
         """Return the attention of a call by a plan, ``[B, S, H, D]``."""
+        if plan.skipped == "expansion":
+            with self.timer("attention", call.query.device):
+                out = expanded_attention(
+                    *heads_first(call), plan.block_map, scale=call.scale, precision=call.precision
+                )
+            return out.transpose(1, 2).contiguous()
         drop = plan.skipped == "drop"
         out, lse = self.partial(plan.block_map, call, return_lse=not drop)
         if lse is not None:

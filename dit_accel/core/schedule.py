@@ -122,6 +122,14 @@ class Schedule:
             or any(self.rules[index].dense for index in rules)
         )
 
+    def warms_up(self, context: CallContext, rules: tuple[int, ...]) -> bool:
+        """Return True if a call runs dense only because its step does, so that later steps can be sparse."""
+        return (
+            self.step_is_dense(context.step, context.num_steps)
+            and not self.layer_is_dense(context.layer, context.num_layers)
+            and not any(self.rules[index].dense for index in rules)
+        )
+
     def without_effect(self, num_steps: int | None) -> list[str]:
         """Return a remark on the settings that have no effect because the number of steps is unknown."""
         names = [f"dense_steps {self.dense_steps:g}"] if self.dense_steps else []

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_accel.core.progress import Progress
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.extensions import load_extension, require_extra
 from dit_accel.generation.call_checks import check_call
@@ -77,14 +78,14 @@ class BatchOptions:
         report: JSON file for the records of all jobs.
         overwrite: render files again that were made with the same settings, and replace files that nobody named. A
             single job is always rendered.
-        progress: show the progress of each clip.
+        progress: what shows the progress.
     """
 
     compare: bool = False
     lpips_backbone: Path | None = None
     report: Path | None = None
     overwrite: bool = False
-    progress: bool = False
+    progress: Progress = field(default_factory=Progress, compare=False)
 
 
 @dataclass(frozen=True)
@@ -298,20 +299,25 @@ class Batch:
     def _render(self, jobs: Sequence[Job], on_rendered: Callable[[Rendered], None] | None) -> None:
         """Load the model once and render jobs one after the other."""
         load_options = self.process.load_options(jobs[0].settings.load_options)
-        start = time.perf_counter()
-        pipe: Any = load_pipeline(jobs[0].card, load_options)
-        load_seconds = time.perf_counter() - start
         writes = self.process.writes
-        pipe.set_progress_bar_config(disable=not (self.options.progress and writes))
-        for job in jobs:
-            rendered = render_job(pipe, job, self.options, writes=writes)
+        options = self.options if writes else replace(self.options, progress=Progress())
+        start = time.perf_counter()
+        with options.progress.part(f"loading {jobs[0].settings.model}"):
+            pipe: Any = load_pipeline(jobs[0].card, load_options)
+        load_seconds = time.perf_counter() - start
+        pipe.set_progress_bar_config(disable=True)
+        for number, job in enumerate(jobs, 1):
+            name = f"clip {number} of {len(jobs)}" if len(jobs) > 1 else ""
+            rendered = render_job(pipe, job, options, writes=writes, name=name)
             if self.journal and writes:
                 self.journal.append(build_record(rendered, load_seconds))
             if on_rendered is not None and writes:
                 on_rendered(rendered)
 
 
-def render_job(pipe: Any, job: Job, options: BatchOptions, *, writes: bool = True) -> Rendered:
+def render_job(
+    pipe: Any, job: Job, options: BatchOptions, *, writes: bool = True, name: str = ""
+) -> Rendered:
     """Render a job with a loaded pipeline and write its files.
 
     Args:
@@ -319,29 +325,41 @@ def render_job(pipe: Any, job: Job, options: BatchOptions, *, writes: bool = Tru
         job: what to render.
         options: ``compare`` also renders dense and writes the side-by-side files.
         writes: False in processes that only compute a part of the clip.
+        name: name of the clip in the progress, if there are several.
     """
-    from dit_accel.generation.render import check_finite, render
-
-    settings = job.settings
-    clip = check_finite(render(pipe, settings), settings)
+    settings, progress = job.settings, options.progress
+    clip = render_shown(pipe, settings, options, name)
     metadata = {**job.identity, "seconds": clip.seconds}
     if writes:
-        remove_comparison(job.path)
-        write_clip(job.path, clip.frames, settings.fps, metadata)
+        with progress.part(f"writing {job.path}"):
+            remove_comparison(job.path)
+            write_clip(job.path, clip.frames, settings.fps, metadata)
     if not options.compare:
         return Rendered(job, clip)
-    dense = check_finite(render(pipe, settings.as_dense()), settings.as_dense())
+    dense = render_shown(pipe, settings.as_dense(), options, name)
     if not writes:
         return Rendered(job, clip)
-    quality = load_extension("comparison").quality_metrics(
-        dense.frames, clip.frames, settings.prompt, options.lpips_backbone
-    )
-    both = join_side_by_side(dense.frames, clip.frames)
-    write_clip(comparison_path(job.path), both, settings.fps, metadata)
-    write_strip(
-        strip_path(job.path), {"dense": dense.frames, settings.method: clip.frames}, metadata
-    )
+    with progress.part("measuring the difference"):
+        quality = load_extension("comparison").quality_metrics(
+            dense.frames, clip.frames, settings.prompt, options.lpips_backbone
+        )
+    with progress.part(f"writing {comparison_path(job.path)}"):
+        both = join_side_by_side(dense.frames, clip.frames)
+        write_clip(comparison_path(job.path), both, settings.fps, metadata)
+        write_strip(
+            strip_path(job.path), {"dense": dense.frames, settings.method: clip.frames}, metadata
+        )
     return Rendered(job, clip, dense, quality)
+
+
+def render_shown(pipe: Any, settings: RenderSettings, options: BatchOptions, name: str) -> Clip:
+    """Render a clip and show its progress; with ``compare`` the method tells the two renders apart."""
+    from dit_accel.generation.call_progress import show_call
+    from dit_accel.generation.render import check_finite, render
+
+    names = [name, settings.method if options.compare else ""]
+    with show_call(pipe, options.progress, clip=", ".join(filter(None, names))):
+        return check_finite(render(pipe, settings), settings)
 
 
 def build_record(rendered: Rendered, load_seconds: float) -> dict[str, Any]:

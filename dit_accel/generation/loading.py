@@ -123,7 +123,7 @@ def load_pipeline(card: ModelCard, load_options: LoadOptions = _DEFAULT) -> Diff
     from safetensors import SafetensorError
 
     try:
-        with _without_bars():
+        with without_loading_bars():
             pipe = DiffusionPipeline.from_pretrained(
                 card.source,
                 dtype=torch_dtype(load_options.dtype),
@@ -143,7 +143,7 @@ def load_pipeline(card: ModelCard, load_options: LoadOptions = _DEFAULT) -> Diff
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_loading_bars() -> Iterator[None]:
     """Turn off the bars that libraries draw for every part of a pipeline they load."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,12 @@ class ShapeOps(Ops):
         return call.query.new_empty(call.query.shape)
 
     def kmeans(
-        self, tokens: Tensor, count: int, centroids: Tensor | None, iterations: tuple[int, int]
+        self,
+        tokens: Tensor,
+        count: int,
+        centroids: Tensor | None,
+        iterations: tuple[int, int],
+        init: Literal["strided", "random"] = "strided",
     ) -> tuple[Tensor, Tensor]:
         batch, heads, size, width = tokens.shape
         labels = tokens.new_empty(batch, heads, size, dtype=torch.int64)

@@ -11,10 +11,17 @@ from typing import Any, NamedTuple
 from dit_accel.core.precision import check_precision_name
 from dit_accel.core.schedule import Guard, Schedule
 from dit_accel.errors import InvalidSettings
-from dit_accel.generation.loading import TINY_WORLD
+from dit_accel.generation.loading import TINY_WORLD, read_card
 from dit_accel.generation.placement import LoadOptions
 from dit_accel.io.parsing import parse_dataclass, parse_knobs
 from dit_accel.runtime.profile import Profile, method_of
+from dit_accel.runtime.recipes import (
+    ModelTraits,
+    find_recipe,
+    is_published,
+    read_profile,
+    task_of,
+)
 from dit_accel_assets.sizes import SIZES
 
 TINY_WORLD_DEFAULTS = {"steps": 25, "guidance_scale": 1.0, "size": "show"}
@@ -158,24 +165,48 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
     return knobs
 
 
+def resolve_profile(source: str, settings: RenderSettings) -> str:
+    """Return the source of a profile, with the name of a recipe in place of ``METHOD:published``.
+
+    Args:
+        source: path of a file, or name of a recipe.
+        settings: model and size of the render.
+
+    Raises:
+        InvalidSettings: if the method has no recipe for the model's family, or the model cannot be read.
+    """
+    if not is_published(source):
+        return source
+    card = read_card(settings.model)
+    traits = ModelTraits(
+        card.family.name,
+        card.family.attention_shape(card.transformer).layers,
+        card.transformers,
+        task_of(card.pipeline, card.output),
+        settings.height,
+        settings.width,
+    )
+    return find_recipe(source, traits).name
+
+
 def attention_settings(
-    path: Path | None, overrides: Mapping[str, str | None], knobs: Mapping[str, Any]
+    source: str | Path | None, overrides: Mapping[str, str | None], knobs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return method, knobs, precisions and guard of a render as fields of `RenderSettings`.
 
     Args:
-        path: file of a profile.
+        source: file of a profile, or name of a recipe.
         overrides: method, precisions and guard that win over the profile; None leaves its value. Another method
             drops the knobs of the profile's method.
         knobs: knobs that win over the profile's.
 
     Raises:
-        InvalidSettings: as `Profile.load`.
+        InvalidSettings: as `read_profile`.
     """
     chosen = {name: value for name, value in overrides.items() if value is not None}
     defaults: dict[str, Any] = {"knobs": {}}
-    if path:
-        profile = Profile.load(path)
+    if source:
+        profile = read_profile(source)
         if chosen.get("method") not in (None, profile.method.name):
             profile = profile.with_method(method_of(chosen["method"], {}))
         defaults = profile.as_settings()

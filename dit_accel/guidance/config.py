@@ -10,7 +10,15 @@ from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.io.parsing import check_types
 from dit_accel_pipelines import Family, families
 
-Perturbation = Literal["identity", "uniform", "mean-query"]
+Perturbation = Literal[
+    "identity",
+    "uniform",
+    "mean-query",
+    "blurred-query",
+    "renormalized-identity",
+    "zeroed-identity",
+]
+Interpolation = Literal["linear", "fisher-rao", "slerp", "log-linear"]
 TextMode = Literal["visual", "joint"]
 
 
@@ -29,7 +37,13 @@ class PerturbedGuidance:
             noise, so image-to-image starts later in it.
         perturbation: The attention map P. With ``"identity"`` each token attends to itself only. With ``"uniform"``
             it attends to all tokens equally. With ``"mean-query"`` it attends with the mean of all queries, which is
-            SEG with infinite blur.
+            SEG with infinite blur. With ``"blurred-query"`` it attends with queries that are blurred over the token
+            grid, which is SEG (arXiv 2408.00760). With ``"renormalized-identity"`` the weight on all visual tokens
+            moves to the token itself. With ``"zeroed-identity"`` the weight on other visual tokens is lost.
+        sigma: Standard deviation of the blur along rows and columns, in tokens, for ``"blurred-query"``. Each frame
+            of a video is blurred by itself.
+        interpolation: The path from A to the identity map: ``"linear"``, or one of HeadHunter's other paths,
+            ``"fisher-rao"``, ``"slerp"`` and ``"log-linear"``. Those need text mode ``"joint"``.
         text_mode: Tokens that are perturbed in joint attention over visual and text tokens. ``"visual"`` perturbs
             only attention from visual to visual tokens, ``"joint"`` all of it.
         rescale: How far the difference shrinks, from 0 to 1. At 1 the result keeps the standard deviation of
@@ -46,6 +60,8 @@ class PerturbedGuidance:
     softness: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     perturbation: Perturbation = "identity"
+    sigma: float | None = None
+    interpolation: Interpolation = "linear"
     text_mode: TextMode = "visual"
     rescale: float = 0.0
     adaptive: float = 0.0
@@ -66,10 +82,39 @@ class PerturbedGuidance:
             raise InvalidSettings(
                 f"interval must be two rising fractions of the steps, such as (0, 0.4), got {self.interval}"
             )
-        for name, kind in (("perturbation", Perturbation), ("text_mode", TextMode)):
+        for name, kind in (
+            ("perturbation", Perturbation),
+            ("interpolation", Interpolation),
+            ("text_mode", TextMode),
+        ):
             if getattr(self, name) not in get_args(kind):
                 known = ", ".join(get_args(kind))
                 raise InvalidSettings(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        self._check_map()
+
+    def _check_map(self) -> None:
+        """Check that the settings of the perturbed map go together."""
+        blurs = self.perturbation == "blurred-query"
+        if self.sigma is not None and not 0.0 < self.sigma < math.inf:
+            raise InvalidSettings(
+                f"sigma must be above 0, and finite, got {self.sigma}: the perturbation mean-query is an infinite blur"
+            )
+        if blurs != (self.sigma is not None):
+            raise InvalidSettings(
+                f"sigma and the perturbation blurred-query go together, got sigma {self.sigma} and {self.perturbation}"
+            )
+        if blurs and self.text_mode == "joint":
+            raise InvalidSettings(
+                "blurred-query blurs visual tokens only, because text lies in no grid: use text_mode visual"
+            )
+        if self.interpolation != "linear" and (self.perturbation, self.text_mode) != (
+            "identity",
+            "joint",
+        ):
+            raise InvalidSettings(
+                f"the interpolation {self.interpolation} is defined for the perturbation identity and text_mode joint, "
+                f"got {self.perturbation} and {self.text_mode}"
+            )
 
     def compute_scale(self, noise_level: float) -> float:
         """Return the scale at a noise level from 0 to 1000 (diffusers' ``pag_adaptive_scale``)."""
@@ -108,4 +153,18 @@ def check_family(family: Family) -> None:
         supported = ", ".join(known.name for known in families() if known.guidance)
         raise InvalidSettings(
             f"perturbed guidance does not know how {family.name} calls its transformer: choose a model of {supported}"
+        )
+
+
+def check_map(family: Family, settings: PerturbedGuidance) -> None:
+    """Check that a family has the attention map that settings perturb.
+
+    Raises:
+        InvalidSettings: If its attention is linear, and the settings need a map.
+    """
+    chosen = (settings.perturbation, settings.interpolation)
+    if family.linear and chosen != ("identity", "linear"):
+        raise InvalidSettings(
+            f"{family.name} has linear attention without a map, so guidance has only the perturbation identity and the "
+            f"interpolation linear there, got {' and '.join(chosen)}"
         )

@@ -137,16 +137,18 @@ class GuidedRun:
             self.remarks.update(describe_deviations(pipe, family))
 
     def find_prefix(
-        self, transformer: nn.Module, leading_blocks: Mapping[str, int]
+        self, transformer: nn.Module, leading_blocks: Mapping[str, int], family: Family
     ) -> BlockReuse | None:
         """Return the leading blocks that the perturbed forward can reuse, or None.
 
         Args:
             transformer: The transformer that runs.
             leading_blocks: Number of blocks before the first perturbed one, by block list.
+            family: Its family.
         """
         if transformer not in self.prefixes:
-            self.prefixes[transformer] = BlockReuse(transformer, leading_blocks)
+            skips = family.skip_connections
+            self.prefixes[transformer] = BlockReuse(transformer, leading_blocks, skips)
         prefix = self.prefixes[transformer]
         refusal = prefix.refusal()
         if refusal is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -119,10 +120,11 @@ class HeadSet:
             raise InvalidSettings(
                 f"unknown setting {min(unknown)!r}: choose from {', '.join(SETTINGS)}"
             )
-        guidance = parse_dataclass(PerturbedGuidance, dict(self.settings), "head set")
-        settings = {name: getattr(guidance, name) for name in self.settings}
         object.__setattr__(self, "heads", heads)
-        object.__setattr__(self, "settings", settings)
+        if self.settings:
+            guidance = parse_dataclass(PerturbedGuidance, dict(self.settings), "head set")
+            settings = {name: getattr(guidance, name) for name in self.settings}
+            object.__setattr__(self, "settings", settings)
 
     def __len__(self) -> int:
         return sum(map(len, self.heads.values()))
@@ -266,8 +268,8 @@ def make_head_set(
     """Make a head set from a caller's description.
 
     Args:
-        heads: ``"all"`` for all heads of ``layers``, the name of a bundled head set, a JSON file or its content, or
-            the notation of `parse_heads`.
+        heads: ``"all"`` for all heads of ``layers``, the name of a bundled head set or of published heads, a JSON
+            file or its content, or the notation of `parse_heads`.
         layers: Layers for ``"all"``, in the notation of `select_all_heads`.
         model: Shape of the model.
 
@@ -285,6 +287,10 @@ def make_head_set(
     if isinstance(heads, Mapping):
         return HeadSet.from_dict(heads).fit_to(model)
     if isinstance(heads, str):
+        from dit_accel.guidance.published import find_published, is_published  # they are head sets
+
+        if is_published(heads):
+            return find_published(heads, model)
         heads = head_sets().get(heads, heads)
     if not isinstance(heads, str | Path):
         raise InvalidSettings(
@@ -293,6 +299,21 @@ def make_head_set(
     if isinstance(heads, Path) or heads.endswith(".json"):
         return HeadSet.load(heads).fit_to(model)
     return parse_heads(heads, model)
+
+
+def warn_of_changes(head_set: HeadSet, changes: Mapping[str, Any]) -> None:
+    """Warn if heads are to run with another perturbed map than they were found with.
+
+    Other settings only set the strength, and may be tuned for heads that were found.
+    """
+    for name in ("perturbation", "text_mode", "sigma", "interpolation"):
+        found = head_set.settings.get(name)
+        if found is not None and changes.get(name, found) != found:
+            warnings.warn(
+                f"these heads were found with {name} {found!r} and run with {changes[name]!r}: leave {name} out to "
+                "use what they were found with",
+                stacklevel=3,
+            )
 
 
 def _check_heads(model: ModelShape, block: Block, heads: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,68 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from dit_accel.guidance.config import Perturbation, TextMode
+from dit_accel.guidance.blur import blur_queries
+from dit_accel.guidance.config import Perturbation, PerturbedGuidance
+from dit_accel.guidance.interpolate import compute_own_weight, interpolate_to_identity
+from dit_accel.guidance.joint_tokens import JointTokens
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ROWS = 4096
-"""Number of queries whose logits over the text are in memory at a time."""
-
-
-@dataclass(frozen=True)
-class JointTokens:
-    """Queries, keys and values after norm and RoPE, and the place of the text tokens among them.
-
-    Attributes:
-        query, key, value: ``[B, S, H, D]``.
-        scale: Softmax scale.
-        mask: Additive or boolean mask (True: attend), broadcastable to ``[B, H, S, S]``, or None.
-        text: Number of text tokens.
-        text_first: True if the text tokens come before the visual tokens.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    scale: float
-    mask: Tensor | None = None
-    text: int = 0
-    text_first: bool = False
-
-    @property
-    def text_range(self) -> slice:
-        """Return the positions of the text tokens."""
-        size = self.query.shape[1]
-        return slice(0, self.text) if self.text_first else slice(size - self.text, size)
-
-    @property
-    def visual_range(self) -> slice:
-        """Return the positions of the visual tokens."""
-        size = self.query.shape[1]
-        return slice(self.text, size) if self.text_first else slice(0, size - self.text)
-
-    def select_heads(self, heads: Tensor) -> JointTokens:
-        """Return the tokens of some heads; ``heads`` is int64 ``[h]``."""
-        mask = self.mask
-        if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
-            mask = mask.index_select(1, heads)
-        query, key, value = (t.index_select(2, heads) for t in (self.query, self.key, self.value))
-        return JointTokens(query, key, value, self.scale, mask, self.text, self.text_first)
 
 
 def soft_perturbation(
     attention: Tensor | None,
     tokens: JointTokens,
     heads: Tensor | None,
-    softness: float,
-    perturbation: Perturbation,
-    text_mode: TextMode,
+    settings: PerturbedGuidance,
 ) -> Tensor:
     """Compute ``(1 - u) A V + u P V`` in some heads and ``A V`` in the others (HeadHunter, arXiv 2506.10978, eq. 7).
 
@@ -74,22 +30,26 @@ def soft_perturbation(
             if it names none.
         tokens: Input of the attention.
         heads: Indices of the perturbed heads, int64 ``[h]``, or None for all heads.
-        softness: Weight u of the perturbation, in [0, 1].
-        perturbation: The attention map P; see `PerturbedGuidance`.
-        text_mode: Tokens that are perturbed; see `PerturbedGuidance`.
+        settings: Weight u of the perturbation, the attention map P, the path to it and the perturbed tokens.
 
     Returns:
         A new tensor ``[B, S, H, D]``.
     """
     selected = tokens if heads is None else tokens.select_heads(heads)
-    perturbed = _PERTURBATIONS[perturbation](selected, text_mode)
+    softness = settings.softness
+    if settings.interpolation != "linear" and 0.0 < softness < 1.0:
+        assert attention is not None
+        before = attention if heads is None else attention.index_select(2, heads)
+        mixed = interpolate_to_identity(before, selected, softness, settings.interpolation)
+        return mixed if heads is None else attention.index_copy(2, heads, mixed)
+    perturbed = _PERTURBATIONS[settings.perturbation](selected, settings)
     if attention is None:
         return perturbed.clone(memory_format=torch.contiguous_format)
     # Only the text rows of the attention were needed.
     if attention.shape[1] != tokens.query.shape[1]:
         parts = [attention, perturbed] if tokens.text_first else [perturbed, attention]
         return torch.cat(parts, 1)
-    rows = slice(None) if text_mode == "joint" else tokens.visual_range
+    rows = slice(None) if settings.text_mode == "joint" else tokens.visual_range
     output = attention.clone()
     if heads is None:
         output[:, rows] = torch.lerp(output[:, rows], perturbed, softness)
@@ -101,114 +61,127 @@ def soft_perturbation(
 
 
 def needed_attention(
-    tokens: JointTokens, heads: Tensor | None, softness: float, text_mode: TextMode
+    tokens: JointTokens, heads: Tensor | None, settings: PerturbedGuidance
 ) -> Literal["all", "text", "none"]:
     """Return the rows of the unperturbed attention that `soft_perturbation` needs."""
-    if softness < 1.0 or heads is not None:
+    if settings.softness < 1.0 or heads is not None:
         return "all"
-    return "text" if text_mode == "visual" and tokens.text > 0 else "none"
+    return "text" if settings.text_mode == "visual" and tokens.text > 0 else "none"
 
 
-def _attend_to_self(tokens: JointTokens, text_mode: TextMode) -> Tensor:
+def _has_no_text(tokens: JointTokens, settings: PerturbedGuidance) -> bool:
+    return settings.text_mode == "joint" or not tokens.text
+
+
+def _attend_to_self(tokens: JointTokens, settings: PerturbedGuidance) -> Tensor:
     """Attend from each token to itself only.
 
     In mode ``visual`` each visual token attends to the text as before: its logit on itself competes with the
     logits on the text.
     """
-    if text_mode == "joint" or not tokens.text:
+    if _has_no_text(tokens, settings):
         return tokens.value
-    visual = tokens.visual_range
-    return _attend_beside_text(tokens, tokens.key[:, visual], tokens.value[:, visual], 1)
+    own = _own_logits(tokens, tokens.key[:, tokens.visual_range])
+    return _attend_beside_text(tokens, own, tokens.value[:, tokens.visual_range])
 
 
-def _attend_uniformly(tokens: JointTokens, text_mode: TextMode) -> Tensor:
+def _attend_uniformly(tokens: JointTokens, settings: PerturbedGuidance) -> Tensor:
     """Attend from each token to all tokens equally.
 
     In mode ``visual`` the logits among visual tokens become their mean in each row. The logits on the text stay.
     """
-    if text_mode == "joint" or not tokens.text:
-        row = _attend_with_one_query(tokens, torch.zeros_like(tokens.query[:, :1]))
+    if _has_no_text(tokens, settings):
+        row = tokens.attend(torch.zeros_like(tokens.query[:, :1]), slice(0, 1))
         return _expand_row(row, tokens.query)
     visual = tokens.visual_range
     key, value = (t[:, visual].float().mean(1, keepdim=True) for t in (tokens.key, tokens.value))
     like = tokens.value[:, visual]
-    count = like.shape[1]
-    return _attend_beside_text(
-        tokens, key.expand_as(like), value.to(like.dtype).expand_as(like), count
-    )
+    own = _own_logits(tokens, key.expand_as(like)) + math.log(like.shape[1])
+    return _attend_beside_text(tokens, own, value.to(like.dtype).expand_as(like))
 
 
-def _attend_with_mean_query(tokens: JointTokens, text_mode: TextMode) -> Tensor:
+def _attend_with_mean_query(tokens: JointTokens, settings: PerturbedGuidance) -> Tensor:
     """Attend from each token with the mean query (SEG with infinite blur).
 
     In mode ``visual`` the mean is that of the visual tokens' queries.
     """
-    rows = slice(None) if text_mode == "joint" else tokens.visual_range
+    rows = slice(None) if settings.text_mode == "joint" else tokens.visual_range
     query = tokens.query[:, rows]
-    return _expand_row(_attend_with_one_query(tokens, query.mean(1, keepdim=True)), query)
+    row = tokens.attend(query.mean(1, keepdim=True), slice(0, 1))
+    return _expand_row(row, query)
 
 
-_PERTURBATIONS: dict[Perturbation, Callable[[JointTokens, TextMode], Tensor]] = {
+def _attend_with_blurred_query(tokens: JointTokens, settings: PerturbedGuidance) -> Tensor:
+    """Attend from each visual token with queries that are blurred over the token grid (SEG)."""
+    assert settings.sigma is not None
+    rows = tokens.visual_range
+    return tokens.attend(blur_queries(tokens.query[:, rows], tokens.grid, settings.sigma), rows)
+
+
+def _attend_to_self_renormalized(tokens: JointTokens, settings: PerturbedGuidance) -> Tensor:
+    """Attend from each token to itself with the weight that it gave to all visual tokens, and to the text as before."""
+    if _has_no_text(tokens, settings):
+        return tokens.value
+    return _attend_beside_text(tokens, _visual_mass(tokens), tokens.value[:, tokens.visual_range])
+
+
+def _attend_to_self_zeroed(tokens: JointTokens, settings: PerturbedGuidance) -> Tensor:
+    """Attend from each token to itself and to the text as before, without the weight on the other visual tokens."""
+    if _has_no_text(tokens, settings):
+        return (compute_own_weight(tokens) * tokens.value).to(tokens.value.dtype)
+    own = _own_logits(tokens, tokens.key[:, tokens.visual_range])
+    value = tokens.value[:, tokens.visual_range]
+    return _attend_beside_text(tokens, own, value, _visual_mass(tokens))
+
+
+_PERTURBATIONS: dict[Perturbation, Callable[[JointTokens, PerturbedGuidance], Tensor]] = {
     "identity": _attend_to_self,
     "uniform": _attend_uniformly,
     "mean-query": _attend_with_mean_query,
+    "blurred-query": _attend_with_blurred_query,
+    "renormalized-identity": _attend_to_self_renormalized,
+    "zeroed-identity": _attend_to_self_zeroed,
 }
 
 
-def _attend_beside_text(tokens: JointTokens, key: Tensor, value: Tensor, count: int) -> Tensor:
-    """Attend from each visual token to one key of its own and to all text keys.
+def _own_logits(tokens: JointTokens, key: Tensor) -> Tensor:
+    """Return the logit of each visual token on one key ``[B, N, H, D]`` of its own, float32 ``[B, H, N]``."""
+    query = tokens.query[:, tokens.visual_range].float()
+    return (query * key.float()).sum(-1).transpose(1, 2) * tokens.scale
+
+
+def _visual_mass(tokens: JointTokens) -> Tensor:
+    """Return the log-sum-exp of each visual token's logits on all visual tokens, float32 ``[B, H, N]``."""
+    visual = tokens.visual_range
+    parts = tokens.split_rows(visual, visual.stop - visual.start)
+    return torch.cat([tokens.compute_logits(rows, visual).logsumexp(-1) for rows in parts], -1)
+
+
+def _attend_beside_text(
+    tokens: JointTokens, own: Tensor, value: Tensor, visual: Tensor | None = None
+) -> Tensor:
+    """Attend from each visual token to one value of its own and to all text tokens.
 
     Args:
         tokens: Input of the attention.
-        key: The visual tokens' own keys ``[B, N, H, D]``.
-        value: Their values ``[B, N, H, D]``.
-        count: How many times each own key counts in the softmax.
+        own: Logit of each visual token on its own value, ``[B, H, N]``.
+        value: The visual tokens' own values ``[B, N, H, D]``.
+        visual: Log-sum-exp of the visual tokens in the softmax's sum, ``[B, H, N]``. None is ``own``.
     """
-    visual, text = tokens.visual_range, tokens.text_range
-    parts = []
-    for start in range(0, key.shape[1], ROWS):
-        rows = slice(start, start + ROWS)
-        query = tokens.query[:, visual][:, rows].float()
-        # [B, N, H]
-        own_logit = (query * key[:, rows].float()).sum(-1) * tokens.scale + math.log(count)
-        # [B, H, N, T]
-        text_logits = (
-            torch.einsum("bnhd,bthd->bhnt", query, tokens.key[:, text].float()) * tokens.scale
+    parts, first = [], tokens.visual_range.start
+    for rows in tokens.split_rows(tokens.visual_range, tokens.text):
+        here = slice(rows.start - first, rows.stop - first)
+        text_logits = tokens.compute_logits(rows, tokens.text_range)  # [B, H, N, T]
+        in_sum = own if visual is None else visual
+        lse = torch.logaddexp(in_sum[..., here], text_logits.logsumexp(-1))[..., None]
+        own_weight = (own[..., here, None] - lse).exp().to(value.dtype).transpose(1, 2)
+        text_weights = (text_logits - lse).exp().to(value.dtype)
+        from_text = torch.einsum(
+            "bhnt,bthd->bnhd", text_weights, tokens.value[:, tokens.text_range]
         )
-        first = visual.start + start
-        mask = _additive_mask(tokens, slice(first, first + query.shape[1]))
-        if mask is not None:
-            text_logits = text_logits + mask[..., text]
-        logits = torch.cat([own_logit.transpose(1, 2)[..., None], text_logits], -1)
-        weights = logits.softmax(-1).to(value.dtype)
-        from_own = weights[..., :1].transpose(1, 2) * value[:, rows]
-        from_text = torch.einsum("bhnt,bthd->bnhd", weights[..., 1:], tokens.value[:, text])
-        parts.append(from_own + from_text)
+        parts.append(own_weight * value[:, here] + from_text)
     return torch.cat(parts, 1)
-
-
-def _attend_with_one_query(tokens: JointTokens, query: Tensor) -> Tensor:
-    """Attend with one query per head ``[B, 1, H, D]`` to all keys that the first row may see."""
-    mask = _additive_mask(tokens, slice(0, 1))
-    query, key, value = (t.transpose(1, 2) for t in (query, tokens.key, tokens.value))
-    mask = mask.to(query.dtype) if mask is not None else None
-    attended = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=tokens.scale
-    )
-    return attended.transpose(1, 2)
 
 
 def _expand_row(row: Tensor, like: Tensor) -> Tensor:
     return row.expand(-1, like.shape[1], -1, -1)
-
-
-def _additive_mask(tokens: JointTokens, rows: slice) -> Tensor | None:
-    """Return the additive mask of some rows, ``[B, H or 1, rows or 1, S]``, or None if there is no mask."""
-    mask = tokens.mask
-    if mask is None:
-        return None
-    mask = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
-    mask = mask if mask.shape[2] == 1 else mask[:, :, rows]
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -math.inf)
-    return mask.float()

@@ -16,7 +16,8 @@ from dit_accel.guidance.difference import noise_channels, rescale_difference
 from dit_accel.guidance.guided_forward import GuidedForward, Role, get_sample, replace_sample
 from dit_accel.guidance.guided_run import GuidedRun
 from dit_accel.guidance.heads import Block, HeadSet, split_layer_name
-from dit_accel.guidance.perturb import JointTokens, needed_attention, soft_perturbation
+from dit_accel.guidance.joint_tokens import JointTokens
+from dit_accel.guidance.perturb import needed_attention, soft_perturbation
 from dit_accel.hooks import DenseCall, Layer, RerunForward, foreign_states
 from dit_accel.hooks.active_pipeline import running_guider
 from dit_accel.hooks.step_tracker import StepInfo
@@ -170,7 +171,7 @@ class PerturbedBranch:
             yield
             return
         if self.settings.share_prefix:
-            forward.prefix = run.find_prefix(transformer, self._leading_blocks)
+            forward.prefix = run.find_prefix(transformer, self._leading_blocks, self.family)
         run.shared_blocks = forward.prefix.blocks if forward.prefix else 0
         with (
             run.timer("clean", forward.device),
@@ -248,24 +249,18 @@ class PerturbedBranch:
             return unperturbed()
         self._forward.perturbed_calls += 1
         scale = query.shape[-1] ** -0.5 if dense.scale is None else dense.scale
+        grid = None if layout.is_line else (layout.frames, layout.height, layout.width)
         tokens = JointTokens(
-            query, dense.key, dense.value, scale, dense.mask, text, layout.text_first
+            query, dense.key, dense.value, scale, dense.mask, text, layout.text_first, grid
         )
         indices = self._get_head_indices(block, heads, query)
-        rows = needed_attention(tokens, indices, settings.softness, settings.text_mode)
+        rows = needed_attention(tokens, indices, settings)
         attention: Tensor | None = None
         if rows == "all":
             attention = unperturbed()
         elif rows == "text":
             attention = attend_rows(dense, tokens.text_range)
-        return soft_perturbation(
-            attention,
-            tokens,
-            indices,
-            settings.softness,
-            settings.perturbation,
-            settings.text_mode,
-        )
+        return soft_perturbation(attention, tokens, indices, settings)
 
     def _get_head_indices(
         self, block: Block, heads: tuple[int, ...], query: Tensor

@@ -13,16 +13,20 @@ class BlockReuse:
     """Outputs of a transformer's leading blocks.
 
     Each block list hands the output of one block to the next. So only the last output is stored, and every replayed
-    block returns it. Blocks are exchanged only while a forward runs.
+    block returns it, unless skip connections need the others. Blocks are exchanged only while a forward runs.
 
     Args:
         transformer: The transformer.
         leading: Number of leading blocks by block list, in the order of execution.
+        skip_connections: True if later blocks take the outputs of earlier ones. Then all outputs are stored.
     """
 
-    def __init__(self, transformer: nn.Module, leading: Mapping[str, int]) -> None:
+    def __init__(
+        self, transformer: nn.Module, leading: Mapping[str, int], skip_connections: bool = False
+    ) -> None:
         self._lists = {transformer.get_submodule(name): n for name, n in leading.items() if n}
-        self._outputs: dict[nn.Module, Any] = {}
+        self._skip_connections = skip_connections
+        self._outputs: dict[tuple[nn.Module, int], Any] = {}
 
     @property
     def blocks(self) -> int:
@@ -42,12 +46,13 @@ class BlockReuse:
     def recording(self) -> Iterator[None]:
         """Store the outputs of the forward that runs inside."""
 
-        def keep(blocks: nn.Module) -> Callable[[Any], None]:
-            return lambda output: self._outputs.__setitem__(blocks, output)
+        def keep(blocks: nn.Module, index: int) -> Callable[[Any], None]:
+            return lambda output: self._outputs.__setitem__((blocks, index), output)
 
         exchanged = {
-            (blocks, str(n - 1)): _Recorder(blocks.get_submodule(str(n - 1)), keep(blocks))
+            (blocks, str(i)): _Recorder(blocks.get_submodule(str(i)), keep(blocks, i))
             for blocks, n in self._lists.items()
+            for i in range(0 if self._skip_connections else n - 1, n)
         }
         with _exchanged(exchanged):
             yield
@@ -57,7 +62,8 @@ class BlockReuse:
         """Make the leading blocks return the stored outputs, for some rows of the batch."""
         exchanged = {
             (blocks, str(i)): _Replay(
-                blocks.get_submodule(str(i)), _rows(self._outputs[blocks], rows)
+                blocks.get_submodule(str(i)),
+                _rows(self._outputs[blocks, i if self._skip_connections else n - 1], rows),
             )
             for blocks, n in self._lists.items()
             for i in range(n)

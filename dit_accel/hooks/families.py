@@ -14,14 +14,18 @@ class UnknownFamily(DitAccelError, dit_accel_pipelines.UnknownFamily):
     """A transformer that no declared family has, and whose self-attention was not recognized."""
 
 
-def find_family(transformer: nn.Module) -> Family:
+def find_family(transformer: nn.Module, *, linear: bool = False) -> Family:
     """Return the family of a transformer, declared or recognized.
+
+    Args:
+        transformer: The transformer.
+        linear: Also find families with linear attention, which only guidance supports.
 
     Raises:
         UnknownFamily: if the transformer is refused, or if no self-attention is found in it.
     """
     try:
-        return dit_accel_pipelines.find_family(transformer)
+        return dit_accel_pipelines.find_family(transformer, linear=linear)
     except dit_accel_pipelines.UnknownFamily:
         name = type(transformer).__name__
         family = None

@@ -15,6 +15,7 @@ from dit_accel.errors import UnsupportedProcessor
 from dit_accel.hooks.active_pipeline import is_running
 from dit_accel.hooks.context_parallel import splits_inputs_before, ulysses_degree
 from dit_accel.hooks.layers import ForwardHandler, Layer, forget_layer
+from dit_accel.hooks.linear_attention import LinearLayer, check_linear_processor, linear_processor
 from dit_accel.hooks.processors import sparse_processor, sparse_processor_class
 from dit_accel.hooks.root_hook import HOOK, root_hook
 from dit_accel_pipelines import Family
@@ -128,12 +129,14 @@ def install(
     """
     modules = list(family.attention_modules(transformer))
     check_processors(transformer, family)
+    make_layer = LinearLayer if family.linear else Layer
+    make_processor: Any = linear_processor if family.linear else sparse_processor
     layers, originals = [], []
     for index, (name, module) in enumerate(modules):
-        layer = Layer(handler, component, name, index, len(modules))
+        layer = make_layer(handler, component, name, index, len(modules))
         original = processor_of(module)
         originals.append((module, original))
-        module.processor = sparse_processor(original, layer)
+        module.processor = make_processor(original, layer)
         layers.append(layer)
     with _below_offload_hook(transformer):
         before = vars(transformer).get("forward")
@@ -179,5 +182,9 @@ def check_processors(transformer: nn.Module, family: Family) -> None:
     """Raise UnsupportedProcessor unless every self-attention of a transformer can be redirected."""
     for _, module in family.attention_modules(transformer):
         processor = processor_of(module)
-        if not hasattr(processor, "original"):
+        if hasattr(processor, "original"):
+            continue
+        if family.linear:
+            check_linear_processor(processor)
+        else:
             sparse_processor_class(processor.__class__)

@@ -63,6 +63,12 @@ class ForwardCall:
         kwargs = {**self.kwargs, **{k: v for k, v in replaced.items() if k not in names}}
         return dataclasses.replace(self, args=args, kwargs=kwargs)
 
+    def with_own_lists(self) -> ForwardCall:
+        """Return the same call with copies of its lists, because HunyuanDiT's forward empties one of them."""
+        return self.replace(
+            {name: list(value) for name, value in self.arguments.items() if type(value) is list}
+        )
+
     @contextmanager
     def in_context(self, name: str) -> Iterator[None]:
         """Enter another cache context, in which diffusers' caches keep a separate state."""

@@ -36,8 +36,8 @@ def parse_dataclass(target: Any, values: Mapping[str, Any], what: str) -> Any:
             raise InvalidSettings(f"unknown {what} {key!r}: choose from {', '.join(known)}")
     try:
         built = TypeAdapter(target).validate_python(dict(values))
-        _check_numbers(values, what)
-        _check_numbers({name: getattr(built, name) for name in values}, what)
+        check_numbers(values, what)
+        check_numbers({name: getattr(built, name) for name in values}, what)
         return built
     except ValidationError as error:
         first = error.errors()[0]
@@ -49,8 +49,16 @@ def parse_dataclass(target: Any, values: Mapping[str, Any], what: str) -> Any:
         ) from None
 
 
-def _check_numbers(values: Mapping[str, Any], what: str) -> None:
-    """Refuse numbers that are not finite, or that do not fit into 64 bits."""
+def check_numbers(values: Mapping[str, Any], what: str) -> None:
+    """Check that all numbers are finite and fit into 64 bits.
+
+    Args:
+        values: field name to value.
+        what: name of such a field in error texts.
+
+    Raises:
+        InvalidSettings: naming the field.
+    """
     for name, value in values.items():
         for number in _iterate_numbers(value):
             if not abs(number) < LARGEST_NUMBER:
@@ -88,8 +96,30 @@ def check_types(instance: Any, what: str) -> None:
         value = getattr(instance, name)
         if not _fits(value, kind):
             got = f"the class {value.__name__}" if isinstance(value, type) else repr(value)[:80]
-            expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+            expected = kind.__name__ if isinstance(kind, type) else re.sub(r"\w+\.", "", str(kind))
             raise InvalidSettings(f"{what} {name} must be {expected}, got {got}")
+
+
+def check_knobs(instance: Any, what: str) -> None:
+    """Check the types and numbers of a frozen dataclass's fields. A list for a tuple becomes one, which has a hash.
+
+    Args:
+        instance: the dataclass.
+        what: name of such a field in error texts, for example ``"svg2 knob"``.
+
+    Raises:
+        InvalidSettings: naming the field.
+    """
+    check_types(instance, what)
+    values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
+    check_numbers(values, what)
+    for name, kind in _field_types(instance.__class__).items():
+        if isinstance(values[name], list) and _takes_tuple(kind):
+            object.__setattr__(instance, name, tuple(values[name]))
+
+
+def _takes_tuple(kind: Any) -> bool:
+    return any(get_origin(member) is tuple for member in (kind, *get_args(kind)))
 
 
 @functools.cache
@@ -157,7 +187,7 @@ def _parse_knob(value: Any, kind: Any) -> Any:
     if type(None) in kinds and value.lower() == "none":
         return None
     parts = [part for part in re.split("[,+]", value) if part]
-    if any(get_origin(k) is tuple for k in kinds) and (len(parts) > 1 or float not in kinds):
+    if _takes_tuple(kind) and (len(parts) > 1 or float not in kinds):
         return parts
     return value
 

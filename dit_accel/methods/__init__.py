@@ -7,10 +7,13 @@ from dit_accel.methods.dense import Dense
 from dit_accel.methods.neighborhood import Neighborhood
 from dit_accel.methods.permuted_blocks import PermutedBlocks
 from dit_accel.methods.radial import Radial
+from dit_accel.methods.raster_window import RasterWindow
 from dit_accel.methods.re_ttention import ReTtention
+from dit_accel.methods.sparge_attn import SpargeAttn
 from dit_accel.methods.svg import SVG
 from dit_accel.methods.svg2 import SVG2
 from dit_accel.methods.svg_ear import SVGEar
+from dit_accel.methods.topk_blocks import TopKBlocks
 from dit_accel.methods.xattention import XAttention
 
 _ALL: tuple[type[Method], ...] = (
@@ -19,11 +22,14 @@ _ALL: tuple[type[Method], ...] = (
     SVGEar,
     ReTtention,
     SVG,
+    SpargeAttn,
     XAttention,
     PermutedBlocks,
+    TopKBlocks,
     Neighborhood,
     Radial,
     Band,
+    RasterWindow,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _ALL}
 
@@ -50,8 +56,11 @@ __all__ = [
     "Neighborhood",
     "PermutedBlocks",
     "Radial",
+    "RasterWindow",
     "ReTtention",
     "SVGEar",
+    "SpargeAttn",
+    "TopKBlocks",
     "XAttention",
     "find_method",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings
+from dit_accel.io.parsing import check_knobs
 from dit_accel_kernels import with_dense_tokens
 
 if TYPE_CHECKING:
@@ -52,12 +54,30 @@ class Method(abc.ABC):
         source: Paper or project that the method comes from.
         static: True if a plan depends on shapes alone, so that all layers, branches and steps share it.
         spatial: True if a plan depends on where tokens lie in the grid.
+        fine: True if groups hold so few tokens that the pairs outside a plan take far longer than dense attention.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     static: ClassVar[bool] = False
     spatial: ClassVar[bool] = False
+    fine: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        """Check the types of all knobs before a subclass's own checks, which compare values."""
+        super().__init_subclass__()
+        own_checks = cls.__dict__.get("__post_init__")
+        if own_checks is not None:
+
+            @functools.wraps(own_checks)
+            def check(self: Method) -> None:
+                Method.__post_init__(self)
+                own_checks(self)
+
+            cls.__post_init__ = check  # type: ignore[method-assign]
+
+    def __post_init__(self) -> None:
+        check_knobs(self, f"{self.name} knob")
 
     @property
     def needs_grid(self) -> bool:
@@ -68,6 +88,15 @@ class Method(abc.ABC):
         """Return the methods that knobs hold or name, by the name of the knob."""
         knobs = {knob.name: getattr(self, knob.name) for knob in fields(self)}
         return {name: value for name, value in knobs.items() if isinstance(value, Method)}
+
+    @property
+    def observes(self) -> bool:
+        """Return True if the dense steps of the schedule also prepare the method's state, by `observe`."""
+        return False
+
+    def observe(self, call: AttentionCall, state: Any, ops: Ops) -> None:
+        """Prepare the state in a dense step, for the sparse steps that follow."""
+        raise NotImplementedError(f"{self.name} does not observe dense steps")
 
     def new_state(self) -> Any:
         """Return fresh state for one (layer, branch, shape). It lives until the run ends."""
@@ -139,19 +168,27 @@ def with_text(plan: Plan | None, call: AttentionCall) -> Plan | None:
 
 def check_share(name: str, value: float, *, above: float | None = None) -> None:
     """Raise InvalidSettings unless a knob lies in [0, 1], or in (0, 1] with ``above=0``."""
-    _check_number(name, value)
+    check_number(name, value)
     low = "(0" if above == 0 else "[0"
     if not (0.0 <= value <= 1.0) or value == above:
         raise InvalidSettings(f"{name} must be in {low}, 1], got {value}")
 
 
+def check_between(name: str, value: float, low: float, high: float) -> None:
+    """Raise InvalidSettings unless a knob lies in [low, high]."""
+    check_number(name, value)
+    if not low <= value <= high:
+        raise InvalidSettings(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
 def check_count(name: str, value: int) -> None:
     """Raise InvalidSettings unless a knob is at least 1."""
-    _check_number(name, value)
+    check_number(name, value)
     if value < 1:
         raise InvalidSettings(f"{name} must be at least 1, got {value}")
 
 
-def _check_number(name: str, value: object) -> None:
+def check_number(name: str, value: object) -> None:
+    """Raise InvalidSettings unless a knob is a number."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise InvalidSettings(f"{name} must be a number, got {value!r}")

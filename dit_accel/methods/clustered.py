@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops, heads_first
@@ -14,6 +14,9 @@ from dit_accel_kernels import BlockMap
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Init = Literal["strided", "random"]
 
 
 @dataclass
@@ -55,13 +58,18 @@ class Clustered(Refreshed):
     Attributes:
         query_clusters: Clusters of queries per head. None makes one for 64 tokens, at most 300.
         key_clusters: Clusters of keys per head. None makes one for 16 tokens, at most 1000.
-        kmeans_iterations: Rounds of k-means at the first sparse step, and at later steps, which start from the last
-            centroids.
+        kmeans_iterations: Rounds of k-means at the first step, and at later steps, which start from the last centroids.
+        init: Tokens that k-means starts from. ``"strided"`` takes tokens at even distances. ``"random"`` draws them, as
+            the released code does, and every run draws the same ones.
+        dense_kmeans: True also runs k-means in the steps that are dense by ``schedule.dense_steps``, so that the
+            centroids are warm at the first sparse step.
     """
 
     query_clusters: int | None = None
     key_clusters: int | None = None
     kmeans_iterations: tuple[int, int] = (8, 1)
+    init: Init = "strided"
+    dense_kmeans: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +82,13 @@ class Clustered(Refreshed):
                 f"kmeans_iterations must both be at least 1, got {self.kmeans_iterations}"
             )
 
+        if self.init not in get_args(Init):
+            raise InvalidSettings(f"init must be strided or random, got {self.init!r}")
+
+    @property
+    def observes(self) -> bool:
+        return self.dense_kmeans
+
     def new_state(self) -> ClusterState:
         return ClusterState()
 
@@ -83,16 +98,14 @@ class Clustered(Refreshed):
         keys = self.key_clusters or min(1000, max(1, tokens // 16))
         return min(queries, tokens), min(keys, tokens)
 
+    def observe(self, call: AttentionCall, state: ClusterState, ops: Ops) -> None:
+        self.cluster(call.visual(), state, ops)
+
     def new_plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
-        query, key, _ = heads_first(call)
+        query_labels, key_labels = self.cluster(call, state, ops)
+        assert state.query_centroids is not None
+        assert state.key_centroids is not None
         queries, keys = self.clusters(call.tokens)
-        rounds = self.kmeans_iterations
-        query_labels, state.query_centroids = ops.kmeans(
-            query, queries, warm(state.query_centroids, queries), rounds
-        )
-        key_labels, state.key_centroids = ops.kmeans(
-            key, keys, warm(state.key_centroids, keys), rounds
-        )
         clusters = Clusters(
             state.query_centroids,
             state.key_centroids,
@@ -100,6 +113,19 @@ class Clustered(Refreshed):
             *ops.group(key_labels, keys),
         )
         return self.choose(call, clusters, ops)
+
+    def cluster(self, call: AttentionCall, state: ClusterState, ops: Ops) -> tuple[Tensor, Tensor]:
+        """Move the centroids of a state to a call, and return the labels of queries and keys, ``[B, H, S]``."""
+        query, key, _ = heads_first(call)
+        queries, keys = self.clusters(call.tokens)
+        rounds, init = self.kmeans_iterations, self.init
+        query_labels, state.query_centroids = ops.kmeans(
+            query, queries, warm(state.query_centroids, queries), rounds, init
+        )
+        key_labels, state.key_centroids = ops.kmeans(
+            key, keys, warm(state.key_centroids, keys), rounds, init
+        )
+        return query_labels, key_labels
 
     @abc.abstractmethod
     def choose(self, call: AttentionCall, clusters: Clusters, ops: Ops) -> Plan:

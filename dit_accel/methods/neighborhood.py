@@ -14,7 +14,7 @@ from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import Method, check_share
-from dit_accel.methods.blocks import static_map, tiles
+from dit_accel.methods.blocks import check_sizes, static_map, tiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +35,8 @@ class Neighborhood(Method):
             shares, it is the one that is most like the grid. Its sizes are odd, or those of the grid. The report has
             the share that the window gives.
         window: Number of tiles of the window along (frames, rows, columns). It replaces density. A size above that of
-            the grid takes all tiles. An even size has one more tile before the query's tile than after it. None
-            takes the window from density.
+            the grid takes all tiles. An even size has one more tile before the query's tile than after it. A sequence
+            of windows has one for each head. None takes the window from density.
         tile: Largest number of tokens of a tile along (frames, rows, columns).
     """
 
@@ -46,18 +46,15 @@ class Neighborhood(Method):
     static: ClassVar[bool] = True
 
     density: float = 0.3
-    window: tuple[int, int, int] | None = None
+    window: tuple[int, int, int] | tuple[tuple[int, int, int], ...] | None = None
     tile: tuple[int, int, int] = (2, 4, 4)
 
     def __post_init__(self) -> None:
         check_share("density", self.density)
-        for name in ("tile", "window"):
-            sizes = getattr(self, name)
-            if sizes is None:
-                continue
-            if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
-                raise InvalidSettings(f"{name} must be three whole numbers above 0, got {sizes}")
-            object.__setattr__(self, name, tuple(sizes))  # a list has no hash
+        object.__setattr__(self, "tile", check_sizes("tile", self.tile))
+        if self.window is not None:
+            boxes = tuple(check_sizes("window", box) for box in _boxes(self.window))
+            object.__setattr__(self, "window", boxes if len(boxes) > 1 else boxes[0])
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         layout, device = call.layout, call.query.device
@@ -66,18 +63,49 @@ class Neighborhood(Method):
             grid = (layout.frames, layout.height, layout.width)
             # Without tensors, because the host would wait for a choice on the device.
             lengths = [tile_lengths(*axis) for axis in zip(grid, self.tile, strict=True)]
-            window = self.window or choose_window(lengths, self.density)
-            frames, rows, columns = (
-                window_mask(len(axis), size, device)
-                for axis, size in zip(lengths, window, strict=True)
-            )
-            keep = (  # [T, Y, X, T, Y, X]
-                frames[:, None, None, :, None, None]
-                & rows[:, None, None, :, None]
-                & columns[:, None, None, :]
-            )
-            selected = keep.reshape(groups.sizes.numel(), groups.sizes.numel())
+            counts = [len(axis) for axis in lengths]
+            windows = self.windows(lengths, call.query.shape[2])
+            selected = torch.stack([box_mask(counts, window, device) for window in windows])
             return Plan(static_map(call, groups, groups, selected))
+
+    def windows(self, lengths: Sequence[Sequence[int]], heads: int) -> list[tuple[int, ...]]:
+        """Return one window for all heads, or one for each head.
+
+        Args:
+            lengths: Number of tokens of each tile along each axis.
+            heads: Number of heads.
+        """
+        if self.window is None:
+            return [choose_window(lengths, self.density)]
+        windows = _boxes(self.window)
+        if len(windows) not in (1, heads):
+            raise InvalidSettings(f"window has {len(windows)} windows for {heads} heads")
+        return windows
+
+
+def _boxes(window: Sequence[Any]) -> list[Any]:
+    """Return the windows of a knob that holds one or several."""
+    several = any(isinstance(size, list | tuple) for size in window)
+    return list(window) if several else [window]
+
+
+def box_mask(counts: Sequence[int], window: Sequence[int], device: torch.device) -> Tensor:
+    """Return the tiles in the box of each tile, bool ``[G, G]``.
+
+    Args:
+        counts: Number of tiles along each axis.
+        window: Number of tiles of the box along each axis.
+        device: Device of the result.
+    """
+    frames, rows, columns = (
+        window_mask(count, size, device) for count, size in zip(counts, window, strict=True)
+    )
+    keep = (  # [T, Y, X, T, Y, X]
+        frames[:, None, None, :, None, None]
+        & rows[:, None, None, :, None]
+        & columns[:, None, None, :]
+    )
+    return keep.reshape(math.prod(counts), math.prod(counts))
 
 
 def window_mask(tiles: int, size: int, device: torch.device) -> Tensor:

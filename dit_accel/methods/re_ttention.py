@@ -13,12 +13,16 @@ from dit_accel.core.attention_call import AttentionCall
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import Attended, Method, MethodState, check_count, check_share
+from dit_accel.methods.blocks import uniform_blocks
 from dit_accel_kernels import BlockMap
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Mode = Literal["merge", "paper"]
+
+SMALLEST_SHARE = 1e-6
+"""Share outside a mask of single tokens that is told from rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class ReTtention(Method):
     """Attention within a mask, merged with attention outside it that was stored at the last full step.
 
     The log-sum-exps give the weights of the two. A full step runs the mask and its complement, so it costs one full
-    attention.
+    attention. With a mask of single tokens it runs the mask and dense attention instead.
 
     Attributes:
         mode: ``"merge"`` weights the stored rest against the new log-sum-exp of the mask, so the result is always
@@ -138,6 +142,13 @@ class ReTtention(Method):
     def needs_grid(self) -> bool:
         return self.inner.needs_grid and not self.repeats_all
 
+    @property
+    def observes(self) -> bool:
+        return self.inner.observes and not self.repeats_all
+
+    def observe(self, call: AttentionCall, state: Statistics, ops: Ops) -> None:
+        self.inner.observe(call, state.mask_state, ops)
+
     def new_state(self) -> Statistics:
         return Statistics(mask_state=self.inner.new_state())
 
@@ -169,17 +180,21 @@ class ReTtention(Method):
 
     def full_step(self, call: AttentionCall, state: Statistics, ops: Ops) -> Attended | None:
         """Run full attention by mask and complement, and store what sparse steps need."""
-        if state.by is not self:  # a rule changed the knobs, perhaps the mask
+        if state.by not in (None, self):  # a rule changed the knobs, perhaps the mask
             state.mask_state = self.inner.new_state()
         plan = self.inner.plan(call, state.mask_state, ops)
         if plan is None:
             return None
         mask = plan.block_map
         out, lse = ops.partial(mask, call)
-        rest, rest_lse = ops.partial(mask.complement(), call)
         assert lse is not None
-        assert rest_lse is not None
-        whole, _ = ops.merge(out, lse, rest, rest_lse)
+        if self.inner.fine:
+            whole, rest, rest_lse = subtract_mask(call, out, lse, ops)
+        else:
+            rest, maybe_lse = ops.partial(mask.complement(), call)
+            assert maybe_lse is not None
+            rest_lse = maybe_lse
+            whole, _ = ops.merge(out, lse, rest, rest_lse)
         state.step, state.by, state.uses = call.context.step, self, 0
         state.block_map, state.density = mask, plan.density
         state.heads = heads = self.policy(lse, rest_lse, ops)
@@ -247,6 +262,34 @@ class ReTtention(Method):
 
 def _knobs(kind: type[Method]) -> set[str]:
     return {f.name for f in fields(kind)}
+
+
+def subtract_mask(
+    call: AttentionCall, out: Tensor, lse: Tensor, ops: Ops
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute dense attention, and the attention outside a mask as the difference.
+
+    Args:
+        call: The attention call.
+        out: Attention within the mask, ``[B, N, S, D]``.
+        lse: Its log-sum-exp, ``[B, N, S]``.
+        ops: The ops.
+
+    Returns:
+        Dense attention, the attention outside the mask, and the log-sum-exp of the latter.
+    """
+    order, offsets = uniform_blocks(call, call.tokens)
+    one_group = BlockMap(
+        offsets.new_ones(*offsets.shape[:2], 1, 1).bool(), order, offsets, order, offsets
+    )
+    whole, whole_lse = ops.partial(one_group, call)
+    assert whole_lse is not None
+    with ops.timer("merge", out.device):
+        share = (lse - whole_lse).exp()
+        outside = (1.0 - share).clamp(min=SMALLEST_SHARE)
+        difference = whole.float() - share[..., None] * out.float()
+        rest = (difference / outside[..., None]).to(out.dtype)
+        return whole, rest, whole_lse + outside.log()
 
 
 def select_heads(call: AttentionCall, heads: Tensor) -> AttentionCall:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops, heads_first
+from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import Refreshed, check_count, check_share
 from dit_accel.methods.blocks import Groups, nearest, run_offsets, static_map
 from dit_accel_kernels import BlockMap, sampled_attention, spread_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Window = Literal["shifted", "published"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +30,17 @@ class SVG(Refreshed):
     sampled queries decide which order has the smaller error.
 
     Attributes:
-        density: Share of the keys, in [0, 1], including the first frame. The nearest block of keys is always kept.
+        density: Share of the keys, in [0, 1], including the first frame. The nearest block of keys is always kept. With
+            ``window="published"`` the first frame comes on top.
         samples: Number of queries that decide, spread over the whole sequence. The paper's code draws them from the
             first 10,000 tokens.
         block: Tokens in a group of queries. A group of keys has a quarter of that.
         first_frame: True lets every query attend to the first frame.
+        window: ``"shifted"`` gives every query the same number of keys: at an end of the order the band is shifted
+            inward. ``"published"`` cuts the band there, as the released code does, and makes it as wide as the
+            published formula does for ``density``. Its width is rounded up to whole blocks, or down without the first
+            frame, as for the released models. Temporal heads then attend to the first places of their own order, not
+            to the first frame.
     """
 
     name: ClassVar[str] = "svg"
@@ -41,12 +51,15 @@ class SVG(Refreshed):
     samples: int = 64
     block: int = 64
     first_frame: bool = True
+    window: Window = "shifted"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("density", self.density)
         check_count("samples", self.samples)
         check_count("block", self.block)
+        if self.window not in get_args(Window):
+            raise InvalidSettings(f"window must be shifted or published, got {self.window!r}")
 
     def new_plan(self, call: AttentionCall, state: Any, ops: Ops) -> Plan:
         with ops.timer("selection", call.query.device):
@@ -67,16 +80,40 @@ class SVG(Refreshed):
             order = order.view(layout.frames, per_frame).t().flatten()
         queries = _runs(order, 0, block)
         sink = per_frame if self.first_frame and layout.frames > 1 else 0
-        first = (order >= sink).to(torch.int8).argsort(stable=True)
-        keys = _runs(order[first], sink, max(1, block // 4))
+        published = self.window == "published"
+        key_order = order
+        if not published:  # the keys of the first frame come first in both orders
+            key_order = order[(order >= sink).to(torch.int8).argsort(stable=True)]
+        keys = _runs(key_order, sink, max(1, block // 4))
         place = torch.empty(tokens, dtype=torch.float32, device=device)
         place[order] = torch.arange(tokens, dtype=torch.float32, device=device)
         centers = [_middles(place, groups) for groups in (queries, keys)]
         distance = (centers[0][:, None] - centers[1]).abs()
         in_sink = keys.offsets[:-1] < sink
-        far = distance.masked_fill(in_sink, torch.inf)
-        keep = nearest(far, keys.sizes, self.density * tokens - sink)
+        if published:
+            width = self.width(tokens, layout.text_tokens)
+            keep = distance <= distance.amin(-1, keepdim=True).clamp(min=width)
+        else:
+            far = distance.masked_fill(in_sink, torch.inf)
+            keep = nearest(far, keys.sizes, self.density * tokens - sink)
         return static_map(call, queries, keys, keep | in_sink)
+
+    def width(self, tokens: int, text_tokens: int) -> float:
+        """Return the largest distance in the published band.
+
+        A band of this width that is cut at both ends, with all rows and columns of the text, has the density. A density
+        of 1 keeps all keys.
+        """
+        if self.density >= 1:
+            return tokens
+        total = tokens + text_tokens
+        share = self.density - 2 * text_tokens / total
+        width = total * (1 - math.sqrt(1 - min(max(share, 0.0), 1.0)))
+        if self.first_frame:
+            return math.ceil(width / self.block) * self.block
+        return (
+            math.floor(width / self.block) * self.block - 0.5
+        )  # the released code excludes the limit here
 
     def errors(self, call: AttentionCall, maps: Sequence[BlockMap]) -> list[Tensor]:
         """Return the squared error of each map on sampled queries, float32 ``[B, H]``."""

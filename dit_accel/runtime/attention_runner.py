@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -55,6 +56,9 @@ class AttentionRunner(MethodRunner):
             run.advisor.check(route.method, call.query, runs=route.reason is None)
         if route.reason is not None:
             return _fall_back(run, route.reason, dense)
+        if route.observer is not None:
+            for key, sample in _states(forward, call, layer):
+                self.observe(sample, run, route.observer, key)
         attended = None
         if route.method is not None:
             attended = self._attend_sparse(run, forward, route.method, call, layer)
@@ -86,13 +90,8 @@ class AttentionRunner(MethodRunner):
         self, run: Run, forward: Forward, method: Method, call: AttentionCall, layer: Layer
     ) -> Tensor | None:
         """Return sparse attention, or None if the method prefers dense attention."""
-        number = forward.calls[layer.id]
         outputs, densities = [], []
-        for index, sample in enumerate(call.samples()):
-            key = StateKey(
-                *(layer.id, forward.step_info.stream, call.context.branch == PERTURBED),
-                *(number, index, tuple(sample.query.shape)),
-            )
+        for key, sample in _states(forward, call, layer):
             attended = self.run_method(sample, run, method, key)
             if attended is None:
                 return None
@@ -137,6 +136,18 @@ def _attention_call(
         ),
         layout=layout or TokenLayout(1, 1, dense.query.shape[1]),
     )
+
+
+def _states(
+    forward: Forward, call: AttentionCall, layer: Layer
+) -> Iterator[tuple[StateKey, AttentionCall]]:
+    """Yield the samples of a call, each with the key of its state."""
+    for index, sample in enumerate(call.samples()):
+        key = StateKey(
+            *(layer.id, forward.step_info.stream, call.context.branch == PERTURBED),
+            *(forward.calls[layer.id], index, tuple(sample.query.shape)),
+        )
+        yield key, sample
 
 
 def _fall_back(run: Run, reason: str, dense: DenseCall) -> Tensor:

@@ -194,7 +194,9 @@ def find_rates(device: str, dtype: str) -> Rates | None:
 def min_density(method: Method) -> float | None:
     """Return the smallest share of the keys that a method computes; None if its knobs do not set one."""
     if isinstance(method, SVGEar):
-        return min(method.densities)
+        # The budget of top_p pays for twice the reserved clusters at least.
+        reserved = min(1.0, 2 * method.min_key_share)
+        return reserved if method.budget == "top_p" else min(method.densities)
     return method.min_key_share if isinstance(method, SVG2) else None
 
 

@@ -105,10 +105,12 @@ class Route:
     Attributes:
         method: The method that runs, with the knobs of the matching rules; None if the call runs dense.
         reason: Why the call falls back to dense attention; None if the schedule makes it dense.
+        observer: The method that prepares its state although the schedule makes the step dense.
     """
 
     method: Method | None = None
     reason: str | None = None
+    observer: Method | None = None
 
 
 class MethodRunner:
@@ -147,15 +149,19 @@ class MethodRunner:
         rules = schedule.matching_rules(context)
         run.matched_rules.update(rules)
         method = self._method_with(rules)
-        if isinstance(method, Dense) or schedule.is_dense(context, rules):
+        if isinstance(method, Dense):
             return Route()
+        route = Route(method)
         if dense_reason is not None:
-            return Route(reason=dense_reason)
-        if method.needs_grid and not has_grid:
-            return Route(reason=f"{method.name} needs tokens that lie in a grid")
-        if tokens < min_tokens:
-            return Route(method, f"fewer than {min_tokens} tokens")
-        return Route(method)
+            route = Route(reason=dense_reason)
+        elif method.needs_grid and not has_grid:
+            route = Route(reason=f"{method.name} needs tokens that lie in a grid")
+        elif tokens < min_tokens:
+            route = Route(method, f"fewer than {min_tokens} tokens")
+        if not schedule.is_dense(context, rules):
+            return route
+        observes = method.observes and route.reason is None and schedule.warms_up(context, rules)
+        return Route(observer=method if observes else None)
 
     def min_tokens(self, device_type: str) -> int:
         """Return the schedule's ``min_tokens``, or the crossover of a device if it has none."""
@@ -179,6 +185,10 @@ class MethodRunner:
         precision = self.precisions.resolve(self.profile.precision, call.query.device)
         call = replace(call, precision=precision)
         return method.attend(call, run.state_of(key, method), run.ops)
+
+    def observe(self, call: AttentionCall, run: Run, method: Method, key: Hashable) -> None:
+        """Let a method prepare its state in a dense step; the arguments are those of `run_method`."""
+        method.observe(call, run.state_of(key, method), run.ops)
 
     def _method_with(self, rules: tuple[int, ...]) -> Method:
         """Return the method with the knobs of some rules; equal rules share one object."""

@@ -52,7 +52,6 @@ class Profile:
 
     def __post_init__(self) -> None:
         check_types(self, "profile")
-        check_types(self.method, f"{self.method.name} knob")
         rules = tuple(
             dataclasses.replace(rule, knobs=json.loads(json.dumps(plain(rule.knobs))))
             for rule in self.schedule.rules

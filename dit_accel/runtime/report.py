@@ -29,7 +29,8 @@ class AttentionReport:
         config: Its knobs, with the schedule and the guard.
         family: Family of the transformers.
         precision: Precision of the ``sparse`` and of the ``dense`` calls.
-        remarks: Settings that had no effect, precisions that differ from their requests, deviations of guidance.
+        remarks: The recipe that the settings come from, settings that had no effect, precisions that differ from their
+            requests, deviations of guidance.
         calls: Number of calls: ``dense`` (by the schedule), ``sparse``, and ``fallback`` (could not be sparse).
         fallbacks: Number of fallback calls by reason.
         density: Computed share of the (query, key) pairs, as the mean over ``sparse_calls`` and over ``all_calls``.
@@ -218,6 +219,10 @@ def _remarks(run: Run, guidance: PerturbedBranch | None) -> list[str]:
     if not run.stats.calls.total():
         return remarks
     schedule = run.profile.schedule
+    recipe = str(run.profile.provenance.get("recipe", ""))
+    remarks += (
+        [f"settings from {recipe}"] if recipe.startswith(f"{run.profile.method.name}:") else []
+    )
     if not isinstance(run.profile.method, Dense):
         remarks += schedule.without_effect(run.num_steps)
         all_dense = schedule.all_dense(run.num_steps)

@@ -243,10 +243,11 @@ class Session(Closable):
         guidance = context.guidance
         if guidance is None:
             return self._run_guarded(context, call)
+        again = call.with_own_lists()
         with guidance.recording(call.module):
             output = self._run_guarded(context, call)
-        rerun = self._perturbed_forward(context, call)
-        return guidance.guide(call.module, call.arguments, output, rerun)
+        rerun = self._perturbed_forward(context, again)
+        return guidance.guide(call.module, again.arguments, output, rerun)
 
     def _begin_forward(
         self, context: RunContext, call: hooks.ForwardCall, pipe: Any, own_loop: bool
@@ -284,12 +285,13 @@ class Session(Closable):
 
     def _run_guarded(self, context: RunContext, call: hooks.ForwardCall) -> Any:
         """Run a forward. Run it again, dense, if the guard found output that is not finite."""
+        again = call.with_own_lists()
         output = call.run()
         if context.run.guard.check():
             assert context.forward is not None
             context.run.states.clear()
             context.forward = context.forward.again_dense()
-            output = call.run()
+            output = again.run()
         return output
 
     def _perturbed_forward(

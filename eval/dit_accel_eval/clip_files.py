@@ -21,6 +21,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
 # ffmpeg otherwise repeats and drops frames until their rate is constant.
 EVERY_FRAME = ("-fps_mode", "passthrough")
+# ffmpeg otherwise rounds down, and is up to 2 of 255 too dark.
+EXACT_COLOURS = ("-sws_flags", "bicubic+accurate_rnd+full_chroma_int")
 ORIENTATION = 0x0112
 LARGEST_16_BITS = 65535
 
@@ -95,7 +97,9 @@ def _read_folder(path: Path) -> list[np.ndarray]:
 def _read_video(path: Path) -> list[np.ndarray]:
     """Return the decoded frames of a video with 8 bits, each once."""
     check_regular_file(path, "video")
-    with imageio.get_reader(path, format="FFMPEG", output_params=[*EVERY_FRAME]) as reader:
+    with imageio.get_reader(
+        path, format="FFMPEG", output_params=[*EVERY_FRAME, *EXACT_COLOURS]
+    ) as reader:
         return [np.asarray(frame) for frame in reader]  # type: ignore[attr-defined]
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from dit_accel.core.progress import Progress
 from dit_accel.errors import InvalidSettings, first_line
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.jsonl import to_json
@@ -28,6 +27,8 @@ FIGURES = ("psnr", "ssim", "lpips", "flicker", "drift")
 CONDITIONAL = {"SSIM": "ssim_reason", "LPIPS": "lpips_reason"}
 # The page shows the least similar pairs.
 PLAYERS = 8
+# Seconds after which progress is shown.
+PATIENCE = 2.0
 
 Pairs = Mapping[str, tuple[Path, Path]]
 """Reference and other clip by the name of the pair."""
@@ -63,7 +64,11 @@ class Comparison:
 
 
 def compare(
-    reference: Path, other: Path, out: Path | None, backbone: Path | None = None
+    reference: Path,
+    other: Path,
+    out: Path | None,
+    backbone: Path | None = None,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Measure every pair of clips, and write ``compare.json``.
 
@@ -71,6 +76,7 @@ def compare(
         reference, other: two clips, or two folders with clips of the same names.
         out: folder for ``compare.json``; None writes nothing.
         backbone: weights of LPIPS's network, as in `dit_accel_eval.metrics.lpips.lpips`.
+        progress: what shows the progress.
 
     Raises:
         InvalidSettings: for clips that do not come in pairs.
@@ -80,7 +86,9 @@ def compare(
         require_encoder(VP9)
     pairs = match_clips(reference, other)
     records, errors = [], []
-    for name, files in tqdm(pairs.items(), desc="compare", disable=None):
+    progress = progress or Progress()
+    items = list(pairs.items())
+    for name, files in progress.iterate(items, "comparing", unit="pair", patience=PATIENCE):
         try:
             records.append({"clip": name, **measure(name, *files, backbone)})
         except (ValueError, RuntimeError) as error:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from diffusers import DiffusionPipeline, attention_backend
 
 from dit_accel import Profile
+from dit_accel.errors import InvalidSettings
 from dit_accel.generation.render import Clip, render, render_with
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.io.jsonl import write_json
+from dit_accel.io.parsing import parse_dataclass
+from dit_accel.io.reading import read_json
 from dit_accel_eval.noise_floor import OtherBackend
 from dit_accel_eval.settings import ALL_SPARSE
 
 NATIVE = "native"
 PLAIN = "plain products"
+CUDNN = "_native_cudnn"
+BACKENDS = (NATIVE, PLAIN, CUDNN)
 TRIAL_STEPS = 4
 
 
@@ -46,8 +51,16 @@ class DenseBackend:
 
     @classmethod
     def load(cls, path: Path) -> DenseBackend:
-        """Read what `save` wrote."""
-        return cls(**json.loads(path.read_text()))
+        """Read what `save` wrote.
+
+        Raises:
+            InvalidSettings: if the file is missing or damaged.
+        """
+        values = read_json(path, "timing of dense attention")
+        if not isinstance(values, Mapping) or values.get("name") not in BACKENDS:
+            raise InvalidSettings(f"{path} holds no timing of dense attention: remove it")
+        backend: DenseBackend = parse_dataclass(cls, values, f"{path}:")
+        return backend
 
     def save(self, path: Path) -> None:
         """Write a JSON file."""
@@ -61,7 +74,7 @@ def fastest_dense(pipe: DiffusionPipeline, settings: RenderSettings) -> DenseBac
     """
     short = replace(settings, steps=min(settings.steps or TRIAL_STEPS, TRIAL_STEPS))
     seconds = {}
-    for name in (NATIVE, PLAIN if settings.device == "cpu" else "_native_cudnn"):
+    for name in (NATIVE, PLAIN if settings.device == "cpu" else CUDNN):
         backend = DenseBackend(name)
         try:
             backend.render(pipe, replace(short, steps=1))

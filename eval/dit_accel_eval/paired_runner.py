@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from dit_accel.core.progress import Progress
 from dit_accel.errors import RunFailed, first_line
+from dit_accel.generation.call_progress import show_call
 from dit_accel.generation.distributed import Process, this_process
 from dit_accel.generation.loading import ModelCard, load_pipeline
 from dit_accel.generation.placement import LoadOptions
@@ -36,6 +37,8 @@ from dit_accel_eval.settings import WARM_UP_STEPS, Setting
 
 # A dense time is used this long, because the speed of a machine changes during a day.
 RETIME_SECONDS = 600.0
+# Parts of a clip are shown after this many seconds, because there are many clips.
+PATIENCE = 5.0
 NO_FRAMES = np.empty((0, 0, 0, 3), np.float32)
 
 Record = dict[str, Any]
@@ -78,6 +81,7 @@ class PairedRunner:
         folder: Folder that keeps dense frames. None renders them again whenever a clip is needed again.
         identity: What decides a dense clip besides its request, such as the weights.
         process: Process whose share of the clips is rendered.
+        progress: What shows the progress.
     """
 
     load: Callable[[], Any]
@@ -85,6 +89,7 @@ class PairedRunner:
     folder: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     process: Process = field(default_factory=this_process)
+    progress: Progress = field(default_factory=Progress)
     _warm: set[str] = field(default_factory=set, init=False)
     # When each dense clip was timed, and the clip without its frames.
     _timed: dict[str, tuple[float, Clip]] = field(default_factory=dict, init=False)
@@ -122,17 +127,21 @@ class PairedRunner:
             missing = [s for s in settings if log.key(describe(s, case)) not in done]
             if missing:
                 todo.append((case, missing))
-        for case, missing in tqdm(todo, desc="clips", disable=None if todo else True):
-            dense = self.dense(case)
-            for setting in missing:
-                record = {**describe(setting, case), "frames": len(dense.frames)}
-                try:
-                    clip = self.render(setting, case)
-                except torch.OutOfMemoryError as error:
-                    record["failed"] = f"out of memory: {first_line(error)}"
-                else:
-                    record |= measure(setting, case, dense, clip)
-                log.append(self.process.rank, record)
+        renders = sum(1 + len(missing) for _, missing in todo)
+        with self.progress.part("rendering", renders, unit="clip", patience=PATIENCE) as part:
+            for case, missing in todo:
+                dense = self.dense(case)
+                part.update()
+                for setting in missing:
+                    record = {**describe(setting, case), "frames": len(dense.frames)}
+                    try:
+                        clip = self.render(setting, case)
+                    except torch.OutOfMemoryError as error:
+                        record["failed"] = f"out of memory: {first_line(error)}"
+                    else:
+                        record |= measure(setting, case, dense, clip)
+                    log.append(self.process.rank, record)
+                    part.update()
         records = log.read()
         keys = [log.key(describe(s, case)) for case, settings in work for s in settings]
         return [records[key] for key in keys] if records.keys() >= set(keys) else None
@@ -150,21 +159,24 @@ class PairedRunner:
         if frames is not None and timed and time.monotonic() - measured_at < RETIME_SECONDS:
             return replace(timed, frames=frames)
         short = replace(settings, steps=WARM_UP_STEPS)
-        self._warm_up("dense reference", lambda: self.fastest.render(self.pipe, short))
-        timed = self.fastest.render(self.pipe, settings)
-        self._timed[name] = time.monotonic(), replace(timed, frames=NO_FRAMES)
-        if frames is None:
-            native = (
-                timed if self.fastest.name == NATIVE else render(self.pipe, settings.as_dense())
-            )
-            frames = check_finite(native, case).frames
-            if path:
-                save_frames(path, frames)
+        with show_call(self.pipe, self.progress, clip="dense", patience=PATIENCE):
+            self._warm_up("dense reference", lambda: self.fastest.render(self.pipe, short))
+            timed = self.fastest.render(self.pipe, settings)
+            self._timed[name] = time.monotonic(), replace(timed, frames=NO_FRAMES)
+            if frames is None:
+                is_native = self.fastest.name == NATIVE
+                native = timed if is_native else render(self.pipe, settings.as_dense())
+                frames = check_finite(native, case).frames
+                if path:
+                    save_frames(path, frames)
         return replace(timed, frames=frames)
 
     def render(self, setting: Setting, case: RenderSettings) -> Clip:
         """Render a clip with a setting. The first render of a label is preceded by a warm-up."""
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            show_call(self.pipe, self.progress, clip=setting.label, patience=PATIENCE),
+        ):
             # The run measures what this warning predicts.
             warnings.simplefilter("ignore", SlowdownWarning)
             self._warm_up(setting.label, lambda: setting.warm_up(self.pipe, case))
@@ -184,9 +196,12 @@ class PairedRunner:
             self._warm.add(label)
 
 
-def load_silently(card: ModelCard, load_options: LoadOptions) -> Any:
+def load_silently(
+    card: ModelCard, load_options: LoadOptions, progress: Progress | None = None
+) -> Any:
     """Load a pipeline and turn off its own progress bars."""
-    pipe = load_pipeline(card, load_options)
+    with (progress or Progress()).part(f"loading {Path(card.source).name}"):
+        pipe = load_pipeline(card, load_options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from dit_accel_eval.metrics.clip_score import cached_clip, clip_score_or_reason
 from dit_accel_eval.metrics.drift import drift
 from dit_accel_eval.metrics.flicker import flicker_difference
 from dit_accel_eval.metrics.lpips import cached_backbone, lpips_or_reason, net_of
+from dit_accel_eval.metrics.preference import PICKSCORE, find_weights_file
 from dit_accel_eval.metrics.psnr import psnr
 from dit_accel_eval.metrics.ssim import ssim_or_reason
 
@@ -81,7 +84,12 @@ def _clip_scores(dense: np.ndarray, other: np.ndarray, prompt: str) -> dict[str,
 def find_weights() -> dict[str, str]:
     """Return the place of the weights of each learned metric, or what is missing."""
     places = {}
-    for metric, find in (("LPIPS", cached_backbone), ("CLIP score", cached_clip)):
+    finders: dict[str, Callable[[], Path]] = {
+        "LPIPS": cached_backbone,
+        "CLIP score": cached_clip,
+        "PickScore": partial(find_weights_file, PICKSCORE),
+    }
+    for metric, find in finders.items():
         try:
             places[metric] = str(find())
         except NoBackbone as error:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +13,13 @@ from typing import Any
 from dit_accel.errors import InvalidSettings, first_line
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.io.jsonl import read_logs, write_json
+from dit_accel.io.reading import MEBIBYTE, read_json
 from dit_accel_eval.dense import DenseBackend
 from dit_accel_eval.paired_runner import Record
 
 PLAN, LOG = "evaluation.json", "results.jsonl"
+# A plan names every clip of every setting.
+LARGEST_RESULTS = 256 * MEBIBYTE
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Plan:
             InvalidSettings: for a folder without an evaluation.
         """
         try:
-            values = json.loads((out / PLAN).read_text())
+            values = read_json(out / PLAN, "evaluation", largest=LARGEST_RESULTS)
             values["request"] = RenderSettings.from_dict(values["request"])
             values["dense"] = DenseBackend(**values["dense"])
             return cls(**values)
@@ -96,13 +98,15 @@ def read_results(out: Path) -> Results:
         raise InvalidSettings(
             f"{out} holds no measured clip: run the same `dit-accel eval` to its end"
         )
-    clusters = read_json(out / plan.stability) or []
+    clusters = read_rows(out / plan.stability) or []
     return Results(plan, records, clusters, len(plan.clips) - len(records))
 
 
-def read_json(path: Path) -> Any:
-    """Return the value of a JSON file, or None for a missing or unreadable file."""
+def read_rows(path: Path) -> list[Record] | None:
+    """Return the rows of a JSON file, or None for a missing or damaged file."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        rows = read_json(path, "rows", largest=LARGEST_RESULTS)
+    except InvalidSettings:
         return None
+    is_rows = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    return rows if is_rows else None

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dit_accel.core.progress import Progress
+from dit_accel.errors import InvalidSettings
 from dit_accel.generation.distributed import Process, this_process
 from dit_accel.generation.forecast import predict_no_effect
 from dit_accel.generation.loading import ModelCard, ingredients
@@ -22,9 +24,9 @@ from dit_accel_eval.digest import digest
 from dit_accel_eval.metrics.clip_pairs import NoBackbone
 from dit_accel_eval.metrics.clip_score import load_clip
 from dit_accel_eval.metrics.lpips import backbone_digest
-from dit_accel_eval.paired_runner import PairedRunner, RecordLog, load_silently
+from dit_accel_eval.paired_runner import PATIENCE, PairedRunner, RecordLog, load_silently
 from dit_accel_eval.recorder import Recorder
-from dit_accel_eval.results import LOG, Plan, read_json
+from dit_accel_eval.results import LOG, Plan, read_rows
 from dit_accel_eval.settings import Setting
 from dit_accel_eval.stability import stability
 
@@ -50,7 +52,7 @@ class Evaluation:
         return [replace(self.base, prompt=p, seed=s).as_dense() for p, s in clips]
 
 
-def run_eval(evaluation: Evaluation, out: Path) -> bool:
+def run_eval(evaluation: Evaluation, out: Path, progress: Progress | None = None) -> bool:
     """Render and measure what a folder does not hold yet.
 
     What was asked for goes to ``out/evaluation.json``, and records go to ``out/results.jsonl`` (of further processes:
@@ -68,12 +70,14 @@ def run_eval(evaluation: Evaluation, out: Path) -> bool:
     process = this_process()
     for folder in (out, out / "clips", out / "dense"):
         sweep_temporaries(folder)
-    load = cache(lambda: load_silently(card, process.load_options(request.load_options)))
+    progress = progress if progress and process.rank == 0 else Progress()
+    load = cache(lambda: load_silently(card, process.load_options(request.load_options), progress))
     shared = asdict(replace(request, prompt="", seed=0))
     path = out / f"fastest-dense-{digest({**shared, **identity})}.json"
-    fastest = find_fastest(path, request, load, process)
+    with progress.part("timing dense attention", patience=PATIENCE):
+        fastest = find_fastest(path, request, load, process)
     identity["dense"] = fastest.name
-    runner = PairedRunner(load, fastest, out / "dense", identity, process)
+    runner = PairedRunner(load, fastest, out / "dense", identity, process, progress)
     recorder = Recorder(out, runner, evaluation.backbone)
     settings = recorder.distinct(evaluation.settings, cases[0])
     stability_file = f"stability-{runner.dense_name(cases[0])}.json"
@@ -90,7 +94,8 @@ def run_eval(evaluation: Evaluation, out: Path) -> bool:
         is_complete=recorder.is_complete,
     )
     recorder.write_missing_dense(list(log.read().values()), process.share(cases))
-    measure_stability(out / stability_file, runner, cases[0])
+    with progress.part("measuring the stability of clusters", patience=PATIENCE):
+        measure_stability(out / stability_file, runner, cases[0])
     return records is not None and (out / stability_file).is_file()
 
 
@@ -131,16 +136,19 @@ def describe_cost(evaluation: Evaluation, out: Path) -> str:
 def find_fastest(
     path: Path, request: RenderSettings, load: Callable[[], Any], process: Process
 ) -> DenseBackend:
-    """Return the fastest dense attention from a file, which the first process writes if it is missing."""
-    if process.rank == 0 and read_json(path) is None:
-        fastest_dense(load(), request).save(path)
+    """Return the fastest dense attention from a file. The first process writes it if it is missing or damaged."""
+    if process.rank == 0:
+        try:
+            DenseBackend.load(path)
+        except InvalidSettings:
+            fastest_dense(load(), request).save(path)
     process.wait()
     return DenseBackend.load(path)
 
 
 def measure_stability(path: Path, runner: PairedRunner, case: RenderSettings) -> None:
     """Write the `stability` of a clip to a file in the first process, unless the file holds it."""
-    if runner.process.rank == 0 and read_json(path) is None:
+    if runner.process.rank == 0 and read_rows(path) is None:
         write_json(path, stability(runner.pipe, validate(case)[0]))
 
 

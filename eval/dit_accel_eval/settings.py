@@ -13,9 +13,11 @@ from dit_accel.generation.settings import (
     attention_settings,
     build_profile,
     parse_assignments,
+    resolve_profile,
 )
 from dit_accel.generation.validation import validate
 from dit_accel.runtime.profile import SUFFIXES
+from dit_accel.runtime.recipes import is_known
 from dit_accel_eval.noise_floor import OtherBackend, RoundedAttention
 
 if TYPE_CHECKING:
@@ -38,10 +40,14 @@ class Setting:
     profile: Profile = field(compare=False)
 
     @classmethod
-    def parse(cls, text: str) -> Setting:
-        """Read ``METHOD[:KNOB=VALUE]...`` or ``PROFILE_FILE[:KNOB=VALUE]...``.
+    def parse(cls, text: str, case: RenderSettings | None = None) -> Setting:
+        """Read a method, the file of a profile or a recipe, then ``:KNOB=VALUE`` for each knob to change.
 
-        Example: ``svg2:top_p=0.8:schedule.dense_steps=0:precision=int8``.
+        Example: ``svg2:top_p=0.8:schedule.dense_steps=0:precision=int8``, or ``svg2:published:top_p=0.8``.
+
+        Args:
+            text: the setting.
+            case: model and size, which decide the recipe of ``METHOD:published``; without them that is refused.
 
         Raises:
             InvalidSettings: for a part without ``=``, an unknown method or knob, or an invalid profile.
@@ -51,13 +57,16 @@ class Setting:
                 f"setting {text!a} has characters that cannot be printed: rename the file"
             )
         name, *parts = text.split(":")
+        if parts and is_known(f"{name}:{parts[0]}"):
+            name = f"{name}:{parts.pop(0)}"
+            name = resolve_profile(name, case) if case else name
         for part in parts:
             if "=" not in part:
-                raise InvalidSettings(f"setting {text!r}: {part!r} is not KNOB=VALUE")
+                raise InvalidSettings(f"setting {text!r}: {part!r} is not KNOB=VALUE, nor a recipe")
         knobs = parse_assignments(parts)
         modes = {key: knobs.pop(key, None) for key in ("precision", "dense_precision", "guard")}
-        path = Path(name) if Path(name).suffix in SUFFIXES else None
-        changes = attention_settings(path, {"method": None if path else name, **modes}, knobs)
+        source = name if is_known(name) or Path(name).suffix in SUFFIXES else None
+        changes = attention_settings(source, {"method": None if source else name, **modes}, knobs)
         return Setting(text, build_profile(RenderSettings("", **changes)))
 
     def identity(self, case: RenderSettings) -> dict[str, Any]:

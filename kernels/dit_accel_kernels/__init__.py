@@ -9,6 +9,8 @@ from dit_accel_kernels.centroid_attention import centroid_attention, skipped_att
 from dit_accel_kernels.centroid_error import centroid_error
 from dit_accel_kernels.contracts import BlockMap, ContractError
 from dit_accel_kernels.dense_tokens import with_dense_tokens
+from dit_accel_kernels.expansion import expanded_attention
+from dit_accel_kernels.expansion_error import GroupStatistics, expansion_error
 from dit_accel_kernels.grouping import group_by_label
 from dit_accel_kernels.kmeans import (
     group_means,
@@ -16,6 +18,7 @@ from dit_accel_kernels.kmeans import (
     kmeans,
     kmeans_assign,
     kmeans_update,
+    random_centroids,
     strided_centroids,
 )
 from dit_accel_kernels.merge import merge_attention, merge_attention_reference
@@ -30,14 +33,20 @@ from dit_accel_kernels.selection import (
     centroid_mass,
     group_logits,
     select_budget,
+    select_shared_budget,
+    select_top_cdf,
+    select_top_count,
     select_top_p,
+    select_top_p_budget,
 )
+from dit_accel_kernels.self_similarity import self_similarity
 from dit_accel_kernels.sparse_attention import sparse_attention, sparse_attention_reference
 
 __all__ = [
     "PRECISIONS",
     "BlockMap",
     "ContractError",
+    "GroupStatistics",
     "Precision",
     "antidiagonal_mass",
     "centroid_attention",
@@ -46,6 +55,8 @@ __all__ = [
     "centroid_mass",
     "check_precision",
     "dense_attention",
+    "expanded_attention",
+    "expansion_error",
     "group_by_label",
     "group_logits",
     "group_means",
@@ -57,10 +68,16 @@ __all__ = [
     "merge_attention_reference",
     "quantized_attention",
     "quantized_attention_reference",
+    "random_centroids",
     "sampled_attention",
     "sampled_importance",
     "select_budget",
+    "select_shared_budget",
+    "select_top_cdf",
+    "select_top_count",
     "select_top_p",
+    "select_top_p_budget",
+    "self_similarity",
     "skipped_attention",
     "sparse_attention",
     "sparse_attention_reference",

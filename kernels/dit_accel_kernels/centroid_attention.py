@@ -9,6 +9,7 @@ import torch
 from dit_accel_kernels.attention import rows_per_chunk
 from dit_accel_kernels.contracts import (
     BlockMap,
+    check_no_gradient,
     check_shape,
     check_tokens,
     label_tokens,
@@ -43,6 +44,8 @@ def skipped_attention(
     Raises:
         ContractError: if an argument does not fit.
     """
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_no_gradient(name, tensor)
     groups = (block_map.key_order, block_map.key_offsets)
     key_centroids, value_centroids = group_means(key, *groups), group_means(value, *groups)
     return centroid_attention(
@@ -95,10 +98,14 @@ def centroid_attention(
     """
     check_tokens("query", query)
     shape = (*query.shape[:2], block_map.selected.shape[3], query.shape[3])
-    check_shape("key_centroids", key_centroids, shape)
-    check_shape("value_centroids", value_centroids, shape)
-    if key_variance is not None:
-        check_shape("key_variance", key_variance, shape)
+    for name, tensor in (
+        ("key_centroids", key_centroids),
+        ("value_centroids", value_centroids),
+        ("key_variance", key_variance),
+    ):
+        if tensor is not None:
+            check_shape(name, tensor, shape)
+            check_no_gradient(name, tensor)
     scale = resolve_scale(query, scale)
     tensors = (query, key_centroids, value_centroids, block_map)
     if query.is_cuda:

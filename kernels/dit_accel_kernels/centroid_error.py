@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_accel_kernels.contracts import MAX_SCORES, label_tokens
+from dit_accel_kernels.contracts import MAX_SCORES, check_no_gradient, label_tokens
 from dit_accel_kernels.kmeans import group_means
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ def centroid_error(
 
     Returns:
         float32 ``[B, H, Gq, Gk]``; 0 for an empty group.
+
+    Raises:
+        ContractError: if a tensor requires a gradient.
     """
+    for name, tensor in (("query_centroids", query_centroids), ("key", key), ("value", value)):
+        check_no_gradient(name, tensor)
     batch, heads, tokens, _ = key.shape
     groups = (key_order, key_offsets)
     key_means, value_means = group_means(key, *groups), group_means(value, *groups)

@@ -3,8 +3,8 @@
 Attention tensors are ``[B, H, S, D]`` (batch, heads, tokens, head_dim) on one device, in float32,
 bfloat16 or float16. They are contiguous or a strided view, such as a transposed ``[B, S, H, D]`` tensor.
 An ``order`` ``[B, H, S]`` lists token indices group by group, and ``offsets`` ``[B, H, G + 1]`` bound
-the groups: group g is ``order[offsets[g]:offsets[g + 1]]``. A group may be empty. Implementations trust
-these checks and do not repeat them.
+the groups: group g is ``order[offsets[g]:offsets[g + 1]]``. A group may be empty. The ops are for inference:
+no gradient flows through them. Implementations trust these checks and do not repeat them.
 """
 
 from __future__ import annotations
@@ -139,12 +139,20 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def check_tokens(name: str, tensor: Tensor) -> None:
-    """Raise ContractError unless the tensor is ``[B, H, S, D]`` of a supported dtype."""
+    """Raise ContractError unless the tensor is ``[B, H, S, D]`` of a supported dtype, without a gradient."""
     if tensor.dim() != 4:
         got = f"{tensor.dim()} dimensions {list(tensor.shape)}"
         raise ContractError(name, "[B, H, S, D]", got)
     if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ContractError(name, "float32, bfloat16 or float16", tensor.dtype)
+    check_no_gradient(name, tensor)
+
+
+def check_no_gradient(name: str, tensor: Tensor) -> None:
+    """Raise ContractError if autograd would record the op, whose gradient would be wrong or missing."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        hint = f"no gradient flows through this op: call it in torch.no_grad(), or pass {name}.detach()"
+        raise ContractError(name, "a tensor that requires no gradient", "requires_grad=True", hint)
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

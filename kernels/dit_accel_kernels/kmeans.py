@@ -2,8 +2,8 @@
 
 This is section 4.1 of Sparse VideoGen2 (arXiv 2505.18875). Iteration counts are fixed and sums are
 float32. ``||x||^2`` is left out because it does not change the argmin. Nothing waits for the device, and
-an empty cluster keeps its centroid. Nothing is random: the first centroids are tokens at even strides,
-so equal input gives equal clusters.
+an empty cluster keeps its centroid. The first centroids are tokens at even strides, or tokens that a hash
+of the cluster's number picks. Both are the same in every run, so equal input gives equal clusters.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_accel_kernels.contracts import ContractError, check_tokens, label_tokens
+from dit_accel_kernels.contracts import (
+    ContractError,
+    check_no_gradient,
+    check_tokens,
+    label_tokens,
+)
 from dit_accel_kernels.grouping import group_by_label
 
 if TYPE_CHECKING:
@@ -35,13 +40,54 @@ def strided_centroids(tokens: Tensor, count: int) -> Tensor:
     Raises:
         ContractError: if ``count`` or the tensor does not fit.
     """
+    num_tokens = _check_count(tokens, count)
+    index = torch.arange(count, device=tokens.device) * num_tokens + num_tokens // 2
+    return tokens[:, :, index // count].float()
+
+
+def random_centroids(tokens: Tensor, count: int) -> Tensor:
+    """Return ``count`` tokens of each head as first centroids, drawn with replacement.
+
+    The draw is a hash of batch entry, head and cluster. It needs no generator, and is the same on every device.
+
+    Args:
+        tokens: ``[B, H, S, D]``.
+        count: number of centroids, between 1 and S.
+
+    Returns:
+        float32 ``[B, H, count, D]``. A token can be drawn twice; its second cluster stays empty.
+
+    Raises:
+        ContractError: if ``count`` or the tensor does not fit.
+    """
+    num_tokens = _check_count(tokens, count)
+    batch, heads, _, head_dim = tokens.shape
+    number = torch.arange(batch * heads * count, device=tokens.device) + 1
+    index = (_hash(number) * num_tokens >> 32).view(batch, heads, count, 1)
+    return tokens.gather(2, index.expand(-1, -1, -1, head_dim)).float()
+
+
+def _hash(number: Tensor) -> Tensor:
+    """Mix 32-bit numbers, held in int64, by multiplications and shifts (the finalizer of MurmurHash3)."""
+    number = number ^ (number >> 16)
+    for factor, shift in ((0x85EBCA6B, 13), (0xC2B2AE35, 16)):
+        low, high = (
+            number & 0xFFFF,
+            number >> 16,
+        )  # products of 48 bits, because int64 has no room for 64
+        number = (low * factor + ((high * factor & 0xFFFF) << 16)) & 0xFFFFFFFF
+        number = number ^ (number >> shift)
+    return number
+
+
+def _check_count(tokens: Tensor, count: int) -> int:
+    """Return the number of tokens. Raise ContractError unless ``count`` lies between 1 and it."""
     check_tokens("tokens", tokens)
     num_tokens = tokens.shape[2]
     if not 1 <= count <= num_tokens:
         expected = f"between 1 and the number of tokens {num_tokens}"
         raise ContractError("count", expected, count)
-    index = torch.arange(count, device=tokens.device) * num_tokens + num_tokens // 2
-    return tokens[:, :, index // count].float()
+    return num_tokens
 
 
 def kmeans_assign(tokens: Tensor, centroids: Tensor) -> Tensor:
@@ -83,6 +129,7 @@ def _check_centroids(tokens: Tensor, centroids: Tensor) -> None:
     if len(shape) != 4 or (*shape[:2], shape[3]) != (batch, heads, head_dim):
         expected = f"of shape [{batch}, {heads}, K, {head_dim}]"
         raise ContractError("centroids", expected, list(shape))
+    check_no_gradient("centroids", centroids)
 
 
 def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
@@ -95,7 +142,12 @@ def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
 
     Returns:
         float32 ``[B, H, K, D]``.
+
+    Raises:
+        ContractError: if a tensor requires a gradient.
     """
+    check_no_gradient("tokens", tokens)
+    check_no_gradient("centroids", centroids)
     batch, heads, count, head_dim = centroids.shape
     if tokens.is_cuda:
         from dit_accel_kernels.gpu.kmeans import kmeans_update as kmeans_update_gpu
@@ -122,7 +174,11 @@ def group_means(tokens: Tensor, order: Tensor, offsets: Tensor, *, squared: bool
 
     Returns:
         float32 ``[B, H, G, D]``; 0 for an empty group.
+
+    Raises:
+        ContractError: if the tokens require a gradient.
     """
+    check_no_gradient("tokens", tokens)
     batch, heads, _, head_dim = tokens.shape
     zeros = tokens.new_zeros(batch, heads, offsets.shape[-1] - 1, head_dim, dtype=torch.float32)
     if tokens.is_cuda:
@@ -144,7 +200,11 @@ def group_variance(tokens: Tensor, order: Tensor, offsets: Tensor, means: Tensor
 
     Returns:
         float32 ``[B, H, G, D]``; 0 for an empty group.
+
+    Raises:
+        ContractError: if a tensor requires a gradient.
     """
+    check_no_gradient("means", means)
     squares = group_means(tokens, order, offsets, squared=True)
     return (squares - means.square()).clamp(min=0)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_accel_kernels.contracts import ContractError, check_shape, check_tokens
+from dit_accel_kernels.contracts import ContractError, check_no_gradient, check_shape, check_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,7 @@ def merge_attention(
         ("second_lse", second_lse, first.shape[:3]),
     ):
         check_shape(name, tensor, shape)
+        check_no_gradient(name, tensor)
         if tensor.device != first.device:
             raise ContractError(name, f"on {first.device}", tensor.device)
     if first.is_cuda:

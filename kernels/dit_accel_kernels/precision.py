@@ -4,11 +4,13 @@ The simulation is the oracle of the quantized kernels. A CPU runs it if a quanti
 
 - ``full``: the caller's dtype.
 - ``int8``: queries and keys as int8 with one scale per token, keys smoothed by their mean over tokens.
-  Weights and values keep the caller's dtype.
+  Both are rotated by a Hadamard matrix in blocks of channels first, which leaves their products as they
+  are and spreads large channels. Weights and values keep the caller's dtype.
 - ``int8-fp8``: additionally, weights and values as e4m3. Values have one scale per channel and are
   smoothed by their mean.
 
-The scheme is SageAttention2's (arXiv 2411.10958), with int8 in place of int4.
+The scheme is SageAttention2's (arXiv 2411.10958), with int8 in place of int4, and with the rotation of
+QuaRot (arXiv 2404.00456).
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ Precision = Literal["full", "int8", "int8-fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INT8_MAX = 127
 E4M3_MAX = 448.0
+# Channels that a rotation mixes are 2 ** ROTATION_LEVELS.
+ROTATION_LEVELS = 4
 # The first CUDA compute capability with e4m3 products.
 FP8_CAPABILITY = (8, 9)
 
@@ -55,8 +59,8 @@ class SimulatedInputs:
     """Attention's inputs, quantized and dequantized.
 
     Attributes:
-        query: float32 ``[B, H, Sq, D]``.
-        key: float32 ``[B, H, Sk, D]``, without its mean.
+        query: float32 ``[B, H, Sq, D]``, rotated.
+        key: float32 ``[B, H, Sk, D]``, without its mean, rotated.
         value: ``[B, H, Sk, D]``, float32 multiples of e4m3 values without their mean, or the caller's
             own tensor.
         value_mean: float32 ``[B, H, D]``, to add to the output; None if values are not quantized.
@@ -68,6 +72,28 @@ class SimulatedInputs:
     value: Tensor
     value_mean: Tensor | None
     lse_shift: Tensor
+
+
+def rotation_levels(head_dim: int) -> int:
+    """Return how many times pairs of channels are mixed, at most as often as blocks fit into head_dim."""
+    return min(ROTATION_LEVELS, (head_dim & -head_dim).bit_length() - 1)
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Multiply blocks of channels by an orthonormal Hadamard matrix.
+
+    The kernels add in this order, too, so both round to the same integers.
+
+    Args:
+        x: float32 ``[..., D]``.
+    """
+    levels = rotation_levels(x.shape[-1])
+    blocks = x.unflatten(-1, (-1, 1 << levels))
+    for _ in range(levels):
+        even, odd = blocks[..., 0::2], blocks[..., 1::2]
+        blocks = torch.cat([even + odd, even - odd], -1)
+    rotated: Tensor = blocks.flatten(-2) * 2 ** (-0.5 * levels)
+    return rotated
 
 
 def round_int8(x: Tensor) -> Tensor:
@@ -89,7 +115,7 @@ def simulate_quantization(
     """
     key_mean = key.float().mean(2, keepdim=True)  # [B, H, 1, D]
     lse_shift = (query.float() * key_mean).sum(-1)
-    query, key = round_int8(query.float()), round_int8(key.float() - key_mean)
+    query, key = (round_int8(rotate(x)) for x in (query.float(), key.float() - key_mean))
     if precision == "int8":
         return SimulatedInputs(query, key, value, None, lse_shift)
     value_mean = value.float().mean(2, keepdim=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dit_accel_kernels.contracts import MAX_SCORES, BlockMap, label_tokens
+from dit_accel_kernels.contracts import MAX_SCORES, BlockMap, check_no_gradient, label_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,12 @@ def sampled_attention(
 
     Returns:
         float32 ``[B, H, R, D]``; 0 for a query that selects no key.
+
+    Raises:
+        ContractError: if a tensor requires a gradient.
     """
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_no_gradient(name, tensor)
     outs = []
     for chunk in rows.split(_rows_per_chunk(key)):
         logits = _compute_logits(query, key, chunk, scale)
@@ -68,7 +73,12 @@ def sampled_importance(query: Tensor, key: Tensor, rows: Tensor, scale: float) -
 
     Returns:
         float32 ``[B, H, S]``; each head sums to 1.
+
+    Raises:
+        ContractError: if a tensor requires a gradient.
     """
+    check_no_gradient("query", query)
+    check_no_gradient("key", key)
     chunks = rows.split(_rows_per_chunk(key))
     sums = [_compute_logits(query, key, chunk, scale).softmax(-1).sum(2) for chunk in chunks]
     return torch.stack(sums).sum(0) / rows.numel()

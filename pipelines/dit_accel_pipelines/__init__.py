@@ -39,6 +39,7 @@ from dit_accel_pipelines import (
     ovis_image,
     pixart,
     qwen_image,
+    sana,
     sd3,
     skyreels_v2,
     wan,
@@ -116,6 +117,7 @@ register_family(joyimage.JOYIMAGE_EDIT_PLUS)
 register_family(ernie_image.ERNIE_IMAGE)
 register_family(lumina_next.LUMINA_NEXT)
 register_family(dit.DIT)
+register_family(sana.SANA)
 
 __all__ = [
     "COMPONENTS",

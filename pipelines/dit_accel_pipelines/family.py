@@ -104,6 +104,8 @@ class Family:
         output: What the pipelines make.
         image_pipelines: Class names of the pipelines that make images, if the others make videos.
         guidance: Perturbed guidance supports this family.
+        skip_connections: Later blocks also take the outputs of earlier blocks.
+        linear: Self-attention is linear. It has no map, so only perturbed guidance supports it.
         postprocess: Changes to predictions that also affect what perturbed guidance adds.
         context_parallel_error: Why pipelines fail under diffusers' context parallelism although diffusers has a plan
             for them; empty if they work.
@@ -143,6 +145,8 @@ class Family:
     output: Literal["video", "image"] = "video"
     image_pipelines: tuple[str, ...] = ()
     guidance: bool = True
+    skip_connections: bool = False
+    linear: bool = False
     postprocess: tuple[Postprocess, ...] = ()
     context_parallel_error: str = ""
     status: Literal["tested", "declared"] = "tested"

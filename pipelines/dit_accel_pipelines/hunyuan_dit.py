@@ -26,6 +26,5 @@ HUNYUAN_DIT = Family(
         "controlnet_block_samples",
     ),
     output="image",
-    # Skip connections lead from early blocks to late ones.
-    guidance=False,
+    skip_connections=True,
 )

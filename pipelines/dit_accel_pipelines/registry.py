@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 LINEAR_ATTENTION = "its self-attention is linear, so there is no attention map to make sparse"
 REFUSED = {
-    "SanaTransformer2DModel": LINEAR_ATTENTION,
+    "SanaTransformer2DModel": f"{LINEAR_ATTENTION} or to quantize; perturbed guidance works",
     "SanaVideoTransformer3DModel": LINEAR_ATTENTION,
 }
 """Transformers that cannot be made sparse, by class name, with the reason."""
@@ -37,15 +37,19 @@ def register_family(family: Family) -> None:
     _REGISTRY[family.name] = family
 
 
-def families() -> tuple[Family, ...]:
-    """Return all registered families, in the order of registration."""
-    return tuple(_REGISTRY.values())
+def families(*, linear: bool = False) -> tuple[Family, ...]:
+    """Return all registered families, in the order of registration; with linear attention only if ``linear``."""
+    return tuple(family for family in _REGISTRY.values() if linear or not family.linear)
 
 
-def find_family(transformer: nn.Module | str) -> Family:
+def find_family(transformer: nn.Module | str, *, linear: bool = False) -> Family:
     """Return the family of a transformer, given as a module or as a class name.
 
     A module also belongs to the families of its base classes.
+
+    Args:
+        transformer: The transformer.
+        linear: Also find families with linear attention, which only guidance supports.
 
     Raises:
         UnknownFamily: if no family declares it.
@@ -55,7 +59,7 @@ def find_family(transformer: nn.Module | str) -> Family:
     else:
         names = [c.__name__ for c in type(transformer).__mro__]
     for name in names:
-        for family in families():
+        for family in families(linear=linear):
             if name in family.transformers:
                 return family
     raise UnknownFamily(names[0])

@@ -111,7 +111,7 @@ def test_classes_and_plain_values_are_accepted(wan) -> None:
         ({"schedule": {"dense": 1}}, "unknown schedule 'dense': choose from dense_steps"),
         ({"guard": 1}, "guard must be a Guard or a dictionary, got int"),
         ({"guard": "maybe"}, "guard"),
-        ({"profile": 1}, "profile must be a Profile, a file or a dictionary, got int"),
+        ({"profile": 1}, "profile must be a Profile, a file, a recipe or a dictionary, got int"),
         ({"precision": "int4"}, "unknown precision 'int4': choose one of full"),
     ],
     ids=str,

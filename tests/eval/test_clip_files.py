@@ -129,6 +129,31 @@ def test_a_video_of_variable_frame_rate_has_each_frame_once(tmp_path: Path, cont
     assert len(read_clip(tmp_path / "constant.webm")) == 10, source
 
 
+@pytest.mark.parametrize(
+    ("matrix", "red", "blue"), [("smpte170m", 0.299, 0.114), ("bt709", 0.2126, 0.0722)]
+)
+def test_colours_of_a_video_are_only_rounded(
+    tmp_path: Path, matrix: str, red: float, blue: float
+) -> None:
+    """Each frame has one colour, stored without loss. The formula is that of ITU-R BT.601 and BT.709."""
+    random = np.random.default_rng(0)
+    planes = [random.integers(low, 256 - low, 24) for low in (16, 64, 64)]  # Y, Cb and Cr by frame
+    raw = b"".join(
+        bytes([y]) * 1024 + bytes([cb]) * 256 + bytes([cr]) * 256
+        for y, cb, cr in zip(*planes, strict=True)
+    )
+    (tmp_path / "raw").write_bytes(raw)
+    source = ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", "32x32", "-i", tmp_path / "raw"]
+    tags = ["-vf", f"setparams=range=tv:colorspace={matrix}"]
+    ffmpeg(*source, *tags, "-c:v", "libx264", "-qp", 0, tmp_path / "a.mp4")
+    luma, to_blue, to_red = (planes[0] - 16) / 219, (planes[1] - 128) / 224, (planes[2] - 128) / 224
+    r, b = luma + 2 * (1 - red) * to_red, luma + 2 * (1 - blue) * to_blue
+    g = (luma - red * r - blue * b) / (1 - red - blue)
+    expected = np.stack([r, g, b], -1).clip(0, 1)[:, None, None]
+    error = np.abs(read_clip(tmp_path / "a.mp4") - expected).max() * 255
+    assert error < 0.6  # rounding alone is 0.5
+
+
 def test_a_turned_video_is_read_as_players_show_it(tmp_path: Path) -> None:
     write_webm(tmp_path / "a.webm", np.zeros((3, 32, 48, 3), np.float32), 8)
     ffmpeg("-i", tmp_path / "a.webm", "-c:v", "libx264", tmp_path / "a.mp4")

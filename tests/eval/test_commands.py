@@ -69,7 +69,9 @@ def test_help_and_invalid_arguments_do_not_import_torch(tmp_path, arguments, cod
     assert probe["loaded"] == []
     assert not list(tmp_path.iterdir())
     if code:
-        assert done.stderr.count("error: ") == done.stderr.count("\n") == len(arguments)
+        # A slow machine also says that it starts.
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("starting")]
+        assert [line[:7] for line in lines] == ["error: "] * len(arguments)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_a_resumed_search_equals_an_uninterrupted_one(base, tmp_path, monkeypatc
         return find_reward(SETTINGS.reward)(frames, prompt)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dit_accel_eval.heads.run.find_reward", lambda _: interrupted)
+        patch.setattr("dit_accel_eval.heads.run.load_reward", lambda *_: {"score": interrupted})
         with pytest.raises(KeyboardInterrupt):
             run_search(cut, quiet=True)
     assert cut.chosen() is None
@@ -224,7 +224,8 @@ def test_the_command_line(base, folder, tmp_path, capsys) -> None:
     heads = tmp_path / "heads.json"
     assert main(["heads", "export", str(out), "-o", str(heads)]) == 0
     assert HeadSet.load(heads).to_spec() == "blocks.1:1"
-    assert HeadSet.load(heads).settings == {"scale": 2.0, "softness": 1.0}
+    settings = HeadSet.load(heads).settings
+    assert (settings["scale"], settings["softness"]) == (2.0, 1.0)
     clip = tmp_path / "clip.mp4"
     render = ["render", *PROMPTS[:1], f"--model={folder}", *sizes, "-o", str(clip), "--quiet"]
     assert main([*render, f"--heads={heads}", f"--report={tmp_path / 'report.json'}"]) == 0

@@ -8,15 +8,8 @@ import torch
 from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from support.planted_backbone import seeded, torchvision_state
-from tokenizers import Tokenizer, models, pre_tokenizers
+from support.tiny_clip import save_tiny_clip
 from torchmetrics.functional.image.lpips import _NoTrainLpips
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    PreTrainedTokenizerFast,
-)
 
 from dit_accel.errors import InvalidSettings
 from dit_accel_assets.world import render, sample_scenes
@@ -224,26 +217,7 @@ def test_metrics_accept_every_dtype(metric, kind) -> None:
 
 
 def test_clip_score_equals_the_cosine_similarity(tmp_path) -> None:
-    """The model is a tiny random CLIP with a vocabulary of five words."""
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    text |= {"num_attention_heads": 2, "vocab_size": 10, "max_position_embeddings": 12}
-    text |= {"eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0}
-    torch.manual_seed(0)
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    model = CLIPModel(config).eval()
-    model.save_pretrained(tmp_path)
-    words = {"<pad>": 0, "</s>": 1, "<s>": 2, "a": 3, "fox": 4}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>"
-    )
-    size = {"height": 32, "width": 32}
-    image_processor = CLIPImageProcessor(size=size, crop_size=size)
-    processor = CLIPProcessor(image_processor, fast)
-    processor.save_pretrained(tmp_path)
+    model, processor = save_tiny_clip(tmp_path)
     first, _ = clips(32, 32, frames=3)
     images = torch.from_numpy((first * 255).round()).to(torch.uint8).permute(0, 3, 1, 2)
     inputs = processor(text=["a fox"], images=list(images), return_tensors="pt", padding=True)

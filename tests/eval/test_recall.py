@@ -1,9 +1,11 @@
 """A capture holds the tensors of the run, and every method is measured on it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.attention_inputs import attention_call, exact_attention
 
 from dit_accel.cli import main
@@ -11,7 +13,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.settings import RenderSettings
 from dit_accel_assets import captures
 from dit_accel_eval.bench import recall as recall_module
-from dit_accel_eval.bench.capture import capture, read_capture
+from dit_accel_eval.bench.capture import FORMAT, capture, read_capture
 from dit_accel_eval.cli.bench import tabulate_recall
 from dit_accel_pipelines import TokenLayout
 
@@ -103,3 +105,11 @@ def test_the_bundled_capture_has_two_steps_of_a_layer() -> None:
     ]
     assert calls[0].query.shape == (1, calls[0].layout.visual_tokens, 4, 64)
     assert all(torch.isfinite(call.value).all() for call in calls)
+
+
+@pytest.mark.parametrize("calls", ["{", "[" * 100_000, "3", "[3]", "[{}]", '[{"layout": 3}]', None])
+def test_a_damaged_capture_is_refused_in_one_line(tmp_path: Path, calls: str | None) -> None:
+    metadata = {"format": FORMAT} if calls is None else {"format": FORMAT, "calls": calls}
+    save_file({"0.query": torch.zeros(1)}, tmp_path / "a.safetensors", metadata)
+    with pytest.raises(InvalidSettings, match=r"^cannot read capture .*a\.safetensors: .+$"):
+        list(read_capture(tmp_path / "a.safetensors"))

@@ -1,6 +1,7 @@
 """Results in a folder become a table first and a page last, whatever their labels, gaps and files are."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 
 from dit_accel import cli
 from dit_accel.errors import InvalidSettings
+from dit_accel.generation.distributed import Process
 from dit_accel.generation.settings import RenderSettings
-from dit_accel_eval import report
+from dit_accel_eval import report, runs
 from dit_accel_eval.dense import DenseBackend
 from dit_accel_eval.figures import format_figure, format_narrow
 from dit_accel_eval.frames import holds_frames, write_webm
 from dit_accel_eval.page import breakable
-from dit_accel_eval.results import Plan
+from dit_accel_eval.results import Plan, read_rows
 from dit_accel_eval.settings import Setting
 from dit_accel_eval.statistics import MeanInterval
 
@@ -121,6 +123,14 @@ def test_an_unfinished_run_is_drawn_and_says_what_it_lacks(tmp_path: Path, capsy
     assert page.count("is missing.") == 1
 
 
+def test_quiet_redraws_without_a_word(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    write_evaluation(out, ("a",))
+    assert cli.main(["eval", "--redraw", "--quiet", "--out", str(out)]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert (out / "report.html").exists()
+
+
 def test_a_folder_without_results_is_refused(tmp_path: Path, capsys) -> None:
     assert redraw(tmp_path) == 2
     assert "holds no evaluation" in capsys.readouterr().err
@@ -130,6 +140,39 @@ def test_a_folder_without_results_is_refused(tmp_path: Path, capsys) -> None:
     assert "holds no measured clip" in capsys.readouterr().err
     assert cli.main(["eval", "--out", str(tmp_path / "x")]) == 2
     assert "give --prompts and --methods, or --redraw" in capsys.readouterr().err
+
+
+DAMAGED = {"open": "{", "deep": "[" * 100_000, "number": "3", "twice": '{"a": 1, "a": 2}'}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_plan_is_refused_and_damaged_rows_are_missing(
+    tmp_path: Path, capsys, text: str
+) -> None:
+    out = tmp_path / "out"
+    write_evaluation(out, ("a",))
+    (out / "stability.json").write_text(text)
+    assert read_rows(out / "stability.json") is None
+    assert redraw(out) == 0
+    (out / "evaluation.json").write_text(text)
+    capsys.readouterr()
+    assert redraw(out) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {out} holds no evaluation (")
+
+
+@pytest.mark.parametrize("text", [*DAMAGED.values(), "{}", '{"name": "x", "seconds": {}}'])
+def test_damaged_timings_of_dense_attention_are_measured_again(
+    tmp_path: Path, monkeypatch, text: str
+) -> None:
+    timed = DenseBackend("native", {"native": 1.5})
+    monkeypatch.setattr(runs, "fastest_dense", lambda *_: timed)
+    path = tmp_path / "fastest-dense.json"
+    path.write_text(text)
+    with pytest.raises(InvalidSettings, match=re.escape(str(path))):
+        DenseBackend.load(path)
+    assert runs.find_fastest(path, None, lambda: None, Process()) == timed
+    assert DenseBackend.load(path) == timed
 
 
 def test_settings_whose_calls_were_all_dense_come_first_and_have_no_speed_up(

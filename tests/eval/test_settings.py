@@ -15,7 +15,7 @@ def test_settings_read_methods_knobs_and_modes() -> None:
     int8 = Setting.parse("svg2:precision=int8:guard=warn").profile
     assert int8 == Profile(SVG2(), precision="int8", guard=Guard("warn"))
     assert Setting.parse(setting.label) == setting
-    with pytest.raises(InvalidSettings, match="'top_p' is not KNOB=VALUE"):
+    with pytest.raises(InvalidSettings, match="'top_p' is not KNOB=VALUE, nor a recipe"):
         Setting.parse("svg2:top_p")
     with pytest.raises(InvalidSettings, match="svg9"):
         Setting.parse("svg9")

@@ -18,7 +18,7 @@ from dit_accel_kernels.gpu.dense_attention import dense_attention
 from dit_accel_kernels.gpu.launch import Launch
 from dit_accel_kernels.gpu.quantize import Quantized, quantize, quantize_e4m3, quantize_int8
 from dit_accel_kernels.gpu.sparse_attention import sparse_attention
-from dit_accel_kernels.precision import round_int8
+from dit_accel_kernels.precision import rotate, round_int8
 
 LAUNCH = Launch(64, 32, num_warps=4, num_stages=1)
 LAUNCHES = (LAUNCH, replace(LAUNCH, block_m=32))
@@ -104,14 +104,15 @@ def test_sparse_equals_simulation(precision: str) -> None:
     assert (out[:, :, 3::8] == 0).all(), "group 3 selects no key"
 
 
+@pytest.mark.parametrize("head_dim", [15, 16, 24, 36, 64], ids=lambda d: f"D{d}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_int8_rounding_leaves_inputs_unchanged(dtype: torch.dtype) -> None:
+def test_int8_rounding_leaves_inputs_unchanged(dtype: torch.dtype, head_dim: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 45, 2, 24, generator=generator).transpose(1, 2).to(dtype)
+    x = torch.randn(2, 45, 2, head_dim, generator=generator).transpose(1, 2).to(dtype)
     x[0, 0, 3] = 0
     before = x.clone()
     mean = x.float().mean(2)
     values, scale = quantize_int8(x, mean)
-    expected = round_int8(x.float() - mean[:, :, None])
+    expected = round_int8(rotate(x.float() - mean[:, :, None]))
     torch.testing.assert_close(values * scale[..., None], expected, rtol=0, atol=1e-5)
     assert torch.equal(x, before)

@@ -40,3 +40,13 @@ def test_fastest_launch_is_written_and_read(
     monkeypatch.setattr(table, "MEASURED", measured)
     assert select_launch("sparse", torch.float16, torch.float16, 64, 90) == tried[0]
     assert select_launch("sparse", torch.float16, torch.float16, 128, 90) != tried[0]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"90": 3}', "[" * 100_000, '{"90": {}, "90": {}}'])
+def test_a_damaged_table_is_refused_and_kept(tmp_path: Path, text: str) -> None:
+    out = tmp_path / "launch.json"
+    out.write_text(text)
+    result = CliRunner().invoke(tune.main, ["--device", "cpu", "--out", out])
+    assert result.exit_code == 2
+    assert f"{out}" in result.output.splitlines()[-1]
+    assert out.read_text() == text

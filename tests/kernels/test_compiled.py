@@ -26,6 +26,7 @@ from dit_accel_kernels.gpu import (
     sparse_attention,
 )
 from dit_accel_kernels.gpu.launch import Launch, pad_to_power_of_two, select_launch
+from dit_accel_kernels.precision import ROTATION_LEVELS
 
 # Bytes of shared memory by compute capability.
 ARCHITECTURES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
@@ -92,10 +93,15 @@ def measure_resources(binary: Any, folder: Path) -> dict[str, int]:
     }
 
 
-def matrix_instruction(arch: int, dtype: str) -> str:
-    """Return a pattern that the PTX must contain for products of queries of a dtype."""
+def matrix_instruction(arch: int, dtype: str, rows: int) -> str:
+    """Return a pattern that the PTX must contain for products of queries of a dtype.
+
+    The instructions of four warps take 64 rows. Smaller tiles use those of single warps.
+    """
     if dtype == "float32":
         return r"fma\.rn"
+    if rows < 64:
+        return r"\bmma\.sync"
     if arch == 90:
         return rf"wgmma\.mma_async\S*\.{'s8.s8' if dtype == 'int8' else 'bf16.bf16'}"
     if arch == 100 and dtype != "int8":
@@ -174,7 +180,7 @@ def test_attention_kernel(
     binary = compile_kernel(kernel, arch, constants, triton_types, launch)
     used = measure_resources(binary, tmp_path)
     print(f"{kind:6} QK {query:8} PV {value:13} D{head_dim:<4} sm_{arch:<4} {launch} {used}")
-    assert re.search(matrix_instruction(arch, query), binary.asm["ptx"])
+    assert re.search(matrix_instruction(arch, query, launch.block_m), binary.asm["ptx"])
     if head_dim <= 128:
         assert used["stack"] == 0, used
     assert used["reg"] <= 255
@@ -221,7 +227,7 @@ OTHER_KERNELS = {
     ),
     "quantize int8": (
         quantize._quantize_int8_kernel,
-        with_head_dim(BLOCK_S=quantize.BLOCK_S, HAS_MEAN=True),
+        with_head_dim(BLOCK_S=quantize.BLOCK_S, HAS_MEAN=True, LEVELS=ROTATION_LEVELS),
         {"quantized_ptr": "*i8", "scale_ptr": "*fp32"},
         DEFAULT_LAUNCH,
     ),

@@ -21,8 +21,11 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 from dit_accel.core.attention_call import CallContext
@@ -115,22 +118,40 @@ def test_svg2_does_not_wait(launches, precision: str) -> None:
     assert bool(launches["_quantize_int8_kernel"].grids) == (precision != "full")
 
 
-@pytest.mark.parametrize("selection", ["density", "error"])
-def test_svg_ear_does_not_wait(launches, selection: str) -> None:
-    attend_twice("int8-fp8", SVGEar(selection=selection))
-    for op in ("sparse_attention_fwd", "centroid_attention_fwd", "merge_attention"):
+@pytest.mark.parametrize("selection", ["expansion", "density", "error"])
+@pytest.mark.parametrize("budget", ["shared", "query", "top_p"])
+@pytest.mark.parametrize("skipped", ["expansion", "centroid"])
+def test_svg_ear_does_not_wait(launches, selection: str, budget: str, skipped: str) -> None:
+    attend_twice("int8-fp8", SVGEar(selection=selection, budget=budget, skipped=skipped))
+    for op in ("sparse_attention_fwd", "merge_attention"):
         assert launches[f"_{op}_kernel"].grids
+    assert bool(launches["_centroid_attention_fwd_kernel"].grids) == (skipped == "centroid")
+
+
+def test_a_density_for_each_head_does_not_wait(launches) -> None:
+    attend_twice("full", SVGEar(density=(0.1, 0.2, 0.3, 0.4)))
 
 
 OTHER_METHODS = (
+    SVG2(init="random"),
     ReTtention(mask="svg-ear"),
     ReTtention(mode="paper"),
     SVG(),
     XAttention(),
     PermutedBlocks(),
+    SpargeAttn(),
+    SpargeAttn(top_k=0.5, order="hilbert"),
+    TopKBlocks(tile=(4, 4, 4)),
     Neighborhood(),
     Radial(),
     Band(),
+    RasterWindow(),
+    ReTtention(mask="raster-window"),
+    SVG(window="published", first_frame=False),
+    XAttention(threshold=(0.5, 0.9, 0.9, 1.0), keep_sink=True, keep_recent=True),
+    PermutedBlocks(segment=256),
+    Neighborhood(window=((1, 3, 3), (3, 1, 3), (3, 3, 1), (3, 3, 3))),
+    Radial(rule="columns", first_frame=False, min_width=64, thinning=128),
 )
 
 

@@ -11,9 +11,12 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
     Schedule,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 from dit_accel.core.attention_call import CallContext
@@ -33,15 +36,21 @@ def test_doctor_finds_every_op_usable() -> None:
 METHODS = (
     SVG2(top_p=0.5),
     SVGEar(),
+    SVGEar(selection="error", budget="top_p", skipped="centroid"),
     SVGEar(density=(0.1, 0.2, 0.3), selection="error"),
     ReTtention(),
     ReTtention(mode="paper", mask="svg-ear"),
     SVG(),
     XAttention(),
     PermutedBlocks(),
+    SpargeAttn(),
+    SpargeAttn(top_k=0.5, order="hilbert"),
+    TopKBlocks(),
+    TopKBlocks(tile=(4, 4, 4)),
     Neighborhood(),
     Radial(),
     Band(),
+    RasterWindow(),
 )
 
 

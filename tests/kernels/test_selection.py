@@ -1,11 +1,23 @@
 """Test the estimates of attention mass and the selection of key groups."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_accel_kernels import centroid_mass, group_logits, select_budget, select_top_p
+from dit_accel_kernels import (
+    centroid_mass,
+    group_by_label,
+    group_logits,
+    select_budget,
+    select_top_cdf,
+    select_top_count,
+    select_top_p,
+    select_top_p_budget,
+    self_similarity,
+)
 
 
 def random_mass(groups: int, seed: int, sharpness: float = 3.0) -> torch.Tensor:
@@ -98,3 +110,72 @@ def test_budget_is_met_within_half_a_group(groups: int, seed: int) -> None:
     assert ((num_keys - budget).abs() <= 5).all()
     lowest_selected = mass.masked_fill(~selected, 2.0).amin(-1)
     assert (mass.masked_fill(selected, -1).amax(-1) <= lowest_selected).all()
+
+
+def test_a_top_p_budget_reserves_the_heaviest_and_may_be_crossed() -> None:
+    """The top-p takes groups 0 and 1, so 7 keys are paid for. The scores fall from the last group to the first."""
+    mass = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04])
+    sizes = torch.tensor([[[4, 3, 2, 2, 5]]])
+    score = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+
+    def select(top_p: float, min_share: float) -> list[int]:
+        rows = (x[None, None, None] for x in (score, mass.log()))
+        return select_top_p_budget(*rows, sizes, top_p, min_share).flatten().int().tolist()
+
+    assert select(0.6, 0.0) == [0, 0, 0, 1, 1]  # 5 + 2 keys
+    assert select(0.85, 0.0) == [0, 0, 1, 1, 1]  # 9 keys are paid for: 5 + 2 + 2
+    assert select(0.1, 0.0) == [0, 0, 0, 0, 1]  # 4 keys are paid for, and 5 are taken
+    assert select(0.1, 0.1) == [1, 0, 0, 0, 0]  # a share of half a group reserves one
+    assert select(0.1, 0.2) == [1, 0, 0, 0, 1]  # 2 groups, 7 keys, are paid for: 4 + 5
+    assert select(1.0, 0.0) == [1, 1, 1, 1, 1]
+    sizes[..., 4] = 0
+    assert select(0.1, 0.2) == [1, 0, 1, 1, 0]  # an empty group is never taken
+
+
+@given(st.integers(1, 40), st.floats(0.05, 0.999), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_top_cdf_is_the_largest_set_within_the_threshold(
+    groups: int, threshold: float, seed: int
+) -> None:
+    mass = random_mass(groups, seed)
+    selected = select_top_cdf(mass, threshold)
+    selected_mass = (mass * selected).sum(-1)
+    largest_left = mass.masked_fill(selected, 0.0).amax(-1)
+    alone = selected.sum(-1) == 1
+    assert (alone | (selected_mass <= threshold + 1e-5)).all()
+    assert (selected.all(-1) | (selected_mass + largest_left > threshold - 1e-5)).all()
+    assert (mass.masked_fill(~selected, 2.0).amin(-1) >= largest_left).all()
+
+
+def test_top_cdf_of_one_selects_all_groups() -> None:
+    assert select_top_cdf(random_mass(20, 1), 1.0).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_top_count_selects_the_largest(groups: int, count: int, seed: int) -> None:
+    score = random_mass(groups, seed)
+    selected = select_top_count(score, count)
+    assert (selected.sum(-1) == min(count, groups)).all()
+    smallest = score.masked_fill(~selected, 2.0).amin(-1)
+    assert (score.masked_fill(selected, -1.0).amax(-1) <= smallest).all()
+
+
+def test_top_count_takes_the_first_of_equal_scores() -> None:
+    assert select_top_count(torch.zeros(1, 1, 1, 4), 2).tolist() == [[[[True, True, False, False]]]]
+
+
+@pytest.mark.parametrize("scores", [1, 10**9], ids=["head by head", "all heads"])
+def test_self_similarity_is_the_mean_cosine(monkeypatch, scores: int) -> None:
+    monkeypatch.setattr(sys.modules["dit_accel_kernels.self_similarity"], "MAX_SCORES", scores)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 3, 20, 8, generator=generator) + 0.5
+    mean = tokens.mean(2, keepdim=True)
+    labels = torch.randint(0, 3, (2, 3, 20), generator=generator)
+    found = self_similarity(tokens, *group_by_label(labels, 4), mean)
+    cosines = torch.cosine_similarity(*((tokens - mean).unsqueeze(d) for d in (2, 3)), dim=-1)
+    for group in range(3):
+        both = (labels == group)[:, :, None] & (labels == group)[..., None]
+        expected = (cosines * both).sum((2, 3)) / both.sum((2, 3))
+        torch.testing.assert_close(found[..., group], expected, rtol=0, atol=1e-5)
+    assert (found[..., 3] == 0).all(), "an empty group"

@@ -26,8 +26,11 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 
@@ -39,9 +42,12 @@ METHODS: dict[str, Method] = {
     "svg": SVG(density=1.0, block=16),
     "xattention": XAttention(threshold=1.0, block=16, stride=4),
     "permuted-blocks": PermutedBlocks(top_p=1.0, block=16),
+    "sparge-attn": SpargeAttn(cdf_threshold=1.0, query_block=16, key_block=8, order="hilbert"),
+    "topk-blocks": TopKBlocks(density=1.0, tile=(2, 2, 2)),
     "neighborhood": Neighborhood(density=1.0),
     "radial": Radial(decay=1e6, block=1),
     "band": Band(density=1.0),
+    "raster-window": RasterWindow(window=2.0),
 }
 PRECISIONS = {"full": 1e-4, "int8": 0.03, "int8-fp8": 0.1}  # largest relative error of the latents
 GUIDANCE = ("separate", "batched", "none")
@@ -248,7 +254,8 @@ def document(outcomes: Mapping[Case, str]) -> list[str]:
         "",
         f"{len(outcomes)} of {sum(1 for _ in every())} combinations, on tiny random Wan pipelines on a CPU; "
         "a cell has passed/run. Passed: at full selection the pipeline renders what it renders without us, "
-        "a second run is the same, and after `disable` it is bit for bit itself again.",
+        "a second run is the same, and after `disable` it is bit for bit itself again. "
+        "The mask of `re-ttention` is `neighborhood`.",
     ]
     for rows, columns in (("feature", "method"), ("feature", "precision"), ("feature", "guidance")):
         lines += ["", *table(outcomes, rows, columns)]

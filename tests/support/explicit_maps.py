@@ -34,7 +34,7 @@ def explicit_attention(
         visual: bool ``[S]``, True for visual tokens.
         heads: perturbed heads.
         softness: u.
-        kind: ``"identity"``, ``"uniform"`` or ``"mean-query"``.
+        kind: a perturbation of `PerturbedGuidance`.
         text_mode: ``"joint"`` perturbs text rows too.
     """
     scale = query.shape[-1] ** -0.5
@@ -49,13 +49,26 @@ def explicit_attention(
     elif kind == "uniform":
         mean = (scores.masked_fill(~pairs, 0.0).sum(-1) / rows.sum())[..., None]
         perturbed = torch.where(pairs, mean if text_mode == "visual" else bias, scores)
+    elif kind.endswith("-identity"):
+        perturbed = _move_weights(maps, pairs, keep=kind == "renormalized-identity")
     else:
         mean = query[:, :, rows].mean(2, keepdim=True)
         perturbed = (mean @ key.transpose(-1, -2) * scale + bias).expand_as(scores)
-    perturbed = torch.where(rows[:, None], perturbed.softmax(-1), maps)
+    if not kind.endswith("-identity"):
+        perturbed = perturbed.softmax(-1)
+    perturbed = torch.where(rows[:, None], perturbed, maps)
     mixed = maps.clone()
     mixed[:, heads] = (1 - softness) * maps[:, heads] + softness * perturbed[:, heads]
     return mixed @ value
+
+
+def _move_weights(maps: Tensor, pairs: Tensor, keep: bool) -> Tensor:
+    """Return maps without the weights on other tokens in ``pairs``, or with these weights on the diagonal."""
+    eye = torch.eye(len(pairs), dtype=torch.bool)
+    if keep:
+        on_diagonal = (maps * pairs).sum(-1, keepdim=True) * eye
+        return torch.where(pairs, on_diagonal, maps)
+    return maps.masked_fill(pairs & ~eye, 0.0)
 
 
 def _additive_mask(mask: Tensor | None, size: int) -> Tensor:

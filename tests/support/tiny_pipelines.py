@@ -24,6 +24,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    HunyuanDiT2DModel,
+    HunyuanDiTPipeline,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
     LTXPipeline,
@@ -126,14 +128,14 @@ def flow() -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
-def kl(channels: int, **extra: Any) -> AutoencoderKL:
+def kl(channels: int, levels: int = 2, **extra: Any) -> AutoencoderKL:
     """Return an image VAE."""
     block_types = {
-        "down_block_types": ["DownEncoderBlock2D"] * 2,
-        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
     return AutoencoderKL(
-        block_out_channels=[4, 4],
+        block_out_channels=[4] * levels,
         norm_num_groups=1,
         latent_channels=channels,
         **block_types,
@@ -287,11 +289,11 @@ def sd3() -> StableDiffusion3Pipeline:
     return ready(StableDiffusion3Pipeline(**sd3_parts()))
 
 
-def pixart_parts() -> dict[str, Any]:
+def pixart_parts(layers: int = 3) -> dict[str, Any]:
     torch.manual_seed(0)
     transformer = PixArtTransformer2DModel(
         sample_size=8,
-        num_layers=3,
+        num_layers=layers,
         patch_size=2,
         attention_head_dim=16,
         num_attention_heads=2,
@@ -311,6 +313,47 @@ def pixart_parts() -> dict[str, Any]:
 
 def pixart() -> PixArtSigmaPipeline:
     return ready(PixArtSigmaPipeline(**pixart_parts()))
+
+
+def hunyuan_dit_parts(layers: int = 4) -> dict[str, Any]:
+    torch.manual_seed(0)
+    transformer = HunyuanDiT2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        patch_size=2,
+        sample_size=8,
+        hidden_size=32,
+        num_layers=layers,
+        mlp_ratio=2.0,
+        cross_attention_dim=WIDTH,
+        cross_attention_dim_t5=WIDTH,
+        pooled_projection_dim=8,
+        text_len=TEXT,
+        text_len_t5=TEXT,
+    )
+    return {
+        "transformer": transformer,
+        "vae": kl(4, levels=4),
+        "scheduler": DDIMScheduler(clip_sample=False),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+        **NO_ENCODERS,
+    }
+
+
+def hunyuan_dit(layers: int = 4) -> HunyuanDiTPipeline:
+    return ready(HunyuanDiTPipeline(**hunyuan_dit_parts(layers)))
+
+
+def second_prompts(cfg: bool) -> dict[str, Any]:
+    """Return embeddings for the second text encoder, and their masks."""
+    arguments = {f"{name}_2": value for name, value in prompts(cfg, masks=True).items()}
+    return {
+        name: value.flip(-1) if value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
 
 
 def prompts(cfg: bool, masks: bool = False, pools: bool = False) -> dict[str, Any]:
@@ -391,5 +434,14 @@ TINY: dict[str, TinyPipeline] = {
             **prompts(cfg, masks=True),
         },
         numbered("transformer_blocks", 3),
+    ),
+    "hunyuan-dit": TinyPipeline(
+        hunyuan_dit,
+        lambda cfg: {
+            **scaled(cfg, use_resolution_binning=False, negative_prompt=None, **VIDEO),
+            **prompts(cfg, masks=True),
+            **second_prompts(cfg),
+        },
+        numbered("blocks", 4),
     ),
 }

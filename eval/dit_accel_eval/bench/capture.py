@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dit_accel import AttentionCall, Method, Profile, Schedule
 from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
-from dit_accel.errors import InvalidSettings
+from dit_accel.errors import InvalidSettings, first_line
 from dit_accel.generation.loading import load_pipeline
 from dit_accel.generation.placement import torch_dtype
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import atomic_write, check_writable
+from dit_accel.io.reading import parse_json
 from dit_accel_pipelines import TokenLayout
 
 if TYPE_CHECKING:
@@ -165,15 +166,15 @@ def read_capture(path: Path) -> Iterator[AttentionCall]:
     metadata = read_metadata(path)
     try:
         with safe_open(path, "pt") as file:
-            for number, record in enumerate(json.loads(metadata["calls"])):
+            for number, record in enumerate(parse_json(metadata["calls"])):
                 sizes, scale = record.pop("layout"), record.pop("scale")
                 layout = TokenLayout(**{name: sizes[name] for name in LAYOUT})
                 tensors = {n: file.get_tensor(f"{number}.{n}").float() for n in TENSORS}
                 yield AttentionCall(
                     **tensors, scale=scale, context=CallContext(**record), layout=layout
                 )
-    except (OSError, SafetensorError) as error:
-        raise InvalidSettings(f"cannot read capture {path}: {error}") from None
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InvalidSettings(f"cannot read capture {path}: {first_line(error)}") from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:

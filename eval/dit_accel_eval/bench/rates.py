@@ -148,7 +148,7 @@ def add_round(timings: ShapeTimings, tensors: Inputs, device: str) -> None:
 
 def select_methods(key_share: float) -> tuple[Clustered, ...]:
     """Return the methods to measure at a share of the keys."""
-    return SVG2(top_p=1e-6, min_key_share=key_share), SVGEar(density=key_share)
+    return SVG2(top_p=1e-6, min_key_share=key_share), SVGEar(density=key_share, refresh=1)
 
 
 def add_sparse_call(timings: ShapeTimings, method: Clustered, call: AttentionCall) -> None:

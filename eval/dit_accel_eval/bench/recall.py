@@ -17,8 +17,11 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 from dit_accel.core.ops import Ops, heads_first
@@ -40,7 +43,7 @@ THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 # Decay and block size.
 RADIAL_KNOBS = ((0.05, 16), (0.2, 32), (0.8, 64))
 NEVER = 10**6
-MARKERS = "os^vDP*Xd<>ph+"
+MARKERS = "os^vDP*Xd<>ph+x1234"
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,25 @@ def curves() -> list[Curve]:
     """
     return [
         over_shares("svg2", select_clusters),
-        over_shares("svg-ear, mass per token", lambda s: SVGEar(density=s)),
-        over_shares("svg-ear, error probe", lambda s: SVGEar(density=s, selection="error")),
-        over_shares("svg-ear, second order", lambda s: SVGEar(density=s, second_order=True)),
+        over_shares("svg-ear", lambda s: SVGEar(density=s)),
+        over_shares("svg-ear, centroids", lambda s: SVGEar(density=s, skipped="centroid")),
+        over_shares(
+            "svg-ear, budget per query cluster", lambda s: SVGEar(density=s, budget="query")
+        ),
         over_shares("re-ttention merge, window", lambda s: learn_once(s)),
         over_shares("re-ttention paper, window", lambda s: learn_once(s, mode="paper")),
         over_shares("re-ttention merge, svg-ear", lambda s: learn_once(s, mask="svg-ear")),
         over_shares("svg", lambda s: SVG(density=s)),
         Curve("xattention", tuple(XAttention(threshold=p, block=64) for p in THRESHOLDS)),
         Curve("permuted-blocks", tuple(PermutedBlocks(top_p=p, block=64) for p in THRESHOLDS)),
+        over_shares("sparge-attn, top k", lambda s: SpargeAttn(top_k=s)),
+        Curve("sparge-attn, cdf", tuple(SpargeAttn(cdf_threshold=p) for p in THRESHOLDS)),
+        over_shares("topk-blocks", lambda s: TopKBlocks(density=s)),
+        over_shares("topk-blocks, tiles", lambda s: TopKBlocks(density=s, tile=(4, 4, 4))),
         over_shares("neighborhood", lambda s: Neighborhood(density=s)),
         Curve("radial", tuple(Radial(decay=d, block=b) for d, b in RADIAL_KNOBS)),
         over_shares("band", lambda s: Band(density=s)),
+        over_shares("raster-window", lambda s: RasterWindow(window=s)),
         over_shares("true top blocks, dropped", lambda s: OracleBlocks(select_clusters(s))),
     ]
 

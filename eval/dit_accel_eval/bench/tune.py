@@ -18,8 +18,9 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from dit_accel import SVG2
-from dit_accel.errors import first_line
+from dit_accel.errors import InvalidSettings, first_line
 from dit_accel.io.atomic import atomic_write
+from dit_accel.io.reading import read_json
 from dit_accel_eval.bench.cases import Shape, draw_block_map, make_inputs
 from dit_accel_eval.bench.measure import median_seconds
 from dit_accel_kernels import ContractError, Precision, check_precision
@@ -101,6 +102,21 @@ def tune_launches(
             yield f"small {sizes}", halve(best)
 
 
+def read_table(path: Path) -> dict[str, dict[str, list[int]]]:
+    """Return a table of launches by capability and name.
+
+    Raises:
+        UsageError: if the file holds no such table.
+    """
+    try:
+        table = read_json(path, "table of launches")
+    except InvalidSettings as error:
+        raise click.UsageError(str(error)) from None
+    if not isinstance(table, dict) or not all(isinstance(row, dict) for row in table.values()):
+        raise click.UsageError(f"{path} holds no table of launches: give another --out")
+    return table
+
+
 @click.command()
 @click.option(
     "--precision",
@@ -126,7 +142,7 @@ def main(precision: Precision, head_dim: str, device: str, out: Path) -> None:
         check_precision(precision, torch.device(device))
     except ContractError as error:
         raise click.UsageError(str(error)) from None
-    table = json.loads(out.read_text()) if out.exists() else {}
+    table = read_table(out) if out.exists() else {}
     shape = Shape(HEADS, TOKENS, int(head_dim))
     arch = str(compute_capability(torch.empty(0, device=device)))
     for name, launch in tune_launches(shape, precision, device, candidate_launches()):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dit_accel.cli.messages import verbose_option
+from dit_accel.cli.messages import show_progress, show_usually_short, verbose_option
 from dit_accel.cli.options import backbone_option
 from dit_accel.extensions import require_extra
 from dit_accel_eval.cli.extra import PAGE
@@ -39,10 +39,12 @@ def command(
     require_extra("`dit-accel compare`", *PAGE)
     from dit_accel_eval.compare_files import compare, write_page
 
-    comparison = compare(reference, other, out, lpips_backbone)
+    progress = show_progress()
+    comparison = compare(reference, other, out, lpips_backbone, progress)
     if comparison.records:
         click.echo(comparison.table())
         if out:
-            write_page(comparison, out, fps)
+            with show_usually_short("drawing the page"):
+                write_page(comparison, out, fps)
             click.echo(f"written: {out / 'report.html'}")
     comparison.check(out)

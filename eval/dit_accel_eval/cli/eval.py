@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dit_accel.cli.messages import verbose_option
+from dit_accel.cli.messages import (
+    quiet_option,
+    show_progress,
+    show_usually_short,
+    verbose_option,
+)
 from dit_accel.cli.options import backbone_option, guidance_options, model_options, prompts_option
 from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import require_extra
@@ -25,8 +30,8 @@ if TYPE_CHECKING:
 @prompts_option()
 @click.option(
     "--methods",
-    help="Compare these settings, separated by commas: METHOD[:KNOB=VALUE]... or the file of a profile, for example "
-    "svg2,svg2:top_p=0.8,mine.yaml.",
+    help="Compare these settings, separated by commas: METHOD[:KNOB=VALUE]..., the file of a profile, or a recipe, for "
+    "example svg2,svg2:top_p=0.8,mine.yaml,svg2:published.",
 )
 @click.option(
     "--seeds", default="0", show_default=True, help="Render with these seeds, separated by commas."
@@ -58,6 +63,7 @@ if TYPE_CHECKING:
     help="Render nothing: write the tables, the plot and the page of --out again, also those of an unfinished run.",
 )
 @click.option("--dry-run", is_flag=True, help="Check all settings and print the number of clips.")
+@quiet_option
 @verbose_option
 @backbone_option
 @model_options
@@ -71,44 +77,52 @@ def command(
     out: Path,
     redraw: bool,
     dry_run: bool,
+    quiet: bool,
     lpips_backbone: Path | None,
     base: RenderSettings,
 ) -> None:
     """Render every prompt and seed with dense attention and with each setting, and compare the frames."""
     if redraw:
         require_extra("`dit-accel eval`", *PAGE)
-        write_results(out)
+        write_results(out, quiet=quiet)
         return
     if prompt_source is None or methods is None:
         raise InvalidSettings("nothing to evaluate: give --prompts and --methods, or --redraw")
     prompts, seed_numbers = read_prompts(prompt_source), parse_integers("--seeds", seeds)
-    from dit_accel.generation.validation import validate
-    from dit_accel_eval.settings import Setting, floors
+    progress = show_progress()
+    with show_usually_short():
+        from dit_accel.generation.validation import validate
+        from dit_accel_eval.settings import Setting, floors
 
-    base = replace(base, fps=fps)
-    settings = [Setting.parse(text) for text in methods.split(",")]
-    settings = [*floors(floor, base.dtype), *settings]
-    require_extra("`dit-accel eval`", *PAGE)
-    validate(replace(base, prompt=prompts[0]))
-    from dit_accel_eval.runs import Evaluation, describe_cost, run_eval
+        base = replace(base, fps=fps)
+        settings = [Setting.parse(text, base) for text in methods.split(",")]
+        settings = [*floors(floor, base.dtype), *settings]
+        require_extra("`dit-accel eval`", *PAGE)
+        validate(replace(base, prompt=prompts[0]))
+        from dit_accel_eval.runs import Evaluation, describe_cost, run_eval
 
     evaluation = Evaluation(base, prompts, seed_numbers, settings, lpips_backbone)
     if dry_run:
         click.echo(describe_cost(evaluation, out))
         return
-    if not run_eval(evaluation, out):
-        click.echo("this process has finished, others have not: the last one writes the report")
+    if not run_eval(evaluation, out, progress):
+        if not quiet:
+            click.echo("this process has finished, others have not: the last one writes the report")
         return
-    write_results(out)
+    write_results(out, quiet=quiet)
 
 
-def write_results(out: Path) -> None:
-    """Write the results in a folder as tables, and then as a plot and a page."""
+def write_results(out: Path, *, quiet: bool) -> None:
+    """Write the results in a folder as tables, and then as a plot and a page. Print the table unless ``quiet``."""
     from dit_accel_eval.report import write_page, write_summary
     from dit_accel_eval.results import read_results
 
     results = read_results(out)
     # The table is safe before anything is drawn.
-    click.echo(write_summary(results, out, shutil.get_terminal_size((100, 24)).columns))
-    write_page(results, out)
-    click.echo(f"in {out}: results.jsonl, summary.json, pareto.png, report.html")
+    table = write_summary(results, out, shutil.get_terminal_size((100, 24)).columns)
+    if not quiet:
+        click.echo(table)
+    with show_usually_short("drawing the plot and the page"):
+        write_page(results, out)
+    if not quiet:
+        click.echo(f"in {out}: results.jsonl, summary.json, pareto.png, report.html")

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dit_accel.cli.messages import quiet_option, verbose_option
-from dit_accel.cli.options import model_options, prompts_option
+from dit_accel.cli.messages import quiet_option, tell, verbose_option
+from dit_accel.cli.options import model_options
 from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import require_extra
 from dit_accel.io.parsing import parse_integers
 from dit_accel.io.prompts import read_prompts
+from dit_accel_eval.cli.head_options import apply_setting, pairing_options, search_options
+from dit_accel_eval.heads.published import SETTINGS
 
 if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
+    from dit_accel_eval.heads.settings import Pairing
+
+# Of a validation; searches use smaller seeds.
+FIRST_SEED = 1000
 
 # Packages that rewards need.
-REWARD_MODULES = {"caption": "scipy", "caption-words": "scipy", "clip": "torchmetrics"}
+REWARD_MODULES = {
+    **{"caption": "scipy", "caption-words": "scipy", "clip": "torchmetrics"},
+    **{"pickscore": "torchvision", "harmonic-pick-clip": "torchvision"},
+    "pickscore-thresholding-clip": "torchvision",
+}
 
 
 @click.group("heads")
@@ -36,30 +45,7 @@ def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @command.command()
-@prompts_option(required=True)
-@click.option(
-    "--seeds",
-    default="0",
-    show_default=True,
-    help="Sample with these seeds, separated by commas.",
-)
-@click.option(
-    "--reward",
-    default="caption",
-    show_default=True,
-    help="Maximise this reward: caption or caption-words (tiny world), sharpness, clip, or module:function of (frames, "
-    "prompt).",
-)
-@click.option("--rounds", default=1, show_default=True, help="Run this many greedy rounds.")
-@click.option("--top-k", default=3, show_default=True, help="Add this many heads in each round.")
-@click.option("--scale", default=3.0, show_default=True, help="Set the guidance scale.")
-@click.option(
-    "--softness",
-    default=1.0,
-    show_default=True,
-    help="Set the share of the perturbed attention, 0 to 1.",
-)
-@click.option("--batch", default=10, show_default=True, help="Sample this many clips at a time.")
+@search_options
 @click.option(
     "--shard",
     metavar="I/N",
@@ -76,14 +62,7 @@ def folder_argument(function: Callable[..., Any]) -> Callable[..., Any]:
 @verbose_option
 @model_options
 def search(
-    prompt_source: str,
-    seeds: str,
-    reward: str,
-    rounds: int,
-    top_k: int,
-    scale: float,
-    softness: float,
-    batch: int,
+    choices: Mapping[str, Any],
     shard: str | None,
     out: Path,
     dry_run: bool,
@@ -94,24 +73,15 @@ def search(
 
     The first round scores every head alone. A later round scores every head together with the chosen ones.
     """
-    from dit_accel_eval.heads.settings import SearchSettings
-
-    settings = SearchSettings(
-        prompts=tuple(read_prompts(prompt_source)),
-        seeds=tuple(parse_integers("--seeds", seeds)),
-        reward=reward,
-        rounds=rounds,
-        top_k=top_k,
-        scale=scale,
-        softness=softness,
-        batch=batch,
-    )
+    settings, base = apply_setting(choices, base)
     part = read_shard(shard)
-    if reward in REWARD_MODULES:
-        require_extra(f"reward {reward}", REWARD_MODULES[reward])
+    if settings.reward in REWARD_MODULES:
+        require_extra(f"reward {settings.reward}", REWARD_MODULES[settings.reward])
     from dit_accel_eval.heads.search import Search
 
     opened = Search.open(settings, base, out, part, write=not dry_run)
+    if choices["setting"] is not None:
+        tell(f"setting {choices['setting']}: {SETTINGS[choices['setting']].source}")
     if dry_run:
         cost = describe_cost(opened.clips(), opened.scores.seconds())
         click.echo(f"{cost}, for all shards together")
@@ -121,6 +91,11 @@ def search(
     chosen = run_search(opened, quiet=quiet, wait_for_others=shard is None)
     if chosen is None:
         click.echo(f"this shard is done; run it again when the others are, for the rest of {out}")
+        return
+    if not chosen:
+        from dit_accel_eval.heads.export import describe_failure
+
+        click.echo(describe_failure(opened))
         return
     click.echo("best first: " + ", ".join(f"{s}.{b}:{h}" for s, b, h in chosen))
 
@@ -141,21 +116,25 @@ def report(folder: Path) -> None:
 
 @command.command()
 @folder_argument
-@prompts_option(required=True)
+@pairing_options
 @click.option(
     "--seeds",
-    default="1000",
-    show_default=True,
-    help="Sample with these seeds, separated by commas.",
+    help="Sample with these seeds, separated by commas.  [default: 1000; with --pairing zip 1000, 1001, ...]",
 )
 @quiet_option
 @verbose_option
-def validate(folder: Path, prompt_source: str, seeds: str, quiet: bool) -> None:
+def validate(folder: Path, prompt_source: str, pairing: Pairing, seeds: str, quiet: bool) -> None:
     """Score the found heads on fresh clips.
 
     The controls are no guidance, no guidance at the same cost, the best layer, all heads and random heads.
     """
-    pairs = list(product(read_prompts(prompt_source), parse_integers("--seeds", seeds)))
+    from dit_accel_eval.heads.settings import make_pairs
+
+    prompts = read_prompts(prompt_source)
+    count = len(prompts) if pairing == "zip" else 1
+    fresh = range(FIRST_SEED, FIRST_SEED + count)
+    chosen = fresh if seeds is None else parse_integers("--seeds", seeds)
+    pairs = make_pairs(prompts, chosen, pairing)
     require_extra("`dit-accel heads validate`", "scipy")
     from dit_accel_eval.heads.validate import validate as validate_heads
 
@@ -221,12 +200,16 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of a report or a validation."""
     from dit_accel.io.tables import format_table
 
-    columns = {
-        row["label"]: {
-            "score": f"{row['score'].mean:.3f} ± {row['score'].half_width:.3f}",
-            "gain": f"{row['gain'].mean:+.3f} ± {row['gain'].half_width:.3f}",
-            "clips": row["clips"],
-        }
-        for row in rows
-    }
+    columns = {row["label"]: describe_row(row) for row in rows}
     click.echo(format_table(columns))
+
+
+def describe_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a report as texts by column. One clip has no interval."""
+    columns = {"score": f"{row['score'].mean:.3f}", "gain": f"{row['gain'].mean:+.3f}"}
+    for name in columns:
+        if row[name].n > 1:
+            columns[name] += f" ± {row[name].half_width:.3f}"
+    if "accepted" in row:
+        columns["thresholds"] = "reached" if row["accepted"] else "not reached"
+    return {**columns, "clips": row["clips"]}

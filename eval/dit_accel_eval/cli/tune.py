@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dit_accel.cli.messages import verbose_option
+from dit_accel.cli.messages import (
+    quiet_option,
+    show_progress,
+    show_usually_short,
+    verbose_option,
+)
 from dit_accel.cli.options import backbone_option, model_options, prompts_option
 from dit_accel.extensions import require_extra
 from dit_accel.io.prompts import read_prompts
@@ -82,6 +87,7 @@ if TYPE_CHECKING:
     "continues.",
 )
 @click.option("--dry-run", is_flag=True, help="Check all settings and print the cost.")
+@quiet_option
 @verbose_option
 @backbone_option
 @model_options
@@ -97,21 +103,24 @@ def command(
     seed: int,
     out: Path,
     dry_run: bool,
+    quiet: bool,
     lpips_backbone: Path | None,
     base: RenderSettings,
 ) -> None:
     """Search for the fastest profile that holds a quality on prompts that the search does not use."""
     prompts, names = read_prompts(prompt_source), tuple(methods.split(","))
-    from dit_accel.generation.validation import validate
-    from dit_accel_eval.tune.space import check_methods
-    from dit_accel_eval.tune.targets import Target
+    progress = show_progress()
+    with show_usually_short():
+        from dit_accel.generation.validation import validate
+        from dit_accel_eval.tune.space import check_methods
+        from dit_accel_eval.tune.targets import Target
 
-    check_methods(names)
-    goals = tuple(Target.parse(text) for text in targets)
-    require_extra("`dit-accel tune`", "filelock", "optuna", *PAGE)
-    validate(replace(base, prompt=prompts[0]))
-    from dit_accel_eval.tune import run
-    from dit_accel_eval.tune.search import Goal
+        check_methods(names)
+        goals = tuple(Target.parse(text) for text in targets)
+        require_extra("`dit-accel tune`", "filelock", "optuna", *PAGE)
+        validate(replace(base, prompt=prompts[0]))
+        from dit_accel_eval.tune import run
+        from dit_accel_eval.tune.search import Goal
 
     tuning = run.Tuning(
         Goal(goals, speedup),
@@ -128,8 +137,8 @@ def command(
     if dry_run:
         click.echo(run.describe_cost(tuning, out))
         return
-    tuned = run.tune(tuning, out)
+    tuned = run.tune(tuning, out, progress)
     # Only the first process gets the result.
-    if tuned is None:
+    if tuned is None or quiet:
         return
     click.echo(f"{run.describe_result(tuning, tuned)}\nwritten: {out}")

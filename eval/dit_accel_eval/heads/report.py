@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import to_json
-from dit_accel_eval.heads.sampling import Candidate, mean_score
-from dit_accel_eval.heads.search import Head, Search
+from dit_accel_eval.heads.objective import Objective
+from dit_accel_eval.heads.sampling import Candidate, select_scores
+from dit_accel_eval.heads.search import AllScores, Head, Search
 from dit_accel_eval.heads.settings import Pair
 from dit_accel_eval.plots import naming_results, plain_style, save_png
 from dit_accel_eval.statistics import mean_ci
@@ -32,9 +33,9 @@ def report(folder: Path) -> list[dict[str, Any]]:
     if singles is None:
         raise InvalidSettings(f"the first round in {folder} is not complete: run the search again")
     rows = [
-        summarize(label, candidate, search.settings.pairs, scores)
+        summarize(label, candidate, search.settings.pairs, scores, search.objective)
         for label, candidate in label_candidates(search).items()
-        if mean_score(scores, candidate, search.settings.pairs) is not None
+        if select_scores(scores, candidate, search.settings.pairs) is not None
     ]
     record = {
         "settings": vars(search.settings),
@@ -58,20 +59,23 @@ def summarize(
     label: str,
     candidate: Candidate,
     pairs: Sequence[Pair],
-    scores: Mapping[tuple[Candidate, Pair], float],
+    scores: AllScores,
+    objective: Objective,
 ) -> dict[str, Any]:
-    """Return the mean score of a candidate and its paired gain over no guidance, with 95 % intervals."""
-    values = [scores[candidate, pair] for pair in pairs]
-    unguided = [scores.get((Candidate(None), pair)) for pair in pairs]
-    gains = [a - b for a, b in zip(values, unguided, strict=True) if b is not None]
-    return {
+    """Return the value of a candidate and its paired gain over no guidance, with 95 % intervals."""
+    clips = [scores[candidate, pair] for pair in pairs]
+    paired = [pair for pair in pairs if (Candidate(None), pair) in scores]
+    guided = objective.spread([scores[candidate, pair] for pair in paired])
+    unguided = objective.spread([scores[Candidate(None), pair] for pair in paired])
+    row = {
         "label": label,
         "heads": candidate.heads,
         "softness": candidate.softness,
-        "clips": len(values),
-        "score": mean_ci(values),
-        "gain": mean_ci(gains),
+        "clips": len(clips),
+        "score": mean_ci(objective.spread(clips)),
+        "gain": mean_ci([a - b for a, b in zip(guided, unguided, strict=True)]),
     }
+    return {**row, "accepted": objective.accepts(clips)} if objective.thresholds else row
 
 
 def plot(

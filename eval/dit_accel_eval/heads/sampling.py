@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +24,9 @@ from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.guidance import HeadSet
 from dit_accel.io.jsonl import append_record, read_records
+from dit_accel_eval.heads.objective import SCORE, ClipScores
 from dit_accel_eval.heads.rewards import Reward
-from dit_accel_eval.heads.settings import Pair
+from dit_accel_eval.heads.settings import Pair, SearchSettings
 from dit_accel_pipelines import Family
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Scores:
-    """The rewards of one request on disk. Each line is a clip of a candidate.
+    """The scores of one request on disk. Each line is a clip of a candidate.
 
     Each shard appends to a file of its own, so shards on several machines can share a folder.
 
@@ -73,27 +75,28 @@ class Scores:
         digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
         return cls(folder, digest, f"{shard[0]}-of-{shard[1]}")
 
-    def read(self) -> dict[tuple[Candidate, Pair], float]:
+    def read(self) -> dict[tuple[Candidate, Pair], ClipScores]:
         """Return the scores of all shards."""
-        scores = {}
+        scores: dict[tuple[Candidate, Pair], ClipScores] = {}
         for record in self._records():
             if record.get("request") == self.request:
-                candidate = Candidate(**record["candidate"])
-                scores[candidate, (record["prompt"], record["seed"])] = record["score"]
+                candidate, score = Candidate(**record["candidate"]), record["score"]
+                named = score if isinstance(score, dict) else {SCORE: score}
+                scores[candidate, (record["prompt"], record["seed"])] = named
         return scores
 
     def seconds(self) -> list[float]:
         """Return the seconds of each clip."""
         return [record["seconds"] for record in self._records() if "seconds" in record]
 
-    def append(self, candidate: Candidate, pair: Pair, score: float, seconds: float) -> None:
-        """Append the score of a clip to the file of this shard."""
+    def append(self, candidate: Candidate, pair: Pair, scores: ClipScores, seconds: float) -> None:
+        """Append the scores of a clip to the file of this shard; a single score is written as a number."""
         record = {
             "request": self.request,
             "candidate": asdict(candidate),
             "prompt": pair[0],
             "seed": pair[1],
-            "score": score,
+            "score": scores.get(SCORE, scores),
             "seconds": seconds,
         }
         append_record(self.folder / f"scores-{self.shard}.jsonl", record)
@@ -110,23 +113,23 @@ class Sampler:
     Attributes:
         base: Settings that all clips share.
         card: Model to load.
-        reward: Function that scores a clip.
-        batch: Clips sampled at a time.
+        reward: Functions that score a clip, by the names of their scores.
+        settings: Settings of the search.
         scores: Scores to read and append to.
         pipe: The loaded pipeline, or None.
     """
 
     base: RenderSettings
     card: ModelCard
-    reward: Reward
-    batch: int
+    reward: Mapping[str, Reward]
+    settings: SearchSettings
     scores: Scores
     pipe: Any = None
 
     def score(self, candidate: Candidate, pairs: Sequence[Pair], bar: tqdm[Any]) -> None:
         """Sample and score the clips of a candidate that have no score yet; the bar counts all clips."""
         done = self.scores.read()
-        for batch in chunks(pairs, self.batch):
+        for batch in chunks(pairs, self.settings.batch):
             missing = [pair for pair in batch if (candidate, pair) not in done]
             if missing:
                 self._score_batch(candidate, batch, missing)
@@ -139,12 +142,15 @@ class Sampler:
             self.pipe = load_quiet_pipeline(self.base, self.card)
         start = time.perf_counter()
         # The last bits of a clip depend on its batch, so the whole batch is sampled again.
-        frames = sample(self.pipe, self.base, candidate, batch)
+        frames = sample(self.pipe, self.base, candidate, batch, self.settings.perturbed_attention)
         seconds = (time.perf_counter() - start) / len(batch)
         for pair, clip in zip(batch, frames, strict=True):
             if pair in missing:
-                score = check_score(self.reward(clip, pair[0]), pair)
-                self.scores.append(candidate, pair, score, seconds)
+                scores = {
+                    name: check_score(score(clip, pair[0]), pair)
+                    for name, score in self.reward.items()
+                }
+                self.scores.append(candidate, pair, scores, seconds)
 
 
 def load_quiet_pipeline(base: RenderSettings, card: ModelCard) -> Any:
@@ -177,9 +183,21 @@ def check_score(score: Any, pair: Pair) -> float:
 
 
 def sample(
-    pipe: Any, base: RenderSettings, candidate: Candidate, pairs: Sequence[Pair]
+    pipe: Any,
+    base: RenderSettings,
+    candidate: Candidate,
+    pairs: Sequence[Pair],
+    perturbed_attention: Mapping[str, Any] = MappingProxyType({}),
 ) -> np.ndarray:
-    """Return the clips of some pairs, sampled in one batch, float32 ``[N, T, H, W, 3]``."""
+    """Return the clips of some pairs, sampled in one batch, float32 ``[N, T, H, W, 3]``.
+
+    Args:
+        pipe: the pipeline.
+        base: settings that all clips share.
+        candidate: how the clips are guided.
+        pairs: their prompts and seeds.
+        perturbed_attention: more arguments of ``enable_perturbed_guidance``.
+    """
     import numpy as np
 
     from dit_accel.generation.render import call_arguments, seeded
@@ -194,7 +212,10 @@ def sample(
     with ExitStack() as stack:
         if candidate.heads is not None:
             guidance = pipe.enable_perturbed_guidance(
-                candidate.scale, heads=candidate.heads, softness=candidate.softness
+                candidate.scale,
+                heads=candidate.heads,
+                softness=candidate.softness,
+                **perturbed_attention,
             )
             stack.enter_context(guidance)
         stack.enter_context(seeded(replace(base, seed=pairs[0][1])))
@@ -204,16 +225,12 @@ def sample(
     return np.asarray(output.images, np.float32)[:, None]
 
 
-def mean_score(
-    scores: Mapping[tuple[Candidate, Pair], float], candidate: Candidate, pairs: Sequence[Pair]
-) -> float | None:
-    """Return the mean score of a candidate, or None while a clip has no score."""
-    import numpy as np
-
-    values = [scores.get((candidate, pair)) for pair in pairs]
-    if None in values:
-        return None
-    return float(np.mean([value for value in values if value is not None]))
+def select_scores(
+    scores: Mapping[tuple[Candidate, Pair], ClipScores], candidate: Candidate, pairs: Sequence[Pair]
+) -> list[ClipScores] | None:
+    """Return the scores of a candidate's clips, or None while a clip has none."""
+    found = [scores.get((candidate, pair)) for pair in pairs]
+    return None if None in found else [clip for clip in found if clip is not None]
 
 
 def check_base(base: RenderSettings) -> tuple[RenderSettings, ModelCard]:

@@ -6,30 +6,33 @@ A search lives in a folder. It resumes, and shards on several machines can share
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from dit_accel.errors import InvalidSettings
-from dit_accel.generation.loading import ModelCard, ingredients
+from dit_accel.generation.loading import ModelCard
 from dit_accel.generation.settings import RenderSettings
-from dit_accel.generation.validation import validate
-from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, check_family
+from dit_accel.generation.validation import check_effect, validate
+from dit_accel.guidance import HeadSet, ModelShape, check_family
 from dit_accel.io.atomic import atomic_write, check_writable
-from dit_accel.io.jsonl import to_json
-from dit_accel.io.parsing import parse_dataclass
 from dit_accel.io.reading import read_json
+from dit_accel_eval.heads.objective import ClipScores, Objective, find_objective
+from dit_accel_eval.heads.request import check_same_request, make_request, read_settings
 from dit_accel_eval.heads.rewards import check_reward
-from dit_accel_eval.heads.sampling import Candidate, Scores, check_base, mean_score
+from dit_accel_eval.heads.sampling import Candidate, Scores, check_base, select_scores
 from dit_accel_eval.heads.settings import Pair, SearchSettings
 
 RANDOM_SETS = 5
 SOFTNESSES = (0.75, 0.5, 0.25)
-LONGEST_VALUE = 80
 
 Head = tuple[str, int, int]
 """Block list, block and head."""
+
+AllScores: TypeAlias = Mapping[tuple[Candidate, Pair], ClipScores]
+"""Scores of all clips of a search."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,11 @@ class Search:
             raise InvalidSettings(
                 f"shard must be i/n with i from 0 to n - 1, got {shard[0]}/{shard[1]}"
             )
-        strength = {"scale": settings.scale, "softness": settings.softness}
-        parse_dataclass(PerturbedGuidance, strength, "guidance")
-        check_reward(settings.reward, settings.prompts)
+        check_reward(settings.reward, settings.prompts, settings.reward_weights)
         base, card = check_base(replace(base, prompt=settings.prompts[0]))
         check_family(card.family)
+        check_effect(settings.make_guidance(), {}, base.steps)
+        warn_of_text_mode(settings, card)
         model = read_shape(card)
         if settings.size > len(all_heads(model)):
             raise InvalidSettings(
@@ -106,8 +109,7 @@ class Search:
         """
         try:
             request = read_json(out / "search.json", "search")
-            names = [f.name for f in fields(SearchSettings)]
-            settings = parse_dataclass(SearchSettings, {n: request[n] for n in names}, "search")
+            settings = read_settings(request)
             base, card = validate(RenderSettings(settings.prompts[0], **request["render"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidSettings(f"{out} holds no head search: {error}") from None
@@ -119,28 +121,60 @@ class Search:
         softness = self.settings.softness if softness is None else softness
         return Candidate(head_set(heads, self.model).to_spec(), self.settings.scale, softness)
 
+    @property
+    def objective(self) -> Objective:
+        """Return what the search maximises."""
+        return find_objective(self.settings.reward)
+
+    def evaluate(self, candidate: Candidate, scores: AllScores) -> float | None:
+        """Return the value of a candidate, or None while clips are missing."""
+        clips = select_scores(scores, candidate, self.settings.pairs)
+        return None if clips is None else self.objective.evaluate(clips)
+
+    def accepts(self, candidate: Candidate, scores: AllScores) -> bool:
+        """Return True if a candidate's clips are complete and reach the thresholds of the reward."""
+        clips = select_scores(scores, candidate, self.settings.pairs)
+        return clips is not None and self.objective.accepts(clips)
+
     def chosen(self) -> list[Head] | None:
         """Return the heads of the complete rounds in the order of choice, or None before the first."""
-        scores = self.scores.read()
+        heads, is_last = self.finished_rounds(self.scores.read())
+        return heads if heads or is_last else None
+
+    def finished_rounds(self, scores: AllScores) -> tuple[list[Head], bool]:
+        """Return the heads of the complete rounds in the order of choice, and True if no round is left.
+
+        No round is left after one that chose no head, because the next would have the same scores.
+        """
         chosen: list[Head] = []
         for _ in range(self.settings.rounds):
-            with_head = self.head_scores(chosen, scores)
-            if with_head is None:
-                return chosen or None
-            chosen += rank_heads(with_head)[: self.settings.top_k]
-        return chosen
+            new = self.choose(chosen, scores)
+            if new is None:
+                return chosen, False
+            if not new:
+                break
+            chosen += new
+        return chosen, True
 
-    def head_scores(
-        self, chosen: Sequence[Head], scores: Mapping[tuple[Candidate, Pair], float]
-    ) -> dict[Head, float] | None:
-        """Return the mean score of the chosen set plus each other head, or None while clips are missing."""
+    def choose(self, chosen: Sequence[Head], scores: AllScores) -> list[Head] | None:
+        """Return the heads that a round adds to the chosen ones, or None while clips are missing."""
+        with_head = self.head_scores(chosen, scores)
+        if with_head is None:
+            return None
+        ranked = rank_heads(with_head)
+        if self.objective.thresholds:
+            ranked = [h for h in ranked if self.accepts(self.candidate([*chosen, h]), scores)]
+        return ranked[: self.settings.top_k]
+
+    def head_scores(self, chosen: Sequence[Head], scores: AllScores) -> dict[Head, float] | None:
+        """Return the value of the chosen set plus each other head, or None while clips are missing."""
         with_head = {}
         for head in all_heads(self.model):
             if head not in chosen:
-                mean = mean_score(scores, self.candidate([*chosen, head]), self.settings.pairs)
-                if mean is None:
+                value = self.evaluate(self.candidate([*chosen, head]), scores)
+                if value is None:
                     return None
-                with_head[head] = mean
+                with_head[head] = value
         return with_head
 
     def controls(self) -> dict[str, Candidate]:
@@ -164,6 +198,8 @@ class Search:
 
     def curves(self, chosen: Sequence[Head]) -> dict[str, Candidate]:
         """Return the first k of the chosen heads, and all of them at other softnesses, by label."""
+        if not chosen:
+            return {}
         curves = {f"{k} heads": self.candidate(chosen[:k]) for k in range(1, len(chosen) + 1)}
         for softness in SOFTNESSES:
             curves[f"softness {softness:g}"] = self.candidate(chosen, softness)
@@ -179,26 +215,37 @@ class Search:
         for _ in range(self.settings.rounds):
             others = [head for head in all_heads(self.model) if head not in chosen]
             yield [self.candidate([*chosen, head]) for head in others]
-            with_head = self.head_scores(chosen, self.scores.read())
-            if with_head is None:
+            new = self.choose(chosen, self.scores.read())
+            if new is None:
                 return
-            chosen += rank_heads(with_head)[: self.settings.top_k]
+            if not new:
+                break
+            chosen += new
         yield [candidate for candidate in self.curves(chosen).values() if candidate.heads]
 
     def is_complete(self) -> bool:
         """Return True if every candidate of every stage has all its scores."""
-        scores, pairs = self.scores.read(), self.settings.pairs
-        if len(self.chosen() or []) < self.settings.size:
+        scores = self.scores.read()
+        if not self.finished_rounds(scores)[1]:
             return False
         candidates = [candidate for stage in self.stages() for candidate in stage]
-        return all(mean_score(scores, candidate, pairs) is not None for candidate in candidates)
+        return all(self.evaluate(candidate, scores) is not None for candidate in candidates)
 
     def clips(self) -> int:
-        """Return the number of clips of the whole search."""
+        """Return the number of clips of the whole search, if every round chooses as many heads as it may."""
         heads, settings = len(all_heads(self.model)), self.settings
         singles = sum(heads - r * settings.top_k for r in range(settings.rounds))
         curves = settings.size - 1 + len(SOFTNESSES)
         return (len(self.controls()) + singles + curves) * len(settings.pairs)
+
+
+def warn_of_text_mode(settings: SearchSettings, card: ModelCard) -> None:
+    """Warn if a model has no text tokens that the text mode could perturb."""
+    if settings.text_mode == "joint" and not card.family.joint:
+        warnings.warn(
+            f"text mode joint is as visual here: self-attention of {card.family.name} has no text tokens",
+            stacklevel=3,
+        )
 
 
 def read_shape(card: ModelCard) -> ModelShape:
@@ -222,41 +269,3 @@ def head_set(heads: Sequence[Head], model: ModelShape) -> HeadSet:
 def rank_heads(scores: Mapping[Head, float]) -> list[Head]:
     """Return the heads by falling score; equal ones stay in the order of execution."""
     return sorted(scores, key=lambda head: -scores[head])
-
-
-def make_request(settings: SearchSettings, base: RenderSettings, card: ModelCard) -> dict[str, Any]:
-    """Return everything that decides the scores, as plain JSON values."""
-    from dit_accel.generation.identity import versions
-
-    names = [f.name for f in fields(base) if f.name not in ("prompt", "seed")]
-    request = {
-        **asdict(settings),
-        "render": {name: getattr(base, name) for name in names},
-        **ingredients(card, base.load_options),
-        "versions": versions(),
-    }
-    plain: dict[str, Any] = json.loads(to_json(request))
-    return plain
-
-
-def check_same_request(path: Path, request: Mapping[str, Any]) -> None:
-    """Check that a file is missing or holds the same request.
-
-    Raises:
-        InvalidSettings: naming the first difference.
-    """
-    before = read_json(path, "search") if path.exists() else request
-    if not isinstance(before, dict):
-        raise InvalidSettings(f"{path} is not a search: choose another folder")
-    for key in request:
-        if before.get(key) != request[key]:
-            raise InvalidSettings(
-                f"{path.parent} holds a search with another {key}: {shorten(before.get(key))} instead of "
-                f"{shorten(request[key])}; choose another folder"
-            )
-
-
-def shorten(value: Any) -> str:
-    """Return a value as JSON, cut to 80 characters."""
-    text = json.dumps(value)
-    return text if len(text) < LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."

@@ -15,9 +15,11 @@ from dit_accel.io.jsonl import to_json
 from dit_accel.io.reading import read_json
 from dit_accel_eval.heads.export import best_candidate
 from dit_accel_eval.heads.report import summarize
-from dit_accel_eval.heads.rewards import check_reward, find_reward
-from dit_accel_eval.heads.sampling import Candidate, Sampler, Scores, mean_score, same_cost_steps
-from dit_accel_eval.heads.search import Search, check_same_request, make_request
+from dit_accel_eval.heads.request import check_same_request, make_request
+from dit_accel_eval.heads.rewards import check_reward
+from dit_accel_eval.heads.run import make_sampler
+from dit_accel_eval.heads.sampling import Candidate, Scores, same_cost_steps
+from dit_accel_eval.heads.search import Search
 from dit_accel_eval.heads.settings import Pair
 
 
@@ -36,14 +38,16 @@ def validate(folder: Path, pairs: Sequence[Pair], *, quiet: bool = False) -> lis
     request = {"validated": read_json(folder / "search.json", "search")}
     scores = Scores.for_request(folder / "validation", request)
     scores.folder.mkdir(exist_ok=True)
-    reward = find_reward(search.settings.reward)
-    sampler = Sampler(search.base, search.card, reward, search.settings.batch, scores)
+    sampler = make_sampler(search, scores)
     total = len(candidates) * len(pairs)
     with tqdm(total=total, desc="clips", disable=quiet or None) as bar:
         for candidate in candidates.values():
             sampler.score(candidate, pairs, bar)
     done = scores.read()
-    rows = [summarize(label, candidate, pairs, done) for label, candidate in candidates.items()]
+    rows = [
+        summarize(label, candidate, pairs, done, search.objective)
+        for label, candidate in candidates.items()
+    ]
     with atomic_write(folder / "validation.json") as temporary:
         temporary.write_text(to_json({"rows": rows, "pairs": len(pairs)}, indent=2) + "\n")
     return rows
@@ -55,12 +59,12 @@ def check_fresh(search: Search, folder: Path, pairs: Sequence[Pair]) -> None:
     Raises:
         InvalidSettings: naming the problem.
     """
-    request = make_request(search.settings, search.base, search.card)
-    check_same_request(folder / "search.json", request)
+    settings = search.settings
+    check_reward(settings.reward, tuple(prompt for prompt, _ in pairs), settings.reward_weights)
+    check_same_request(folder / "search.json", make_request(settings, search.base, search.card))
     if not search.is_complete():
         raise InvalidSettings(f"the search in {folder} is not complete: run it again first")
-    check_reward(search.settings.reward, tuple(prompt for prompt, _ in pairs))
-    used = set(search.settings.pairs) & set(pairs)
+    used = set(settings.pairs) & set(pairs)
     if used:
         prompt, seed = min(used)
         raise InvalidSettings(
@@ -72,12 +76,12 @@ def label_candidates(search: Search) -> dict[str, Candidate]:
     """Return the candidates to validate, by label.
 
     Raises:
-        InvalidSettings: for a search without a number of steps, because its cost is unknown.
+        InvalidSettings: for a search that chose no head, or that has no number of steps, because its cost is unknown.
     """
-    scores, pairs, base = search.scores.read(), search.settings.pairs, search.base
+    scores, base = search.scores.read(), search.base
     controls = search.controls()
     layers = {label: c for label, c in controls.items() if label.startswith("layer ")}
-    means = {label: mean_score(scores, layer, pairs) for label, layer in layers.items()}
+    means = {label: search.evaluate(layer, scores) for label, layer in layers.items()}
     best_layer = max((mean, label) for label, mean in means.items() if mean is not None)[1]
     found = best_candidate(search, scores)
     if base.steps is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dit_accel.generation.loading import without_loading_bars
 from dit_accel_eval.metrics.clip_pairs import NoBackbone, to_tensor
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def load_clip(folder: Path | None = None) -> Any:
 
     try:
         path = folder or cached_clip()
-        model = CLIPModel.from_pretrained(path, use_safetensors=True, local_files_only=True)
+        with without_loading_bars():
+            model = CLIPModel.from_pretrained(path, use_safetensors=True, local_files_only=True)
         processor = CLIPProcessor.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         if folder is None:

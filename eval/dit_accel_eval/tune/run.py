@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from dit_accel.core.precision import Precision
+from dit_accel.core.progress import Progress
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.distributed import this_process
 from dit_accel.generation.loading import ModelCard, ingredients
@@ -24,7 +25,7 @@ from dit_accel_eval.bench.run import machine
 from dit_accel_eval.dense import DenseBackend, fastest_dense
 from dit_accel_eval.digest import digest
 from dit_accel_eval.metrics.lpips import backbone_digest, net_of
-from dit_accel_eval.paired_runner import PairedRunner, load_silently
+from dit_accel_eval.paired_runner import PATIENCE, PairedRunner, load_silently
 from dit_accel_eval.plots import naming_results, save_png
 from dit_accel_eval.tune.plot import draw
 from dit_accel_eval.tune.search import (
@@ -151,7 +152,7 @@ class Tuning:
         )
 
 
-def tune(tuning: Tuning, out: Path) -> Tuned | None:
+def tune(tuning: Tuning, out: Path, progress: Progress | None = None) -> Tuned | None:
     """Search, validate, and write the profile, with its trials and a plot beside it.
 
     Several processes search at once. The first one validates, and the others return None.
@@ -162,13 +163,18 @@ def tune(tuning: Tuning, out: Path) -> Tuned | None:
     """
     card, journal = check_tuning(tuning, out)
     process = this_process()
+    progress = progress if progress and process.rank == 0 else Progress()
     lock = lock_journal(journal) if process.rank == 0 else nullcontext()
     made_of = ingredients(card, tuning.base.load_options)
     name = tuning.study_name(made_of)
     with lock, dense_folder(out, remove=process.rank == 0) as folder:
-        pipe = load_silently(card, process.load_options(tuning.base.load_options))
-        search = open_search(tuning, card, journal, name, pipe)
-        runner = PairedRunner(lambda: pipe, read_fastest(search), folder, {"study": name})
+        pipe = load_silently(card, process.load_options(tuning.base.load_options), progress)
+        with progress.part("timing dense attention", patience=PATIENCE):
+            search = replace(open_search(tuning, card, journal, name, pipe), progress=progress)
+        made_by = {"study": name}
+        runner = PairedRunner(
+            lambda: pipe, read_fastest(search), folder, made_by, progress=progress
+        )
         bench = Bench(runner, tuning.goal, tuning.backbone)
         search.run(bench, tuning.trials, tuning.minutes)
         process.wait()

@@ -19,9 +19,9 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from tqdm import tqdm
 
 from dit_accel import Profile
+from dit_accel.core.progress import Progress
 from dit_accel.errors import first_line
 from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.paired_runner import PairedRunner
@@ -134,6 +134,7 @@ class Search:
     Attributes:
         cases: Dense requests of the clips.
         validation: Number of clips for the winner, which sets the width of its interval.
+        progress: What shows the progress.
     """
 
     goal: Goal
@@ -141,6 +142,7 @@ class Search:
     cases: Sequence[RenderSettings]
     validation: int
     study: optuna.Study
+    progress: Progress = field(default_factory=Progress)
 
     def begin(self) -> None:
         """Queue the first trials, and those that a killed run left unfinished."""
@@ -164,10 +166,11 @@ class Search:
         The time of earlier runs counts. Several processes may run one study at once.
         """
         end = clock() + 60 * minutes - busy_seconds(self.finished())
-        with tqdm(total=trials, initial=min(trials, len(self.finished())), desc="tune") as bar:
+        done = min(trials, len(self.finished()))
+        with self.progress.part("tuning", trials, unit="trial", initial=done) as part:
             while len(self.finished()) < trials and clock() < end:
                 self.study.optimize(lambda trial: self.objective(trial, bench), n_trials=1)
-                bar.update()
+                part.update()
 
     def finished(self) -> list[FrozenTrial]:
         """Return the trials that ended, stopped ones included."""

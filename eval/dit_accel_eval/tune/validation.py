@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial
-from tqdm import tqdm
 
 from dit_accel import Profile
 from dit_accel.errors import RunFailed, first_line
@@ -63,7 +61,7 @@ def validate_winners(search: Search, bench: Bench, fresh: Sequence[RenderSetting
         trial, attempt = winners[0], len(failures) + 1
         profile = read_profile(trial)
         profiles = [profile] if default else [profile, Profile()]
-        measured, *others = measure_fresh(bench, profiles, fresh, search.study)
+        measured, *others = measure_fresh(search, bench, profiles, fresh)
         default = default or others[0]
         missed = shortfall(search.goal, measured, 1 - 0.05 / attempt)
         if missed is None:
@@ -145,10 +143,7 @@ def intervals(goal: Goal, measured: Measurements) -> dict[str, Any]:
 
 
 def measure_fresh(
-    bench: Bench,
-    profiles: Sequence[Profile],
-    cases: Sequence[RenderSettings],
-    study: optuna.Study,
+    search: Search, bench: Bench, profiles: Sequence[Profile], cases: Sequence[RenderSettings]
 ) -> list[Measurements]:
     """Measure profiles on fresh clips: per clip first dense, then the profiles in turn.
 
@@ -156,7 +151,8 @@ def measure_fresh(
     """
     bench.forget_times()
     results = [Measurements() for _ in profiles]
-    for case in tqdm(cases, desc="validate"):
+    study = search.study
+    for case in search.progress.iterate(cases, "validating", unit="clip"):
         for profile, measured in zip(profiles, results, strict=True):
             if measured.failed:
                 continue

@@ -47,24 +47,24 @@ class Launch:
 
 # Compute capability 9 and 10: matrix instructions of four warps.
 WARPGROUP: dict[tuple[str, int, int, int], Launch] = {
-    ("dense", 4, 4, 64): Launch(32, 32, 4, 2),
-    ("dense", 4, 4, 128): Launch(32, 32, 8, 2),
+    ("dense", 4, 4, 64): Launch(32, 16, 8, 2),
+    ("dense", 4, 4, 128): Launch(16, 16, 8, 2),
     ("dense", 2, 2, 64): Launch(128, 64, 4, 3),
     ("dense", 2, 2, 128): Launch(128, 64, 8, 3),
     ("dense", 1, 2, 64): Launch(128, 64, 8, 3),
     ("dense", 1, 2, 128): Launch(128, 64, 8, 3),
     ("dense", 1, 1, 64): Launch(128, 64, 8, 3),
     ("dense", 1, 1, 128): Launch(128, 64, 8, 3),
-    ("sparse", 4, 4, 64): Launch(32, 32, 4, 2),
-    ("sparse", 4, 4, 128): Launch(32, 32, 8, 2),
+    ("sparse", 4, 4, 64): Launch(32, 16, 8, 2),
+    ("sparse", 4, 4, 128): Launch(16, 16, 8, 2),
     ("sparse", 2, 2, 64): Launch(128, 64, 4, 3),
     ("sparse", 2, 2, 128): Launch(128, 64, 8, 3),
     ("sparse", 1, 2, 64): Launch(128, 64, 8, 3),
     ("sparse", 1, 2, 128): Launch(128, 64, 8, 3),
     ("sparse", 1, 1, 64): Launch(128, 64, 8, 3),
     ("sparse", 1, 1, 128): Launch(128, 64, 8, 3),
-    ("small", 4, 4, 64): Launch(16, 32, 4, 2),
-    ("small", 4, 4, 128): Launch(16, 32, 8, 2),
+    ("small", 4, 4, 64): Launch(16, 16, 8, 2),
+    ("small", 4, 4, 128): Launch(16, 16, 8, 2),
     ("small", 2, 2, 64): Launch(64, 64, 4, 3),
     ("small", 2, 2, 128): Launch(64, 64, 4, 3),
     ("small", 1, 2, 64): Launch(64, 64, 4, 3),
@@ -81,14 +81,12 @@ WARP: dict[tuple[str, int, int, int], Launch] = WARPGROUP | {
     ("dense", 1, 2, 128): Launch(128, 64, 8, 3),
     ("dense", 1, 1, 64): Launch(64, 64, 4, 3),
     ("dense", 1, 1, 128): Launch(128, 64, 8, 3),
-    ("sparse", 4, 4, 128): Launch(32, 16, 8, 2),
     ("sparse", 2, 2, 64): Launch(128, 32, 8, 3),
     ("sparse", 2, 2, 128): Launch(128, 32, 8, 3, tail_mask=False),
     ("sparse", 1, 2, 64): Launch(64, 32, 4, 3, tail_mask=False),
     ("sparse", 1, 2, 128): Launch(64, 32, 4, 3, tail_mask=False),
     ("sparse", 1, 1, 64): Launch(128, 32, 8, 3, tail_mask=False),
     ("sparse", 1, 1, 128): Launch(64, 32, 4, 3, tail_mask=False),
-    ("small", 4, 4, 128): Launch(16, 16, 8, 2),
     ("small", 2, 2, 64): Launch(64, 32, 4, 2),
     ("small", 2, 2, 128): Launch(64, 32, 4, 2, tail_mask=False),
     ("small", 1, 2, 64): Launch(64, 32, 4, 3, tail_mask=False),
@@ -96,6 +94,11 @@ WARP: dict[tuple[str, int, int, int], Launch] = WARPGROUP | {
     ("small", 1, 1, 64): Launch(64, 32, 4, 3, tail_mask=False),
     ("small", 1, 1, 128): Launch(32, 32, 4, 3, tail_mask=False),
 }
+
+
+# Dense tiles for a head_dim below its padded width, whose loads take more registers. Keys are as above.
+PADDED_WARPGROUP = {("dense", 2, 2, 128): Launch(128, 64, 8, 3, tail_mask=False)}
+PADDED_WARP = {("dense", 2, 2, 128): Launch(128, 32, 8, 3, tail_mask=False)}
 
 
 def select_untuned_launch(kind: Kind, value_bytes: int, width: int) -> Launch:
@@ -134,9 +137,12 @@ def select_launch(
         arch: compute capability as `compute_capability` returns it, such as 90.
     """
     width = max(64, pad_to_power_of_two(head_dim))
-    measured = MEASURED.get((arch, kind, query.itemsize, value.itemsize, width))
-    table = WARPGROUP if arch // 10 in (9, 10) else WARP
-    entry = measured or table.get((kind, query.itemsize, value.itemsize, width))
+    key = (kind, query.itemsize, value.itemsize, width)
+    has_warpgroups = arch // 10 in (9, 10)
+    padded = PADDED_WARPGROUP if has_warpgroups else PADDED_WARP
+    table = WARPGROUP if has_warpgroups else WARP
+    special = padded.get(key) if head_dim < width else None
+    entry = special or MEASURED.get((arch, *key)) or table.get(key)
     return entry or select_untuned_launch(kind, value.itemsize, width)
 
 

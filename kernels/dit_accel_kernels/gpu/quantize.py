@@ -2,6 +2,7 @@
 
 Queries and keys become int8 with one scale per token. Keys are smoothed first: their mean over tokens
 is subtracted. Softmax does not change by that, and `Quantized.lse_shift` restores the log-sum-exp.
+Then both are rotated, as `dit_accel_kernels.precision.rotate` does.
 Values become e4m3 with one scale per channel, also smoothed by their mean. The mean is added to the
 output, which is exact because rows of the softmax sum to one. The caller's tensors are not changed.
 """
@@ -20,7 +21,7 @@ from dit_accel_kernels.gpu.launch import (
     make_last_contiguous,
     pad_to_power_of_two,
 )
-from dit_accel_kernels.precision import E4M3_MAX
+from dit_accel_kernels.precision import E4M3_MAX, rotation_levels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,7 @@ class Quantized:
     """Queries, keys and values as a kernel reads them, with the scales that undo quantization.
 
     Attributes:
-        query, key, value: ``[B, H, S, D]``, or ``[H, S, D]`` after `select_heads`.
+        query, key, value: ``[B, H, S, D]``, or ``[H, S, D]`` after `select_heads`. Queries and keys are rotated.
         query_scale, key_scale: float32 ``[B, H, S]``; None in full precision.
         value_scale, value_mean: float32 ``[B, H, D]``; None unless values are e4m3.
         keys_per_scale: keys that share one key_scale; 0 if all keys of a head do.
@@ -81,6 +82,17 @@ def _load_tile(
 
 
 @triton.jit
+def _rotate(x, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, LEVELS: tl.constexpr):
+    """Multiply blocks of ``2 ** LEVELS`` channels of x ``[S, D]`` by an orthonormal Hadamard matrix."""
+    WIDTH: tl.constexpr = 1 << LEVELS
+    for _ in tl.static_range(LEVELS):
+        even, odd = tl.split(tl.reshape(x, [BLOCK_S, BLOCK_D // WIDTH, WIDTH // 2, 2]))
+        halves = tl.permute(tl.join(even + odd, even - odd), [0, 1, 3, 2])
+        x = tl.reshape(halves, [BLOCK_S, BLOCK_D])
+    return x * 2.0 ** (-0.5 * LEVELS)
+
+
+@triton.jit
 def _quantize_int8_kernel(
     x_ptr,
     mean_ptr,  # float32 [BH, D]
@@ -96,8 +108,9 @@ def _quantize_int8_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
     HAS_MEAN: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):
-    """Quantize ``BLOCK_S`` tokens to int8, one scale per token, after subtracting the mean."""
+    """Quantize ``BLOCK_S`` tokens to int8, one scale per token, after subtracting the mean and rotating."""
     pid_bh = tl.program_id(1).to(tl.int64)
     offs_s = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     x, offs_d, mask_sd = _load_tile(
@@ -107,6 +120,7 @@ def _quantize_int8_kernel(
     if HAS_MEAN:
         x -= tl.load(mean_ptr + pid_bh * HEAD_DIM + offs_d, offs_d < HEAD_DIM, 0.0)[None, :]
         x = tl.where(mask_sd, x, 0.0)
+    x = _rotate(x, BLOCK_S, BLOCK_D, LEVELS)
     scale = tl.maximum(tl.max(tl.abs(x), 1) / 127.0, 1e-12)  # [S]
     ratio = x / scale[:, None]
     # The cast to int8 truncates, so adding a half first rounds half away from zero.
@@ -117,7 +131,7 @@ def _quantize_int8_kernel(
 
 
 def quantize_int8(x: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Quantize ``x - mean`` to int8 with one scale per token, half away from zero.
+    """Rotate ``x - mean``, and quantize it to int8 with one scale per token, half away from zero.
 
     Args:
         x: ``[B, H, S, D]``.
@@ -145,6 +159,7 @@ def quantize_int8(x: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor
         BLOCK_D=pad_to_power_of_two(head_dim),
         BLOCK_S=BLOCK_S,
         HAS_MEAN=mean is not None,
+        LEVELS=rotation_levels(head_dim),
     )
     return quantized, scale[..., :seq_len]
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -130,7 +131,16 @@ def test_render_compare_report_and_replay(tmp_path: Path, capsys) -> None:
         "clip.mp4",
         "report.json",
     ]
-    printed = capsys.readouterr().out
+    printed, shown = capsys.readouterr()
+    lines = [line for line in shown.splitlines() if not re.search("warning: |: (step|[0-9])", line)]
+    assert lines == [
+        "loading tiny-world",
+        *("encoding the prompt of svg-ear", "denoising svg-ear", "decoding svg-ear"),
+        f"writing {out}",
+        *("encoding the prompt of dense", "denoising dense", "decoding dense"),
+        "measuring the difference",
+        f"writing {tmp_path / 'clip-compare.mp4'}",
+    ]
     for word in (
         "denoise s",
         "density",
@@ -263,7 +273,7 @@ def test_doctor_checks_each_op(capsys) -> None:
     assert findings["checks"]["sparse attention on cpu"].startswith("usable")
     assert set(findings["versions"]) >= {"python", "torch", "diffusers", "triton"}
     weights = findings["weights of metrics"]
-    assert weights.keys() == {"LPIPS", "CLIP score"}
+    assert weights.keys() == {"LPIPS", "CLIP score", "PickScore"}
     assert weights["CLIP score"].startswith(("/", "no weights: CLIP score needs openai/clip"))
 
 

@@ -59,8 +59,13 @@ def test_what_a_render_prints_into_a_pipe(tmp_path: Path, options: list[str]) ->
     if options == ["--quiet"]:
         assert (done.stdout, lines) == ("", [])
         return
-    told = [line for line in lines if line.startswith(("loading", "warning: "))]
-    assert told[0] == "loading tiny-world"
+    parts = ("starting", "loading", "encoding", "denoising", "decoding", "writing", "warning: ")
+    told = [line for line in lines if line.startswith(parts)]
     assert len(set(told)) == len(told)
     assert options or told == lines
+    begun = [line for line in lines if re.match(r"(\w+ing)(?!.*:)", line) and line != "starting"]
+    assert begun == [
+        *("loading tiny-world", "encoding the prompt", "denoising", "decoding", "writing a.mp4")
+    ]
+    assert ("denoising: step 1 of 2" in done.stderr) or not options
     assert "a.mp4" in done.stdout

@@ -90,6 +90,24 @@ def test_full_selection_equals_dense_attention(kind: str) -> None:
     assert not torch.allclose(other, attended, atol=1e-3)
 
 
+def test_dense_steps_warm_the_centroids() -> None:
+    """A clustered method with dense_kmeans clusters in the dense steps of a profile, too."""
+    found = {}
+    for warm in (False, True):
+        method = SVG2(query_clusters=4, kmeans_iterations=(1, 1), dense_kmeans=warm)
+        override = SparseOverride(Profile(method, Schedule(dense_steps=0.5, min_tokens=0)))
+        seen: Counter = Counter()
+        for step in range(3):
+            q, k, v = make_tensors()
+            override.build_attention(make_call(step, seen_calls=seen))(
+                dense_attention, q, k, v, heads=2, transformer_options=make_options()
+            )
+        assert override.run.stats.calls["sparse"] == 1
+        (state,) = override.run.states.values()
+        found[warm] = state.query_centroids
+    assert not torch.equal(found[False], found[True])
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

@@ -254,8 +254,8 @@ def test_guidance_with_an_effect_is_passed_on(tmp_path, pipeline, options) -> No
             "makes several transparent layers, not one",
         ),
         ("AllegroPipeline", {"frames": 5}, "frames 5 is not a multiple of 4: use 4 or 8"),
-        ("HunyuanDiTPipeline", {"pag_scale": 3.0}, "does not know how hunyuan-dit calls its"),
-        ("HunyuanDiTPipeline", {"heads": "all"}, "does not know how hunyuan-dit calls its"),
+        ("ZImagePipeline", {"pag_scale": 3.0}, "does not know how z-image calls its"),
+        ("ZImagePipeline", {"heads": "all"}, "does not know how z-image calls its"),
         ("Kandinsky5T2IPipeline", {"frames": 5}, "Kandinsky5T2IPipeline makes images: leave"),
     ],
 )
@@ -319,8 +319,8 @@ def test_complete_requests_are_valid(tmp_path, pipeline, options) -> None:
 
 def test_a_head_search_needs_a_family_that_can_be_guided(tmp_path: Path) -> None:
     settings = SearchSettings((PROMPT,), reward="sharpness")
-    base = RenderSettings("", model=model(tmp_path / "model", "HunyuanDiTPipeline"), steps=1)
-    with pytest.raises(InvalidSettings, match="does not know how hunyuan-dit calls its"):
+    base = RenderSettings("", model=model(tmp_path / "model", "ZImagePipeline"), steps=1)
+    with pytest.raises(InvalidSettings, match="does not know how z-image calls its"):
         Search.open(settings, base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

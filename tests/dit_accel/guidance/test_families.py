@@ -30,3 +30,27 @@ def test_tuples_tensors_and_diffusers_outputs_are_guided_equally(row) -> None:
     assert guided[0].isfinite().all()
     assert not torch.equal(guided[0], plain)
     torch.testing.assert_close(guided[0], guided[1])
+
+
+def test_a_forward_that_empties_its_list_of_controls_is_guided() -> None:
+    """HunyuanDiT pops the outputs of a ControlNet from the list that it is given."""
+    row = next(row for row in ROWS if row.family == "hunyuan-dit")
+    transformer, inputs = row.build(), row.inputs()
+    blocks = transformer.config.num_layers // 2 - 1
+    generator = torch.Generator().manual_seed(5)
+    shape = (*inputs["hidden_states"].shape[:1], 1, 32)
+    controls = [torch.randn(shape, generator=generator) for _ in range(blocks)]
+
+    def forward() -> Tensor:
+        return transformer(**inputs, controlnet_block_samples=list(controls), return_dict=False)[0]
+
+    with torch.no_grad():
+        plain = forward()
+        with dit_accel.enable_perturbed_guidance(transformer, 1.0, heads="blocks.3"):
+            shared = forward()
+        whole = {"heads": "blocks.3", "share_prefix": False}
+        with dit_accel.enable_perturbed_guidance(transformer, 1.0, **whole):
+            guided = forward()
+    assert len(controls) == blocks == 1
+    torch.testing.assert_close(guided, shared)
+    assert not torch.equal(guided, plain)

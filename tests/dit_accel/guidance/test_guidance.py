@@ -19,7 +19,7 @@ EVERY_PIPELINE = pytest.mark.parametrize("name", TINY)
 CFG = pytest.mark.parametrize("cfg", [False, True], ids=["no cfg", "cfg"])
 SPARSE = Schedule(dense_steps=0, min_tokens=0)
 JOINT = ("hunyuan-video", "cogvideox", "mochi", "flux", "sd3")
-BATCHED_CFG = ("cogvideox", "ltx", "mochi", "sd3", "pixart")
+BATCHED_CFG = ("cogvideox", "ltx", "mochi", "sd3", "pixart", "hunyuan-dit")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def run_formula(tiny, pipe, cfg, heads, *, scale, softness, kind, mode):
 
     @functools.wraps(forward)
     def guided(*positional, **arguments):
-        arguments |= dict(zip(("hidden_states",), positional, strict=True)) if positional else {}
+        arguments |= dict(zip(("hidden_states", "timestep"), positional, strict=False))
         hidden = arguments["hidden_states"]
         visual_tokens[:] = [family.layout(arguments, transformer.config).visual_tokens]
         out = forward(**arguments)[0]

@@ -17,7 +17,9 @@ from dit_accel import (
     PermutedBlocks,
     Radial,
     ReTtention,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 from dit_accel.core.ops import Ops
@@ -25,7 +27,7 @@ from dit_accel.core.timer import Timer
 from dit_accel.methods.base import Attended
 from dit_accel_pipelines import TokenLayout
 
-SIZES = st.sampled_from([1, 2, 3, 5, 8, 16, 17, 64, 100, 128, 4096, 10**9, 10**20])
+SIZES = st.sampled_from([1, 2, 3, 5, 8, 16, 17, 64, 100, 128, 4096, 10**9, 10**18])
 LAYOUTS = st.builds(
     TokenLayout,
     frames=st.integers(1, 6),
@@ -40,6 +42,11 @@ FULL: dict[str, Callable[[int], Method]] = {
     "xattention": lambda size: XAttention(threshold=1.0, block=size, stride=size),
     "xattention, runs": lambda size: XAttention(threshold=1.0, block=4 * size, stride=4),
     "permuted-blocks": lambda size: PermutedBlocks(top_p=1.0, block=size, samples=size),
+    "sparge-attn": lambda size: SpargeAttn(
+        cdf_threshold=1.0, query_block=2 * size, key_block=size, order="hilbert"
+    ),
+    "topk-blocks": lambda size: TopKBlocks(density=1.0, block=size),
+    "topk-blocks, tiles": lambda size: TopKBlocks(density=1.0, tile=(size, size, size)),
     "neighborhood": lambda size: Neighborhood(density=1.0, tile=(size, size, size)),
     "neighborhood, window": lambda size: Neighborhood(window=(size, size, size), tile=(6, 6, 6)),
     "radial": lambda size: Radial(decay=1e9, block=size),
@@ -53,6 +60,12 @@ SPARSE: dict[str, Callable[[int], Method]] = {
     "xattention": lambda size: XAttention(threshold=0.5, block=4 * size, stride=4),
     "xattention, squares": lambda size: XAttention(threshold=0.5, block=size, stride=size),
     "permuted-blocks": lambda size: PermutedBlocks(top_p=0.5, block=size, samples=size),
+    "sparge-attn": lambda size: SpargeAttn(
+        cdf_threshold=0.5, query_block=2 * size, key_block=size, order="hilbert"
+    ),
+    "sparge-attn, top k": lambda size: SpargeAttn(top_k=0.3, query_block=size, key_block=size),
+    "topk-blocks": lambda size: TopKBlocks(density=0.3, block=size),
+    "topk-blocks, tiles": lambda size: TopKBlocks(density=0.3, tile=(size, size, size)),
     "neighborhood": lambda size: Neighborhood(density=0.3, tile=(size, size, size)),
     "radial": lambda size: Radial(decay=0.2, block=size),
     "band": lambda size: Band(density=0.3, block=size),

@@ -16,9 +16,12 @@ from dit_accel import (
     Neighborhood,
     PermutedBlocks,
     Radial,
+    RasterWindow,
     ReTtention,
     Schedule,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 from dit_accel.core.ops import Ops
@@ -34,7 +37,8 @@ CALLS = (
 METHODS_TRIED: tuple[Method, ...] = (
     SVG2(top_p=0.4),
     SVGEar(density=0.2),
-    SVGEar(density=(0.1, 0.2, 0.3), selection="error", second_order=True),
+    SVGEar(selection="error", budget="top_p", gamma=0.5),
+    SVGEar(density=(0.1, 0.2, 0.3), selection="error", skipped="centroid", second_order=True),
     ReTtention(density=0.3),
     ReTtention(density=0.3, mode="paper", mask="svg"),
     ReTtention(density=0.3, local_above=0.4, reuse_below=0.3),
@@ -42,9 +46,20 @@ METHODS_TRIED: tuple[Method, ...] = (
     SVG(density=0.3, block=16),
     XAttention(threshold=0.6, block=16, stride=4),
     PermutedBlocks(top_p=0.6, block=16),
+    SpargeAttn(cdf_threshold=0.5, query_block=16, key_block=8, order="hilbert"),
+    SpargeAttn(top_k=0.3, query_block=16, key_block=8),
+    TopKBlocks(density=0.3, block=8),
+    TopKBlocks(density=0.3, tile=(2, 2, 2)),
     Neighborhood(density=0.3, tile=(2, 2, 2)),
     Radial(decay=0.01, block=4),
+    Radial(decay=0.01, block=4, rule="columns"),
     Band(density=0.3, block=8),
+    RasterWindow(window=0.3),
+    SVG2(top_p=0.4, init="random"),
+    SVG(density=0.3, block=16, window="published"),
+    XAttention(threshold=(0.3, 0.6, 0.9), block=16, stride=4, keep_sink=True, keep_recent=True),
+    PermutedBlocks(top_p=0.4, block=8, segment=16),
+    Neighborhood(window=((1, 3, 3), (3, 1, 3), (3, 3, 1)), tile=(2, 2, 2)),
 )
 
 

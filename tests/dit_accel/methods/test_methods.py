@@ -17,9 +17,12 @@ from dit_accel import (
     PermutedBlocks,
     Profile,
     Radial,
+    RasterWindow,
     ReTtention,
     Schedule,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 from dit_accel.core.ops import Ops
@@ -35,12 +38,21 @@ FULL: tuple[Method, ...] = (
     ReTtention(density=1.0),
     ReTtention(density=1.0, mode="paper", lam=0.0),
     ReTtention(mask=SVGEar(density=1.0)),
+    ReTtention(mask=RasterWindow(window=2.0)),
     SVG(density=1.0, block=16),
     XAttention(threshold=1.0, block=16, stride=4),
     PermutedBlocks(top_p=1.0, block=16),
+    SpargeAttn(cdf_threshold=1.0, order="hilbert", query_block=16, key_block=8),
+    SpargeAttn(cdf_threshold=0.1, similarity_threshold=1.0, query_block=16, key_block=8),
+    TopKBlocks(density=1.0, tile=(2, 2, 2)),
     Neighborhood(density=1.0),
     Radial(decay=1e6, block=1),
+    Radial(decay=1e6, block=2, rule="columns", first_frame=False),
     Band(density=1.0),
+    RasterWindow(window=2.0),
+    SVG2(top_p=1.0, init="random"),
+    SVG(density=1.0, block=16, window="published"),
+    PermutedBlocks(top_p=1.0, block=8, segment=16),
 )
 SPARSE: tuple[Method, ...] = (
     SVG2(top_p=0.4, min_key_share=0.1),
@@ -48,19 +60,28 @@ SPARSE: tuple[Method, ...] = (
     ReTtention(density=0.3),
     ReTtention(density=0.3, mode="paper"),
     ReTtention(mask="svg-ear", density=0.3),
+    ReTtention(mask=RasterWindow(window=0.3), mode="paper"),
     SVG(density=0.3, block=16),
     XAttention(threshold=0.6, block=16, stride=4),
     PermutedBlocks(top_p=0.6, block=16),
+    SpargeAttn(cdf_threshold=0.5, query_block=16, key_block=8),
+    SpargeAttn(top_k=0.3, order="hilbert", query_block=16, key_block=8),
+    TopKBlocks(density=0.3, tile=(2, 2, 2)),
     Neighborhood(density=0.3, tile=(2, 2, 2)),
     Radial(decay=0.01, block=4),
+    Radial(decay=0.01, block=4, rule="columns", first_frame=False),
     Band(density=0.3, block=8),
+    RasterWindow(window=0.3),
+    SVG(density=0.3, block=16, window="published", first_frame=False),
+    PermutedBlocks(top_p=0.4, block=8, segment=16),
 )
+NAMED = ("mode", "selection", "mask", "order", "similarity_threshold", "tile")
 GRIDS = [(6, 4, 4), (5, 7, 3), (1, 9, 11), (13, 1, 1)]
 
 
 def label(method: Method) -> str:
     knobs = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-    told = [f"{k}={v}" for k, v in knobs.items() if k in ("mode", "selection", "mask")]
+    told = [f"{k}={v}" for k, v in knobs.items() if k in NAMED]
     return " ".join([method.name, *told])
 
 
@@ -200,12 +221,30 @@ def test_profiles_round_trip(tmp_path, method: Method) -> None:
         (XAttention, {"block": 12}, "block must be a multiple of stride 8, got 12"),
         (SVG, {"density": 2.0}, r"density must be in \[0, 1\], got 2.0"),
         (Neighborhood, {"window": (1, 0, 1)}, "window must be three whole numbers above 0"),
-        (Neighborhood, {"tile": (2, 4)}, "tile must be three whole numbers above 0"),
+        (
+            Neighborhood,
+            {"tile": (2, 4)},
+            r"neighborhood knob tile must be tuple\[int, int, int\], got \(2, 4\)",
+        ),
         (SVGEar, {"density": ()}, "one for each head, got an empty sequence"),
-        (ReTtention, {"lam": float("nan")}, "lam must be finite"),
+        (ReTtention, {"lam": float("nan")}, "re-ttention knob lam: a number must be finite"),
         (Radial, {"decay": 0.0}, "decay must be above 0"),
         (PermutedBlocks, {"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
         (Band, {"block": 0}, "block must be at least 1"),
+        (
+            SpargeAttn,
+            {"cdf_threshold": 0.9, "top_k": 0.5},
+            "cdf_threshold and top_k exclude each other",
+        ),
+        (SpargeAttn, {"top_k": 0.0}, r"top_k must be in \(0, 1\]"),
+        (SpargeAttn, {"similarity_threshold": -2}, r"similarity_threshold must be in \[-1, 1\]"),
+        (SpargeAttn, {"key_block": 0}, "key_block must be at least 1"),
+        (SpargeAttn, {"order": "morton"}, "order must be raster or hilbert, got 'morton'"),
+        (TopKBlocks, {"density": 0.0}, r"density must be in \(0, 1\]"),
+        (TopKBlocks, {"block": 64, "tile": (4, 4, 4)}, "block and tile exclude each other"),
+        (TopKBlocks, {"tile": (4, 4)}, "tile must be"),
+        (RasterWindow, {"window": 0.0}, r"window must be in \(0, 2\], got 0.0"),
+        (RasterWindow, {"window": "all"}, "window must be float"),
     ],
     ids=str,
 )

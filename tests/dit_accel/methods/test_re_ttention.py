@@ -6,14 +6,14 @@ import pytest
 import torch
 from support.attention_inputs import at_step, attention_call, exact_attention
 
-from dit_accel import ReTtention, Schedule, SVGEar
+from dit_accel import RasterWindow, ReTtention, Schedule, SVGEar
 from dit_accel.core.ops import Ops
 from dit_accel.core.timer import Timer
 from dit_accel_pipelines import TokenLayout
 
 ALWAYS = Schedule(dense_steps=0, min_tokens=0)
 LAYOUT = TokenLayout(6, 4, 4)
-MASKS = ["neighborhood", "band", "svg-ear", SVGEar(density=0.1)]
+MASKS = ["neighborhood", "band", "svg-ear", SVGEar(density=0.1), RasterWindow(window=0.2)]
 
 
 def steps(method: ReTtention, drift: float, count: int = 3):
@@ -138,3 +138,20 @@ def test_a_mask_that_needs_the_grid_needs_it() -> None:
     assert ReTtention().needs_grid
     assert ReTtention(mask="band").needs_grid
     assert not ReTtention(mask="svg-ear").needs_grid
+
+
+@pytest.mark.parametrize("mode", ["merge", "paper"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_mask_of_single_tokens_keeps_half_precision(mode: str, dtype: torch.dtype) -> None:
+    """The rest is a difference there, and it is nothing but rounding in rows of text."""
+    call = attention_call(TokenLayout(2, 6, 8, 5, text_first=True))
+    tensors = {name: getattr(call, name).to(dtype) for name in ("query", "key", "value")}
+    call = dataclasses.replace(call, **tensors)
+    method = ReTtention(mode=mode, mask="raster-window", lam=0.0)
+    ops, state = Ops(Timer()), method.new_state()
+    exact = exact_attention(dataclasses.replace(call, **{n: t.float() for n, t in tensors.items()}))
+    for step in range(3):
+        attended = method.attend(at_step(call, step), state, ops)
+        assert attended is not None
+        error = (attended.out.float() - exact).norm() / exact.norm()
+        assert error < {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}[dtype]

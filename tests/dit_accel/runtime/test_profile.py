@@ -9,6 +9,7 @@ from dit_accel import (
     Guard,
     Neighborhood,
     Profile,
+    RasterWindow,
     ReTtention,
     Rule,
     Schedule,
@@ -137,7 +138,7 @@ def test_densities_by_head(wan, run_wan) -> None:
     schedule = Schedule(dense_steps=0, min_tokens=0)
     wan.enable_sparse_attention(SVGEar(density=(0.1, 0.9)), schedule=schedule)
     run_wan(wan)
-    assert wan.attention_report().density["sparse_calls"] == pytest.approx(0.5, abs=0.04)
+    assert wan.attention_report().density["sparse_calls"] == pytest.approx(0.5, abs=0.06)
     wan.enable_sparse_attention(SVGEar(density=(0.1, 0.9, 0.5)), schedule=schedule)
     with pytest.raises(ValueError, match="density has 3 shares for 2 heads"):
         run_wan(wan)
@@ -276,6 +277,7 @@ NESTED = [
     ({"mask": "band", "mask.block": "32"}, Band(density=0.15, block=32)),
     ({"mask.block": "32", "mask": "band", "density": "0.3"}, Band(density=0.3, block=32)),
     ({"mask": "band", "mask.density": "0.2"}, Band(density=0.2)),
+    ({"mask": "raster-window", "mask.window": "0.0625"}, RasterWindow(window=0.0625)),
     ({"mask.window": "3,1+3"}, Neighborhood(density=0.15, window=(3, 1, 3))),
     ({"mask.window": "none", "mask.tile": "1,2,2"}, Neighborhood(density=0.15, tile=(1, 2, 2))),
     (

@@ -1,0 +1,121 @@
+"""Attend to selected keys and to the expansions of skipped key groups on a CPU, in one pass and one softmax.
+
+Tokens are sorted by group once for each head. Groups are then slices, and one small product serves each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_accel_kernels.contracts import BlockMap
+
+# Largest logit of a key above the logit of its group's mean that exp() still takes.
+MAX_EXCESS = 60.0
+
+
+class Head(NamedTuple):
+    """One head, sorted by group.
+
+    Attributes:
+        query: scaled queries, float32 ``[Sq, D]``.
+        tokens: keys and values, float32 ``[Sk, 2 D]``.
+        query_sizes, key_sizes: tokens in each group, int64 ``[G]``.
+        selected: bool ``[Gq, Gk]``.
+    """
+
+    query: Tensor
+    tokens: Tensor
+    query_sizes: Tensor
+    key_sizes: Tensor
+    selected: Tensor
+
+
+def expanded_attention(
+    query: Tensor, key: Tensor, value: Tensor, block_map: BlockMap, scale: float
+) -> Tensor:
+    """Run `dit_accel_kernels.expanded_attention` on a CPU; arguments are checked there."""
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    for sample in range(query.shape[0]):
+        for head in range(query.shape[1]):
+            at = (sample, head)
+            query_order, key_order = block_map.query_order[at], block_map.key_order[at]
+            tokens = torch.cat([x[at].index_select(0, key_order) for x in (key, value)], 1)
+            rows = Head(
+                scale * query[at].index_select(0, query_order).float(),
+                tokens.float(),
+                block_map.query_offsets[at].diff(),
+                block_map.key_offsets[at].diff(),
+                block_map.selected[at],
+            )
+            out[at].index_copy_(0, query_order, _attend_head(rows).to(out.dtype))
+    return out
+
+
+def _attend_head(head: Head) -> Tensor:
+    """Return the attention of a head in the order of its groups, float32 ``[Sq, D]``."""
+    head_dim = head.query.shape[1]
+    labels = _label(head.key_sizes)
+    bias, means = _expand(head, labels)
+    query_group, column = head.selected.index_select(1, labels).nonzero().unbind(1)
+    counts = torch.bincount(query_group, minlength=len(head.query_sizes)).tolist()
+    out = torch.empty_like(head.query)
+    sizes = head.query_sizes.tolist()
+    parts = zip(head.query.split(sizes), out.split(sizes), column.split(counts), strict=True)
+    for group, (query, target, columns) in enumerate(parts):
+        exact, stand_ins = head.tokens.index_select(0, columns), means[:, group]
+        scores = query.new_empty(len(query), len(columns) + len(stand_ins))
+        torch.mm(query, exact[:, :head_dim].t(), out=scores[:, : len(columns)])
+        torch.addmm(bias[group], query, stand_ins[:, :head_dim].t(), out=scores[:, len(columns) :])
+        weights = scores.softmax(-1)
+        torch.mm(weights[:, : len(columns)], exact[:, head_dim:], out=target)
+        target.addmm_(weights[:, len(columns) :], stand_ins[:, head_dim:])
+    return out
+
+
+def _expand(head: Head, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Expand each key group about the mean query of each query group.
+
+    Args:
+        head: the head.
+        labels: group of each key, int64 ``[Sk]``.
+
+    Returns:
+        bias float32 ``[Gq, Gk]``, -inf for a selected or an empty group; and weighted mean keys and values,
+        float32 ``[Gk, Gq, 2 D]``.
+    """
+    head_dim = head.query.shape[1]
+    mean_query = _sum_groups(head.query, _label(head.query_sizes), len(head.query_sizes))
+    mean_query /= head.query_sizes.clamp(min=1)[:, None]
+    keys, num_groups = head.tokens[:, :head_dim], len(head.key_sizes)
+    mean_key = _sum_groups(keys, labels, num_groups) / head.key_sizes.clamp(min=1)[:, None]
+    mean_logits = mean_key @ mean_query.t()  # [Gk, Gq]
+    # A mean weight is at least 1, so no sum of weights underflows.
+    excess = torch.mm(keys, mean_query.t()).sub_(mean_logits.index_select(0, labels))
+    weights = excess.clamp_(max=MAX_EXCESS).exp()  # [Sk, Gq]
+    total = _sum_groups(weights, labels, num_groups)
+    weights /= total.index_select(0, labels)
+    mean_excess = _sum_groups(excess.mul_(weights), labels, num_groups)
+    means = head.tokens.new_zeros(num_groups, len(mean_query), 2 * head_dim)
+    sizes = head.key_sizes.tolist()
+    for target, weight, rows in zip(
+        means, weights.split(sizes), head.tokens.split(sizes), strict=True
+    ):
+        torch.mm(weight.t(), rows, out=target)
+    # The log-sum-exp is mean_logits + ln total, and the weighted mean logit is mean_logits + mean_excess.
+    bias = (total.log() - mean_excess).t().masked_fill(head.selected, -torch.inf)
+    return bias, means
+
+
+def _label(sizes: Tensor) -> Tensor:
+    """Return the group of each token of a sorted sequence, int64 ``[S]``."""
+    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+
+
+def _sum_groups(rows: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Add up the rows ``[S, N]`` of each group, float32 ``[G, N]``."""
+    return rows.new_zeros(count, rows.shape[1]).index_add_(0, labels, rows)
