@@ -101,9 +101,8 @@ class ClipModel:
             chosen = CLIPProcessor.from_pretrained(processor or folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
             raise NoBackbone(f"{folder} does not hold a CLIP model: {first_line(error)}") from None
-        return cls(model.eval().to(device), chosen)
+        return cls(model.eval().requires_grad_(False).to(device), chosen)
 
-    @torch.no_grad()
     def embed_frame(self, frame: np.ndarray) -> Tensor:
         """Return the normalised embedding ``[C]`` of a frame ``[H, W, 3]``."""
         from PIL import Image
@@ -113,7 +112,6 @@ class ClipModel:
         inputs = self.processor(images=image, return_tensors="pt").to(self.model.device)
         return normalize(return_tensor(self.model.get_image_features)(inputs["pixel_values"]))
 
-    @torch.no_grad()
     def embed_text(self, text: str) -> Tensor:
         """Return the normalised embedding ``[C]`` of a text."""
         inputs = self.processor(
@@ -126,7 +124,6 @@ class ClipModel:
         known = inputs["input_ids"], inputs["attention_mask"]
         return normalize(return_tensor(self.model.get_text_features)(*known))
 
-    @torch.no_grad()
     def score(self, frame: np.ndarray, prompt: str) -> float:
         """Return the cosine similarity of a frame and a prompt, times the model's own scale."""
         cosine = self.embed_frame(frame) @ self.embed_text(prompt)

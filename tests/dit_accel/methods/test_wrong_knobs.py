@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dit_accel import METHODS, SVG2, Band, Method, Neighborhood, Radial, ReTtention
+from dit_accel import METHODS, SVG2, Band, Method, Radial, ReTtention, TopKBlocks
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.parsing import _field_types
 
@@ -48,7 +48,7 @@ def test_the_types_of_all_knobs_are_known(kind: type[Method]) -> None:
     [
         (Radial, {"decay": "x"}, "radial knob decay must be float, got 'x'"),
         (SVG2, {"kmeans_iterations": 3}, "svg2 knob kmeans_iterations must be tuple[int, int], got 3"),
-        (Neighborhood, {"window": "abc"}, "neighborhood knob window must be tuple[int, int, int] | tuple[tuple[int, int, int], ...] | None, got 'abc'"),
+        (TopKBlocks, {"tile": "abc"}, "topk-blocks knob tile must be tuple[int, int, int] | None, got 'abc'"),
         (ReTtention, {"mask": 3}, "re-ttention knob mask must be str | Method, got 3"),
         (ReTtention, {"lam": None}, "re-ttention knob lam must be float, got None"),
         (Band, {"density": math.inf}, "band knob density: a number must be finite and below 2**63, got inf"),
