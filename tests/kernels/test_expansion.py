@@ -145,6 +145,21 @@ def test_views_and_wrong_arguments() -> None:
         expanded_attention(query, key[:, :2], value, block_map)
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_workers_share_the_modes_of_the_caller(mode: type) -> None:
+    query, key, value, block_map = make_case(61)
+    expected = expanded_attention(query, key, value, block_map)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with mode():
+            tensors = [x.clone() for x in (query, key, value)]
+            torch.testing.assert_close(expanded_attention(*tensors, block_map), expected)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("tokens", [1, 61, 500])
 def test_pieces_hold_every_token_once(tokens: int) -> None:
     _, _, _, block_map = make_case(tokens)

@@ -5,6 +5,8 @@ Tokens are sorted by group once for each head. Groups are then slices, and one s
 
 from __future__ import annotations
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -40,9 +42,10 @@ def expanded_attention(
 ) -> Tensor:
     """Run `dit_accel_kernels.expanded_attention` on a CPU; arguments are checked there."""
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for sample in range(query.shape[0]):
-        for head in range(query.shape[1]):
-            at = (sample, head)
+    inference = torch.is_inference_mode_enabled()  # a mode of the thread
+
+    def attend(at: tuple[int, int]) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
             query_order, key_order = block_map.query_order[at], block_map.key_order[at]
             tokens = torch.cat([x[at].index_select(0, key_order) for x in (key, value)], 1)
             rows = Head(
@@ -53,6 +56,18 @@ def expanded_attention(
                 block_map.selected[at],
             )
             out[at].index_copy_(0, query_order, _attend_head(rows).to(out.dtype))
+
+    heads = list(itertools.product(range(query.shape[0]), range(query.shape[1])))
+    # The products are too small for several threads, so each worker takes a head and uses one thread.
+    threads = torch.get_num_threads()
+    workers = ThreadPoolExecutor(
+        min(threads, len(heads)), initializer=torch.set_num_threads, initargs=(1,)
+    )
+    try:
+        with workers:
+            list(workers.map(attend, heads))
+    finally:
+        torch.set_num_threads(threads)  # a worker also changes the number for new threads
     return out
 
 
