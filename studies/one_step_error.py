@@ -230,7 +230,7 @@ def measure_layer(
         "stream_square_db": decibels(float((sparse[place] - dense[place]).square().mean())),
         "output_db": error_db(output, state.output),
     }
-    # Of the relative error, and of the mean square of the error.
+    # These are gains in the relative error, and in the mean square of the error.
     row["gain_db"] = row["output_db"] - row["stream_db"]
     row["square_gain_db"] = row["output_db"] - row["stream_square_db"]
     return row

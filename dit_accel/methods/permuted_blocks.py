@@ -86,9 +86,8 @@ class PermutedBlocks(Refreshed):
         segment = blocks // (self.segment // self.block)
         own = segment[:, None] == segment
         mass = logits.masked_fill(own, -torch.inf).softmax(-1)
-        selected = select_top_p(
-            mass.nan_to_num(0.0), self.top_p
-        )  # NaN if there is no other segment
+        # The mass is NaN if there is no other segment.
+        selected = select_top_p(mass.nan_to_num(0.0), self.top_p)
         first = (key_order == 0).int().argmax(-1) // self.block  # [B, H]
         return selected | own | (blocks == first[..., None, None])
 

@@ -24,6 +24,7 @@ class Radial(Method):
     """Attention in a band whose width halves with every doubling of the distance in time.
 
     Adjacent frames attend fully. If the band would be narrower than a block, only every n-th pair of frames attends.
+
     Attributes:
         decay: Factor on the width of the band, above 0. The paper's models use 0.2 to 0.95. A large factor keeps all
             pairs.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Order = Literal["raster", "hilbert"]
-# What the released code takes if nothing is given.
+# The released code takes these if nothing is given.
 CDF_THRESHOLD = 0.98
 SIMILARITY_THRESHOLD = 0.6
 
@@ -116,9 +116,8 @@ class SpargeAttn(Refreshed):
 
     def _select(self, logits: Tensor) -> Tensor:
         """Select blocks of keys by the logits of the means, bool ``[B, H, Gq, Gk]``."""
-        mass = logits.softmax(
-            -1
-        )  # NaN if no block of keys is similar, but then all of them are kept
+        # The mass is NaN if no block of keys is similar, but then all of them are kept.
+        mass = logits.softmax(-1)
         if self.top_k is not None:
             count = int(self.top_k * mass.shape[-1] + 1e-9)  # 0.29 of 100 blocks are 29
             return select_top_count(mass, max(1, count))

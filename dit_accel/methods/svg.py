@@ -111,9 +111,8 @@ class SVG(Refreshed):
         width = total * (1 - math.sqrt(1 - min(max(share, 0.0), 1.0)))
         if self.first_frame:
             return math.ceil(width / self.block) * self.block
-        return (
-            math.floor(width / self.block) * self.block - 0.5
-        )  # the released code excludes the limit here
+        # The released code excludes the limit here.
+        return math.floor(width / self.block) * self.block - 0.5
 
     def errors(self, call: AttentionCall, maps: Sequence[BlockMap]) -> list[Tensor]:
         """Return the squared error of each map on sampled queries, float32 ``[B, H]``."""

@@ -121,10 +121,7 @@ class SVGEar(Clustered):
         else:
             query_sizes = clusters.query_offsets.diff(dim=-1)
             selected = ops.select_shared(score, query_sizes, key_sizes, self.densities)
-        centroid: Literal["centroid", "second-order"] = (
-            "second-order" if self.second_order else "centroid"
-        )
-        skipped = "expansion" if self.skipped == "expansion" else centroid
+        skipped = "second-order" if self.second_order else self.skipped
         return Plan(clusters.block_map(selected), skipped=skipped)
 
     def _select_top_p(

@@ -160,7 +160,7 @@ def _split_heads(query: Tensor, key: Tensor, block_map: BlockMap) -> tuple[Tenso
 def _attend_heads(
     query: Tensor, key: Tensor, value: Tensor, block_map: BlockMap, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the result of `expanded_attention` for a few heads."""
+    """Return the result of `skipped_expansion` for a few heads."""
     bias, means = expand_groups(query, key, value, block_map, scale)
     bias = bias.transpose(-1, -2).masked_fill(block_map.selected, -torch.inf)  # [B, H, Gq, Gk]
     pieces = Pieces.cut(block_map.query_order, block_map.query_offsets)
@@ -168,7 +168,7 @@ def _attend_heads(
     pairs = torch.arange(num_groups, device=query.device) * bias.shape[2] + pieces.group[..., None]
     rows = _take_rows(means.flatten(2, 3), pairs)  # [B, H, P, Gk, 2 D]
     keys, values = rows.chunk(2, dim=-1)
-    scores = _product(pieces.gather(query) * scale, keys.transpose(-1, -2))  # [B, H, P, R, Gk]
+    scores = _product(pieces.gather(query), keys.transpose(-1, -2)).mul_(scale)  # [B, H, P, R, Gk]
     scores += _take_rows(bias, pieces.group)[..., None, :]
     weights = scores.softmax(-1).nan_to_num_(0.0)  # a row that skips no group has no weights
     # The largest weight is exp(largest score - log-sum-exp).

@@ -71,10 +71,8 @@ def _hash(number: Tensor) -> Tensor:
     """Mix 32-bit numbers, held in int64, by multiplications and shifts (the finalizer of MurmurHash3)."""
     number = number ^ (number >> 16)
     for factor, shift in ((0x85EBCA6B, 13), (0xC2B2AE35, 16)):
-        low, high = (
-            number & 0xFFFF,
-            number >> 16,
-        )  # products of 48 bits, because int64 has no room for 64
+        # The products have 48 bits, because int64 has no room for 64.
+        low, high = number & 0xFFFF, number >> 16
         number = (low * factor + ((high * factor & 0xFFFF) << 16)) & 0xFFFFFFFF
         number = number ^ (number >> shift)
     return number

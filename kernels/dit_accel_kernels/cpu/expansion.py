@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from dit_accel_kernels.contracts import label_positions
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -26,12 +28,15 @@ class Head(NamedTuple):
     Attributes:
         query: scaled queries, float32 ``[Sq, D]``.
         tokens: keys and values, float32 ``[Sk, 2 D]``.
+        query_labels, key_labels: group of each token, int64 ``[S]``.
         query_sizes, key_sizes: tokens in each group, int64 ``[G]``.
         selected: bool ``[Gq, Gk]``.
     """
 
     query: Tensor
     tokens: Tensor
+    query_labels: Tensor
+    key_labels: Tensor
     query_sizes: Tensor
     key_sizes: Tensor
     selected: Tensor
@@ -42,6 +47,8 @@ def expanded_attention(
 ) -> Tensor:
     """Run `dit_accel_kernels.expanded_attention` on a CPU; arguments are checked there."""
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    query_labels = label_positions(block_map.query_offsets, query.shape[2])
+    key_labels = label_positions(block_map.key_offsets, key.shape[2])
     inference = torch.is_inference_mode_enabled()  # a mode of the thread
 
     def attend(at: tuple[int, int]) -> None:
@@ -51,6 +58,8 @@ def expanded_attention(
             rows = Head(
                 scale * query[at].index_select(0, query_order).float(),
                 tokens.float(),
+                query_labels[at],
+                key_labels[at],
                 block_map.query_offsets[at].diff(),
                 block_map.key_offsets[at].diff(),
                 block_map.selected[at],
@@ -74,9 +83,8 @@ def expanded_attention(
 def _attend_head(head: Head) -> Tensor:
     """Return the attention of a head in the order of its groups, float32 ``[Sq, D]``."""
     head_dim = head.query.shape[1]
-    labels = _label(head.key_sizes)
-    bias, means = _expand(head, labels)
-    query_group, column = head.selected.index_select(1, labels).nonzero().unbind(1)
+    bias, means = _expand(head)
+    query_group, column = head.selected.index_select(1, head.key_labels).nonzero().unbind(1)
     counts = torch.bincount(query_group, minlength=len(head.query_sizes)).tolist()
     out = torch.empty_like(head.query)
     sizes = head.query_sizes.tolist()
@@ -92,19 +100,15 @@ def _attend_head(head: Head) -> Tensor:
     return out
 
 
-def _expand(head: Head, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _expand(head: Head) -> tuple[Tensor, Tensor]:
     """Expand each key group about the mean query of each query group.
-
-    Args:
-        head: the head.
-        labels: group of each key, int64 ``[Sk]``.
 
     Returns:
         bias float32 ``[Gq, Gk]``, -inf for a selected or an empty group; and weighted mean keys and values,
         float32 ``[Gk, Gq, 2 D]``.
     """
-    head_dim = head.query.shape[1]
-    mean_query = _sum_groups(head.query, _label(head.query_sizes), len(head.query_sizes))
+    head_dim, labels = head.query.shape[1], head.key_labels
+    mean_query = _sum_groups(head.query, head.query_labels, len(head.query_sizes))
     mean_query /= head.query_sizes.clamp(min=1)[:, None]
     keys, num_groups = head.tokens[:, :head_dim], len(head.key_sizes)
     mean_key = _sum_groups(keys, labels, num_groups) / head.key_sizes.clamp(min=1)[:, None]
@@ -124,11 +128,6 @@ def _expand(head: Head, labels: Tensor) -> tuple[Tensor, Tensor]:
     # The log-sum-exp is mean_logits + ln total, and the weighted mean logit is mean_logits + mean_excess.
     bias = (total.log() - mean_excess).t().masked_fill(head.selected, -torch.inf)
     return bias, means
-
-
-def _label(sizes: Tensor) -> Tensor:
-    """Return the group of each token of a sorted sequence, int64 ``[S]``."""
-    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
 
 
 def _sum_groups(rows: Tensor, labels: Tensor, count: int) -> Tensor:
