@@ -7,7 +7,8 @@ from diffusers import (
     PixArtSigmaPAGPipeline,
     StableDiffusion3PAGPipeline,
 )
-from support.tiny_pipelines import TINY, hunyuan_dit_parts, pixart_parts, ready, sd3_parts
+from support.tiny_components import hunyuan_dit_parts, pixart_parts, ready, sd3_parts
+from support.tiny_pipelines import TINY
 
 PAG_PIPELINES = {
     "sd3": lambda: StableDiffusion3PAGPipeline(**sd3_parts(), pag_applied_layers=r"blocks\.1\."),

@@ -8,7 +8,8 @@ import torch
 from click.testing import CliRunner
 from diffusers import SanaPAGPipeline, SanaPipeline, SanaTransformer2DModel
 from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
-from support.tiny_pipelines import NO_ENCODER, WIDTH, TinyPipeline, flow, numbered, prompts, ready
+from support.tiny_components import NO_ENCODER, WIDTH, flow, ready
+from support.tiny_pipelines import TinyPipeline, numbered, prompts
 
 import dit_accel
 from dit_accel import InvalidSettings, UnknownFamily, UnsupportedProcessor

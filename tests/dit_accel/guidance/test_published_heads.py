@@ -14,8 +14,9 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from support import tiny_pipelines
-from support.tiny_pipelines import TINY, WIDTH, ready
+from support import tiny_components
+from support.tiny_components import WIDTH, ready
+from support.tiny_pipelines import TINY
 
 from dit_accel import InvalidSettings
 from dit_accel.cli import cli
@@ -43,7 +44,7 @@ def deep_pipeline(family: str):
         transformer = SD3Transformer2DModel(
             sample_size=16, pooled_projection_dim=WIDTH, **shape, **joint, **latents
         )
-        parts = {**tiny_pipelines.sd3_parts(), "transformer": transformer}
+        parts = {**tiny_components.sd3_parts(), "transformer": transformer}
         return ready(StableDiffusion3Pipeline(**parts))
     if family == "flux":
         transformer = FluxTransformer2DModel(
@@ -56,14 +57,14 @@ def deep_pipeline(family: str):
             pooled_projection_dim=WIDTH,
             axes_dims_rope=(0, 2, 2),
         )
-        scheduler, vae = tiny_pipelines.flow(), tiny_pipelines.kl(4)
-        encoders = tiny_pipelines.NO_ENCODERS
+        scheduler, vae = tiny_components.flow(), tiny_components.kl(4)
+        encoders = tiny_components.NO_ENCODERS
         return ready(
             FluxPipeline(scheduler=scheduler, vae=vae, transformer=transformer, **encoders)
         )
     if family == "hunyuan-dit":
-        return tiny_pipelines.hunyuan_dit(layers=40)
-    return ready(PixArtSigmaPipeline(**tiny_pipelines.pixart_parts(layers=28)))
+        return tiny_components.hunyuan_dit(layers=40)
+    return ready(PixArtSigmaPipeline(**tiny_components.pixart_parts(layers=28)))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from diffusers import (
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
 )
-from support.tiny_pipelines import embeds, ready, wan
+from support.tiny_components import ready, wan
+from support.tiny_pipelines import embeds
 
 from dit_accel import SVG2, Schedule
 from dit_accel.runtime.active_sessions import session_of

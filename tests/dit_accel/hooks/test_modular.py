@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.modular_pipelines.wan.modular_blocks_wan import WanCoreDenoiseStep
-from support.tiny_pipelines import embeds, flow, wan
+from support.tiny_components import flow, wan
+from support.tiny_pipelines import embeds
 
 import dit_accel
 from dit_accel import SVG2, Rule, Schedule

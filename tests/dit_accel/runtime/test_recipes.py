@@ -5,7 +5,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from support import tiny_pipelines
+from support import tiny_components, tiny_pipelines
 from support.tiny_transformers import ROWS
 
 from dit_accel import SVG2, Profile, attention_report, enable_sparse_attention
@@ -140,7 +140,7 @@ def test_a_file_whose_name_has_a_colon_is_a_file(tmp_path, monkeypatch) -> None:
 
 
 def test_pipelines_take_recipes_by_name_and_by_family() -> None:
-    pipe = tiny_pipelines.wan()
+    pipe = tiny_components.wan()
     session = pipe.enable_sparse_attention(profile="svg2:wan-2.1-i2v-480p")
     assert session.profile == read_profile("svg2:wan-2.1-i2v-480p")
     session = pipe.enable_sparse_attention(profile="svg2:published", precision="int8")
@@ -148,13 +148,13 @@ def test_pipelines_take_recipes_by_name_and_by_family() -> None:
     assert session.profile.precision == "int8"
     session = enable_sparse_attention(pipe.transformer, profile="svg2:published")
     assert session.profile.provenance["family"] == "wan"
-    hunyuan = tiny_pipelines.hunyuan_video()
+    hunyuan = tiny_components.hunyuan_video()
     session = hunyuan.enable_sparse_attention(profile="svg2:published")
     assert session.profile.provenance["recipe"] == "svg2:hunyuan-video-720p"
 
 
 def test_a_family_without_a_recipe_is_refused_and_left_unchanged() -> None:
-    pipe = tiny_pipelines.flux()
+    pipe = tiny_components.flux()
     before = list(pipe.transformer.attn_processors.values())
     with pytest.raises(InvalidSettings, match="svg2 has no published recipe for family flux: cho"):
         pipe.enable_sparse_attention(profile="svg2:published")
