@@ -27,18 +27,9 @@ Decorator = Callable[[Command], Command]
 
 # Arguments of the options below.
 NAMES = (
-    *("setting", "prompt_source", "pairing", "seeds", "reward", "reward_weights", "rounds"),
-    *(
-        "top_k",
-        "scale",
-        "softness",
-        "perturbation",
-        "text_mode",
-        "interval",
-        "sigma",
-        "interpolation",
-        "batch",
-    ),
+    *("setting", "prompt_source", "pairing", "seeds", "batch"),
+    *("reward", "reward_weights", "rounds", "top_k"),
+    *("scale", "softness", "perturbation", "sigma", "interpolation", "text_mode", "interval"),
 )
 
 

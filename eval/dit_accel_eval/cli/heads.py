@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
     from dit_accel_eval.heads.settings import Pairing
 
-# The first seed of a validation. Searches use smaller ones.
+# Validations use seeds from here on. Searches use smaller ones.
 FIRST_SEED = 1000
 
 # Packages that rewards need.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ from dit_accel_eval.bench.device.variants import (
 from dit_accel_kernels import (
     PRECISIONS,
     BlockMap,
+    expanded_attention,
     group_by_label,
     group_means,
     group_variance,
@@ -146,6 +148,16 @@ def check_centroids(setting: Setting, tokens: int, head_dim: int, second_order: 
     return compare_attention(result, exact, BASIC["full"])
 
 
+def check_expansion(setting: Setting, tokens: int, head_dim: int) -> Row:
+    """Compare expanded attention with the one pass of a CPU in float32."""
+    tensors, block_map = draw_sample(setting, tokens, head_dim, 8)
+    groups = BlockMap(*(getattr(block_map, field.name).cpu() for field in fields(block_map)))
+    query, key, value = (x.cpu().float() for x in tensors)
+    exact = expanded_attention(query, key, value, groups)
+    out = expanded_attention(*tensors, block_map).cpu().float()
+    return check(relative_error(out, exact), LIMITS["full"][0])
+
+
 def check_merge(setting: Setting, tokens: int, head_dim: int) -> Row:
     """Compare merging with float32, with rows that miss one or both halves."""
     (first, second, _), _ = draw_sample(setting, tokens, head_dim, 3)
@@ -226,6 +238,7 @@ def parity_cases(setting: Setting) -> Cases:
             cases[f"sparse {precision} {at}"] = partial(check_sparse, *one, variant)
         for second in (False, True):
             cases[f"centroids order {1 + second} {at}"] = partial(check_centroids, *one, second)
+        cases[f"expansions {at}"] = partial(check_expansion, *one)
         for lane in (False, True):
             cases[f"kmeans lane_argmax={lane} {at}"] = partial(check_kmeans, *one, lane)
         cases[f"merge {at}"] = partial(check_merge, *one)

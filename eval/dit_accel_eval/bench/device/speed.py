@@ -22,6 +22,7 @@ from dit_accel_eval.bench.device.variants import (
 )
 from dit_accel_eval.bench.measure import sample_rows, sampled_error
 from dit_accel_kernels import select_budget, strided_centroids
+from dit_accel_kernels.expansion import skipped_expansion
 from dit_accel_kernels.gpu import centroid_attention, grouping, kmeans, merge, planner
 from dit_accel_kernels.gpu.launch import Launch
 from dit_accel_kernels.gpu.quantize import Quantized
@@ -197,6 +198,12 @@ def time_centroids(layer: Layer, second_order: bool) -> Row:
     return time_op(layer, run)
 
 
+def time_expansions(layer: Layer) -> Row:
+    """Time attention to the expansions of skipped clusters."""
+    block_map, scale = layer.block_map(DENSITIES[0]), layer.shape.head_dim**-0.5
+    return time_op(layer, partial(skipped_expansion, *layer.tensors, block_map, scale))
+
+
 def time_merging(layer: Layer) -> Row:
     """Time the merge of two results."""
     query, key, _ = (x.contiguous() for x in layer.tensors)
@@ -225,6 +232,7 @@ def op_cases(layer: Layer) -> Cases:
         "key lists of 8 heads": partial(time_lists, layer),
         "centroid attention": partial(time_centroids, layer, False),
         "centroid attention, second order": partial(time_centroids, layer, True),
+        "expansions": partial(time_expansions, layer),
         "merge": partial(time_merging, layer),
         "quantize int8": partial(time_quantizing, layer, "int8"),
         "quantize int8-fp8": partial(time_quantizing, layer, "int8-fp8"),
