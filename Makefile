@@ -5,7 +5,7 @@ JOBS ?= 2
 READY := $(VENV)/.ready
 TESTED := $(VENV)/.tested
 
-.PHONY: demo test test-all lint interpreted gpu
+.PHONY: demo test test-all lint interpreted gpu docs
 
 # An environment with exact versions and what the demo needs; it is made again when they change.
 $(READY): pyproject.toml constraints.txt
@@ -46,3 +46,11 @@ test-all: $(TESTED) lint interpreted
 gpu:
 	@test -n "$(OUT)" || { echo "error: no folder for the results: make gpu OUT=dir"; exit 2; }
 	$(PYTHON) assets/gpu.py --out "$(OUT)"
+
+# The site, in an environment without torch: the command line and the docstrings are read without it.
+docs:
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-docs/bin/python -m pip install --quiet --constraint constraints.txt --requirement docs/requirements.txt
+	$(VENV)-docs/bin/python -m pip install --quiet --no-deps --editable .
+	$(VENV)-docs/bin/mkdocs build --strict --quiet

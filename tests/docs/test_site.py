@@ -1,0 +1,118 @@
+"""The site: links that lead somewhere, and a page for every family with a script that fits diffusers."""
+
+import ast
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import yaml
+from click.testing import CliRunner
+from support.documents import ROOT, sentences
+
+from dit_accel.cli import cli
+
+SITE = ROOT / "docs/site"
+REPOSITORY = "https://example.org/project"
+
+
+@pytest.fixture(autouse=True)
+def site_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SITE)
+
+
+@pytest.fixture(scope="module")
+def families() -> list[dict[str, Any]]:
+    return json.loads(CliRunner().invoke(cli, ["models", "--json"]).output)
+
+
+def examples() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((SITE / "models.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("link", "source", "target"),
+    [
+        ("methods.md#svg", "getting-started.md", "methods.md#svg"),
+        ("../README.md#install", "getting-started.md", "index.md#install"),
+        ("docs/methods.md", "index.md", "methods.md"),
+        ("eval/results/demo-strip.png", "index.md", "results/demo-strip.png"),
+        (
+            "../eval/results/one_step.json",
+            "results.md",
+            f"{REPOSITORY}/blob/main/eval/results/one_step.json",
+        ),
+        ("../../docs/results.md", "results/index.md", "../results.md"),
+        ("#limits", "index.md", "#limits"),
+        ("https://arxiv.org/abs/2505.18875", "methods.md", "https://arxiv.org/abs/2505.18875"),
+        ("images/svg.png", "methods.md", "images/svg.png"),
+    ],
+)
+def test_links_are_rewritten_for_the_site(link: str, source: str, target: str) -> None:
+    import links
+
+    folder = str(Path(links.ORIGINS.get(source, f"docs/{source}")).parent)
+    assert links.rewrite_link(link, folder, source, REPOSITORY) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "separated"),
+    [
+        ("words\n- one\n- two", "words\n\n- one\n- two"),
+        ("> words\n> - one\n> - two", "> words\n>\n> - one\n> - two"),
+        ("```\n| a |\n|---|\n| b |", "```\n\n| a |\n|---|\n| b |"),
+        ("- one\n  more\n- two", "- one\n  more\n- two"),
+    ],
+)
+def test_lists_and_tables_stand_apart(text: str, separated: str) -> None:
+    import links
+
+    assert links.separate_blocks(text) == separated
+
+
+def test_every_family_has_a_page_in_plain_words(families: list[dict[str, Any]]) -> None:
+    import recipe_page
+
+    index = recipe_page.index_page(families)
+    for family in families:
+        page = recipe_page.recipe_page(family, examples().get(family["family"]))
+        assert f"({family['family']}.md)" in index
+        assert all(recipe["name"] in page for recipe in family["recipes"])
+        assert max(len(sentence) for sentence in sentences(page)) <= 35, page
+
+
+def test_examples_are_of_families_and_of_diffusers(families: list[dict[str, Any]]) -> None:
+    names = {family["family"] for family in families}
+    assert set(examples()) <= names
+    files = {
+        path: path.read_text()
+        for path in (Path(diffusers.__file__).parent / "pipelines").rglob("pipeline_*.py")
+    }
+    for name, example in examples().items():
+        path = next(p for p in files if f"class {example['pipeline']}(" in files[p])
+        assert any(example["model"] in files[p] for p in files if p.parent == path.parent), name
+        pipeline = getattr(diffusers, example["pipeline"])
+        if "dummy" in pipeline.__module__:  # it needs a package that is not installed
+            continue
+        needed = {
+            parameter.name
+            for parameter in inspect.signature(pipeline.__call__).parameters.values()
+            if parameter.default is parameter.empty and parameter.name not in ("self", "kwargs")
+        }
+        assert needed <= {"prompt", "image"}, name
+        assert "image" not in needed or example.get("image"), name
+
+
+def test_scripts_are_python(families: list[dict[str, Any]]) -> None:
+    import recipe_page
+
+    for family in families:
+        example = examples().get(family["family"])
+        if example:
+            page = "\n".join(recipe_page.script(family, example))
+            code = re.search(r"```python\n(.*)```", page, re.DOTALL)
+            assert code is not None
+            ast.parse(code[1])
