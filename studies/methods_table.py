@@ -16,13 +16,18 @@ from dit_accel import (
     PermutedBlocks,
     Profile,
     Radial,
+    RasterWindow,
     ReTtention,
     Schedule,
+    SpargeAttn,
     SVGEar,
+    TopKBlocks,
     XAttention,
 )
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import write_json
+from dit_accel.methods.clustered import Clustered
+from dit_accel.runtime.recipes import find_recipe
 from dit_accel_eval.noise_floor import RoundedAttention
 from dit_accel_eval.oracle_blocks import OracleBlocks
 from studies.controls import CachedDifference, RoundedSums
@@ -73,11 +78,34 @@ def variants() -> Iterator[tuple[str, Method]]:
     yield "permuted-blocks 0.5", PermutedBlocks(top_p=0.5, block=64)
     yield "neighborhood 0.3", Neighborhood(density=0.3)
     yield "radial", Radial(decay=0.2, block=32)
+    yield "sparge-attn", SpargeAttn()
+    yield "sparge-attn 0.3", SpargeAttn(top_k=0.3, query_block=32, key_block=16)
+    yield "topk-blocks 0.3", TopKBlocks(density=0.3, block=16)
+    yield "topk-blocks 0.3, tiles", TopKBlocks(density=0.3, tile=(3, 4, 4))
+    yield "raster-window 0.3", RasterWindow(window=0.3)
     yield "control: mask only 0.15", ReTtention(density=0.15, local_above=0.0)
     yield "control: output reuse", ReTtention(density=0.15, reuse_below=1.0)
     yield "control: cached difference 0.15", CachedDifference(density=0.15)
     yield "control: true top blocks 0.15", OracleBlocks(base=SVG2_AT[0.15])
     yield "control: sums in bfloat16 0.15", RoundedSums(top_p=0.35, min_key_share=0.13)
+
+
+def published() -> Iterator[tuple[str, Profile]]:
+    """Yield published settings with their own schedules, for every length of sequence.
+
+    The published numbers of clusters belong to 75,600 tokens, so clusters have their default sizes here. HunyuanVideo's
+    xattention stands for the missing one of Wan.
+    """
+    names = [f"{method}:wan-2.1-t2v-720p" for method in ("svg", "svg2", "svg-ear")]
+    names += ["radial:wan-2.1-t2v-768p", "permuted-blocks:llama-3.1-8b"]
+    names += ["xattention:hunyuan-video-720p"]
+    for name in names:
+        profile = find_recipe(name).profile()
+        method, schedule = profile.method, replace(profile.schedule, min_tokens=0)
+        if isinstance(method, Clustered):
+            method = replace(method, query_clusters=None, key_clusters=None)
+            name += " with clusters of default size"
+        yield name, replace(profile, method=method, schedule=schedule)
 
 
 def compared_labels() -> Iterator[tuple[str, str]]:
@@ -123,6 +151,7 @@ def entries(pairs: int, few: int) -> list[Entry]:
             rows.append(Entry(f"{label}, 20 % dense steps", Profile(method, dense_first), pairs))
             rows.append(Entry(f"{label}, no dense step", Profile(method, all_sparse), pairs))
     rows += [Entry(label, Profile(method, dense_first), few) for label, method in variants()]
+    rows += [Entry(label, profile, few) for label, profile in published()]
     return rows
 
 

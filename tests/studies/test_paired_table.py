@@ -57,6 +57,10 @@ def test_the_table_of_all_methods_has_distinct_labels_and_valid_comparisons() ->
     assert sum(entry.clips == 30 for entry in table) == 31
     names = {entry.profile.method.name for entry in table}
     assert names >= {"svg", "xattention", "permuted-blocks", "neighborhood", "radial"}
+    assert names >= {"sparge-attn", "topk-blocks", "raster-window"}
+    recipes = [e.profile for e in table if "recipe" in e.profile.provenance]
+    assert len(recipes) == 6
+    assert all(profile.schedule.min_tokens == 0 for profile in recipes)
 
 
 def test_gains_pair_clips() -> None:
