@@ -43,10 +43,16 @@ class Head(NamedTuple):
 
 
 def expanded_attention(
-    query: Tensor, key: Tensor, value: Tensor, block_map: BlockMap, scale: float
-) -> Tensor:
-    """Run `dit_accel_kernels.expanded_attention` on a CPU; arguments are checked there."""
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_map: BlockMap,
+    scale: float,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Run `dit_accel_kernels.sparse_attention` with expansions on a CPU; arguments are checked there."""
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    lse = query.new_empty(query.shape[:3], dtype=torch.float32) if return_lse else None
     query_labels = label_positions(block_map.query_offsets, query.shape[2])
     key_labels = label_positions(block_map.key_offsets, key.shape[2])
     inference = torch.is_inference_mode_enabled()  # a mode of the thread
@@ -64,7 +70,10 @@ def expanded_attention(
                 block_map.key_offsets[at].diff(),
                 block_map.selected[at],
             )
-            out[at].index_copy_(0, query_order, _attend_head(rows).to(out.dtype))
+            attended, sums = _attend_head(rows, return_lse)
+            out[at].index_copy_(0, query_order, attended.to(out.dtype))
+            if lse is not None and sums is not None:
+                lse[at].index_copy_(0, query_order, sums)
 
     heads = list(itertools.product(range(query.shape[0]), range(query.shape[1])))
     # The products are too small for several threads, so each worker takes a head and uses one thread.
@@ -77,16 +86,16 @@ def expanded_attention(
             list(workers.map(attend, heads))
     finally:
         torch.set_num_threads(threads)  # a worker also changes the number for new threads
-    return out
+    return out, lse
 
 
-def _attend_head(head: Head) -> Tensor:
-    """Return the attention of a head in the order of its groups, float32 ``[Sq, D]``."""
+def _attend_head(head: Head, return_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the attention of a head in the order of its groups, float32 ``[Sq, D]``, and its log-sum-exp."""
     head_dim = head.query.shape[1]
     bias, means = _expand(head)
     query_group, column = head.selected.index_select(1, head.key_labels).nonzero().unbind(1)
     counts = torch.bincount(query_group, minlength=len(head.query_sizes)).tolist()
-    out = torch.empty_like(head.query)
+    out, lses = torch.empty_like(head.query), []
     sizes = head.query_sizes.tolist()
     parts = zip(head.query.split(sizes), out.split(sizes), column.split(counts), strict=True)
     for group, (query, target, columns) in enumerate(parts):
@@ -94,10 +103,12 @@ def _attend_head(head: Head) -> Tensor:
         scores = query.new_empty(len(query), len(columns) + len(stand_ins))
         torch.mm(query, exact[:, :head_dim].t(), out=scores[:, : len(columns)])
         torch.addmm(bias[group], query, stand_ins[:, :head_dim].t(), out=scores[:, len(columns) :])
+        if return_lse:
+            lses.append(scores.logsumexp(-1))
         weights = scores.softmax(-1)
         torch.mm(weights[:, : len(columns)], exact[:, head_dim:], out=target)
         target.addmm_(weights[:, len(columns) :], stand_ins[:, head_dim:])
-    return out
+    return out, torch.cat(lses) if return_lse else None
 
 
 def _expand(head: Head) -> tuple[Tensor, Tensor]:
