@@ -31,6 +31,7 @@ from dit_accel_kernels import (
     sparse_attention_reference,
     strided_centroids,
 )
+from dit_accel_kernels.cpu.compiled import load_kernel
 
 PACKAGES = (
     "dit_accel",
@@ -57,6 +58,7 @@ def examine() -> dict[str, dict[str, Any]]:
             "C++ compiler (torch.compile on CPU)": shutil.which("g++")
             or shutil.which("clang++")
             or "none found",
+            "sparse attention on a CPU": _describe_cpu_kernel(),
             **describe_ffmpeg(),
         },
         "weights of metrics": describe_metrics(),
@@ -219,6 +221,13 @@ def _find_version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _describe_cpu_kernel() -> str:
+    kernel = load_kernel()
+    if isinstance(kernel, str):
+        return f"plain products, 2 to 3 times slower than the compiled kernel: {kernel}"
+    return "compiled C++"
 
 
 def _find_compiler() -> str:

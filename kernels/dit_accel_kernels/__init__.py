@@ -7,6 +7,7 @@ from dit_accel_kernels.antidiagonal import antidiagonal_mass
 from dit_accel_kernels.attention import dense_attention
 from dit_accel_kernels.centroid_error import centroid_error
 from dit_accel_kernels.contracts import BlockMap, ContractError
+from dit_accel_kernels.cpu.sparse_attention import Skipped
 from dit_accel_kernels.dense_tokens import with_dense_tokens
 from dit_accel_kernels.expansion_error import GroupStatistics, expansion_error
 from dit_accel_kernels.grouping import group_by_label
@@ -38,7 +39,6 @@ from dit_accel_kernels.selection import (
     select_top_p_budget,
 )
 from dit_accel_kernels.self_similarity import self_similarity
-from dit_accel_kernels.skipped import Skipped
 from dit_accel_kernels.sparse_attention import sparse_attention, sparse_attention_reference
 
 __all__ = [

@@ -10,19 +10,18 @@ is ``ln n`` for n tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from dit_accel_kernels.attention import rows_per_chunk
 from dit_accel_kernels.contracts import MAX_SCORES, BlockMap, label_tokens
-from dit_accel_kernels.cpu.expansion import MAX_EXCESS
+from dit_accel_kernels.cpu.sparse_attention import MAX_EXCESS, Skipped
 from dit_accel_kernels.kmeans import group_means
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Skipped = Literal["centroid", "expansion"]
 # The number of tokens in a piece of a group is a multiple of this.
 PIECE_MULTIPLE = 16
 

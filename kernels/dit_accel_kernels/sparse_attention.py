@@ -14,12 +14,12 @@ from dit_accel_kernels.contracts import (
     check_block_map,
     resolve_scale,
 )
-from dit_accel_kernels.cpu.expansion import expanded_attention as expanded_attention_cpu
+from dit_accel_kernels.cpu.sparse_attention import Skipped
 from dit_accel_kernels.cpu.sparse_attention import sparse_attention as sparse_attention_cpu
 from dit_accel_kernels.merge import merge_attention, merge_attention_reference
 from dit_accel_kernels.precision import Precision, check_precision
 from dit_accel_kernels.quantized_attention import quantized_attention_reference
-from dit_accel_kernels.skipped import Skipped, attend_to_skipped
+from dit_accel_kernels.skipped import attend_to_skipped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,8 +59,7 @@ def sparse_attention(
         scale: softmax scale above 0, ``D ** -0.5`` by default.
         precision: precision of the selected pairs, see `dit_accel_kernels.precision`; on a CPU a quantized
             one is simulated.
-        return_lse: return the log-sum-exp. False returns None and saves two passes over the scores on
-            a CPU.
+        return_lse: return the log-sum-exp; False returns None.
         skipped: ``"centroid"`` or ``"expansion"``, what stands for a skipped key group; None leaves it out.
 
     Returns:
@@ -87,17 +86,8 @@ def sparse_attention(
     if skipped is not None and skipped not in get_args(Skipped):
         raise ContractError("skipped", "None, centroid or expansion", skipped)
     scale = resolve_scale(query, scale)
-    if skipped == "expansion" and precision == "full" and not query.is_cuda:
-        return expanded_attention_cpu(query, key, value, block_map, scale, return_lse)
     run = _run_on_gpu if query.is_cuda else sparse_attention_cpu
-    needs_lse = return_lse or skipped is not None
-    out, lse = run(query, key, value, block_map, scale, precision, needs_lse)
-    if skipped is None:
-        return out, lse
-    assert lse is not None
-    stand_ins = attend_to_skipped(query, key, value, block_map, scale, skipped)
-    out, lse = merge_attention(out, lse, *stand_ins)
-    return out, lse if return_lse else None
+    return run(query, key, value, block_map, scale, precision, return_lse, skipped)
 
 
 def _run_on_gpu(
@@ -108,21 +98,28 @@ def _run_on_gpu(
     scale: float,
     precision: Precision,
     return_lse: bool,
+    skipped: Skipped | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Quantize the inputs if requested, and run sparse attention in Triton."""
+    """Quantize the inputs if requested, run sparse attention in Triton, and merge it with stand-ins."""
     from dit_accel_kernels.gpu.quantize import quantize
     from dit_accel_kernels.gpu.sparse_attention import sparse_attention as sparse_attention_gpu
 
+    needs_lse = return_lse or skipped is not None
     with torch.cuda.device_of(query):
         quantized = None
         if precision != "full":
             quantize_value = precision == "int8-fp8"
             quantized = quantize(
-                query, key, value, quantize_value=quantize_value, return_lse=return_lse
+                query, key, value, quantize_value=quantize_value, return_lse=needs_lse
             )
-        return sparse_attention_gpu(
-            query, key, value, block_map, scale=scale, return_lse=return_lse, quantized=quantized
+        out, lse = sparse_attention_gpu(
+            query, key, value, block_map, scale=scale, return_lse=needs_lse, quantized=quantized
         )
+        if skipped is not None:
+            assert lse is not None
+            stand_ins = attend_to_skipped(query, key, value, block_map, scale, skipped)
+            out, lse = merge_attention(out, lse, *stand_ins)
+    return out, lse if return_lse else None
 
 
 def sparse_attention_reference(

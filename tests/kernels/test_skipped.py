@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.attention_inputs import skipping_case
+from support.cpu_kernels import both_kernels
 from torch import Tensor
 
 from dit_accel_kernels import (
@@ -17,6 +18,8 @@ from dit_accel_kernels import (
 )
 from dit_accel_kernels.merge import merge_attention
 from dit_accel_kernels.skipped import Pieces, attend_to_skipped
+
+__all__ = ["both_kernels"]  # a fixture of all tests here
 
 BOTH = pytest.mark.parametrize("skipped", ["centroid", "expansion"])
 

@@ -1,0 +1,387 @@
+// Attend to selected keys and to stand-ins of skipped key groups, in one pass and one softmax.
+//
+// The lanes of a vector are queries, so no sum runs across a vector. Logits are in units of ln 2.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int W = 16, REGISTERS = 24;
+#elif defined(__AVX__)
+constexpr int W = 8, REGISTERS = 12;
+#else
+constexpr int W = 4, REGISTERS = 24;
+#endif
+typedef float Vec __attribute__((vector_size(4 * W)));
+typedef int32_t Int __attribute__((vector_size(4 * W)));
+typedef float Loose __attribute__((vector_size(4 * W), aligned(4), may_alias));
+
+constexpr int LANES = 16;  // query groups that are expanded together
+constexpr int CHUNK = 128;  // keys that a tile of queries attends to at a time
+constexpr int PAD = 16;    // rows of every matrix are a multiple of this
+constexpr int MOST = 768;  // queries of a group that share a chunk of keys
+constexpr int CENTROID = 1, EXPANSION = 2;
+constexpr float LOG2E = 1.44269504f, LOWEST = -1e30f;
+
+static inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
+static inline void store(float* p, Vec x) { *reinterpret_cast<Loose*>(p) = x; }
+static inline Vec splat(float x) { return Vec{} + x; }
+static inline long pad(long n) { return (n + PAD - 1) / PAD * PAD; }
+
+// Return 2 ** x for x <= 0. NaN stays NaN.
+static inline Vec exp2_of(Vec x) {
+  x = x < -126.0f ? splat(-126.0f) : x;
+  const Vec shifted = x + 12582912.0f;  // the nearest integer is in the low bits
+  const Vec f = x - (shifted - 12582912.0f);
+  Vec y = splat(1.535336188e-4f);
+  for (float c : {1.339887440e-3f, 9.618437357e-3f, 5.550332471e-2f, 2.402264791e-1f, 6.931472028e-1f, 1.0f})
+    y = y * f + c;
+  return (Vec)((Int)y + ((Int)shifted << 23));
+}
+
+// Compute out[r] = start[r] + sum over i < count of left[i * left_i + r * left_r] * right[i], for R rows of N vectors.
+// Without start, the sums are added to out.
+template <int N, int R, bool DENSE>
+static inline void add_rows(const float* left, long left_i, long left_r, const float* right, long right_i, long count,
+                            const float* start, float* out, long out_r) {
+  if (DENSE) left_r = 1;
+  else left_i = 1;
+  Vec sum[R][N];
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) sum[r][n] = start ? splat(start[r]) : load(out + r * out_r + n * W);
+  for (long i = 0; i < count; i++) {
+    Vec x[N];
+    for (int n = 0; n < N; n++) x[n] = load(right + i * right_i + n * W);
+    for (int r = 0; r < R; r++) {
+      const Vec y = splat(left[i * left_i + r * left_r]);
+      for (int n = 0; n < N; n++) sum[r][n] += x[n] * y;
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int n = 0; n < N; n++) store(out + r * out_r + n * W, sum[r][n]);
+}
+
+// DENSE tells that left_r is 1. Otherwise left_i is 1. The number of rows is rounded up to the rows of a step.
+template <int N, bool DENSE>
+static void add_product(const float* left, long left_i, long left_r, const float* right, long right_i, long count,
+                        const float* start, float* out, long out_r, long rows) {
+  constexpr int R = 8 * N <= REGISTERS ? 8 : 4 * N <= REGISTERS ? 4 : 2;
+  for (long r = 0; r < rows; r += R)
+    add_rows<N, R, DENSE>(left + r * (DENSE ? 1 : left_r), left_i, left_r, right, right_i, count,
+                          start ? start + r : nullptr, out + r * out_r, out_r);
+}
+
+struct Call {
+  const void *query, *key, *value;  // [B, H, S, D]
+  void* out;                        // [B, H, Sq, D]
+  float* lse;                       // [B, H, Sq], or null
+  const bool* selected;
+  const int64_t *query_order, *query_offsets, *key_order, *key_offsets;
+  int64_t strides[12];  // of batch, head and token, of query, key, value and out
+  int64_t batch, heads, queries, keys, head_dim, query_groups, key_groups;
+  float scale;
+  int32_t is_bfloat16, skipped, threads;  // skipped: 0, CENTROID or EXPANSION
+};
+
+static inline float read(float x) { return x; }
+static inline float read(uint16_t x) {
+  const uint32_t bits = uint32_t(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+static inline void write(float* p, float x) { *p = x; }
+static inline void write(uint16_t* p, float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  *p = x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
+}
+
+// Floats at the start of a cache line. Growing loses the content.
+class Buffer {
+  std::vector<Vec> vectors;
+
+ public:
+  float* get(long count) {
+    if (count > long(vectors.size()) * W) vectors = std::vector<Vec>((count + W - 1) / W);
+    return reinterpret_cast<float*>(vectors.data());
+  }
+};
+
+// What stands for each key group: a mean key, a mean value and the logit of a query of 0, for each of some lanes.
+struct StandIns {
+  float *rows = nullptr, *bias = nullptr;  // [lanes, Gk, width], [Gk, LANES]
+  long stride = 0;                         // from lane to lane
+  Buffer row_memory, bias_memory, weights, means;
+};
+
+// One head: its part of the map, and keys and values in the order of their groups.
+struct Head {
+  const Call& c;
+  long index, batch, head, half, width;
+  const bool* selected;
+  const int64_t *query_order, *query_offsets, *key_order, *key_offsets;
+  Buffer memory;
+  float* rows = nullptr;  // [Sk + PAD, width]: key, value
+  StandIns centroids;
+
+  Head(const Call& c, long index)
+      : c(c), index(index), batch(index / c.heads), head(index % c.heads), half(pad(c.head_dim)), width(2 * half),
+        selected(c.selected + index * c.query_groups * c.key_groups), query_order(c.query_order + index * c.queries),
+        query_offsets(c.query_offsets + index * (c.query_groups + 1)), key_order(c.key_order + index * c.keys),
+        key_offsets(c.key_offsets + index * (c.key_groups + 1)) {}
+
+  template <typename T>
+  T* token(int tensor, T* start, long token) const {
+    const int64_t* s = c.strides + 3 * tensor;
+    return start + batch * s[0] + head * s[1] + token * s[2];
+  }
+
+  template <typename T>
+  void sort() {
+    rows = memory.get((c.keys + PAD) * width);
+    for (long i = 0; i < c.keys; i++) {
+      const T* key = token(1, static_cast<const T*>(c.key), key_order[i]);
+      const T* value = token(2, static_cast<const T*>(c.value), key_order[i]);
+      for (long d = 0; d < c.head_dim; d++) rows[i * width + d] = read(key[d]);
+      for (long d = 0; d < c.head_dim; d++) rows[i * width + half + d] = read(value[d]);
+    }
+  }
+};
+
+// Turn logits [count, LANES] into weights, and return the logit of a query of 0 for each of W lanes.
+static Vec normalize(float* weights, long count) {
+  Vec top = splat(LOWEST), total = splat(0), moment = splat(0), bias;
+  for (long k = 0; k < count; k++) {
+    const Vec x = load(weights + k * LANES);
+    top = x > top ? x : top;
+  }
+  for (long k = 0; k < count; k++) {
+    const Vec x = load(weights + k * LANES) - top, y = exp2_of(x);
+    total += y;
+    moment += x * y;
+    store(weights + k * LANES, y);
+  }
+  const Vec share = 1.0f / total;
+  for (long k = 0; k < count; k++) store(weights + k * LANES, load(weights + k * LANES) * share);
+  // The log-sum-exp is top + log2(total), and the weighted mean logit is top + moment * share.
+  for (int lane = 0; lane < W; lane++) bias[lane] = std::log2(total[lane]) - moment[lane] * share[lane];
+  return bias;
+}
+
+// Expand all key groups about the columns of means [half, LANES].
+static void expand(const Head& h, StandIns& to, const float* means, int lanes) {
+  static const float zeros[PAD] = {};
+  to.stride = h.c.key_groups * h.width + PAD;  // PAD keeps lanes apart in the cache
+  to.rows = to.row_memory.get(lanes * to.stride);
+  to.bias = to.bias_memory.get(h.c.key_groups * LANES);
+  for (long j = 0; j < h.c.key_groups; j++) {
+    const long first = h.key_offsets[j], count = h.key_offsets[j + 1] - first;
+    if (!count) continue;
+    const float* rows = h.rows + first * h.width;
+    float* weights = to.weights.get((count + PAD) * LANES);
+    for (int v = 0; v < LANES; v += W) {
+      for (long k = 0; k < count; k += 8)
+        add_rows<1, 8, false>(rows + k * h.width, 1, h.width, means + v, LANES, h.c.head_dim, zeros,
+                              weights + k * LANES + v, LANES);
+      store(to.bias + j * LANES + v, normalize(weights + v, count));
+    }
+    float* target = to.rows + j * h.width;
+    long column = 0;
+    for (; column + 2 * W <= h.width; column += 2 * W)
+      add_product<2, true>(weights, LANES, 1, rows + column, h.width, count, zeros, target + column, to.stride, lanes);
+    for (; column < h.width; column += W)
+      add_product<1, true>(weights, LANES, 1, rows + column, h.width, count, zeros, target + column, to.stride, lanes);
+  }
+}
+
+// Up to 3 vectors of queries of one group.
+struct Tile {
+  long first, count;  // positions in the order of queries
+  float *query, *sums;  // [half, lanes]
+  float top[3 * W], total[3 * W];
+};
+
+// Memory of a thread.
+struct Scratch {
+  StandIns expansions;
+  Buffer query, sums, scores, keys, key_bias;
+  std::vector<Tile> tiles;
+};
+
+// Attend from N vectors of queries to count keys [count, width]. padded is a multiple of 8.
+template <int N>
+static void attend(const Head& h, Tile& t, const float* keys, const float* key_bias, long count, long padded, float* scores) {
+  constexpr long L = N * W;
+  add_product<N, false>(keys, 1, h.width, t.query, L, h.c.head_dim, key_bias, scores, L, padded);
+  for (int n = 0; n < N; n++) {
+    const Vec old = load(t.top + n * W);
+    Vec highest = old;
+    for (long k = 0; k < padded; k++) {
+      const Vec x = load(scores + k * L + n * W);
+      highest = x > highest ? x : highest;
+    }
+    const Vec factor = exp2_of(old - highest);
+    Vec total[4] = {};  // long sums lose digits
+    for (long k = 0; k < padded; k += 4)
+      for (int part = 0; part < 4; part++) {
+        const Vec y = exp2_of(load(scores + (k + part) * L + n * W) - highest);
+        total[part] += y;
+        store(scores + (k + part) * L + n * W, y);
+      }
+    store(t.top + n * W, highest);
+    store(t.total + n * W, load(t.total + n * W) * factor + ((total[0] + total[1]) + (total[2] + total[3])));
+    for (long d = 0; d < h.half; d++) store(t.sums + d * L + n * W, load(t.sums + d * L + n * W) * factor);
+  }
+  add_product<N, true>(keys + h.half, h.width, 1, scores, L, count, nullptr, t.sums, L, h.half);
+}
+
+// Collects keys, and lets all tiles of a query group attend to each full chunk.
+class Chunk {
+  const Head& h;
+  Scratch& s;
+  float *keys, *bias, *scores;
+  long count = 0;
+
+ public:
+  Chunk(const Head& h, Scratch& s)
+      : h(h), s(s), keys(s.keys.get(CHUNK * h.width)), bias(s.key_bias.get(CHUNK)), scores(s.scores.get(CHUNK * 3 * W)) {}
+
+  void add(const float* rows, float row_bias, long n) {
+    while (n) {
+      const long taken = std::min(n, CHUNK - count);
+      std::memcpy(keys + count * h.width, rows, 4 * taken * h.width);
+      std::fill(bias + count, bias + count + taken, row_bias);
+      count += taken, rows += taken * h.width, n -= taken;
+      if (count == CHUNK) flush();
+    }
+  }
+
+  void flush() {
+    if (!count) return;
+    const long padded = (count + 7) / 8 * 8;
+    std::fill(keys + count * h.width, keys + padded * h.width, 0.0f);
+    std::fill(bias + count, bias + padded, LOWEST);
+    for (Tile& t : s.tiles)
+      (t.count <= W ? attend<1> : t.count <= 2 * W ? attend<2> : attend<3>)(h, t, keys, bias, count, padded, scores);
+    count = 0;
+  }
+};
+
+template <typename T>
+static void start(const Head& h, Tile& t) {
+  const long lanes = (t.count + W - 1) / W * W;
+  std::fill(t.top, t.top + 3 * W, LOWEST);
+  std::fill(t.total, t.total + 3 * W, 0.0f);
+  std::fill(t.query, t.query + h.half * lanes, 0.0f);
+  std::fill(t.sums, t.sums + h.half * lanes, 0.0f);
+  for (long q = 0; q < t.count; q++) {
+    const T* from = h.token(0, static_cast<const T*>(h.c.query), h.query_order[t.first + q]);
+    for (long d = 0; d < h.c.head_dim; d++) t.query[d * lanes + q] = h.c.scale * LOG2E * read(from[d]);
+  }
+}
+
+template <typename T>
+static void finish(const Head& h, const Tile& t) {
+  const Call& c = h.c;
+  const long lanes = (t.count + W - 1) / W * W;
+  for (long q = 0; q < t.count; q++) {
+    const long token = h.query_order[t.first + q];
+    const bool empty = t.total[q] == 0.0f;
+    T* to = h.token(3, static_cast<T*>(c.out), token);
+    const float share = empty ? 0.0f : 1.0f / t.total[q];
+    for (long d = 0; d < c.head_dim; d++) write(to + d, share * t.sums[d * lanes + q]);
+    if (c.lse) c.lse[h.index * c.queries + token] = empty ? -INFINITY : (t.top[q] + std::log2(t.total[q])) / LOG2E;
+  }
+}
+
+// Attend from the queries of group i, positions first to last.
+template <typename T>
+static void attend_group(const Head& h, Scratch& s, const StandIns& stand_ins, long i, int lane, long first, long last) {
+  const long count = (last - first + 3 * W - 1) / (3 * W);
+  float* query = s.query.get(count * h.half * 3 * W);
+  float* sums = s.sums.get(count * h.half * 3 * W);
+  s.tiles.resize(count);
+  for (long t = 0; t < count; t++) {
+    Tile& tile = s.tiles[t];
+    tile.first = first + (last - first) * t / count;
+    tile.count = first + (last - first) * (t + 1) / count - tile.first;
+    tile.query = query + t * h.half * 3 * W, tile.sums = sums + t * h.half * 3 * W;
+    start<T>(h, tile);
+  }
+  Chunk chunk(h, s);
+  for (long j = 0; j < h.c.key_groups; j++) {
+    const long n = h.key_offsets[j + 1] - h.key_offsets[j];
+    if (h.selected[i * h.c.key_groups + j]) chunk.add(h.rows + h.key_offsets[j] * h.width, 0.0f, n);
+    else if (h.c.skipped && n)
+      chunk.add(stand_ins.rows + lane * stand_ins.stride + j * h.width, stand_ins.bias[j * LANES + lane], 1);
+  }
+  chunk.flush();
+  for (const Tile& tile : s.tiles) finish<T>(h, tile);
+}
+
+// Attend from LANES query groups of a head.
+template <typename T>
+static void attend_groups(const Head& h, Scratch& s, long first) {
+  const Call& c = h.c;
+  const long last = std::min(first + LANES, long(c.query_groups));
+  if (c.skipped == EXPANSION) {
+    float* means = s.expansions.means.get(h.half * LANES);
+    std::fill(means, means + h.half * LANES, 0.0f);
+    for (long i = first; i < last; i++) {
+      float* mean = s.query.get(h.half);
+      std::fill(mean, mean + c.head_dim, 0.0f);
+      for (long q = h.query_offsets[i]; q < h.query_offsets[i + 1]; q++) {
+        const T* from = h.token(0, static_cast<const T*>(c.query), h.query_order[q]);
+        for (long d = 0; d < c.head_dim; d++) mean[d] += read(from[d]);
+      }
+      const float share = c.scale * LOG2E / (h.query_offsets[i + 1] - h.query_offsets[i]);
+      for (long d = 0; d < c.head_dim; d++) means[d * LANES + i - first] = share * mean[d];
+    }
+    expand(h, s.expansions, means, LANES);
+  }
+  const bool centroids = c.skipped == CENTROID;
+  for (long i = first; i < last; i++)
+    for (long q = h.query_offsets[i]; q < h.query_offsets[i + 1]; q += MOST)
+      attend_group<T>(h, s, centroids ? h.centroids : s.expansions, i, centroids ? 0 : i - first, q,
+                      std::min(q + MOST, long(h.query_offsets[i + 1])));
+}
+
+// Run work(0, scratch) to work(count - 1, scratch) in threads.
+template <typename F>
+static void share_work(long count, int threads, const F& work) {
+  std::atomic<long> next{0};
+  const auto run = [&] {
+    Scratch scratch;
+    for (long i; (i = next++) < count;) work(i, scratch);
+  };
+  std::vector<std::thread> others;
+  for (int t = 1; t < std::min<long>(threads, count); t++) others.emplace_back(run);
+  run();
+  for (auto& thread : others) thread.join();
+}
+
+template <typename T>
+static void attend_heads(const Call& c) {
+  const long heads = c.batch * c.heads, parts = (c.query_groups + LANES - 1) / LANES, step = 2 * c.threads;
+  for (long first = 0; first < heads; first += step) {
+    std::vector<Head> some;
+    for (long i = first; i < std::min(first + step, heads); i++) some.emplace_back(c, i);
+    share_work(some.size(), c.threads, [&](long i, Scratch& s) {
+      some[i].template sort<T>();
+      float* zeros = s.expansions.means.get(some[i].half * LANES);
+      if (c.skipped == CENTROID) expand(some[i], some[i].centroids, zeros, 8);
+    });
+    share_work(some.size() * parts, c.threads,
+               [&](long i, Scratch& s) { attend_groups<T>(some[i / parts], s, i % parts * LANES); });
+  }
+}
+
+extern "C" void sparse_attention(const Call* call) {
+  if (call->is_bfloat16) attend_heads<uint16_t>(*call);
+  else attend_heads<float>(*call);
+}
