@@ -31,7 +31,7 @@ from dit_accel_kernels import (
     sparse_attention_reference,
     strided_centroids,
 )
-from dit_accel_kernels.cpu.compiled import load_kernel
+from dit_accel_kernels.cpu.compiled import load_library
 
 PACKAGES = (
     "dit_accel",
@@ -224,9 +224,9 @@ def _find_version(name: str) -> str:
 
 
 def _describe_cpu_kernel() -> str:
-    kernel = load_kernel()
-    if isinstance(kernel, str):
-        return f"plain products, 2 to 3 times slower than the compiled kernel: {kernel}"
+    library = load_library()
+    if isinstance(library, str):
+        return f"plain products, 2 to 3 times slower than the compiled kernel: {library}"
     return "compiled C++"
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.attention_inputs import random_map
+from support.cpu_kernels import both_kernels
 
 from dit_accel_kernels import (
     Skipped,
@@ -17,6 +18,8 @@ from dit_accel_kernels import (
     group_variance,
     sparse_attention,
 )
+
+__all__ = ["both_kernels"]  # a fixture of all tests here
 
 
 def random_tensors(count: int, *shape: int, seed: int = 0) -> list[torch.Tensor]:

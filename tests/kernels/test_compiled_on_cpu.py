@@ -17,11 +17,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_library_is_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = compiled.load_kernel.__wrapped__()
-    assert isinstance(kernel, ctypes._CFuncPtr)
+    assert isinstance(compiled.load_library.__wrapped__(), ctypes.CDLL)
     (library,) = cache.iterdir()
     monkeypatch.setattr(compiled.subprocess, "run", None)
-    assert not isinstance(compiled.load_kernel.__wrapped__(), str)
+    assert not isinstance(compiled.load_library.__wrapped__(), str)
     assert list(cache.iterdir()) == [library]
 
 
@@ -37,25 +36,32 @@ def test_another_processor_has_another_library(
 def test_reasons_for_plain_products(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = tmp_path / "sparse_attention.cpp"
-    broken.write_text("int main( {")
-    monkeypatch.setattr(compiled, "SOURCE", broken)
-    assert "failed" in compiled.load_kernel.__wrapped__()
+    for name in (*compiled.SOURCES, "vectors.h"):
+        (tmp_path / name).write_text("int main( {")
+    monkeypatch.setattr(compiled, "FOLDER", tmp_path)
+    assert "failed" in compiled.load_library.__wrapped__()
     assert not list(cache.iterdir())
     monkeypatch.setattr(compiled.shutil, "which", lambda _: None)
-    assert compiled.load_kernel.__wrapped__() == "no C++ compiler (g++ or clang++)"
+    assert compiled.load_library.__wrapped__() == "no C++ compiler (g++ or clang++)"
 
 
-def test_the_structure_is_that_of_the_source() -> None:
-    """Compare the fields of `Call` in the two languages, in order."""
-    source = compiled.SOURCE.read_text()
-    body = source[source.index("struct Call {") : source.index("};", source.index("struct Call {"))]
-    lines = [line.split("//")[0] for line in body.splitlines()[1:]]
+@pytest.mark.parametrize(
+    ("structure", "name", "file"),
+    [
+        (compiled.Call, "Call", "sparse_attention.cpp"),
+        (compiled.TokensOfCall, "Tokens", "kmeans.cpp"),
+    ],
+)
+def test_structures_are_those_of_the_source(structure, name: str, file: str) -> None:
+    """Compare the fields of the two languages, in order."""
+    source = (compiled.FOLDER / file).read_text()
+    body = source[source.index(f"struct {name} {{") :]
+    body = body[: min(i for i in (body.find("};"), body.find("template")) if i > 0)]
+    statements = "".join(line.split("//")[0] for line in body.splitlines()[1:]).split(";")
     names = [
         part.replace("*", " ").split("[")[0].split()[-1]
-        for line in lines
-        for statement in line.split(";")
+        for statement in statements
         for part in statement.split(",")
         if part.strip()
     ]
-    assert names == [field[0] for field in compiled.Call._fields_]
+    assert names == [field[0] for field in structure._fields_]

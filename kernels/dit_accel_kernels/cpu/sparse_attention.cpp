@@ -2,23 +2,9 @@
 //
 // The lanes of a vector are queries, so no sum runs across a vector. Logits are in units of ln 2.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <thread>
-#include <vector>
 
-#if defined(__AVX512F__)
-constexpr int W = 16, REGISTERS = 24;
-#elif defined(__AVX__)
-constexpr int W = 8, REGISTERS = 12;
-#else
-constexpr int W = 4, REGISTERS = 24;
-#endif
-typedef float Vec __attribute__((vector_size(4 * W)));
-typedef int32_t Int __attribute__((vector_size(4 * W)));
-typedef float Loose __attribute__((vector_size(4 * W), aligned(4), may_alias));
+#include "vectors.h"
 
 constexpr int LANES = 16;  // query groups that are expanded together
 constexpr int CHUNK = 128;  // keys that a tile of queries attends to at a time
@@ -27,9 +13,7 @@ constexpr int MOST = 768;  // queries of a group that share a chunk of keys
 constexpr int CENTROID = 1, EXPANSION = 2;
 constexpr float LOG2E = 1.44269504f, LOWEST = -1e30f;
 
-static inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
-static inline void store(float* p, Vec x) { *reinterpret_cast<Loose*>(p) = x; }
-static inline Vec splat(float x) { return Vec{} + x; }
+
 static inline long pad(long n) { return (n + PAD - 1) / PAD * PAD; }
 
 // Return 2 ** x for x <= 0. NaN stays NaN.
@@ -43,38 +27,6 @@ static inline Vec exp2_of(Vec x) {
   return (Vec)((Int)y + ((Int)shifted << 23));
 }
 
-// Compute out[r] = start[r] + sum over i < count of left[i * left_i + r * left_r] * right[i], for R rows of N vectors.
-// Without start, the sums are added to out.
-template <int N, int R, bool DENSE>
-static inline void add_rows(const float* left, long left_i, long left_r, const float* right, long right_i, long count,
-                            const float* start, float* out, long out_r) {
-  if (DENSE) left_r = 1;
-  else left_i = 1;
-  Vec sum[R][N];
-  for (int r = 0; r < R; r++)
-    for (int n = 0; n < N; n++) sum[r][n] = start ? splat(start[r]) : load(out + r * out_r + n * W);
-  for (long i = 0; i < count; i++) {
-    Vec x[N];
-    for (int n = 0; n < N; n++) x[n] = load(right + i * right_i + n * W);
-    for (int r = 0; r < R; r++) {
-      const Vec y = splat(left[i * left_i + r * left_r]);
-      for (int n = 0; n < N; n++) sum[r][n] += x[n] * y;
-    }
-  }
-  for (int r = 0; r < R; r++)
-    for (int n = 0; n < N; n++) store(out + r * out_r + n * W, sum[r][n]);
-}
-
-// DENSE tells that left_r is 1. Otherwise left_i is 1. The number of rows is rounded up to the rows of a step.
-template <int N, bool DENSE>
-static void add_product(const float* left, long left_i, long left_r, const float* right, long right_i, long count,
-                        const float* start, float* out, long out_r, long rows) {
-  constexpr int R = 8 * N <= REGISTERS ? 8 : 4 * N <= REGISTERS ? 4 : 2;
-  for (long r = 0; r < rows; r += R)
-    add_rows<N, R, DENSE>(left + r * (DENSE ? 1 : left_r), left_i, left_r, right, right_i, count,
-                          start ? start + r : nullptr, out + r * out_r, out_r);
-}
-
 struct Call {
   const void *query, *key, *value;  // [B, H, S, D]
   void* out;                        // [B, H, Sq, D]
@@ -85,31 +37,6 @@ struct Call {
   int64_t batch, heads, queries, keys, head_dim, query_groups, key_groups;
   float scale;
   int32_t is_bfloat16, skipped, threads;  // skipped: 0, CENTROID or EXPANSION
-};
-
-static inline float read(float x) { return x; }
-static inline float read(uint16_t x) {
-  const uint32_t bits = uint32_t(x) << 16;
-  float y;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
-static inline void write(float* p, float x) { *p = x; }
-static inline void write(uint16_t* p, float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  *p = x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
-}
-
-// Floats at the start of a cache line. Growing loses the content.
-class Buffer {
-  std::vector<Vec> vectors;
-
- public:
-  float* get(long count) {
-    if (count > long(vectors.size()) * W) vectors = std::vector<Vec>((count + W - 1) / W);
-    return reinterpret_cast<float*>(vectors.data());
-  }
 };
 
 // What stands for each key group: a mean key, a mean value and the logit of a query of 0, for each of some lanes.
@@ -351,32 +278,18 @@ static void attend_groups(const Head& h, Scratch& s, long first) {
                       std::min(q + MOST, long(h.query_offsets[i + 1])));
 }
 
-// Run work(0, scratch) to work(count - 1, scratch) in threads.
-template <typename F>
-static void share_work(long count, int threads, const F& work) {
-  std::atomic<long> next{0};
-  const auto run = [&] {
-    Scratch scratch;
-    for (long i; (i = next++) < count;) work(i, scratch);
-  };
-  std::vector<std::thread> others;
-  for (int t = 1; t < std::min<long>(threads, count); t++) others.emplace_back(run);
-  run();
-  for (auto& thread : others) thread.join();
-}
-
 template <typename T>
 static void attend_heads(const Call& c) {
   const long heads = c.batch * c.heads, parts = (c.query_groups + LANES - 1) / LANES, step = 2 * c.threads;
   for (long first = 0; first < heads; first += step) {
     std::vector<Head> some;
     for (long i = first; i < std::min(first + step, heads); i++) some.emplace_back(c, i);
-    share_work(some.size(), c.threads, [&](long i, Scratch& s) {
+    share_work<Scratch>(some.size(), c.threads, [&](long i, Scratch& s) {
       some[i].template sort<T>();
       float* zeros = s.expansions.means.get(some[i].half * LANES);
       if (c.skipped == CENTROID) expand(some[i], some[i].centroids, zeros, 8);
     });
-    share_work(some.size() * parts, c.threads,
+    share_work<Scratch>(some.size() * parts, c.threads,
                [&](long i, Scratch& s) { attend_groups<T>(some[i / parts], s, i % parts * LANES); });
   }
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
-from dit_accel_kernels.cpu.compiled import attend, load_kernel
+from dit_accel_kernels.cpu.compiled import attend, library_for
 from dit_accel_kernels.precision import Precision, round_weights_e4m3, simulate_quantization
 
 if TYPE_CHECKING:
@@ -92,9 +92,9 @@ def sparse_attention(
     skipped: Skipped | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Run `dit_accel_kernels.sparse_attention` on a CPU; arguments are checked there."""
-    kernel = load_kernel()
-    if precision == "full" and not isinstance(kernel, str):
-        return attend(kernel, query, key, value, block_map, scale, return_lse, skipped)
+    library = library_for(query)
+    if precision == "full" and not isinstance(library, str):
+        return attend(library, query, key, value, block_map, scale, return_lse, skipped)
     out, lse = attend_by_products(query, key, value, block_map, scale, precision, skipped)
     return out, lse if return_lse else None
 
