@@ -3,6 +3,7 @@
 // The lanes of a vector are queries, so no sum runs across a vector. Logits are in units of ln 2.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "vectors.h"
 
@@ -46,6 +47,11 @@ struct StandIns {
   Buffer row_memory, bias_memory, weights, means;
 };
 
+template <typename T>
+static inline void convert(const T* __restrict from, float* __restrict to, long count) {
+  for (long d = 0; d < count; d++) to[d] = read(from[d]);
+}
+
 // One head: its part of the map, and keys and values in the order of their groups.
 struct Head {
   const Call& c;
@@ -74,15 +80,15 @@ struct Head {
     for (long i = 0; i < c.keys; i++) {
       const T* key = token(1, static_cast<const T*>(c.key), key_order[i]);
       const T* value = token(2, static_cast<const T*>(c.value), key_order[i]);
-      for (long d = 0; d < c.head_dim; d++) rows[i * width + d] = read(key[d]);
-      for (long d = 0; d < c.head_dim; d++) rows[i * width + half + d] = read(value[d]);
+      convert(key, rows + i * width, c.head_dim);
+      convert(value, rows + i * width + half, c.head_dim);
     }
   }
 };
 
 // Turn logits [count, LANES] into weights, and return the logit of a query of 0 for each of W lanes.
 static Vec normalize(float* weights, long count) {
-  Vec top = splat(LOWEST), total = splat(0), moment = splat(0), bias;
+  Vec top = splat(LOWEST), total = {}, moment = {}, bias;
   for (long k = 0; k < count; k++) {
     const Vec x = load(weights + k * LANES);
     top = x > top ? x : top;
@@ -126,64 +132,113 @@ static void expand(const Head& h, StandIns& to, const float* means, int lanes) {
   }
 }
 
+// What products take: pairs of bfloat16 for bfloat16 inputs, if the processor multiplies them, else float.
+template <typename T>
+using Element = std::conditional_t<PAIRS && std::is_same_v<T, uint16_t>, uint32_t, float>;
+
 // Up to 3 vectors of queries of one group.
 struct Tile {
   long first, count;  // positions in the order of queries
-  float *query, *sums;  // [half, lanes]
+  float *query, *sums;  // [half, lanes]; pairs of bfloat16 fill half of query
   float top[3 * W], total[3 * W];
 };
 
 // Memory of a thread.
 struct Scratch {
   StandIns expansions;
-  Buffer query, sums, scores, keys, key_bias;
+  Buffer query, sums, scores, keys, values, key_bias;
   std::vector<Tile> tiles;
 };
 
-// Attend from N vectors of queries to count keys [count, width]. padded is a multiple of 8.
-template <int N>
-static void attend(const Head& h, Tile& t, const float* keys, const float* key_bias, long count, long padded, float* scores) {
-  constexpr long L = N * W;
-  add_product<N, false>(keys, 1, h.width, t.query, L, h.c.head_dim, key_bias, scores, L, padded);
+static inline void copy_rows(const Head& h, const float* const* rows, long count, float* keys, float* values) {
+  const long half = h.half;
+  for (long k = 0; k < count; k++) {
+    const float* row = rows[k];
+    for (long d = 0; d < half; d += W) {
+      store(keys + k * half + d, load(row + d));
+      store(values + k * half + d, load(row + half + d));
+    }
+  }
+}
+
+static inline void store_weights(float* to, Vec a, Vec b, long stride) { store(to, a), store(to + stride, b); }
+
+static inline void put(float* query, long d, long lanes, long q, float x) { query[d * lanes + q] = x; }
+
+#if defined(__AVX512BF16__)
+// Pairs of keys are neighbours in a row, and those of values are neighbouring rows.
+static inline void copy_rows(const Head& h, const float* const* rows, long count, uint32_t* keys, uint32_t* values) {
+  const long half = h.half;
+  for (long k = 0; k < count; k += 2) {
+    const float *one = rows[k], *two = rows[k + 1];
+    for (long d = 0; d < half; d += W) {
+      store_neighbours(keys + (k * half + d) / 2, load(one + d));
+      store_neighbours(keys + ((k + 1) * half + d) / 2, load(two + d));
+      store(values + k / 2 * half + d, pair(load(one + half + d), load(two + half + d)));
+    }
+  }
+}
+
+static inline void store_weights(uint32_t* to, Vec a, Vec b, long) { store(to, pair(a, b)); }
+
+static inline void put(uint32_t* query, long d, long lanes, long q, float x) {
+  write(reinterpret_cast<uint16_t*>(query + d / 2 * lanes + q) + d % 2, x);
+}
+#endif
+
+// Attend from N vectors of queries to the keys of a chunk. padded is a multiple of 8.
+template <int N, typename E>
+static void attend(const Head& h, Tile& t, const E* keys, const E* values, const float* key_bias, long padded, float* scores) {
+  constexpr long L = N * W, EACH = std::is_same_v<E, float> ? 1 : 2;
+  const float unit = h.c.scale * LOG2E;
+  E* weights = reinterpret_cast<E*>(scores);  // a row of weights comes after the rows that it is made of
+  add_product<N, false>(keys, 1, h.half / EACH, reinterpret_cast<E*>(t.query), L, h.half / EACH, key_bias, scores, L, padded);
   for (int n = 0; n < N; n++) {
     const Vec old = load(t.top + n * W);
     Vec highest = old;
     for (long k = 0; k < padded; k++) {
-      const Vec x = load(scores + k * L + n * W);
+      const Vec x = unit * load(scores + k * L + n * W);
       highest = x > highest ? x : highest;
     }
     const Vec factor = exp2_of(old - highest);
     Vec total[4] = {};  // long sums lose digits
-    for (long k = 0; k < padded; k += 4)
+    for (long k = 0; k < padded; k += 4) {
+      Vec y[4];
       for (int part = 0; part < 4; part++) {
-        const Vec y = exp2_of(load(scores + (k + part) * L + n * W) - highest);
-        total[part] += y;
-        store(scores + (k + part) * L + n * W, y);
+        y[part] = exp2_of(unit * load(scores + (k + part) * L + n * W) - highest);
+        total[part] += y[part];
       }
+      store_weights(weights + k / EACH * L + n * W, y[0], y[1], L);
+      store_weights(weights + (k + 2) / EACH * L + n * W, y[2], y[3], L);
+    }
     store(t.top + n * W, highest);
     store(t.total + n * W, load(t.total + n * W) * factor + ((total[0] + total[1]) + (total[2] + total[3])));
     for (long d = 0; d < h.half; d++) store(t.sums + d * L + n * W, load(t.sums + d * L + n * W) * factor);
   }
-  add_product<N, true>(keys + h.half, h.width, 1, scores, L, count, nullptr, t.sums, L, h.half);
+  add_product<N, true>(values, h.half, 1, weights, L, padded / EACH, nullptr, t.sums, L, h.half);
 }
 
 // Collects keys, and lets all tiles of a query group attend to each full chunk.
+template <typename E>
 class Chunk {
   const Head& h;
   Scratch& s;
-  float *keys, *bias, *scores;
+  const float* rows[CHUNK];  // of keys and values
+  float *bias, *scores;
+  E *keys, *values;
   long count = 0;
 
  public:
   Chunk(const Head& h, Scratch& s)
-      : h(h), s(s), keys(s.keys.get(CHUNK * h.width)), bias(s.key_bias.get(CHUNK)), scores(s.scores.get(CHUNK * 3 * W)) {}
+      : h(h), s(s), bias(s.key_bias.get(CHUNK)), scores(s.scores.get(CHUNK * 3 * W)),
+        keys(reinterpret_cast<E*>(s.keys.get(CHUNK * h.half))), values(reinterpret_cast<E*>(s.values.get(CHUNK * h.half))) {}
 
-  void add(const float* rows, float row_bias, long n) {
+  void add(const float* first, float row_bias, long n) {
     while (n) {
-      const long taken = std::min(n, CHUNK - count);
-      std::memcpy(keys + count * h.width, rows, 4 * taken * h.width);
-      std::fill(bias + count, bias + count + taken, row_bias);
-      count += taken, rows += taken * h.width, n -= taken;
+      const long taken = std::min(n, CHUNK - count), width = h.width;
+      for (long k = 0; k < taken; k++) rows[count + k] = first + k * width;
+      std::fill(bias + count, bias + count + taken, row_bias / (h.c.scale * LOG2E));
+      count += taken, first += taken * width, n -= taken;
       if (count == CHUNK) flush();
     }
   }
@@ -191,10 +246,11 @@ class Chunk {
   void flush() {
     if (!count) return;
     const long padded = (count + 7) / 8 * 8;
-    std::fill(keys + count * h.width, keys + padded * h.width, 0.0f);
+    std::fill(rows + count, rows + padded, h.rows + h.c.keys * h.width);
     std::fill(bias + count, bias + padded, LOWEST);
+    copy_rows(h, rows, padded, keys, values);
     for (Tile& t : s.tiles)
-      (t.count <= W ? attend<1> : t.count <= 2 * W ? attend<2> : attend<3>)(h, t, keys, bias, count, padded, scores);
+      (t.count <= W ? attend<1, E> : t.count <= 2 * W ? attend<2, E> : attend<3, E>)(h, t, keys, values, bias, padded, scores);
     count = 0;
   }
 };
@@ -204,11 +260,12 @@ static void start(const Head& h, Tile& t) {
   const long lanes = (t.count + W - 1) / W * W;
   std::fill(t.top, t.top + 3 * W, LOWEST);
   std::fill(t.total, t.total + 3 * W, 0.0f);
-  std::fill(t.query, t.query + h.half * lanes, 0.0f);
+  std::memset(t.query, 0, 4 * h.half * lanes);  // floats or pairs
   std::fill(t.sums, t.sums + h.half * lanes, 0.0f);
   for (long q = 0; q < t.count; q++) {
     const T* from = h.token(0, static_cast<const T*>(h.c.query), h.query_order[t.first + q]);
-    for (long d = 0; d < h.c.head_dim; d++) t.query[d * lanes + q] = h.c.scale * LOG2E * read(from[d]);
+    const auto query = reinterpret_cast<Element<T>*>(t.query);
+    for (long d = 0, n = h.c.head_dim; d < n; d++) put(query, d, lanes, q, read(from[d]));
   }
 }
 
@@ -220,8 +277,8 @@ static void finish(const Head& h, const Tile& t) {
     const long token = h.query_order[t.first + q];
     const bool empty = t.total[q] == 0.0f;
     T* to = h.token(3, static_cast<T*>(c.out), token);
-    const float share = empty ? 0.0f : 1.0f / t.total[q];
-    for (long d = 0; d < c.head_dim; d++) write(to + d, share * t.sums[d * lanes + q]);
+    const float share = empty ? 0.0f : 1.0f / t.total[q], *__restrict sums = t.sums + q;
+    for (long d = 0, n = c.head_dim; d < n; d++) write(to + d, share * sums[d * lanes]);
     if (c.lse) c.lse[h.index * c.queries + token] = empty ? -INFINITY : (t.top[q] + std::log2(t.total[q])) / LOG2E;
   }
 }
@@ -240,7 +297,7 @@ static void attend_group(const Head& h, Scratch& s, const StandIns& stand_ins, l
     tile.query = query + t * h.half * 3 * W, tile.sums = sums + t * h.half * 3 * W;
     start<T>(h, tile);
   }
-  Chunk chunk(h, s);
+  Chunk<Element<T>> chunk(h, s);
   for (long j = 0; j < h.c.key_groups; j++) {
     const long n = h.key_offsets[j + 1] - h.key_offsets[j];
     if (h.selected[i * h.c.key_groups + j]) chunk.add(h.rows + h.key_offsets[j] * h.width, 0.0f, n);
@@ -264,7 +321,7 @@ static void attend_groups(const Head& h, Scratch& s, long first) {
       std::fill(mean, mean + c.head_dim, 0.0f);
       for (long q = h.query_offsets[i]; q < h.query_offsets[i + 1]; q++) {
         const T* from = h.token(0, static_cast<const T*>(c.query), h.query_order[q]);
-        for (long d = 0; d < c.head_dim; d++) mean[d] += read(from[d]);
+        for (long d = 0, n = c.head_dim; d < n; d++) mean[d] += read(from[d]);
       }
       const float share = c.scale * LOG2E / (h.query_offsets[i + 1] - h.query_offsets[i]);
       for (long d = 0; d < c.head_dim; d++) means[d * LANES + i - first] = share * mean[d];
