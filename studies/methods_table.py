@@ -62,7 +62,6 @@ def headline(density: float) -> Iterator[tuple[str, Method]]:
 def variants() -> Iterator[tuple[str, Method]]:
     """Yield the other methods, variants of the five, and the controls."""
     yield "svg-ear with centroids 0.15, error probe", replace(CENTROIDS, selection="error")
-    yield "svg-ear with centroids 0.15, second order", replace(CENTROIDS, second_order=True)
     yield "svg-ear with centroids 0.15, refresh 3", replace(CENTROIDS, refresh=3)
     yield (
         "re-ttention merge on svg-ear with centroids 0.15",
@@ -130,7 +129,7 @@ def compared_labels() -> Iterator[tuple[str, str]]:
     mixed = "re-ttention merge on svg-ear with centroids 0.15"
     yield mixed, merge
     yield mixed, "svg-ear with centroids 0.3, 20 % dense steps"
-    for knob in ("error probe", "second order", "refresh 3"):
+    for knob in ("error probe", "refresh 3"):
         yield f"svg-ear with centroids 0.15, {knob}", BASE
     for control in ("true top blocks", "sums in bfloat16"):
         yield f"control: {control} 0.15", "svg2 0.15, 20 % dense steps"

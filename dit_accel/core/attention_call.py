@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_accel_kernels import BlockMap, Precision
+    from dit_accel_kernels import BlockMap, Precision, Skipped
     from dit_accel_pipelines import TokenLayout
 
 
@@ -102,13 +102,11 @@ class Plan:
 
     Attributes:
         block_map: The blocks to compute.
-        skipped: What replaces the key groups that a query group does not select. ``"drop"`` leaves them out.
-            ``"centroid"`` attends to the mean key and value of each group. ``"second-order"`` also adds the
-            variance of the group's keys to its logit. ``"expansion"`` attends to the key and the value that the
-            mean query of each query group would get from the group.
+        skipped: What stands for the key groups that a query group does not select, as in
+            `dit_accel_kernels.sparse_attention`. None leaves them out.
         density: Share of the (query, key) pairs that are computed, a float32 scalar on the device.
     """
 
     block_map: BlockMap
-    skipped: Literal["drop", "centroid", "second-order", "expansion"] = "drop"
+    skipped: Skipped | None = None
     density: Tensor | None = None

@@ -12,7 +12,6 @@ from dit_accel_kernels import (
     GroupStatistics,
     centroid_error,
     centroid_logits,
-    expanded_attention,
     expansion_error,
     group_by_label,
     group_logits,
@@ -24,7 +23,6 @@ from dit_accel_kernels import (
     select_budget,
     select_shared_budget,
     select_top_p,
-    skipped_attention,
     sparse_attention,
     strided_centroids,
 )
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
     from dit_accel.core.attention_call import AttentionCall, Plan
     from dit_accel.core.timer import Timer
-    from dit_accel_kernels import BlockMap, Precision
+    from dit_accel_kernels import BlockMap, Precision, Skipped
 
 T = TypeVar("T")
 
@@ -229,29 +227,25 @@ class Ops:
 
     def run(self, plan: Plan, call: AttentionCall) -> Tensor:
         """Return the attention of a call by a plan, ``[B, S, H, D]``."""
-        if plan.skipped == "expansion":
-            with self.timer("attention", call.query.device):
-                out = expanded_attention(
-                    *heads_first(call), plan.block_map, scale=call.scale, precision=call.precision
-                )
-            return out.transpose(1, 2).contiguous()
-        drop = plan.skipped == "drop"
-        out, lse = self.partial(plan.block_map, call, return_lse=not drop)
-        if lse is not None:
-            with self.timer("centroids", call.query.device):
-                skipped = skipped_attention(
-                    *heads_first(call),
-                    plan.block_map,
-                    call.scale,
-                    second_order=plan.skipped == "second-order",
-                )
-                out, _ = merge_attention(out, lse, *skipped)
+        out, _ = self.partial(plan.block_map, call, return_lse=False, skipped=plan.skipped)
         return out.transpose(1, 2).contiguous()
 
     def partial(
-        self, block_map: BlockMap, call: AttentionCall, *, return_lse: bool = True
+        self,
+        block_map: BlockMap,
+        call: AttentionCall,
+        *,
+        return_lse: bool = True,
+        skipped: Skipped | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the attention over the keys that a map selects, ``[B, H, S, D]``, and its log-sum-exp."""
+        """Return the attention over the keys that a map selects, ``[B, H, S, D]``, and its log-sum-exp.
+
+        Args:
+            block_map: Groups of queries and keys, and which are selected.
+            call: The call.
+            return_lse: Return the log-sum-exp.
+            skipped: What stands for the key groups that a query group does not select; None leaves them out.
+        """
         with self.timer("attention", call.query.device):
             return sparse_attention(
                 *heads_first(call),
@@ -259,6 +253,7 @@ class Ops:
                 scale=call.scale,
                 precision=call.precision,
                 return_lse=return_lse,
+                skipped=skipped,
             )
 
     def merge(

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dit_accel.core.attention_call import AttentionCall, CallContext, Plan
+from dit_accel.core.attention_call import AttentionCall, CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.core.timer import Timer
 from dit_accel.generation.loading import ModelCard
 from dit_accel.generation.placement import torch_dtype
 from dit_accel.generation.settings import RenderSettings, build_profile
 from dit_accel.methods import Method
-from dit_accel_kernels import BlockMap
+from dit_accel_kernels import BlockMap, Skipped
 from dit_accel_pipelines import AttentionShape, TokenLayout
 
 
@@ -26,14 +26,16 @@ class ShapeOps(Ops):
     """Ops that return tensors of the right shape and compute nothing."""
 
     def partial(
-        self, block_map: BlockMap, call: AttentionCall, *, return_lse: bool = True
+        self,
+        block_map: BlockMap,
+        call: AttentionCall,
+        *,
+        return_lse: bool = True,
+        skipped: Skipped | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         out = call.query.transpose(1, 2)  # [B, H, S, D]
         out = out.new_empty(out.shape)
         return out, out.new_empty(out.shape[:3], dtype=torch.float32) if return_lse else None
-
-    def run(self, plan: Plan, call: AttentionCall) -> Tensor:
-        return call.query.new_empty(call.query.shape)
 
     def kmeans(
         self,

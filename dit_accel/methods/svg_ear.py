@@ -10,14 +10,13 @@ from dit_accel.core.ops import Ops, heads_first
 from dit_accel.errors import InvalidSettings
 from dit_accel.methods.base import check_share
 from dit_accel.methods.clustered import Clustered, Clusters
-from dit_accel_kernels import group_logits, select_top_p_budget
+from dit_accel_kernels import Skipped, group_logits, select_top_p_budget
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Selection = Literal["expansion", "density", "error"]
 Budget = Literal["shared", "query", "top_p"]
-Skipped = Literal["expansion", "centroid"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +45,6 @@ class SVGEar(Clustered):
         skipped: What stands for a cluster that is not selected. ``"expansion"`` is what the mean query of a query
             cluster gets from it: weighted mean key and value, and a logit that is exact for the mean query and linear
             around it. ``"centroid"`` is the paper's: the plain mean key and value.
-        second_order: True adds the variance of a cluster's keys to the logit of its centroid, the next term of
-            ``ln sum exp``. It helps if logits are small, and overshoots if they are large (above about 20).
     """
 
     name: ClassVar[str] = "svg-ear"
@@ -61,7 +58,6 @@ class SVGEar(Clustered):
     min_key_share: float = 0.1
     gamma: float = 1.0
     skipped: Skipped = "expansion"
-    second_order: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,10 +78,6 @@ class SVGEar(Clustered):
             if getattr(self, name) not in choices:
                 accepted = f"{', '.join(choices[:-1])} or {choices[-1]}"
                 raise InvalidSettings(f"{name} must be {accepted}, got {getattr(self, name)!r}")
-        if self.second_order and self.skipped != "centroid":
-            raise InvalidSettings(
-                "second_order changes the logits of centroids: set skipped to centroid, or leave it out"
-            )
         self._refuse_idle_knobs()
 
     def _refuse_idle_knobs(self) -> None:
@@ -121,8 +113,7 @@ class SVGEar(Clustered):
         else:
             query_sizes = clusters.query_offsets.diff(dim=-1)
             selected = ops.select_shared(score, query_sizes, key_sizes, self.densities)
-        skipped = "second-order" if self.second_order else self.skipped
-        return Plan(clusters.block_map(selected), skipped=skipped)
+        return Plan(clusters.block_map(selected), skipped=self.skipped)
 
     def _select_top_p(
         self, score: Tensor, call: AttentionCall, clusters: Clusters, ops: Ops

@@ -21,6 +21,8 @@ from dit_accel.io.reading import read_json, read_yaml
 from dit_accel.methods import Method, SVGEar, find_method
 
 SUFFIXES = (".yaml", ".yml", ".json")
+# Knobs that methods had once, with their defaults, which old files still hold.
+REMOVED_KNOBS = {("svg-ear", "second_order"): False}
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def method_of(name: Any, knobs: Mapping[str, Any]) -> Method:
         kind = find_method(str(name))
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
-    own, nested = _split(knobs)
+    own, nested = _split(_without_removed(knobs, kind.name))
     method: Method = parse_knobs(kind, _with_methods(own, kind.name), f"{kind.name} knob")
     return _with_nested(method, nested)
 
@@ -227,10 +229,26 @@ def with_knobs(method: Method, knobs: Mapping[str, Any]) -> Method:
     if not knobs:
         return method
     current = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-    own, nested = _split(knobs)
+    own, nested = _split(_without_removed(knobs, method.name))
     values = {**current, **_with_methods(own, method.name)}
     changed: Method = parse_knobs(type(method), values, f"{method.name} knob")
     return _with_nested(changed, nested)
+
+
+def _without_removed(knobs: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Return the knobs without those that the method had once, if they have their default.
+
+    Raises:
+        InvalidSettings: If such a knob has another value.
+    """
+    removed = [name for name in knobs if (method, name) in REMOVED_KNOBS]
+    for name in removed:
+        default = REMOVED_KNOBS[method, name]
+        if str(knobs[name]).lower() != str(default).lower():
+            raise InvalidSettings(
+                f"{method} knob {name} was removed: leave it out, got {knobs[name]!r}"
+            )
+    return {name: value for name, value in knobs.items() if name not in removed}
 
 
 def _split(knobs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -38,7 +38,7 @@ class AttentionReport:
         plans: Number of plans that were ``made`` and ``reused``.
         faults: Number of forwards by fault that the guard found. A forward that ran again counts twice in ``calls``,
             ``plans``, ``density`` and ``seconds``, because both were computed.
-        seconds: Seconds in ``attention`` (sparse), ``centroids`` (of skipped keys), ``merge``, ``dense``, ``kmeans``,
+        seconds: Seconds in ``attention`` (sparse), ``merge``, ``dense``, ``kmeans``,
             ``selection`` (the rest of a plan) and ``guard``.
         layers: Mean density of the sparse calls of each layer.
         guidance: Perturbed guidance: its settings and heads; the number of guided ``forwards``, of ``blocks`` and of

@@ -5,11 +5,10 @@ Each file holds one op: its contract, its eager reference, and the choice of imp
 
 from dit_accel_kernels.antidiagonal import antidiagonal_mass
 from dit_accel_kernels.attention import dense_attention
-from dit_accel_kernels.centroid_attention import centroid_attention, skipped_attention
 from dit_accel_kernels.centroid_error import centroid_error
 from dit_accel_kernels.contracts import BlockMap, ContractError
+from dit_accel_kernels.cpu.sparse_attention import Skipped
 from dit_accel_kernels.dense_tokens import with_dense_tokens
-from dit_accel_kernels.expansion import expanded_attention
 from dit_accel_kernels.expansion_error import GroupStatistics, expansion_error
 from dit_accel_kernels.grouping import group_by_label
 from dit_accel_kernels.kmeans import (
@@ -48,14 +47,13 @@ __all__ = [
     "ContractError",
     "GroupStatistics",
     "Precision",
+    "Skipped",
     "antidiagonal_mass",
-    "centroid_attention",
     "centroid_error",
     "centroid_logits",
     "centroid_mass",
     "check_precision",
     "dense_attention",
-    "expanded_attention",
     "expansion_error",
     "group_by_label",
     "group_logits",
@@ -78,7 +76,6 @@ __all__ = [
     "select_top_p",
     "select_top_p_budget",
     "self_similarity",
-    "skipped_attention",
     "sparse_attention",
     "sparse_attention_reference",
     "spread_rows",

@@ -102,6 +102,12 @@ def label_positions(offsets: Tensor, tokens: int) -> Tensor:
         offsets: int64 ``[B, H, G + 1]``.
         tokens: length S of the order.
     """
+    if not offsets.is_cuda:
+        sizes = offsets.diff(dim=-1).flatten()
+        groups = torch.arange(offsets.shape[-1] - 1, device=offsets.device)
+        groups = groups.repeat(offsets[..., 0].numel())
+        labels = groups.repeat_interleave(sizes, output_size=offsets[..., 0].numel() * tokens)
+        return labels.view(*offsets.shape[:2], tokens)
     positions = torch.arange(tokens, device=offsets.device).expand(*offsets.shape[:2], tokens)
     return torch.searchsorted(offsets[..., 1:].contiguous(), positions.contiguous(), right=True)
 

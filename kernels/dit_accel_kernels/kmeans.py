@@ -18,6 +18,7 @@ from dit_accel_kernels.contracts import (
     check_tokens,
     label_tokens,
 )
+from dit_accel_kernels.cpu.compiled import library_for, nearest_centroid, sum_by_label
 from dit_accel_kernels.grouping import group_by_label
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ def kmeans_assign(tokens: Tensor, centroids: Tensor) -> Tensor:
 
         with torch.cuda.device_of(tokens):
             return kmeans_assign_gpu(tokens, centroids)
+    library = library_for(tokens)
+    if not isinstance(library, str):
+        return nearest_centroid(library, tokens, centroids)
     centroids = centroids.float().flatten(0, 1)
     # The largest x . c - |c|^2 / 2 belongs to the nearest centroid.
     minus_half_norm = -0.5 * centroids.square().sum(-1)[:, None]  # [B H, 1, K]
@@ -146,20 +150,29 @@ def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     """
     check_no_gradient("tokens", tokens)
     check_no_gradient("centroids", centroids)
-    batch, heads, count, head_dim = centroids.shape
     if tokens.is_cuda:
         from dit_accel_kernels.gpu.kmeans import kmeans_update as kmeans_update_gpu
 
         with torch.cuda.device_of(tokens):
-            return kmeans_update_gpu(tokens, *group_by_label(labels, count), centroids)
-    head_index = torch.arange(batch * heads, device=labels.device).view(batch, heads, 1)
-    rows = labels + count * head_index
-    sums = tokens.new_zeros(batch * heads * count, head_dim, dtype=torch.float32)
-    sums.index_add_(0, rows.flatten(), tokens.float().flatten(0, 2))
+            return kmeans_update_gpu(tokens, *group_by_label(labels, centroids.shape[2]), centroids)
+    return _mean_by_label(tokens, labels, centroids, squared=False)
+
+
+def _mean_by_label(tokens: Tensor, labels: Tensor, centroids: Tensor, *, squared: bool) -> Tensor:
+    """Return the means of tokens, or of their squares, on a CPU. An empty cluster keeps its centroid."""
+    batch, heads, count, head_dim = centroids.shape
+    library = library_for(tokens)
+    if not isinstance(library, str):
+        sums = sum_by_label(library, tokens, labels, count, squared=squared)
+    else:
+        head_index = torch.arange(batch * heads, device=labels.device).view(batch, heads, 1)
+        rows = labels + count * head_index
+        tokens = tokens.float().square() if squared else tokens.float()
+        sums = tokens.new_zeros(batch * heads * count, head_dim)
+        sums = sums.index_add_(0, rows.flatten(), tokens.flatten(0, 2)).view_as(centroids)
     ones = torch.ones_like(labels, dtype=torch.float32)
     sizes = ones.new_zeros(batch, heads, count).scatter_add_(2, labels, ones)[..., None]
-    means = sums.view(batch, heads, count, head_dim) / sizes.clamp(min=1)
-    return torch.where(sizes > 0, means, centroids)
+    return torch.where(sizes > 0, sums / sizes.clamp(min=1), centroids)
 
 
 def group_means(tokens: Tensor, order: Tensor, offsets: Tensor, *, squared: bool = False) -> Tensor:
@@ -184,8 +197,7 @@ def group_means(tokens: Tensor, order: Tensor, offsets: Tensor, *, squared: bool
 
         with torch.cuda.device_of(tokens):
             return kmeans_update_gpu(tokens, order, offsets, zeros, squared=squared)
-    tokens = tokens.float().square() if squared else tokens
-    return kmeans_update(tokens, label_tokens(order, offsets), zeros)
+    return _mean_by_label(tokens, label_tokens(order, offsets), zeros, squared=squared)
 
 
 def group_variance(tokens: Tensor, order: Tensor, offsets: Tensor, means: Tensor) -> Tensor:
@@ -230,7 +242,7 @@ def kmeans(tokens: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, 
     """
     if iterations < 1:
         raise ContractError("iterations", "at least 1", iterations)
-    if not tokens.is_cuda:
+    if not tokens.is_cuda and isinstance(library_for(tokens), str):
         # Convert once, not in every round.
         tokens = tokens.float().contiguous()
     for _ in range(iterations):

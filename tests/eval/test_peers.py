@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from support.attention_inputs import random_map
 
 from dit_accel_eval.bench import peers
 from dit_accel_eval.bench.cases import Shape, draw_block_map, make_inputs
@@ -65,3 +66,14 @@ def test_flex_attention_sees_exactly_the_uniform_blocks(monkeypatch: pytest.Monk
     mask = blocks.visible_keys(sample_rows(SHAPE.tokens), SHAPE.tokens)
     assert 0 < mask.float().mean() < 1
     assert sampled_error(peers.flex_call(inputs, blocks)(), *inputs, mask) < 1e-5
+
+
+@pytest.mark.parametrize("density", [-1.0, 0.4, 2.0], ids=["none", "some", "all"])
+def test_flex_attention_sees_the_pairs_of_a_map(density: float, monkeypatch) -> None:
+    monkeypatch.setattr(peers, "compile_flex_attention", lambda: peers.flex_attention)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 300, 16, generator=generator) for _ in range(3))
+    block_map = random_map(query, key, (4, 5), density)
+    out = peers.flex_map_call((query, key, value), block_map)()
+    expected, _ = sparse_attention_reference(query, key, value, block_map)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Test key groups represented by their centroids: moments, logits, error and attention."""
+"""Test moments, logits and errors of key groups, and groups of one key."""
 
 from dataclasses import replace
 
@@ -7,17 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.attention_inputs import random_map
+from support.cpu_kernels import both_kernels
 
 from dit_accel_kernels import (
+    Skipped,
     centroid_error,
     centroid_logits,
     group_by_label,
     group_means,
     group_variance,
-    merge_attention,
-    skipped_attention,
     sparse_attention,
 )
+
+__all__ = ["both_kernels"]  # a fixture of all tests here
 
 
 def random_tensors(count: int, *shape: int, seed: int = 0) -> list[torch.Tensor]:
@@ -88,17 +90,15 @@ def test_second_order_logit_is_nearer_to_the_group() -> None:
     assert second_order.abs().mean() < 0.3 * first_order.abs().mean()
 
 
-@pytest.mark.parametrize("second_order", [False, True], ids=["first order", "second order"])
-def test_groups_of_one_key_restore_dense_attention(second_order: bool) -> None:
+@pytest.mark.parametrize("skipped", ["centroid", "expansion"])
+def test_groups_of_one_key_restore_dense_attention(skipped: Skipped) -> None:
     query, key, value = random_tensors(3, 1, 2, 90, 16)
     block_map = replace(
         random_map(query, key, (5, 90), 0.1),
         key_order=torch.arange(90).expand(1, 2, -1),
         key_offsets=torch.arange(91).expand(1, 2, -1),
     )
-    selected = sparse_attention(query, key, value, block_map, scale=0.25)
-    skipped = skipped_attention(query, key, value, block_map, 0.25, second_order=second_order)
-    out, lse = merge_attention(*selected, *skipped)
+    out, lse = sparse_attention(query, key, value, block_map, scale=0.25, skipped=skipped)
     scores = 0.25 * query @ key.transpose(-1, -2)
     torch.testing.assert_close(out, scores.softmax(-1) @ value, rtol=0, atol=1e-5)
     torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=0, atol=1e-5)

@@ -251,9 +251,9 @@ OTHER_KERNELS = {
     ),
     "centroid attention": (
         centroid_attention._centroid_attention_fwd_kernel,
-        with_head_dim(BLOCK_M=64, BLOCK_N=32, SECOND_ORDER=True, SIMULATE=False),
+        with_head_dim(BLOCK_M=64, BLOCK_N=32, SIMULATE=False),
         {"selected_ptr": "*u8"},
-        Launch(64, 32, num_warps=8, num_stages=2),
+        Launch(64, 32, num_warps=4, num_stages=2),
     ),
 }
 

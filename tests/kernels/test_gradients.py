@@ -11,7 +11,6 @@ from torch import Tensor
 from dit_accel_kernels import (
     ContractError,
     antidiagonal_mass,
-    centroid_attention,
     centroid_error,
     dense_attention,
     group_means,
@@ -23,7 +22,6 @@ from dit_accel_kernels import (
     quantized_attention,
     sampled_attention,
     sampled_importance,
-    skipped_attention,
     sparse_attention,
     sparse_attention_reference,
     strided_centroids,
@@ -59,21 +57,12 @@ OPS: dict[str, tuple[Callable[..., Any], dict[str, tuple[int, ...]]]] = {
         merge_attention,
         {"first": TOKENS, "first_lse": LSE, "second": TOKENS, "second_lse": LSE},
     ),
-    "centroid": (
-        lambda query, key_centroids, value_centroids, key_variance: centroid_attention(
-            query, key_centroids, value_centroids, MAP, key_variance=key_variance
-        ),
-        {
-            "query": TOKENS,
-            "key_centroids": CENTROIDS,
-            "value_centroids": CENTROIDS,
-            "key_variance": CENTROIDS,
-        },
+    "centroids": (
+        lambda query, key, value: sparse_attention(query, key, value, MAP, skipped="centroid"),
+        QKV,
     ),
-    "skipped": (
-        lambda query, key, value: skipped_attention(
-            query, key, value, MAP, 0.3, second_order=False
-        ),
+    "expansions": (
+        lambda query, key, value: sparse_attention(query, key, value, MAP, skipped="expansion"),
         QKV,
     ),
     "centroid error": (

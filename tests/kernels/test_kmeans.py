@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
+from support.cpu_kernels import both_kernels
 
 from dit_accel_kernels import (
     ContractError,
@@ -14,6 +15,9 @@ from dit_accel_kernels import (
     kmeans_update,
     strided_centroids,
 )
+
+__all__ = ["both_kernels"]  # a fixture of all tests here
+
 
 Shape = tuple[int, int, int, int]
 SHAPES = st.tuples(

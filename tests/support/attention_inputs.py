@@ -79,3 +79,17 @@ def precision_inputs(kind: str, tokens: int, head_dim: int) -> list[Tensor]:
         centers = 1.5 * torch.randn(1, 2, 8, head_dim, generator=generator)
         query, key = (centers.repeat(1, 1, tokens // 8, 1) + 0.3 * x for x in (query, key))
     return [query, key, value]
+
+
+def skipping_case(
+    tokens: int = 61, head_dim: int = 20, groups: tuple[int, int] = (5, 9), share: float = 0.4
+) -> tuple[Tensor, Tensor, Tensor, BlockMap]:
+    """Return random tokens of two samples and three heads, and a map with an empty group of each kind."""
+    random = torch.Generator().manual_seed(tokens)
+    query, key, value = (torch.randn(2, 3, tokens, head_dim, generator=random) for _ in range(3))
+    labels = [
+        torch.randint(0, max(1, count - 1), (2, 3, tokens), generator=random) for count in groups
+    ]
+    selected = torch.rand(2, 3, *groups, generator=random) < share
+    grouped = (group_by_label(x, count) for x, count in zip(labels, groups, strict=True))
+    return query, key, value, BlockMap(selected, *next(grouped), *next(grouped))

@@ -41,6 +41,7 @@ SHAPES: dict[str, Shape] = {
     # CogVideoX-5B with 49 frames.
     "cogvideox": Shape(48, 17_776, 64),
     "flux-1024": Shape(24, 4_608, 128),
+    "cpu-3328": Shape(4, 3_328, 64),
     "cpu-4096": Shape(4, 4_096, 64),
     "cpu-8192": Shape(4, 8_192, 64),
     "cpu-16384": Shape(4, 16_384, 64),

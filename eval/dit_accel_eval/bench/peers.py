@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from dit_accel_eval.bench.cases import Inputs, Shape
-from dit_accel_kernels import BlockMap, kmeans
+from dit_accel_kernels import BlockMap as GroupMap
+from dit_accel_kernels import kmeans
+from dit_accel_kernels.contracts import label_positions
 
 FLEX_BLOCK = 128
 FLASHINFER_WORKSPACE = 128 << 20
@@ -79,7 +81,71 @@ def flex_call(tensors: Inputs, blocks: UniformBlocks) -> Callable[[], Tensor]:
     return partial(compile_flex_attention(), *tensors, block_mask=blocks.mask)
 
 
-def flashinfer_call(tensors: Inputs, block_map: BlockMap) -> Callable[[], Tensor] | None:
+def flex_map_call(tensors: Inputs, block_map: GroupMap) -> Callable[[], Tensor]:
+    """Return a call of FlexAttention on the pairs that a map of groups selects, in the order of its groups.
+
+    Blocks of tokens whose pairs are all selected need no mask. The call includes the permutations.
+    """
+    query, key, value = tensors
+    tokens = query.shape[2]
+    query_labels, key_labels = (
+        label_positions(offsets, tokens)
+        for offsets in (block_map.query_offsets, block_map.key_offsets)
+    )
+    selected = block_map.selected
+    counts = [
+        _count_in_blocks(x, n)
+        for x, n in ((query_labels, selected.shape[2]), (key_labels, selected.shape[3]))
+    ]
+    pairs = counts[0] @ selected.float() @ counts[1].transpose(-1, -2)  # [B, H, Q, K]
+    possible = counts[0].sum(-1)[..., None] * counts[1].sum(-1)[:, :, None]
+    full = pairs == possible
+    partial_blocks, full_blocks = (_list_blocks(x) for x in ((pairs > 0) & ~full, full))
+
+    def is_selected(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return selected[
+            batch, head, query_labels[batch, head, row], key_labels[batch, head, column]
+        ]
+
+    mask = BlockMask.from_kv_blocks(
+        *partial_blocks,
+        *full_blocks,
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=is_selected,
+        seq_lengths=(tokens, tokens),
+    )
+    attend = compile_flex_attention()
+
+    def run() -> Tensor:
+        key_order = block_map.key_order[..., None].expand_as(key)
+        query_order = block_map.query_order[..., None].expand_as(query)
+        out = attend(
+            query.gather(2, query_order),
+            key.gather(2, key_order),
+            value.gather(2, key_order),
+            block_mask=mask,
+        )
+        return torch.empty_like(out).scatter_(2, query_order, out)
+
+    return run
+
+
+def _count_in_blocks(labels: Tensor, groups: int) -> Tensor:
+    """Count the tokens of each group in each block of `FLEX_BLOCK` positions, float32 ``[B, H, N, G]``."""
+    block = torch.arange(labels.shape[-1], device=labels.device) // FLEX_BLOCK
+    counts = torch.zeros(*labels.shape[:2], int(block[-1]) + 1, groups, device=labels.device)
+    flat = block * groups + labels
+    counts.flatten(2).scatter_add_(2, flat, torch.ones_like(flat, dtype=torch.float32))
+    return counts
+
+
+def _list_blocks(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of chosen key blocks of each query block, and their indices first in order, int32."""
+    order = (~chosen).int().argsort(dim=-1, stable=True)
+    return chosen.sum(-1).int(), order.int()
+
+
+def flashinfer_call(tensors: Inputs, block_map: GroupMap) -> Callable[[], Tensor] | None:
     """Return flashinfer's whole call (wrapper, plan, permutation, attention), or None without flashinfer."""
     if importlib.util.find_spec("flashinfer") is None:
         return None

@@ -32,7 +32,7 @@ class BenchSettings:
         dtype: dtype of queries, keys and values.
         device: Device to measure on.
         density: Density of a layer's sparse calls, or share of the key clusters in a model.
-        query_clusters: Query clusters of a head in a layer; None leaves them to svg2.
+        query_clusters: Query clusters of a head in a layer; None leaves them to svg-ear.
     """
 
     benchmark: Benchmark

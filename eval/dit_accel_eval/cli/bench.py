@@ -44,9 +44,10 @@ def timing_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--dtype",
             type=click.Choice(["float32", "bfloat16", "float16"]),
-            default="bfloat16",
+            multiple=True,
+            default=("bfloat16",),
             show_default=True,
-            help="Use this dtype for queries, keys and values.",
+            help="Use this dtype for queries, keys and values. Repeat the option to measure several.",
         ),
         click.option(
             "--device",
@@ -66,12 +67,13 @@ def timing_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @command.command()
 @timing_options
-def kernels(shapes: str, precisions: str, dtype: str, device: str, out: Path) -> None:
+def kernels(shapes: str, precisions: str, dtype: tuple[str, ...], device: str, out: Path) -> None:
     """Time attention kernels without planning."""
     from dit_accel_eval.bench.run import BenchSettings
 
     names, kinds = shapes.split(","), precisions.split(",")
-    print_rows(BenchSettings("kernels", names, kinds, dtype, device), out)
+    for kind in dtype:
+        print_rows(BenchSettings("kernels", names, kinds, kind, device), out)
 
 
 @command.command()
@@ -85,12 +87,12 @@ def kernels(shapes: str, precisions: str, dtype: str, device: str, out: Path) ->
 @click.option(
     "--query-clusters",
     type=click.IntRange(1, 1_000_000),
-    help="Set the number of query clusters of a head.  [default: chosen by svg2]",
+    help="Set the number of query clusters of a head.  [default: chosen by svg-ear]",
 )
 def layer(
     shapes: str,
     precisions: str,
-    dtype: str,
+    dtype: tuple[str, ...],
     device: str,
     density: float,
     query_clusters: int | None,
@@ -100,8 +102,8 @@ def layer(
     from dit_accel_eval.bench.run import BenchSettings
 
     names, kinds = shapes.split(","), precisions.split(",")
-    settings = BenchSettings("layer", names, kinds, dtype, device, density, query_clusters)
-    print_rows(settings, out)
+    for kind in dtype:
+        print_rows(BenchSettings("layer", names, kinds, kind, device, density, query_clusters), out)
 
 
 @command.command()
@@ -112,12 +114,15 @@ def layer(
     show_default=True,
     help="Select this share of the key clusters.",
 )
-def model(shapes: str, precisions: str, dtype: str, device: str, density: float, out: Path) -> None:
+def model(
+    shapes: str, precisions: str, dtype: tuple[str, ...], device: str, density: float, out: Path
+) -> None:
     """Time the forward of a whole model."""
     from dit_accel_eval.bench.run import BenchSettings
 
     names, kinds = shapes.split(","), precisions.split(",")
-    print_rows(BenchSettings("model", names, kinds, dtype, device, density), out)
+    for kind in dtype:
+        print_rows(BenchSettings("model", names, kinds, kind, device, density), out)
 
 
 @command.command()

@@ -1,19 +1,15 @@
-"""Run variable-block sparse attention on a CPU.
-
-Query groups are cut into tiles. Tiles of similar height and length form a pack, and each pack is a few
-large batched products. A loop over groups costs several times more, because of hundreds of small
-products that each wait for the second core.
-"""
+"""Run variable-block sparse attention on a CPU: compiled from C++, or by plain products without a compiler."""
 
 from __future__ import annotations
 
-import math
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
-from dit_accel_kernels.cpu.tiles import Pack, Tiles, cut_tiles, form_packs
+from dit_accel_kernels.cpu.compiled import attend, library_for
 from dit_accel_kernels.precision import Precision, round_weights_e4m3, simulate_quantization
 
 if TYPE_CHECKING:
@@ -21,97 +17,68 @@ if TYPE_CHECKING:
 
     from dit_accel_kernels.contracts import BlockMap
 
-# The scores of bfloat16 inputs are bfloat16, as plain products give them, while none is larger than this,
-# and float32 otherwise. Half their last place is then at most 1/8, so a single weight may be off by 13 %.
-# With scores up to 40 the output was off by 0.1 to 0.3 % on attention of a trained model, and by 1.3 % on
-# independent random numbers. Rounding the output alone costs 0.2 %.
-MAX_ROUNDED_SCORE = 64.0
+Skipped = Literal["centroid", "expansion"]
+# Largest logit of a key above the logit of its group's mean that exp() still takes.
+MAX_EXCESS = 60.0
 
 
-@dataclass(frozen=True)
-class RowLayout:
-    """The order in which ``[B, H, S, D]`` tensors become rows ``[B H S, D]``.
+class Tokens(NamedTuple):
+    """Tokens of a head, sorted by group.
 
     Attributes:
-        shape: shape of the query, ``[B, H, S, D]``.
-        by_token: True for token after token, False for head after head. A transposed ``[B, S, H, D]``
-            tensor needs no copy by token.
-    """
-
-    shape: torch.Size
-    by_token: bool
-
-    @classmethod
-    def from_tensors(cls, query: Tensor, key: Tensor, value: Tensor) -> RowLayout:
-        """Choose the layout that copies none of the tensors, if there is one."""
-        by_token = all(x.transpose(1, 2).is_contiguous() for x in (query, key, value))
-        return cls(query.shape, by_token)
-
-    def flatten(self, x: Tensor) -> Tensor:
-        """Return ``[B, H, S, D]`` as rows ``[B H S, D]``."""
-        return (x.transpose(1, 2) if self.by_token else x).reshape(-1, *x.shape[3:])
-
-    def unflatten(self, rows: Tensor) -> Tensor:
-        """Return rows of the query's shape, with or without head_dim, as ``[B, H, S, ...]``."""
-        batch, heads, tokens, _ = self.shape
-        if self.by_token:
-            return rows.view(batch, tokens, heads, *rows.shape[1:]).transpose(1, 2)
-        return rows.view(batch, heads, tokens, *rows.shape[1:])
-
-    def row_index(self, order: Tensor) -> Tensor:
-        """Return the row of each token of an order, int64 ``[B, H, S]``."""
-        batch, heads, tokens = order.shape
-        head = torch.arange(heads, device=order.device)[:, None]
-        sample = torch.arange(batch, device=order.device)[:, None, None]
-        if self.by_token:
-            return (sample * tokens + order) * heads + head
-        return (sample * heads + head) * tokens + order
-
-
-class Buffers:
-    """Memory that the packs of a call share.
-
-    The first touch of a page of new memory takes longer than writing to it later.
-    """
-
-    def __init__(self) -> None:
-        self._tensors: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return an uninitialised tensor, valid until the same name is requested again."""
-        size, key = math.prod(shape), (name, dtype)
-        if key not in self._tensors or len(self._tensors[key]) < size:
-            self._tensors[key] = torch.empty(size, dtype=dtype, device="cpu")
-        return self._tensors[key][:size].view(shape)
-
-    def gather(self, name: str, x: Tensor, rows: Tensor) -> Tensor:
-        """Return ``[n, R, D]``, the rows ``[n, R]`` of ``[N, D]``."""
-        out = self.get(name, (rows.numel(), x.shape[1]), x.dtype)
-        return torch.index_select(x, 0, rows.flatten(), out=out).view(*rows.shape, -1)
-
-
-@dataclass(frozen=True)
-class FlatCall:
-    """Inputs and outputs of an attention call as rows.
-
-    Attributes:
-        query: ``[B H Sq, D]``.
-        key, value: ``[B H Sk, D]``.
-        value_mean: float32 ``[B H, D]``, added to each head's output; None if values include it.
-        scale: softmax scale.
-        out: ``[B H Sq + 1, D]``. The last row takes the padding of packs.
-        lse: float32 ``[B H Sq + 1]``, or None if it is not requested.
-        buffers: memory for intermediate results.
+        query: scaled queries, float32 ``[Sq, D]``.
+        rows: keys and values, float32 ``[Sk, 2 D]``.
     """
 
     query: Tensor
-    key: Tensor
-    value: Tensor
-    value_mean: Tensor | None
-    scale: float
-    out: Tensor
-    lse: Tensor | None
-    buffers: Buffers
+    rows: Tensor
+
+
+class StandIns(NamedTuple):
+    """Stand-ins of the key groups that each query group skips.
+
+    Attributes:
+        query: scaled queries, float32 ``[Sq, D]``.
+        bias: logit of a query of 0, float32 ``[Gq, Gk]``; -inf for a selected or an empty key group.
+        rows: mean keys and values, float32 ``[Gk, Gq, 2 D]``.
+    """
+
+    query: Tensor
+    bias: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class HeadMap:
+    """The groups of one head.
+
+    Attributes:
+        query_order, key_order: tokens group by group, int64 ``[S]``.
+        query_labels, key_labels: group of each of them, int64 ``[S]``.
+        query_sizes, key_sizes: tokens in each group, int64 ``[G]``.
+        selected: bool ``[Gq, Gk]``.
+    """
+
+    query_order: Tensor
+    key_order: Tensor
+    query_labels: Tensor
+    key_labels: Tensor
+    query_sizes: Tensor
+    key_sizes: Tensor
+    selected: Tensor
+
+    @classmethod
+    def of(cls, block_map: BlockMap, at: tuple[int, int]) -> HeadMap:
+        """Return the groups of one head."""
+        sizes = [x[at].diff() for x in (block_map.query_offsets, block_map.key_offsets)]
+        labels = [torch.arange(len(n), device=n.device).repeat_interleave(n) for n in sizes]
+        orders = (block_map.query_order[at], block_map.key_order[at])
+        return cls(*orders, labels[0], labels[1], sizes[0], sizes[1], block_map.selected[at])
+
+    def sort(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tokens:
+        """Return tokens ``[S, D]`` group by group."""
+        rows = torch.cat([x.index_select(0, self.key_order).float() for x in (key, value)], 1)
+        return Tokens(scale * query.index_select(0, self.query_order).float(), rows)
 
 
 def sparse_attention(
@@ -122,125 +89,144 @@ def sparse_attention(
     scale: float,
     precision: Precision,
     return_lse: bool,
+    skipped: Skipped | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run `dit_accel_kernels.sparse_attention` on a CPU; arguments are checked there.
+    """Run `dit_accel_kernels.sparse_attention` on a CPU; arguments are checked there."""
+    library = library_for(query)
+    if precision == "full" and not isinstance(library, str):
+        return attend(library, query, key, value, block_map, scale, return_lse, skipped)
+    out, lse = attend_by_products(query, key, value, block_map, scale, precision, skipped)
+    return out, lse if return_lse else None
 
-    Args:
-        query: ``[B, H, Sq, D]``.
-        key, value: ``[B, H, Sk, D]``.
-        block_map: which groups attend to which.
-        scale: softmax scale, above 0.
-        precision: a quantized one is simulated.
-        return_lse: return the log-sum-exp instead of None.
 
-    Returns:
-        out ``[B, H, Sq, D]`` in the query's dtype; log-sum-exp float32 ``[B, H, Sq]``.
+def attend_by_products(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_map: BlockMap,
+    scale: float,
+    precision: Precision,
+    skipped: Skipped | None,
+) -> tuple[Tensor, Tensor]:
+    """Run `dit_accel_kernels.sparse_attention` by plain products in float32, group by group.
+
+    Tokens are sorted by group once for each head. Groups are then slices, and one small product serves each.
     """
-    dtype, value_mean, lse_shift = query.dtype, None, None
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+    selected = [query, key, value]
+    value_mean = row_bias = None
     if precision != "full":
         simulated = simulate_quantization(query, key, value, precision)
-        query, key, value = simulated.query, simulated.key, simulated.value
-        value_mean, lse_shift = simulated.value_mean, simulated.lse_shift
-    layout = RowLayout.from_tensors(query, key, value)
-    num_rows = query.shape[:3].numel()
-    call = FlatCall(
-        query=layout.flatten(query),
-        key=layout.flatten(key),
-        value=layout.flatten(value),
-        value_mean=None if value_mean is None else value_mean.flatten(0, 1),
-        scale=scale,
-        out=query.new_zeros(num_rows + 1, query.shape[-1], dtype=dtype),
-        lse=query.new_full((num_rows + 1,), -torch.inf, dtype=torch.float32)
-        if return_lse
-        else None,
-        buffers=Buffers(),
+        selected = [simulated.query, simulated.key, simulated.value]
+        value_mean, row_bias = simulated.value_mean, scale * simulated.lse_shift
+    inference = torch.is_inference_mode_enabled()  # a mode of the thread
+
+    def attend_head(at: tuple[int, int]) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            groups = HeadMap.of(block_map, at)
+            exact = groups.sort(selected[0][at], selected[1][at], selected[2][at], scale)
+            stand_ins = None
+            if skipped is not None:
+                tokens = groups.sort(query[at], key[at], value[at], scale)
+                stand_ins = _expand(groups, tokens, skipped)
+            bias = None if row_bias is None else row_bias[at][groups.query_order]
+            mean = None if value_mean is None else value_mean[at]
+            attended, sums = _attend_groups(groups, exact, stand_ins, bias, mean)
+            out[at].index_copy_(0, groups.query_order, attended.to(out.dtype))
+            lse[at].index_copy_(0, groups.query_order, sums)
+
+    heads = list(itertools.product(range(query.shape[0]), range(query.shape[1])))
+    # The products are too small for several threads, so each worker takes a head and uses one thread.
+    threads = torch.get_num_threads()
+    workers = ThreadPoolExecutor(
+        min(threads, len(heads)), initializer=torch.set_num_threads, initargs=(1,)
     )
-    score_bytes = 4 if return_lse else query.element_size()
-    query_rows, key_rows = (
-        layout.row_index(order) for order in (block_map.query_order, block_map.key_order)
-    )
-    for tiles in cut_tiles(block_map, query_rows, key_rows):
-        for pack in form_packs(tiles, score_bytes):
-            _attend_pack(call, tiles, pack)
-    out = layout.unflatten(call.out[:-1])
-    if call.lse is None:
-        return out, None
-    lse = layout.unflatten(call.lse[:-1]).contiguous()
-    return out, lse if lse_shift is None else lse + scale * lse_shift
+    try:
+        with workers:
+            list(workers.map(attend_head, heads))
+    finally:
+        torch.set_num_threads(threads)  # a worker also changes the number for new threads
+    return out, lse
 
 
-def _attend_pack(call: FlatCall, tiles: Tiles, pack: Pack) -> None:
-    """Write the attention of the n tiles of a pack to the output."""
-    index, buffers = pack.tile_index, call.buffers
-    query_rows, query_mask = _pad_rows(
-        tiles.query_rows, tiles.first_query[index], tiles.num_queries[index], pack.height
-    )
-    key_rows, key_mask = _pad_rows(
-        tiles.key_rows, tiles.first_key[index], tiles.num_keys[index], pack.length
-    )
-    query = buffers.gather("query", call.query, query_rows)  # [n, R, D]
-    key = buffers.gather("key", call.key, key_rows)  # [n, L, D]
-    value = buffers.gather("value", call.value, key_rows)
-    scores = compute_scores(call, query, key, key_mask)  # [n, R, L]
-    max_score = None if call.lse is None else scores.amax(-1)
-    weights = torch.softmax(scores, -1, out=scores)
-    if call.value_mean is None:
-        out = buffers.get("out", query.shape, value.dtype)
-        torch.bmm(weights.to(value.dtype), value, out=out)
-    else:
-        mean = call.value_mean[tiles.head[index], None]
-        out = torch.baddbmm(mean, round_weights_e4m3(weights), value)
-    rows = query_rows.masked_fill_(~query_mask, len(call.out) - 1).flatten()
-    call.out.index_copy_(0, rows, out.flatten(0, 1).to(call.out.dtype))
-    if call.lse is not None and max_score is not None:
-        # The largest weight is exp(largest score - lse).
-        lse = max_score - weights.amax(-1).log()
-        call.lse.index_copy_(0, rows, lse.flatten())
-
-
-def _pad_rows(rows: Tensor, first: Tensor, count: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Return ``count`` rows of each tile from ``first`` on, padded by repeating the last one.
+def _attend_groups(
+    groups: HeadMap,
+    exact: Tokens,
+    stand_ins: StandIns | None,
+    row_bias: Tensor | None,
+    value_mean: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the attention of a head in the order of its groups, float32 ``[Sq, D]``, and its log-sum-exp.
 
     Args:
-        rows: int64 ``[P]``.
-        first, count: int64 ``[n]``.
-        length: length to pad to.
-
-    Returns:
-        rows int64 ``[n, length]``, and a mask bool ``[n, length]`` that is False for padding.
+        groups: the groups of the head.
+        exact: tokens for the selected pairs.
+        stand_ins: what stands for the others; None leaves them out.
+        row_bias: added to the logits of selected keys, float32 ``[Sq]``.
+        value_mean: added to selected values, which are e4m3 then, float32 ``[D]``.
     """
-    step = torch.arange(length, device=rows.device)
-    positions = first[:, None] + torch.minimum(step, count[:, None] - 1)
-    return rows.index_select(0, positions.flatten()).view_as(positions), step < count[:, None]
+    head_dim = exact.query.shape[1]
+    query_group, column = groups.selected.index_select(1, groups.key_labels).nonzero().unbind(1)
+    counts = torch.bincount(query_group, minlength=len(groups.query_sizes)).tolist()
+    ends = groups.query_sizes.cumsum(0).tolist()
+    out, lse = torch.empty_like(exact.query), exact.query.new_empty(len(exact.query))
+    for group, columns in enumerate(column.split(counts)):
+        rows, count = slice(ends[group - 1] if group else 0, ends[group]), len(columns)
+        keys, values = exact.rows.index_select(0, columns).split(head_dim, 1)
+        scores = exact.query[rows] @ keys.t()
+        if row_bias is not None:
+            scores += row_bias[rows, None]
+        if stand_ins is not None:
+            means = stand_ins.rows[:, group]
+            logits = torch.addmm(
+                stand_ins.bias[group], stand_ins.query[rows], means[:, :head_dim].t()
+            )
+            scores = torch.cat([scores, logits], 1)
+        if not scores.shape[1]:
+            out[rows], lse[rows] = 0.0, -torch.inf
+            continue
+        weights = scores.softmax(-1)
+        # The largest weight is exp(largest score - log-sum-exp).
+        lse[rows] = scores.amax(-1) - weights.amax(-1).log()
+        selected = weights[:, :count]
+        if value_mean is not None and count:
+            out[rows] = selected.sum(-1, keepdim=True) * value_mean
+            out[rows] += round_weights_e4m3(selected) @ values
+        else:
+            torch.mm(selected, values, out=out[rows])
+        if stand_ins is not None:
+            out[rows].addmm_(weights[:, count:], means[:, head_dim:])
+    return out, lse
 
 
-def compute_scores(call: FlatCall, query: Tensor, key: Tensor, key_mask: Tensor) -> Tensor:
-    """Compute scaled scores, -inf for padding.
+def _expand(groups: HeadMap, tokens: Tokens, skipped: Skipped) -> StandIns:
+    """Expand each key group about the mean query of each query group, or about 0 for centroids."""
+    head_dim, labels, num_groups = tokens.query.shape[1], groups.key_labels, len(groups.key_sizes)
+    mean_query = tokens.query.new_zeros(1, head_dim)
+    if skipped == "expansion":
+        mean_query = _sum_groups(tokens.query, groups.query_labels, len(groups.query_sizes))
+        mean_query /= groups.query_sizes.clamp(min=1)[:, None]
+    keys = tokens.rows[:, :head_dim]
+    mean_key = _sum_groups(keys, labels, num_groups) / groups.key_sizes.clamp(min=1)[:, None]
+    mean_logits = mean_key @ mean_query.t()  # [Gk, Gq]
+    # A mean weight is at least 1, so no sum of weights underflows.
+    excess = torch.mm(keys, mean_query.t()).sub_(mean_logits.index_select(0, labels))
+    weights = excess.clamp_(max=MAX_EXCESS).exp()  # [Sk, Gq]
+    total = _sum_groups(weights, labels, num_groups)
+    weights /= total.index_select(0, labels)
+    mean_excess = _sum_groups(excess.mul_(weights), labels, num_groups)
+    means = tokens.rows.new_zeros(num_groups, len(mean_query), 2 * head_dim)
+    sizes = groups.key_sizes.tolist()
+    parts = zip(means, weights.split(sizes), tokens.rows.split(sizes), strict=True)
+    for target, weight, rows in parts:
+        torch.mm(weight.t(), rows, out=target)
+    # The log-sum-exp is mean_logits + ln total, and the weighted mean logit is mean_logits + mean_excess.
+    bias = (total.log() - mean_excess).t().expand(groups.selected.shape)
+    means = means.expand(-1, len(groups.query_sizes), -1)
+    return StandIns(tokens.query, bias.masked_fill(groups.selected, -torch.inf), means)
 
-    They are float32, or bfloat16 if the inputs are bfloat16, no log-sum-exp is requested and no score
-    that matters exceeds MAX_ROUNDED_SCORE.
 
-    Args:
-        call: scale and buffers.
-        query: ``[n, R, D]``.
-        key: ``[n, L, D]``.
-        key_mask: bool ``[n, L]``, False for padding.
-
-    Returns:
-        ``[n, R, L]``.
-    """
-    shape = (*query.shape[:2], key.shape[1])
-    bias = query.new_zeros(key_mask.shape).masked_fill_(~key_mask, -torch.inf)[:, None]
-    if query.dtype == torch.bfloat16 and call.lse is None:
-        out = call.buffers.get("scores", shape, torch.bfloat16)
-        scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=call.scale, out=out)
-        # The largest score of a row lies between its first one and the largest of all. Scores far
-        # below it do not matter.
-        first = scores[..., 0]
-        if max(scores.aminmax().max, -first.amin()) <= MAX_ROUNDED_SCORE:
-            return scores
-    out = call.buffers.get("scores", shape, torch.float32)
-    if key.dtype != torch.float32:
-        key = call.buffers.get("float32 key", key.shape, torch.float32).copy_(key)
-    keys = key.transpose(1, 2)
-    return torch.baddbmm(bias.float(), query.float(), keys, alpha=call.scale, out=out)
+def _sum_groups(rows: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Add up the rows ``[S, N]`` of each group, float32 ``[G, N]``."""
+    return rows.new_zeros(count, rows.shape[1]).index_add_(0, labels, rows)

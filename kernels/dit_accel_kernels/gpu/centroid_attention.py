@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def select_centroid_launch(dtype: torch.dtype, block_d: int) -> Launch:
     """Return the tile shape of the kernel; it fits 99 KB of shared memory."""
     if dtype.itemsize == 2:
-        return Launch(64, 32, 8, 2) if block_d <= 128 else Launch(32, 16, 4, 2)
+        return Launch(64, 32, 4, 2) if block_d <= 128 else Launch(32, 16, 4, 2)
     return Launch(32, 16, 4, 2) if block_d <= 128 else Launch(16, 16, 4, 1)
 
 
@@ -40,7 +40,6 @@ def _centroid_attention_fwd_kernel(
     q_ptr,
     k_centroids_ptr,  # [BH, Gk, D], the query's dtype
     v_centroids_ptr,  # [BH, Gk, D], the query's dtype
-    k_variance_ptr,  # [BH, Gk, D], 256 * scale / 2 times the variance, the query's dtype
     selected_ptr,  # bool [BH, Gq, Gk]
     log_size_ptr,  # float32 [BH, Gk]
     out_ptr,  # [BH, Sq, D]
@@ -62,7 +61,6 @@ def _centroid_attention_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    SECOND_ORDER: tl.constexpr,
     SIMULATE: tl.constexpr,
 ):
     """Attend one tile of a query group to the centroids of the key groups it skips."""
@@ -97,12 +95,6 @@ def _centroid_attention_fwd_kernel(
             k = tl.load(k_centroids_ptr + offs_nd, mask_nd, 0)
             v = tl.load(v_centroids_ptr + offs_nd, mask_nd, 0)
             qk = dot(q, tl.trans(k), SIMULATE)
-            if SECOND_ORDER:
-                variance = tl.load(k_variance_ptr + offs_nd, mask_nd, 0)
-                # The square of q / 16 fits float16 where the square of q does not.
-                q_sixteenth = q * 0.0625
-                q_square = (q_sixteenth * q_sixteenth).to(q.dtype)
-                qk += dot(q_square, tl.trans(variance), SIMULATE)
             qk = tl.where(skipped[None, :], qk + log_size[None, :], float("-inf"))
             acc, m_i, l_i = online_softmax_step(qk, qk_scale, v, acc, m_i, l_i, False, SIMULATE)
     out, lse = online_softmax_end(acc, m_i, l_i, False)
@@ -118,9 +110,14 @@ def centroid_attention(
     block_map: BlockMap,
     *,
     scale: float,
-    key_variance: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Run `dit_accel_kernels.centroid_attention` in Triton; arguments are checked there.
+    """Attend to the centroids of the key groups that each query group skips, for `attend_to_skipped`.
+
+    Args:
+        query: ``[B, H, Sq, D]``.
+        key_centroids, value_centroids: mean key and value of each key group, ``[B, H, Gk, D]``.
+        block_map: groups of queries and keys, and which are selected.
+        scale: softmax scale above 0.
 
     Returns:
         out ``[B, H, Sq, D]`` in the query's dtype; log-sum-exp float32 ``[B, H, Sq]``.
@@ -131,7 +128,6 @@ def centroid_attention(
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     k, v = (x.to(query.dtype).contiguous() for x in (key_centroids, value_centroids))
-    variance = k if key_variance is None else (128 * scale * key_variance).to(query.dtype)
     # Scores are kept without the softmax scale, so the bias ln n is divided by it.
     log_size = block_map.key_offsets.diff(dim=-1).float().log() / scale
     block_d = pad_to_power_of_two(head_dim)
@@ -142,7 +138,6 @@ def centroid_attention(
         query,
         k,
         v,
-        variance.contiguous(),
         block_map.selected.contiguous(),
         log_size.contiguous(),
         out,
@@ -161,7 +156,6 @@ def centroid_attention(
         BLOCK_D=block_d,
         BLOCK_M=launch.block_m,
         BLOCK_N=launch.block_n,
-        SECOND_ORDER=key_variance is not None,
         SIMULATE=is_interpreted(query),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,

@@ -27,7 +27,7 @@ PLAIN = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=12,
 )
-KNOBS = ("density", "refresh", "query_clusters", "selection", "second_order", "schedule.rules")
+KNOBS = ("density", "refresh", "query_clusters", "selection", "skipped", "schedule.rules")
 OTHER_KNOBS = ("schedule.dense_steps", "schedule.dense_layers", "guard.limit", "guard.mode", "")
 VALUES = st.text(alphabet="0123456789.,+-eEnaifxtrulso[]{}: ", max_size=12) | st.text(max_size=8)
 

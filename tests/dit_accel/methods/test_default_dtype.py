@@ -38,7 +38,7 @@ METHODS_TRIED: tuple[Method, ...] = (
     SVG2(top_p=0.4),
     SVGEar(density=0.2),
     SVGEar(selection="error", budget="top_p", gamma=0.5),
-    SVGEar(density=(0.1, 0.2, 0.3), selection="error", skipped="centroid", second_order=True),
+    SVGEar(density=(0.1, 0.2, 0.3), selection="error", skipped="centroid"),
     ReTtention(density=0.3),
     ReTtention(density=0.3, mode="paper", mask="svg"),
     ReTtention(density=0.3, local_above=0.4, reuse_below=0.3),

@@ -20,7 +20,6 @@ SELECTIONS, BUDGETS = ("expansion", "density", "error"), ("shared", "query", "to
 SKIPPED: tuple[dict[str, Any], ...] = (
     {"skipped": "expansion"},
     {"skipped": "centroid"},
-    {"skipped": "centroid", "second_order": True},
 )
 
 
@@ -114,11 +113,10 @@ def test_stand_ins_come_nearer_than_dropping(wan, run_wan) -> None:
         ({"density": 1.5}, "density must be in"),
         ({"selection": "mass"}, "selection must be expansion, density or error, got 'mass'"),
         ({"budget": "head"}, "budget must be shared, query or top_p, got 'head'"),
-        ({"skipped": "drop"}, "skipped must be expansion or centroid, got 'drop'"),
+        ({"skipped": "drop"}, "skipped must be centroid or expansion, got 'drop'"),
         ({"budget": "top_p", "top_p": 0.0}, r"top_p must be in \(0, 1\]"),
         ({"budget": "top_p", "min_key_share": -0.1}, r"min_key_share must be in \[0, 1\]"),
         ({"budget": "top_p", "gamma": -1.0}, "gamma must be at least 0, got -1"),
-        ({"second_order": True}, "second_order changes the logits of centroids: set skipped"),
         ({"top_p": 0.5}, "top_p has no effect with budget shared: set budget to top_p, or leave"),
         ({"budget": "query", "min_key_share": 0.0}, "min_key_share has no effect with budget quer"),
         ({"gamma": 0.5}, "gamma has no effect with budget shared: set budget to top_p"),

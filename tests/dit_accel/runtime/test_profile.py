@@ -319,3 +319,11 @@ def test_a_knob_that_no_nested_method_has_is_refused(method: str, knob: str) -> 
         assert message.startswith(f"unknown {method} knob {knob!r}: choose from ")
         assert message.endswith("schedule.KNOB, guard.KNOB")
         assert ("mask.KNOB" in message) == (method == "re-ttention")
+
+
+def test_a_knob_that_was_removed_loads_with_its_default_alone() -> None:
+    old = {"method": "svg-ear", "knobs": {"skipped": "centroid", "second_order": False}}
+    assert Profile.from_dict(old).method == SVGEar(skipped="centroid")
+    old["knobs"]["second_order"] = True
+    with pytest.raises(InvalidSettings, match="svg-ear knob second_order was removed: leave it"):
+        Profile.from_dict(old)

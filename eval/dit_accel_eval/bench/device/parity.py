@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import torch
 
@@ -21,17 +21,16 @@ from dit_accel_eval.bench.device.variants import (
 from dit_accel_kernels import (
     PRECISIONS,
     BlockMap,
-    expanded_attention,
+    Skipped,
     group_by_label,
-    group_means,
-    group_variance,
     kmeans_update,
     merge_attention_reference,
+    sparse_attention,
+    sparse_attention_reference,
     strided_centroids,
 )
-from dit_accel_kernels.centroid_attention import centroid_attention_reference
 from dit_accel_kernels.contracts import label_tokens
-from dit_accel_kernels.gpu import centroid_attention, grouping, kmeans, merge
+from dit_accel_kernels.gpu import grouping, kmeans, merge
 from dit_accel_kernels.gpu.planner import build_key_lists
 from dit_accel_kernels.gpu.quantize import quantize_e4m3, quantize_int8
 from dit_accel_kernels.precision import rotate, round_int8
@@ -133,29 +132,15 @@ def check_sparse(setting: Setting, tokens: int, head_dim: int, variant: Variant)
     return {**row, "repeats": repeats, "ok": row["ok"] and repeats}
 
 
-def check_centroids(setting: Setting, tokens: int, head_dim: int, second_order: bool) -> Row:
-    """Compare attention to centroids with float32."""
-    (query, key, value), block_map = draw_sample(setting, tokens, head_dim, 2)
-    groups = block_map.key_order, block_map.key_offsets
-    keys, values = group_means(key, *groups), group_means(value, *groups)
-    variance = group_variance(key, *groups, keys) if second_order else None
-    inputs = (query, keys.to(query.dtype), values.to(query.dtype), block_map)
-    scale = head_dim**-0.5
-    result = centroid_attention.centroid_attention(*inputs, scale=scale, key_variance=variance)
-    exact = centroid_attention_reference(
-        query.float(), *inputs[1:], scale=scale, key_variance=variance
-    )
-    return compare_attention(result, exact, BASIC["full"])
-
-
-def check_expansion(setting: Setting, tokens: int, head_dim: int) -> Row:
-    """Compare expanded attention with the one pass of a CPU in float32."""
-    tensors, block_map = draw_sample(setting, tokens, head_dim, 8)
+def check_skipped(setting: Setting, tokens: int, head_dim: int, skipped: Skipped) -> Row:
+    """Compare sparse attention with stand-ins of skipped groups with its oracle in float32."""
+    tensors, block_map = draw_sample(setting, tokens, head_dim, 2)
     groups = BlockMap(*(getattr(block_map, field.name).cpu() for field in fields(block_map)))
     query, key, value = (x.cpu().float() for x in tensors)
-    exact = expanded_attention(query, key, value, groups)
-    out = expanded_attention(*tensors, block_map).cpu().float()
-    return check(relative_error(out, exact), LIMITS["full"][0])
+    exact = sparse_attention_reference(query, key, value, groups, skipped=skipped)
+    out, lse = sparse_attention(*tensors, block_map, skipped=skipped)
+    assert lse is not None
+    return compare_attention((out.cpu(), lse.cpu()), exact, BASIC["full"])
 
 
 def check_merge(setting: Setting, tokens: int, head_dim: int) -> Row:
@@ -236,9 +221,8 @@ def parity_cases(setting: Setting) -> Cases:
         for precision, variant in BASIC.items():
             cases[f"dense {precision} {at}"] = partial(check_dense, *one, variant)
             cases[f"sparse {precision} {at}"] = partial(check_sparse, *one, variant)
-        for second in (False, True):
-            cases[f"centroids order {1 + second} {at}"] = partial(check_centroids, *one, second)
-        cases[f"expansions {at}"] = partial(check_expansion, *one)
+        for skipped in get_args(Skipped):
+            cases[f"sparse and {skipped}s {at}"] = partial(check_skipped, *one, skipped)
         for lane in (False, True):
             cases[f"kmeans lane_argmax={lane} {at}"] = partial(check_kmeans, *one, lane)
         cases[f"merge {at}"] = partial(check_merge, *one)

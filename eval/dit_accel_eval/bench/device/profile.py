@@ -16,9 +16,7 @@ from dit_accel_kernels import (
     group_by_label,
     group_variance,
     kmeans,
-    merge_attention,
     select_budget,
-    skipped_attention,
     sparse_attention,
     strided_centroids,
 )
@@ -48,9 +46,7 @@ class WarmLayer:
             "grouping": self.group,
             "selection": self.select,
             "attention": self.attend,
-            "centroids": self.attend_to_centroids,
-            "merge": self.merge,
-            "output copy": lambda: self.results["merge"][0].transpose(1, 2).contiguous(),
+            "output copy": lambda: self.results["attention"][0].transpose(1, 2).contiguous(),
         }
 
     def cluster(self) -> Any:
@@ -74,17 +70,14 @@ class WarmLayer:
         return BlockMap(select_budget(score, parts[3].diff(dim=-1), budget), *parts)
 
     def attend(self) -> Any:
-        """Attend to the selected keys."""
-        return sparse_attention(*self.layer.tensors, self.results["selection"], scale=self.scale)
-
-    def attend_to_centroids(self) -> Any:
-        """Attend to the centroids of skipped clusters."""
-        block_map = self.results["selection"]
-        return skipped_attention(*self.layer.tensors, block_map, self.scale, second_order=False)
-
-    def merge(self) -> Any:
-        """Merge both parts."""
-        return merge_attention(*self.results["attention"], *self.results["centroids"])
+        """Attend to the selected keys, and to the centroids of skipped clusters."""
+        return sparse_attention(
+            *self.layer.tensors,
+            self.results["selection"],
+            scale=self.scale,
+            return_lse=False,
+            skipped="centroid",
+        )
 
     def run(self) -> None:
         """Run all stages."""

@@ -21,9 +21,8 @@ from dit_accel_eval.bench.device.variants import (
     quantize_inputs,
 )
 from dit_accel_eval.bench.measure import sample_rows, sampled_error
-from dit_accel_kernels import select_budget, strided_centroids
-from dit_accel_kernels.expansion import skipped_expansion
-from dit_accel_kernels.gpu import centroid_attention, grouping, kmeans, merge, planner
+from dit_accel_kernels import select_budget, sparse_attention, strided_centroids
+from dit_accel_kernels.gpu import grouping, kmeans, merge, planner
 from dit_accel_kernels.gpu.launch import Launch
 from dit_accel_kernels.gpu.quantize import Quantized
 from dit_accel_kernels.sampling import gather_selected_keys
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_accel_eval.bench.cases import Inputs
-    from dit_accel_kernels import BlockMap
+    from dit_accel_kernels import BlockMap, Skipped
 
 DENSITIES = (0.15, 0.25)
 SIGMA = 0.5
@@ -181,27 +180,14 @@ def time_lists(layer: Layer) -> Row:
     return {**row, "heads": heads.stop}
 
 
-def time_centroids(layer: Layer, second_order: bool) -> Row:
-    """Time attention to the centroids of skipped clusters."""
-    block_map, (query, key, value) = layer.block_map(DENSITIES[0]), layer.tensors
-    count = block_map.selected.shape[-1]
-    keys, values = (strided_centroids(x, count) for x in (key, value))
-    run = partial(
-        centroid_attention.centroid_attention,
-        query,
-        keys,
-        values,
-        block_map,
-        scale=layer.shape.head_dim**-0.5,
-        key_variance=torch.ones_like(keys) if second_order else None,
-    )
+def time_skipped(layer: Layer, skipped: Skipped) -> Row:
+    """Time sparse attention with stand-ins of skipped clusters."""
+
+    def run() -> None:
+        block_map = layer.block_map(DENSITIES[0])
+        sparse_attention(*layer.tensors, block_map, return_lse=False, skipped=skipped)
+
     return time_op(layer, run)
-
-
-def time_expansions(layer: Layer) -> Row:
-    """Time attention to the expansions of skipped clusters."""
-    block_map, scale = layer.block_map(DENSITIES[0]), layer.shape.head_dim**-0.5
-    return time_op(layer, partial(skipped_expansion, *layer.tensors, block_map, scale))
 
 
 def time_merging(layer: Layer) -> Row:
@@ -230,9 +216,8 @@ def op_cases(layer: Layer) -> Cases:
         "group by label": partial(time_group, layer),
         "group means": partial(time_means, layer),
         "key lists of 8 heads": partial(time_lists, layer),
-        "centroid attention": partial(time_centroids, layer, False),
-        "centroid attention, second order": partial(time_centroids, layer, True),
-        "expansions": partial(time_expansions, layer),
+        "sparse and centroids": partial(time_skipped, layer, "centroid"),
+        "sparse and expansions": partial(time_skipped, layer, "expansion"),
         "merge": partial(time_merging, layer),
         "quantize int8": partial(time_quantizing, layer, "int8"),
         "quantize int8-fp8": partial(time_quantizing, layer, "int8-fp8"),

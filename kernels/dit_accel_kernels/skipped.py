@@ -1,9 +1,10 @@
-"""Attend to the key groups that a map skips by their expansion about the mean query of each query group.
+"""Attend to what stands for the key groups that a map skips, by plain products: the second of two passes.
 
-For the mean query m of a group, attention within a key group is computed exactly: its log-sum-exp L, its
-weighted mean key and its weighted mean value. Every query q of the group then gives the key group the
-logit ``L + scale (q - m) . mean key``, the first two terms of the Taylor series of the log-sum-exp in q,
-and the mean value. The unweighted means of SVG-EAR (arXiv 2603.08982) are the same series about q = 0.
+A query q gives a key group one logit and one value. For ``"expansion"``, attention of the mean query m of
+q's group within the key group is computed exactly: its log-sum-exp L, its weighted mean key and its
+weighted mean value. The logit is ``L + scale (q - m) . mean key``, the first two terms of the Taylor series
+of the log-sum-exp in q. For ``"centroid"`` the series is that about m = 0: the means are plain ones, and L
+is ``ln n`` for n tokens.
 """
 
 from __future__ import annotations
@@ -13,23 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from dit_accel_kernels.contracts import (
-    MAX_SCORES,
-    BlockMap,
-    check_attention,
-    check_block_map,
-    resolve_scale,
-)
-from dit_accel_kernels.cpu.expansion import MAX_EXCESS
-from dit_accel_kernels.cpu.expansion import expanded_attention as expanded_attention_cpu
+from dit_accel_kernels.attention import rows_per_chunk
+from dit_accel_kernels.contracts import MAX_SCORES, BlockMap, label_tokens
+from dit_accel_kernels.cpu.sparse_attention import MAX_EXCESS, Skipped
 from dit_accel_kernels.kmeans import group_means
-from dit_accel_kernels.merge import merge_attention
-from dit_accel_kernels.sparse_attention import sparse_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from dit_accel_kernels.precision import Precision
 
 # The number of tokens in a piece of a group is a multiple of this.
 PIECE_MULTIPLE = 16
@@ -94,50 +85,24 @@ class Pieces:
         return _take_rows(x, self.tokens)
 
 
-def expanded_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    block_map: BlockMap,
-    *,
-    scale: float | None = None,
-    precision: Precision = "full",
-) -> Tensor:
-    """Attend to selected key groups exactly, and to skipped ones by their expansion, under one softmax.
+def attend_to_skipped(
+    query: Tensor, key: Tensor, value: Tensor, block_map: BlockMap, scale: float, skipped: Skipped
+) -> tuple[Tensor, Tensor]:
+    """Attend to what stands for the skipped key groups, and to nothing else.
 
     Args:
         query: ``[B, H, Sq, D]``.
-        key, value: ``[B, H, Sk, D]``, of the query's dtype and device.
+        key, value: ``[B, H, Sk, D]``.
         block_map: groups of queries and keys, and which are selected.
-        scale: softmax scale above 0, ``D ** -0.5`` by default.
-        precision: precision of the exact part, see `dit_accel_kernels.precision`.
-
-    Returns:
-        ``[B, H, Sq, D]`` in the query's dtype.
-
-    Raises:
-        ContractError: if an argument does not fit, or the device has no kernel for the precision.
-    """
-    check_attention(query, key, value)
-    check_block_map(query, key, block_map)
-    scale = resolve_scale(query, scale)
-    if not query.is_cuda and precision == "full":
-        return expanded_attention_cpu(query, key, value, block_map, scale)
-    out, lse = sparse_attention(query, key, value, block_map, scale=scale, precision=precision)
-    assert lse is not None
-    skipped = skipped_expansion(query, key, value, block_map, scale)
-    return merge_attention(out, lse, *skipped)[0]
-
-
-def skipped_expansion(
-    query: Tensor, key: Tensor, value: Tensor, block_map: BlockMap, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attend to the skipped key groups alone, by their expansion.
+        scale: softmax scale above 0.
+        skipped: what stands for a group, as in `sparse_attention`.
 
     Returns:
         out ``[B, H, Sq, D]`` in the query's dtype; log-sum-exp float32 ``[B, H, Sq]``. A query that
         skips no group gets 0 and -inf.
     """
+    if skipped == "centroid":
+        return _attend_to_centroids(query, key, value, block_map, scale)
     outs, lses = [], []
     for heads in _split_heads(query, key, block_map):
         q, k, v = (x.index_select(1, heads) for x in (query, key, value))
@@ -145,6 +110,38 @@ def skipped_expansion(
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs, 1), torch.cat(lses, 1)
+
+
+def _attend_to_centroids(
+    query: Tensor, key: Tensor, value: Tensor, block_map: BlockMap, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return the result of `attend_to_skipped` for centroids."""
+    groups = (block_map.key_order, block_map.key_offsets)
+    centroids = (group_means(key, *groups), group_means(value, *groups))
+    if query.is_cuda:
+        from dit_accel_kernels.gpu.centroid_attention import centroid_attention
+
+        return centroid_attention(query, *centroids, block_map, scale=scale)
+    keys, values = centroids[0].transpose(-1, -2), centroids[1]
+    log_size = block_map.key_offsets.diff(dim=-1).float().log()[:, :, None]
+    bias = torch.where(block_map.selected, -torch.inf, log_size)  # [B, H, Gq, Gk]
+    labels = label_tokens(block_map.query_order, block_map.query_offsets)
+    outs, lses = [], []
+    for start in range(0, query.shape[2], rows_per_chunk(values.shape[2])):
+        rows = slice(start, start + rows_per_chunk(values.shape[2]))
+        scores = _take_rows(bias, labels[:, :, rows]) + scale * query[:, :, rows].float() @ keys
+        out, lse = _softmax_product(scores, values)
+        outs.append(out.to(query.dtype))
+        lses.append(lse)
+    return torch.cat(outs, 2), torch.cat(lses, 2)
+
+
+def _softmax_product(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the attention of scores ``[..., R, N]`` to values, and its log-sum-exp ``[..., R]``."""
+    weights = scores.softmax(-1).nan_to_num_(0.0)  # a row that skips no group has no weights
+    # The largest weight is exp(largest score - log-sum-exp).
+    lse = scores.amax(-1) - weights.amax(-1).log().nan_to_num_(neginf=0.0)
+    return _product(weights, values), lse
 
 
 def _split_heads(query: Tensor, key: Tensor, block_map: BlockMap) -> tuple[Tensor, ...]:
@@ -160,7 +157,7 @@ def _split_heads(query: Tensor, key: Tensor, block_map: BlockMap) -> tuple[Tenso
 def _attend_heads(
     query: Tensor, key: Tensor, value: Tensor, block_map: BlockMap, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the result of `skipped_expansion` for a few heads."""
+    """Return the result of `attend_to_skipped` for expansions of a few heads."""
     bias, means = expand_groups(query, key, value, block_map, scale)
     bias = bias.transpose(-1, -2).masked_fill(block_map.selected, -torch.inf)  # [B, H, Gq, Gk]
     pieces = Pieces.cut(block_map.query_order, block_map.query_offsets)
@@ -170,10 +167,8 @@ def _attend_heads(
     keys, values = rows.chunk(2, dim=-1)
     scores = _product(pieces.gather(query), keys.transpose(-1, -2)).mul_(scale)  # [B, H, P, R, Gk]
     scores += _take_rows(bias, pieces.group)[..., None, :]
-    weights = scores.softmax(-1).nan_to_num_(0.0)  # a row that skips no group has no weights
-    # The largest weight is exp(largest score - log-sum-exp).
-    lse = scores.amax(-1) - weights.amax(-1).log().nan_to_num_(neginf=0.0)
-    out = _scatter(_product(weights, values), pieces, query).to(query.dtype)
+    rows, lse = _softmax_product(scores, values)
+    out = _scatter(rows, pieces, query).to(query.dtype)
     return out, _scatter(lse[..., None], pieces, query)[..., 0]
 
 
@@ -182,7 +177,7 @@ def expand_groups(
 ) -> Expansion:
     """Compute the expansion of all key groups about the mean of each query group.
 
-    Arguments are those of `expanded_attention`.
+    Arguments are those of `attend_to_skipped`.
     """
     mean_query = scale * group_means(query, block_map.query_order, block_map.query_offsets)
     groups = (block_map.key_order, block_map.key_offsets)
