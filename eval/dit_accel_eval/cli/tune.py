@@ -73,6 +73,13 @@ if TYPE_CHECKING:
     help="Try these methods, separated by commas.",
 )
 @click.option(
+    "--budgets",
+    type=click.IntRange(0, 10_000),
+    default=0,
+    show_default=True,
+    help="First measure svg-ear's error in each layer and range of steps, on this many clips of the search.",
+)
+@click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
     default=0,
@@ -100,6 +107,7 @@ def command(
     trials: int,
     minutes: float,
     methods: str,
+    budgets: int,
     seed: int,
     out: Path,
     dry_run: bool,
@@ -133,6 +141,7 @@ def command(
         methods=names,
         seed=seed,
         backbone=lpips_backbone,
+        budgets=budgets,
     )
     if dry_run:
         click.echo(run.describe_cost(tuning, out))

@@ -20,6 +20,7 @@ from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import check_writable, sweep_temporaries
+from dit_accel.methods import SVGEar
 from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.dense import DenseBackend, fastest_dense
@@ -27,6 +28,13 @@ from dit_accel_eval.digest import digest
 from dit_accel_eval.metrics.lpips import backbone_digest, net_of
 from dit_accel_eval.paired_runner import PATIENCE, PairedRunner, load_silently
 from dit_accel_eval.plots import naming_results, save_png
+from dit_accel_eval.tune.budgets import (
+    DENSITIES,
+    RANGES,
+    ErrorCurve,
+    average_curves,
+    measure_curves,
+)
 from dit_accel_eval.tune.plot import draw
 from dit_accel_eval.tune.search import (
     Bench,
@@ -70,6 +78,8 @@ class Tuning:
         trials, minutes: The search ends with whichever comes first.
         methods: Names among `METHODS`.
         backbone: Weights for LPIPS. None takes those in torch's cache.
+        budgets: Number of clips of the search on which svg-ear's error is measured in each layer and range of steps,
+            so that the search can spend a density where it counts. 0 measures nothing.
     """
 
     goal: Goal
@@ -82,6 +92,7 @@ class Tuning:
     methods: tuple[str, ...] = METHODS
     seed: int = 0
     backbone: Path | None = None
+    budgets: int = 0
 
     def validate(self) -> None:
         """Check the request.
@@ -110,6 +121,14 @@ class Tuning:
                 "give more --validate"
             )
         check_methods(self.methods)
+        if not 0 <= self.budgets <= self.clips:
+            raise InvalidSettings(
+                f"--budgets must be between 0 and the {self.clips} clips of the search, got {self.budgets}"
+            )
+        if self.budgets and "svg-ear" not in self.methods:
+            raise InvalidSettings(
+                "--budgets belongs to svg-ear: add it to --methods, or leave it out"
+            )
         size = self.base.height or LARGE, self.base.width or LARGE
         check_targets(self.goal.targets, self.prompts, self.backbone, size)
         for target in self.goal.targets:
@@ -145,6 +164,7 @@ class Tuning:
                 "base": asdict(self.base),
                 "cases": [(c.prompt, c.seed) for part in self.cases() for c in part],
                 "methods": self.methods,
+                "budgets": self.budgets,
                 "backbone": backbone_digest(backbone=self.backbone) if measures_lpips else None,
                 **made_of,
                 **machine(self.base.device),
@@ -171,6 +191,13 @@ def tune(tuning: Tuning, out: Path, progress: Progress | None = None) -> Tuned |
         pipe = load_silently(card, process.load_options(tuning.base.load_options), progress)
         with progress.part("timing dense attention", patience=PATIENCE):
             search = replace(open_search(tuning, card, journal, name, pipe), progress=progress)
+        if tuning.budgets:
+            curves = budget_curves(search, tuning, card, pipe)
+            search = replace(search, space=replace(search.space, curves=tuple(curves)))
+        # The first trials depend on what was measured.
+        if process.rank == 0:
+            search.begin()
+        process.wait()
         made_by = {"study": name}
         runner = PairedRunner(
             lambda: pipe, read_fastest(search), folder, made_by, progress=progress
@@ -255,12 +282,45 @@ def open_search(tuning: Tuning, card: ModelCard, journal: Path, name: str, pipe:
     study = open_study(journal, name, tuning.seed, process.rank)
     search = Search(tuning.goal, search_space(tuning, card), cases, len(fresh), study)
     if process.rank == 0:
-        search.begin()
         if "dense" not in study.user_attrs:
             fastest = fastest_dense(pipe, validate(cases[0])[0])
             study.set_user_attr("dense", asdict(fastest))
         process.wait()
     return search
+
+
+def budget_curves(search: Search, tuning: Tuning, card: ModelCard, pipe: Any) -> list[ErrorCurve]:
+    """Return the mean error curves of the first clips. The first process measures them, and the study keeps them."""
+    process = this_process()
+    if process.rank > 0:
+        process.wait()
+    else:
+        count = forwards_per_clip(card)
+        with search.progress.part(
+            "measuring budgets", tuning.budgets * count, unit="forward"
+        ) as part:
+            for case in search.cases[: tuning.budgets]:
+                key = budget_key(case)
+                if key in search.study.user_attrs:
+                    part.update(count)
+                    continue
+                curves = measure_curves(pipe, validate(case)[0], SVGEar(), report=part.update)
+                search.study.set_user_attr(key, [asdict(curve) for curve in curves])
+        process.wait()
+    stored = search.study.user_attrs
+    clips = [stored[budget_key(case)] for case in search.cases[: tuning.budgets]]
+    return average_curves([[ErrorCurve.from_dict(values) for values in clip] for clip in clips])
+
+
+def budget_key(case: RenderSettings) -> str:
+    """Return the name under which a study keeps the curves of a clip."""
+    return f"budgets {digest([case.prompt, case.seed])}"
+
+
+def forwards_per_clip(card: ModelCard) -> int:
+    """Return how many forwards the curves of a clip take. Two transformers share the ranges of steps."""
+    layers = card.family.attention_shape(card.transformer).layers
+    return layers * RANGES * len(DENSITIES)
 
 
 def read_fastest(search: Search) -> DenseBackend:
@@ -298,6 +358,7 @@ def describe_promise(
         "trials": len(search.finished()),
         "clips": len(tuned.winner.speedups),
         "prompts": len({case.prompt for case in tuning.cases()[1]}),
+        **({"budget_clips": tuning.budgets} if tuning.budgets else {}),
         "model": tuning.base.model,
         **made_of,
         "dense": str(read_fastest(search)),
@@ -321,6 +382,9 @@ def describe_cost(tuning: Tuning, out: Path) -> str:
             if trial.duration and "measured" in trial.user_attrs:
                 seconds.append(trial_seconds(trial) / len(read_measurements(trial).speedups))
     most = f"at most {clips} clips (and dense ones timed anew now and then) and {tuning.minutes:g} minutes of search"
+    if tuning.budgets:
+        forwards = tuning.budgets * forwards_per_clip(card)
+        most = f"{most}, after {forwards} single forwards that measure budgets"
     if not seconds:
         return f"{most}; a clip's seconds are not known yet"
     return f"{most}; about {clips * sum(seconds) / len(seconds) / 60:.0f} minutes in all"

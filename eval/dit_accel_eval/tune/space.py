@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, get_args
 
 from dit_accel import SVG2, Method, Profile, ReTtention, Rule, Schedule, SVGEar
 from dit_accel.core.precision import Precision
 from dit_accel.errors import InvalidSettings
+from dit_accel_eval.tune.budgets import By, ErrorCurve, allocate, sparse_curves
 
 if TYPE_CHECKING:
     import optuna
@@ -37,11 +38,13 @@ class Space:
         methods: Names among `METHODS`.
         layers: Number of attention layers of a transformer.
         precisions: Precisions of sparse and dense calls.
+        curves: Errors of svg-ear in each layer and range of steps, which allow budgets. Empty if not measured.
     """
 
     methods: tuple[str, ...]
     layers: int
     precisions: tuple[Precision, ...] = ("full",)
+    curves: tuple[ErrorCurve, ...] = ()
 
     def profile(self, trial: optuna.trial.BaseTrial) -> Profile:
         """Return the profile that a trial's parameters describe."""
@@ -53,11 +56,25 @@ class Space:
             dense_steps=trial.suggest_float("dense_steps", 0.0, 0.4, step=0.04),
             dense_layers=tuple(range(dense_layers)),
             min_tokens=0,
-            rules=tuple(self._budgets(trial, method)),
         )
+        rules = (
+            self._measured_budgets(trial, method, schedule)
+            if isinstance(method, SVGEar) and self.curves
+            else self._budgets(trial, method)
+        )
+        schedule = replace(schedule, rules=tuple(rules))
         return Profile(method, schedule, precision=precision, dense_precision=precision)
 
-    def _budgets(self, trial: optuna.trial.BaseTrial, method: Method) -> list[Rule]:
+    def _measured_budgets(
+        self, trial: optuna.trial.BaseTrial, method: SVGEar, schedule: Schedule
+    ) -> Sequence[Rule]:
+        """Return rules that spend the density where it lowers the measured error most."""
+        by = trial.suggest_categorical("ear_budgets", ("uniform", *get_args(By)))
+        if by == "uniform":
+            return []
+        return allocate(sparse_curves(self.curves, schedule), method.densities[0], by)
+
+    def _budgets(self, trial: optuna.trial.BaseTrial, method: Method) -> Sequence[Rule]:
         """Return rules that change the share of the keys in the middle and the last third of the layers."""
         knob, third = SHARE[method.name], self.layers // 3
         if not third:
@@ -105,8 +122,10 @@ SUGGEST = {"svg2": _svg2, "svg-ear": _svg_ear, "re-ttention": _re_ttention}
 def first_trials(space: Space) -> Sequence[Mapping[str, Any]]:
     """Return the parameters to try first: a careful and a bold profile of every method."""
     common: dict[str, Any] = {"precision": space.precisions[0], "dense_layers": 0}
-    if space.layers >= 3:
-        common |= {"budget_middle": 1.0, "budget_last": 1.0}
+    thirds: dict[str, Any] = {"budget_middle": 1.0, "budget_last": 1.0} if space.layers >= 3 else {}
+    budgets = dict.fromkeys(space.methods, thirds)
+    if space.curves:
+        budgets["svg-ear"] = {"ear_budgets": "layers"}
     knobs = {
         "svg2": [
             {"svg2_top_p": 0.9, "svg2_share": 0.1, "svg2_refresh": 1, "dense_steps": 0.24},
@@ -122,5 +141,7 @@ def first_trials(space: Space) -> Sequence[Mapping[str, Any]]:
         ],
     }
     return [
-        {"method": name, **common, **values} for name in space.methods for values in knobs[name]
+        {"method": name, **common, **budgets[name], **values}
+        for name in space.methods
+        for values in knobs[name]
     ]

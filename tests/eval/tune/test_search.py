@@ -324,6 +324,8 @@ def test_search_and_validation_share_no_prompt_and_no_seed() -> None:
         ),
         ({"goal": Goal((), speedup=0.0)}, "--speedup must be above 0, got 0"),
         ({"goal": Goal((Target.parse("ssim>=1.5"),))}, "ssim>=1.5 cannot hold"),
+        ({"budgets": 6}, "--budgets must be between 0 and the 5 clips of the search, got 6"),
+        ({"budgets": 1, "methods": ("svg2",)}, "--budgets belongs to svg-ear"),
     ],
     ids=[
         "no-goal",
@@ -334,6 +336,8 @@ def test_search_and_validation_share_no_prompt_and_no_seed() -> None:
         "small",
         "no-speed",
         "beyond-perfect",
+        "many-budgets",
+        "no-svg-ear",
     ],
 )
 def test_invalid_requests_are_refused_first(tmp_path: Path, changes: dict, message: str) -> None:
