@@ -163,7 +163,7 @@ def main(
     curves = read_curves(requests, out / "curves.jsonl")
     rows = list(entries(curves, means, clips, few))
     compared = dense_requests(held_out_prompts(clips, seed=0), size, steps, guidance_scale=1.0)
-    single = study_steps(compared[:calibration], steps, list(entries(curves, means, 1, 1)))
+    single = study_steps(compared[:1], steps, list(entries(curves, means, 1, 1)))
     write_json(out / "single_steps.json", single)
     results = run_paired(rows, size, steps, out / "layer_budgets.jsonl", 1.0)
     if results is None:
