@@ -87,11 +87,12 @@ def sparse_attention(
     if skipped is not None and skipped not in get_args(Skipped):
         raise ContractError("skipped", "None, centroid or expansion", skipped)
     scale = resolve_scale(query, scale)
-    if skipped == "expansion" and precision == "full" and not query.is_cuda:
+    if query.is_cuda:
+        return _run_on_gpu(query, key, value, block_map, scale, precision, return_lse, skipped)
+    if skipped == "expansion" and precision == "full":
         return expanded_attention_cpu(query, key, value, block_map, scale, return_lse)
-    run = _run_on_gpu if query.is_cuda else sparse_attention_cpu
     needs_lse = return_lse or skipped is not None
-    out, lse = run(query, key, value, block_map, scale, precision, needs_lse)
+    out, lse = sparse_attention_cpu(query, key, value, block_map, scale, precision, needs_lse)
     if skipped is None:
         return out, lse
     assert lse is not None
@@ -108,6 +109,7 @@ def _run_on_gpu(
     scale: float,
     precision: Precision,
     return_lse: bool,
+    skipped: Skipped | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Quantize the inputs if requested, and run sparse attention in Triton."""
     from dit_accel_kernels.gpu.quantize import quantize
@@ -121,7 +123,11 @@ def _run_on_gpu(
                 query, key, value, quantize_value=quantize_value, return_lse=return_lse
             )
         return sparse_attention_gpu(
-            query, key, value, block_map, scale=scale, return_lse=return_lse, quantized=quantized
+            *(query, key, value, block_map),
+            scale=scale,
+            return_lse=return_lse,
+            quantized=quantized,
+            skipped=skipped,
         )
 
 

@@ -10,10 +10,12 @@ import triton.language as tl
 
 from dit_accel_kernels.gpu.arithmetic import (
     LOG2E,
+    NO_KEY,
     dot,
     load_rows,
     online_softmax_end,
     online_softmax_step,
+    restore_values,
 )
 from dit_accel_kernels.gpu.launch import (
     Launch,
@@ -144,7 +146,7 @@ def _dense_attention_fwd_kernel(
         if KEYS_PER_SCALE == 0:
             qk_scale *= tl.load(k_scale_ptr)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    m_i = tl.full([BLOCK_M], NO_KEY, tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
     if TAIL_MASK:
         # Only the last tile needs a mask.
@@ -168,10 +170,11 @@ def _dense_attention_fwd_kernel(
                 k_len, acc, m_i, l_i, HEAD_DIM, BLOCK_D, BLOCK_N, QK_INT8, PV_FP8, KEYS_PER_SCALE,
                 True, WIDE, SIMULATE,
             )  # fmt: skip
-    out, lse = online_softmax_end(acc, m_i, l_i, PV_FP8)
     if PV_FP8:
-        out = out * tl.load(v_scale_ptr + pid_bh * HEAD_DIM + offs_d, mask_d, 0.0)[None, :]
-        out += tl.load(v_mean_ptr + pid_bh * HEAD_DIM + offs_d, mask_d, 0.0)[None, :]
+        v_scale = tl.load(v_scale_ptr + pid_bh * HEAD_DIM + offs_d, mask_d, 0.0)
+        v_mean = tl.load(v_mean_ptr + pid_bh * HEAD_DIM + offs_d, mask_d, 0.0)
+        acc, l_i = restore_values(acc, l_i, v_scale, v_mean)
+    out, lse = online_softmax_end(acc, m_i, l_i)
     tl.store(
         out_ptr + (pid_bh * q_len + q_idx)[:, None] * HEAD_DIM + offs_d,
         out.to(out_ptr.dtype.element_ty),

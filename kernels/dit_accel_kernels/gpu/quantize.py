@@ -38,7 +38,8 @@ class Quantized:
         query_scale, key_scale: float32 ``[B, H, S]``; None in full precision.
         value_scale, value_mean: float32 ``[B, H, D]``; None unless values are e4m3.
         keys_per_scale: keys that share one key_scale; 0 if all keys of a head do.
-        lse_shift: float32 ``[B, H, S]``, query times mean key, which smoothing took off the scores.
+        key_mean: float32 ``[B, H, D]``, which smoothing took off the keys; None in full precision.
+        lse_shift: float32 ``[B, H, S]``, query times mean key, which the scores lack.
     """
 
     query: Tensor
@@ -48,6 +49,7 @@ class Quantized:
     key_scale: Tensor | None = None
     value_scale: Tensor | None = None
     value_mean: Tensor | None = None
+    key_mean: Tensor | None = None
     lse_shift: Tensor | None = None
     keys_per_scale: int = 1
 
@@ -304,7 +306,11 @@ def quantize(
     query_int8, query_scale = quantize_int8(query)
     key_int8, key_scale = quantize_int8(key, key_mean)
     lse_shift = (query.float() @ key_mean[..., None])[..., 0] if return_lse else None
-    quantized = Quantized(query_int8, key_int8, value, query_scale, key_scale, lse_shift=lse_shift)
+    quantized = Quantized(
+        *(query_int8, key_int8, value, query_scale, key_scale),
+        key_mean=key_mean,
+        lse_shift=lse_shift,
+    )
     if not quantize_value:
         return quantized
     value, value_scale, value_mean = quantize_e4m3(value)
