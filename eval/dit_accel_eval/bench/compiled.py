@@ -26,7 +26,7 @@ from dit_accel_kernels.gpu import (
     stand_ins,
 )
 from dit_accel_kernels.gpu.launch import Launch, pad_to_power_of_two, select_launch
-from dit_accel_kernels.precision import rotation_levels
+from dit_accel_kernels.precision import DENSE_KEYS_PER_SCALE, rotation_levels
 
 # Bytes of shared memory by compute capability.
 ARCHITECTURES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
@@ -36,7 +36,7 @@ FP8 = "float8_e4m3fn"
 INT64 = {"q_order_ptr", "q_offsets_ptr", "k_order_ptr", "k_offsets_ptr", "order_ptr"}
 INT64 |= {"offsets_ptr", "labels_ptr"}
 INT32 = {"tile_start_ptr", "tile_group_ptr", "k_list_ptr", "k_count_ptr", "packed_start_ptr"}
-INT32 |= {"k_labels_ptr", "ranks_ptr", "counts_ptr", "starts_ptr"}
+INT32 |= {"k_labels_ptr", "ranks_ptr", "counts_ptr", "before_ptr"}
 FLOAT32 = {"lse_ptr", "first_lse_ptr", "second_lse_ptr", "q_scale_ptr", "k_scale_ptr", "bias_ptr"}
 FLOAT32 |= {"v_scale_ptr", "v_mean_ptr", "half_norm_ptr", "mean_ptr", "means_ptr", "k_mean_ptr"}
 FLOAT32 |= {"stand_bias_ptr", "scale_ptr", "sum_ptr", "min_ptr", "max_ptr"}
@@ -142,11 +142,13 @@ def attention_case(
         arch: Compute capability.
         skipped: Attend to stand-ins, too.
         launch: Another launch than that of the table.
-        keys_per_scale: Keys that share a scale; by default what the quantizer does.
+        keys_per_scale: Keys that share a scale, as the quantizer sets it by default.
     """
     dtypes = getattr(torch, query), getattr(torch, value)
     launch = launch or select_launch(kind, *dtypes, head_dim, arch)  # type: ignore[arg-type]
     is_fp8, is_dense = value == FP8, kind == "dense"
+    if keys_per_scale is None:
+        keys_per_scale = DENSE_KEYS_PER_SCALE["int8-fp8"] if is_fp8 and is_dense else 1
     out = "float32" if value == "float32" else "bfloat16"
     dtype_of = {"q_ptr": query, "k_ptr": query, "v_ptr": value, "out_ptr": out}
     dtype_of |= {"full_q_ptr": out, "stand_k_ptr": out, "stand_v_ptr": out}
@@ -157,7 +159,7 @@ def attention_case(
         "BLOCK_N": launch.block_n,
         "QK_INT8": query == "int8",
         "PV_FP8": is_fp8,
-        "KEYS_PER_SCALE": 1 if keys_per_scale is None else keys_per_scale,
+        "KEYS_PER_SCALE": keys_per_scale,
         "TAIL_MASK": launch.tail_mask,
         "WIDE": not launch.narrow_offsets,
         "HAS_LSE": True,
@@ -165,6 +167,7 @@ def attention_case(
     }
     if not is_dense:
         constants["HAS_STAND_INS"] = skipped
+        constants["BLOCK_STAND"] = min(launch.block_n, stand_ins.MAX_BLOCK_STAND)
     if is_dense:
         constants |= {"stride_vs": 1} if is_fp8 else {"stride_vd": 1}
     names = {True: dense_attention._dense_attention_fwd_kernel}
@@ -200,7 +203,7 @@ def other_cases(head_dim: int, dtype: str = "bfloat16") -> Iterator[Case]:
         kernel,
         expand,
         {**width, "BLOCK_M": expand.block_m, "BLOCK_N": expand.block_n}
-        | {"HAS_MEAN": True, "SIMULATE": False},
+        | {"HAS_MEAN": True, "WIDE": False, "SIMULATE": False},
         tensors(kernel) | {"selected_ptr": "*u8"},
     )
     kernel = kmeans._kmeans_update_kernel
@@ -212,7 +215,7 @@ def other_cases(head_dim: int, dtype: str = "bfloat16") -> Iterator[Case]:
     yield Case("merge", kernel, plain, {**width, "BLOCK_M": merge.BLOCK_M}, tensors(kernel))
     if dtype != "bfloat16":
         return
-    rotation = {"HAS_MEAN": True, "LEVELS": rotation_levels(head_dim)}
+    rotation = {"HAS_MEAN": True, "SHARED": False, "LEVELS": rotation_levels(head_dim)}
     kernel = quantize._quantize_int8_kernel
     yield Case(
         "quantize int8",
@@ -228,7 +231,22 @@ def other_cases(head_dim: int, dtype: str = "bfloat16") -> Iterator[Case]:
         "quantize e4m3",
         kernel,
         plain,
-        {**width, "BLOCK_S": quantize.BLOCK_S},
+        {**width, "BLOCK_S": quantize.BLOCK_S, "TRANSPOSED": False},
+        {"quantized_ptr": TYPES[FP8]},
+    )
+    wide = Launch(0, 0, num_warps=8, num_stages=2)
+    yield Case(
+        "quantize int8, shared scale",
+        quantize._quantize_int8_kernel,
+        wide,
+        {**width, "BLOCK_S": DENSE_KEYS_PER_SCALE["int8-fp8"], **rotation, "SHARED": True},
+        {"quantized_ptr": "*i8"},
+    )
+    yield Case(
+        "quantize e4m3, transposed",
+        kernel,
+        wide,
+        {**width, "BLOCK_S": quantize.VALUE_MULTIPLE, "TRANSPOSED": True},
         {"quantized_ptr": TYPES[FP8]},
     )
     yield from index_cases()

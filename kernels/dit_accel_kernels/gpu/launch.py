@@ -54,7 +54,7 @@ WARPGROUP: dict[tuple[str, int, int, int], Launch] = {
     ("dense", 1, 2, 64): Launch(128, 64, 8, 3),
     ("dense", 1, 2, 128): Launch(128, 64, 8, 3),
     ("dense", 1, 1, 64): Launch(128, 64, 8, 3),
-    ("dense", 1, 1, 128): Launch(128, 64, 8, 3),
+    ("dense", 1, 1, 128): Launch(128, 128, 8, 3),
     ("sparse", 4, 4, 64): Launch(32, 16, 8, 2),
     ("sparse", 4, 4, 128): Launch(16, 16, 8, 2),
     ("sparse", 2, 2, 64): Launch(128, 64, 4, 3),

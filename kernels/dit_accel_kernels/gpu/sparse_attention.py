@@ -37,7 +37,7 @@ from dit_accel_kernels.gpu.planner import (
     slice_heads,
 )
 from dit_accel_kernels.gpu.quantize import Quantized
-from dit_accel_kernels.gpu.stand_ins import build_stand_ins
+from dit_accel_kernels.gpu.stand_ins import MAX_BLOCK_STAND, build_stand_ins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +112,7 @@ def _attend_to_stand_ins(
     BLOCK_N: tl.constexpr,
     SIMULATE: tl.constexpr,
 ):
-    """Update the online softmax with all stand-ins of a query group, whose number is a multiple of BLOCK_N."""
+    """Update the online softmax with all stand-ins of a query group, whose number BLOCK_N divides."""
     for start_n in tl.range(0, num_stand_ins, BLOCK_N):
         offs_n = start_n + tl.arange(0, BLOCK_N)
         k = load_rows(k_ptr, offs_n * HEAD_DIM, None, HEAD_DIM, BLOCK_D, False)
@@ -172,6 +172,7 @@ def _sparse_attention_fwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_STAND: tl.constexpr,
     QK_INT8: tl.constexpr,
     PV_FP8: tl.constexpr,
     KEYS_PER_SCALE: tl.constexpr,
@@ -244,7 +245,7 @@ def _sparse_attention_fwd_kernel(
         qk_scale = tl.full([BLOCK_M], sm_scale, tl.float32)
         acc, m_i, l_i = _attend_to_stand_ins(
             q, qk_scale, stand_k_ptr + first, stand_v_ptr + first, stand_bias_ptr, num_stand_ins,
-            acc, m_i, l_i, HEAD_DIM, BLOCK_D, BLOCK_N, SIMULATE,
+            acc, m_i, l_i, HEAD_DIM, BLOCK_D, BLOCK_STAND, SIMULATE,
         )  # fmt: skip
     out, lse = online_softmax_end(acc, m_i, l_i)
     tl.store(
@@ -289,7 +290,8 @@ def sparse_attention(
     out = query.new_empty(batch_size, q_len, num_heads, head_dim).transpose(1, 2)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32) if return_lse else None
     large, small = launches or _select_launches(inputs)
-    step = _count_heads(query, block_map, skipped)
+    multiple = min(MAX_BLOCK_STAND, max(large.block_n, small.block_n))
+    step = count_heads(query, block_map, skipped)
     for batch in range(batch_size):
         for first in range(0, num_heads, step):
             heads = slice(first, first + step)
@@ -299,7 +301,6 @@ def sparse_attention(
             if skipped is not None:
                 smoothing = inputs.key_mean
                 smoothing = None if smoothing is None else smoothing[batch : batch + 1, heads]
-                multiple = max(large.block_n, small.block_n)
                 stand_ins = build_stand_ins(*raw, smoothing, map_of_heads, scale, skipped, multiple)
             work = _HeadsWork(
                 inputs.select_heads(batch, heads),
@@ -321,7 +322,7 @@ def sparse_attention(
     return out, lse
 
 
-def _count_heads(query: Tensor, block_map: BlockMap, skipped: Skipped | None) -> int:
+def count_heads(query: Tensor, block_map: BlockMap, skipped: Skipped | None) -> int:
     """Return for how many heads at a time the key lists and the stand-ins fit into memory."""
     num_q_groups, num_k_groups = block_map.selected.shape[2:]
     list_bytes = 4 * num_q_groups * block_map.key_order.shape[-1]  # of one head
@@ -407,6 +408,7 @@ def _launch_tiles(work: _HeadsWork, launch: Launch, tiles: tuple[Tensor, Tensor]
         BLOCK_D=pad_to_power_of_two(head_dim, 32),
         BLOCK_M=launch.block_m,
         BLOCK_N=launch.block_n,
+        BLOCK_STAND=min(launch.block_n, MAX_BLOCK_STAND),
         QK_INT8=k.dtype == torch.int8,
         PV_FP8=v.dtype == torch.float8_e4m3fn,
         KEYS_PER_SCALE=inputs.keys_per_scale,

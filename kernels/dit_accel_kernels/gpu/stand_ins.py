@@ -18,6 +18,7 @@ from dit_accel_kernels.gpu.launch import (
     Launch,
     is_interpreted,
     make_last_contiguous,
+    needs_wide_offsets,
     pad_to_power_of_two,
 )
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
     from dit_accel_kernels.contracts import BlockMap
     from dit_accel_kernels.skipped import Skipped
+
+# The largest number of stand-ins in a tile.
+MAX_BLOCK_STAND = 64
 
 
 class StandIns(NamedTuple):
@@ -73,6 +77,7 @@ def _expand_groups_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_MEAN: tl.constexpr,
+    WIDE: tl.constexpr,
     SIMULATE: tl.constexpr,
 ):
     """Attend ``BLOCK_M`` mean queries to one key group, and write its stand-in for each of them."""
@@ -100,6 +105,7 @@ def _expand_groups_kernel(
         offs_n = start_n + tl.arange(0, BLOCK_N)
         mask_n = offs_n < end
         k_idx = tl.load(k_order_ptr + offs_n, mask_n, 0)
+        k_idx = k_idx if WIDE else k_idx.to(tl.int32)
         k = load_rows(k_ptr, k_idx * stride_ks, mask_n, HEAD_DIM, BLOCK_D, True)
         v = load_rows(v_ptr, k_idx * stride_vs, mask_n, HEAD_DIM, BLOCK_D, True)
         qk = dot(q, tl.trans(k), SIMULATE) * sm_scale  # [M, N]
@@ -138,7 +144,7 @@ def _expand_groups_kernel(
 def select_expansion_launch(dtype: torch.dtype, block_d: int) -> Launch:
     """Return the tile shape of an expansion, in mean queries and keys; it fits 99 KB of shared memory."""
     if dtype.itemsize == 2:
-        return Launch(64, 32, 4, 2) if block_d <= 128 else Launch(32, 16, 4, 2)
+        return Launch(64, 32, 8, 2) if block_d <= 128 else Launch(32, 16, 4, 2)
     return Launch(32, 16, 4, 2) if block_d <= 128 else Launch(16, 16, 4, 1)
 
 
@@ -194,6 +200,7 @@ def expand_groups(
         BLOCK_M=launch.block_m,
         BLOCK_N=launch.block_n,
         HAS_MEAN=key_mean is not None,
+        WIDE=needs_wide_offsets(k, v),
         SIMULATE=is_interpreted(k),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
@@ -231,7 +238,7 @@ def build_stand_ins(
     block_map: BlockMap,
     scale: float,
     skipped: Skipped,
-    multiple: int,
+    multiple: int = MAX_BLOCK_STAND,
 ) -> StandIns:
     """Build the stand-ins of some heads of one batch element.
 
