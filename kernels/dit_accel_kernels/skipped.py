@@ -1,4 +1,4 @@
-"""Attend to what stands for the key groups that a map skips, by plain products: the second of two passes.
+"""Attend to what stands for the key groups that a map skips, by plain products on a CPU: the second of two passes.
 
 A query q gives a key group one logit and one value. For ``"expansion"``, attention of the mean query m of
 q's group within the key group is computed exactly: its log-sum-exp L, its weighted mean key and its
@@ -57,8 +57,6 @@ class Pieces:
     def cut(cls, order: Tensor, offsets: Tensor) -> Pieces:
         """Cut groups into pieces that hold a group of average size.
 
-        This does not wait for the device, so some pieces may stay unused.
-
         Args:
             order, offsets: Groups, as in `BlockMap`.
         """
@@ -66,10 +64,7 @@ class Pieces:
         rows = -(-num_tokens // (num_groups * PIECE_MULTIPLE)) * PIECE_MULTIPLE
         counts = (offsets.diff(dim=-1) + rows - 1) // rows  # [B, H, G]
         ends = counts.cumsum(-1)
-        # A sum of ceil(n / rows) over G groups is at most this.
-        capacity = num_groups + num_tokens // rows
-        if not order.is_cuda:
-            capacity = int(ends[..., -1].max())
+        capacity = int(ends[..., -1].max())
         piece = torch.arange(capacity, device=order.device).expand(*order.shape[:2], capacity)
         group = torch.searchsorted(ends, piece.contiguous(), right=True)
         is_used = group < num_groups
@@ -119,10 +114,6 @@ def _attend_to_centroids(
     """Return the result of `attend_to_skipped` for centroids."""
     groups = (block_map.key_order, block_map.key_offsets)
     centroids = (group_means(key, *groups), group_means(value, *groups))
-    if query.is_cuda:
-        from dit_accel_kernels.gpu.centroid_attention import centroid_attention
-
-        return centroid_attention(query, *centroids, block_map, scale=scale)
     keys, values = centroids[0].transpose(-1, -2), centroids[1]
     log_size = block_map.key_offsets.diff(dim=-1).float().log()[:, :, None]
     bias = torch.where(block_map.selected, -torch.inf, log_size)  # [B, H, Gq, Gk]
@@ -202,15 +193,8 @@ def expand_groups(
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply the last two axes with a float32 result. On CUDA, 16-bit inputs stay 16-bit."""
-    dtypes = {left.dtype, right.dtype} - {torch.float32}
-    if not left.is_cuda or not dtypes:
-        return left.float() @ right.float()
-    dtype = dtypes.pop()
-    shape = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    left, right = (x.to(dtype).expand(*shape, *x.shape[-2:]).flatten(0, -3) for x in (left, right))
-    product = torch.bmm(left, right, out_dtype=torch.float32)
-    return product.view(*shape, *product.shape[1:])
+    """Multiply the last two axes in float32."""
+    return left.float() @ right.float()
 
 
 def _take_rows(x: Tensor, index: Tensor) -> Tensor:

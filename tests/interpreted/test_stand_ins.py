@@ -129,7 +129,7 @@ def test_expansions_are_their_formula(smoothed: bool) -> None:
     query, key, value = (x[:1, :1] for x in tensors)
     key = key + 1
     key_mean = key.mean(2) if smoothed else None
-    found = build_stand_ins(query, key, value, key_mean, of_head, 0.3, "expansion")
+    found = build_stand_ins((query, key, value), key_mean, of_head, 0.3, "expansion")
     assert found.keys.shape == (1, 5, MAX_BLOCK_STAND, 20)
     rows = label_tokens(of_head.query_order, of_head.query_offsets)[0, 0]
     columns = label_tokens(of_head.key_order, of_head.key_offsets)[0, 0]

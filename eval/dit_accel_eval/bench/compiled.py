@@ -107,8 +107,9 @@ def run_tool(binary: Any, tool: str, *flags: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(binary.asm["cubin"])
         cubin.flush()
-        command = [TOOLS / tool, *flags, cubin.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command = [str(TOOLS / tool), *flags, cubin.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 def measure_resources(binary: Any) -> dict[str, int]:

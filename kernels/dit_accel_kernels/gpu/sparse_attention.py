@@ -301,7 +301,7 @@ def sparse_attention(
             if skipped is not None:
                 smoothing = inputs.key_mean
                 smoothing = None if smoothing is None else smoothing[batch : batch + 1, heads]
-                stand_ins = build_stand_ins(*raw, smoothing, map_of_heads, scale, skipped, multiple)
+                stand_ins = build_stand_ins(raw, smoothing, map_of_heads, scale, skipped, multiple)
             work = _HeadsWork(
                 inputs.select_heads(batch, heads),
                 raw[0][0],

@@ -23,6 +23,8 @@ from dit_accel_kernels.gpu.launch import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from dit_accel_kernels.contracts import BlockMap
@@ -231,9 +233,7 @@ def average_groups(
 
 
 def build_stand_ins(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    tensors: Sequence[Tensor],
     key_mean: Tensor | None,
     block_map: BlockMap,
     scale: float,
@@ -243,10 +243,11 @@ def build_stand_ins(
     """Build the stand-ins of some heads of one batch element.
 
     Args:
-        query: ``[1, H, Sq, D]``.
+        tensors: query, key and value, ``[1, H, S, D]``.
         skipped: what stands for a group.
-        key, value, key_mean, block_map, scale, multiple: as in `expand_groups`.
+        key_mean, block_map, scale, multiple: as in `expand_groups`.
     """
+    query, key, value = tensors
     others = (key, value, key_mean, block_map, scale, multiple)
     if skipped == "centroid":
         return average_groups(*others)

@@ -155,7 +155,7 @@ def check_stand_ins(setting: Setting, tokens: int, head_dim: int) -> Row:
     of_head = planner.slice_heads(nothing, 0, slice(0, 1))
     scale = head_dim**-0.5
     inputs = [x[:, :1] for x in tensors]
-    found = stand_ins.build_stand_ins(*inputs, None, of_head, scale, "expansion")
+    found = stand_ins.build_stand_ins(inputs, None, of_head, scale, "expansion")
     query, key, value = (x[0, 0].double() for x in inputs)
     queries, keys = (
         torch.nn.functional.one_hot(label_tokens(*groups)[0, 0], count).double()  # [S, G]

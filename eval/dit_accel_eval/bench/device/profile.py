@@ -83,7 +83,7 @@ class WarmLayer:
             heads = slice(first, first + step)
             of_heads = slice_heads(block_map, 0, heads)
             inputs = [x[:, heads] for x in tensors]
-            build_stand_ins(*inputs, None, of_heads, self.scale, "expansion")
+            build_stand_ins(inputs, None, of_heads, self.scale, "expansion")
 
     def attend(self) -> Any:
         """Attend to the selected keys, and to the expansions of skipped clusters."""

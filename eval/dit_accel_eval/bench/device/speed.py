@@ -198,7 +198,7 @@ def time_expanding(layer: Layer) -> Row:
     block_map = planner.slice_heads(layer.block_map(DENSITIES[0]), 0, heads)
     inputs = [x[:, heads] for x in layer.tensors]
     scale = layer.shape.head_dim**-0.5
-    run = partial(build_stand_ins, *inputs, None, block_map, scale, "expansion")
+    run = partial(build_stand_ins, inputs, None, block_map, scale, "expansion")
     return {**time_op(layer, run), "heads": heads.stop}
 
 
