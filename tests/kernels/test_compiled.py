@@ -104,9 +104,9 @@ def test_attention_kernel(kind: str, query: str, value: str, head_dim: int, arch
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda a: f"sm_{a}")
-@pytest.mark.parametrize("name", [case.name for case in other_cases(128)])
+@pytest.mark.parametrize("name", [case.name for case in other_cases(128, 90)])
 def test_other_kernel(name: str, arch: int) -> None:
-    case = next(case for case in other_cases(128) if case.name == name)
+    case = next(case for case in other_cases(128, arch) if case.name == name)
     if not instructions.can_compile(case, arch):
         pytest.skip("e4m3 casts need sm_89")
     used = measure_resources(compile_case(case, arch))
@@ -122,7 +122,7 @@ def test_other_kernel(name: str, arch: int) -> None:
 def test_other_widths_fit_shared_memory(
     name: str, dtype: torch.dtype, head_dim: int, arch: int
 ) -> None:
-    cases = other_cases(head_dim, str(dtype).removeprefix("torch."))
+    cases = other_cases(head_dim, arch, str(dtype).removeprefix("torch."))
     case = next(case for case in cases if case.name == name)
     used = measure_resources(compile_case(case, arch))
     print(f"{name:20} {dtype} D{head_dim:<4} sm_{arch:<4} {case.launch} {used}")

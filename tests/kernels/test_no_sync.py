@@ -76,7 +76,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, LaunchRecorder]:
             if name.startswith("_") and name.endswith("_kernel"):
                 recorders[name] = LaunchRecorder()
                 monkeypatch.setattr(module, name, recorders[name])
-    for module in (launch, dense_attention, sparse_attention):
+    for module in (launch, dense_attention, kmeans, sparse_attention):
         monkeypatch.setattr(module, "compute_capability", lambda _: 90)
     monkeypatch.setattr("torch.cuda.device_of", contextlib.nullcontext)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _=None: (9, 0))

@@ -25,7 +25,7 @@ from dit_accel_kernels.gpu import (
     sparse_attention,
     stand_ins,
 )
-from dit_accel_kernels.gpu.launch import Launch, pad_to_power_of_two, select_launch
+from dit_accel_kernels.gpu.launch import Kind, Launch, pad_to_power_of_two, select_launch
 from dit_accel_kernels.precision import DENSE_KEYS_PER_SCALE, rotation_levels
 
 # Bytes of shared memory by compute capability.
@@ -124,7 +124,7 @@ def measure_resources(binary: Any) -> dict[str, int]:
 
 
 def attention_case(
-    kind: str,
+    kind: Kind,
     query: str,
     value: str,
     head_dim: int,
@@ -146,7 +146,8 @@ def attention_case(
         keys_per_scale: Keys that share a scale, as the quantizer sets it by default.
     """
     dtypes = getattr(torch, query), getattr(torch, value)
-    launch = launch or select_launch(kind, *dtypes, head_dim, arch)  # type: ignore[arg-type]
+    if launch is None:
+        launch = select_launch(kind, *dtypes, head_dim, arch, stand_ins=skipped)
     is_fp8, is_dense = value == FP8, kind == "dense"
     if keys_per_scale is None:
         keys_per_scale = DENSE_KEYS_PER_SCALE["int8-fp8"] if is_fp8 and is_dense else 1
@@ -178,7 +179,7 @@ def attention_case(
     return Case(name, kernel, launch, constants, types)
 
 
-def other_cases(head_dim: int, dtype: str = "bfloat16") -> Iterator[Case]:
+def other_cases(head_dim: int, arch: int, dtype: str = "bfloat16") -> Iterator[Case]:
     """Return the kernels around attention."""
     block_d = pad_to_power_of_two(head_dim)
     width = {"HEAD_DIM": head_dim, "BLOCK_D": block_d}
@@ -188,7 +189,7 @@ def other_cases(head_dim: int, dtype: str = "bfloat16") -> Iterator[Case]:
         pointers = {n for n in kernel.arg_names if n.endswith("_ptr")}
         return {n: TYPES[dtype] for n in pointers if argument_type(n) == "*bf16"}
 
-    assign = kmeans.select_assign_launch(torch_dtype, block_d)
+    assign = kmeans.select_assign_launch(torch_dtype, block_d, arch)
     yield Case(
         "k-means assign",
         kmeans._kmeans_assign_kernel,

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import triton
@@ -26,6 +26,7 @@ from dit_accel_eval.bench.compiled import (
     other_cases,
     run_tool,
 )
+from dit_accel_kernels.gpu.launch import Kind
 
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([\w.]+)(.*?);")
 LABEL = re.compile(r"^(\.L_\w+):")
@@ -86,12 +87,12 @@ def describe(case: Case, arch: int) -> dict[str, Any]:
 
 def table_cases(arch: int, head_dim: int) -> Iterator[Case]:
     """Return all kernels of a compute capability and a head_dim."""
-    for kind in ("dense", "sparse", "small"):
+    for kind in get_args(Kind):
         for query, value in PRECISIONS.values():
             yield attention_case(kind, query, value, head_dim, arch)
             if kind != "dense":
                 yield attention_case(kind, query, value, head_dim, arch, skipped=True)
-    yield from other_cases(head_dim)
+    yield from other_cases(head_dim, arch)
 
 
 def can_compile(case: Case, arch: int) -> bool:

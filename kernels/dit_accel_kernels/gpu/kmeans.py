@@ -15,6 +15,7 @@ import triton.language as tl
 from dit_accel_kernels.gpu.arithmetic import dot, load_rows
 from dit_accel_kernels.gpu.launch import (
     Launch,
+    compute_capability,
     is_interpreted,
     make_last_contiguous,
     pad_to_power_of_two,
@@ -83,12 +84,14 @@ def _kmeans_assign_kernel(
     tl.store(labels_ptr + pid_bh * seq_len + offs_s, label.to(tl.int64), mask_s)
 
 
-def select_assign_launch(dtype: torch.dtype, block_d: int) -> Launch:
+def select_assign_launch(dtype: torch.dtype, block_d: int, arch: int) -> Launch:
     """Return the tile shape of an assignment, in tokens and centroids; it fits 99 KB of shared memory."""
     if block_d > 128:
         return Launch(64, 32, 4, 2) if dtype.itemsize == 2 else Launch(32, 16, 4, 2)
     if dtype.itemsize == 2:
-        return Launch(128, 128, 8, 2) if block_d == 128 else Launch(128, 64, 4, 3)
+        if block_d == 128 and arch // 10 in (9, 10):
+            return Launch(128, 128, 8, 2)
+        return Launch(128, 64, 8 if block_d == 128 else 4, 3)
     return Launch(64, 64 if block_d == 64 else 32, 4, 2)
 
 
@@ -112,7 +115,7 @@ def kmeans_assign(
     batch, heads, seq_len, head_dim = tokens.shape
     labels = torch.empty(batch, heads, seq_len, dtype=torch.int64, device=tokens.device)
     block_d = pad_to_power_of_two(head_dim)
-    launch = launch or select_assign_launch(tokens.dtype, block_d)
+    launch = launch or select_assign_launch(tokens.dtype, block_d, compute_capability(tokens))
     padding = -centroids.shape[2] % launch.block_n
     rounded = centroids.to(tokens.dtype)
     half_norm = 0.5 * rounded.float().square().sum(-1)  # [B, H, K]

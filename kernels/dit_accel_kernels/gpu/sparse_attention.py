@@ -289,7 +289,7 @@ def sparse_attention(
     batch_size, num_heads, q_len, head_dim = query.shape
     out = query.new_empty(batch_size, q_len, num_heads, head_dim).transpose(1, 2)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32) if return_lse else None
-    large, small = launches or _select_launches(inputs)
+    large, small = launches or _select_launches(inputs, skipped is not None)
     multiple = min(MAX_BLOCK_STAND, max(large.block_n, small.block_n))
     step = count_heads(query, block_map, skipped)
     for batch in range(batch_size):
@@ -332,11 +332,14 @@ def count_heads(query: Tensor, block_map: BlockMap, skipped: Skipped | None) -> 
     return max(1, MAX_BYTES // list_bytes)
 
 
-def _select_launches(inputs: Quantized) -> tuple[Launch, Launch]:
+def _select_launches(inputs: Quantized, stand_ins: bool) -> tuple[Launch, Launch]:
     """Return the tile shapes of large and small tiles from the static table."""
     dtypes = inputs.query.dtype, inputs.value.dtype
     device = inputs.query.shape[-1], compute_capability(inputs.query)
-    return select_launch("sparse", *dtypes, *device), select_launch("small", *dtypes, *device)
+    large, small = (
+        select_launch(kind, *dtypes, *device, stand_ins=stand_ins) for kind in ("sparse", "small")
+    )
+    return large, small
 
 
 @dataclass(frozen=True)
