@@ -154,7 +154,7 @@ def profiler_parts(worker: Any) -> list[Part]:
     sections = ("SpeedOfLight", "Occupancy", "WarpStateStats", "InstructionStats")
     named = tuple(x for s in sections for x in ("--section", s))
     parts = []
-    for case in ("sparse full table at 0.15", "dense int8-fp8 table", "centroid attention"):
+    for case in ("sparse full table at 0.15", "dense int8-fp8 table", "sparse full and exp"):
         command = (profiler, *flags, *named, "-c", "2", sys.executable)
         command = (*command, *worker("speed-wan-480p", "--warm", "--only", case))
         command = (*command, "--out", os.devnull)

@@ -278,7 +278,9 @@ class Ops:
         """Return the dense attention of ``[B, S, H, D]`` tensors in a quantized precision."""
         with self.timer("dense", query.device):
             query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-            out, _ = quantized_attention(query, key, value, scale=scale, precision=precision)
+            out, _ = quantized_attention(
+                query, key, value, scale=scale, precision=precision, return_lse=False
+            )
             return out.transpose(1, 2).contiguous()
 
     def density(self, block_map: BlockMap) -> Tensor:

@@ -6,8 +6,7 @@ Each file holds one op: its contract, its eager reference, and the choice of imp
 from dit_accel_kernels.antidiagonal import antidiagonal_mass
 from dit_accel_kernels.attention import dense_attention
 from dit_accel_kernels.centroid_error import centroid_error
-from dit_accel_kernels.contracts import BlockMap, ContractError
-from dit_accel_kernels.cpu.sparse_attention import Skipped
+from dit_accel_kernels.contracts import BlockMap, ContractError, Skipped
 from dit_accel_kernels.dense_tokens import with_dense_tokens
 from dit_accel_kernels.expansion_error import GroupStatistics, expansion_error
 from dit_accel_kernels.grouping import group_by_label

@@ -10,12 +10,15 @@ no gradient flows through them. Implementations trust these checks and do not re
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# What stands for a key group that a map skips.
+Skipped = Literal["centroid", "expansion"]
 
 # Attention scores that planning computes at a time: 256 MiB of float32.
 MAX_SCORES = 1 << 26

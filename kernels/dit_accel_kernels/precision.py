@@ -7,7 +7,8 @@ The simulation is the oracle of the quantized kernels. A CPU runs it if a quanti
   Both are rotated by a Hadamard matrix in blocks of channels first, which leaves their products as they
   are and spreads large channels. Weights and values keep the caller's dtype.
 - ``int8-fp8``: additionally, weights and values as e4m3. Values have one scale per channel and are
-  smoothed by their mean.
+  smoothed by their mean. In dense attention, runs of 128 keys share a scale, because that is faster on a
+  GPU and e4m3 makes most of the error anyway.
 
 The scheme is SageAttention2's (arXiv 2411.10958), with int8 in place of int4, and with the rotation of
 QuaRot (arXiv 2404.00456).
@@ -29,6 +30,8 @@ Precision = Literal["full", "int8", "int8-fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INT8_MAX = 127
 E4M3_MAX = 448.0
+# Keys that share an int8 scale in dense attention. Each has its own in sparse attention, which gathers keys.
+DENSE_KEYS_PER_SCALE = {"int8": 1, "int8-fp8": 128}
 # Channels that a rotation mixes are 2 ** ROTATION_LEVELS.
 ROTATION_LEVELS = 4
 # The first CUDA compute capability with e4m3 products.
@@ -96,15 +99,19 @@ def rotate(x: Tensor) -> Tensor:
     return rotated
 
 
-def round_int8(x: Tensor) -> Tensor:
-    """Round to 255 symmetric levels per token (last axis), half away from zero."""
-    scale = (x.abs().amax(-1, keepdim=True) / INT8_MAX).clamp(min=1e-12)
+def round_int8(x: Tensor, tokens_per_scale: int = 1) -> Tensor:
+    """Round ``[..., S, D]`` to 255 symmetric levels, half away from zero, with one scale for a run of tokens."""
+    largest = x.abs().amax(-1, keepdim=True)  # [..., S, 1]
+    if tokens_per_scale > 1:
+        runs = [part.amax(-2, keepdim=True) for part in largest.split(tokens_per_scale, -2)]
+        largest = torch.cat(runs, -2).repeat_interleave(tokens_per_scale, -2)[..., : x.shape[-2], :]
+    scale = (largest / INT8_MAX).clamp(min=1e-12)
     ratio = x / scale
     return (ratio.abs() + 0.5).floor().clamp(max=INT8_MAX) * ratio.sign() * scale
 
 
 def simulate_quantization(
-    query: Tensor, key: Tensor, value: Tensor, precision: Precision
+    query: Tensor, key: Tensor, value: Tensor, precision: Precision, keys_per_scale: int = 1
 ) -> SimulatedInputs:
     """Quantize and dequantize the inputs of attention.
 
@@ -112,10 +119,12 @@ def simulate_quantization(
         query: ``[B, H, Sq, D]``.
         key, value: ``[B, H, Sk, D]``.
         precision: ``"int8"`` or ``"int8-fp8"``.
+        keys_per_scale: keys that share one int8 scale.
     """
     key_mean = key.float().mean(2, keepdim=True)  # [B, H, 1, D]
     lse_shift = (query.float() * key_mean).sum(-1)
-    query, key = (round_int8(rotate(x)) for x in (query.float(), key.float() - key_mean))
+    query = round_int8(rotate(query.float()))
+    key = round_int8(rotate(key.float() - key_mean), keys_per_scale)
     if precision == "int8":
         return SimulatedInputs(query, key, value, None, lse_shift)
     value_mean = value.float().mean(2, keepdim=True)

@@ -9,6 +9,7 @@ import torch
 from dit_accel_kernels.attention import rows_per_chunk
 from dit_accel_kernels.contracts import check_attention, resolve_scale
 from dit_accel_kernels.precision import (
+    DENSE_KEYS_PER_SCALE,
     Precision,
     check_precision,
     round_weights_e4m3,
@@ -28,7 +29,8 @@ def quantized_attention(
     *,
     precision: Precision,
     scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
+    return_lse: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Compute dense attention in a quantized precision: SageAttention2 (arXiv 2411.10958).
 
     On a CPU this is a simulation in float32, which is slower than SDPA. The inputs are not changed.
@@ -38,6 +40,7 @@ def quantized_attention(
         key, value: ``[B, H, Sk, D]``, of the query's dtype and device.
         precision: ``"full"``, ``"int8"``, or ``"int8-fp8"`` (compute capability 8.9 or above).
         scale: softmax scale above 0, ``D ** -0.5`` by default.
+        return_lse: return the log-sum-exp. False returns None and saves its correction on a GPU.
 
     Returns:
         out ``[B, H, Sq, D]`` in the query's dtype; natural-log log-sum-exp, float32 ``[B, H, Sq]``.
@@ -53,27 +56,25 @@ def quantized_attention(
     check_precision(precision, query.device)
     scale = resolve_scale(query, scale)
     if query.is_cuda:
-        return _run_on_gpu(query, key, value, precision, scale)
-    return quantized_attention_reference(query, key, value, precision=precision, scale=scale)
+        return _run_on_gpu(query, key, value, precision, scale, return_lse)
+    out, lse = quantized_attention_reference(query, key, value, precision=precision, scale=scale)
+    return out, lse if return_lse else None
 
 
 def _run_on_gpu(
-    query: Tensor, key: Tensor, value: Tensor, precision: Precision, scale: float
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor, precision: Precision, scale: float, return_lse: bool
+) -> tuple[Tensor, Tensor | None]:
     """Quantize the inputs if requested, and run dense attention in Triton."""
     from dit_accel_kernels.gpu.dense_attention import dense_attention
-    from dit_accel_kernels.gpu.quantize import quantize
+    from dit_accel_kernels.gpu.quantize import quantize_dense
 
     with torch.cuda.device_of(query):
         quantized = None
         if precision != "full":
-            quantize_value = precision == "int8-fp8"
-            quantized = quantize(query, key, value, quantize_value=quantize_value, return_lse=True)
-        out, lse = dense_attention(
-            query, key, value, scale=scale, return_lse=True, quantized=quantized
+            quantized = quantize_dense(query, key, value, precision, return_lse=return_lse)
+        return dense_attention(
+            query, key, value, scale=scale, return_lse=return_lse, quantized=quantized
         )
-    assert lse is not None
-    return out, lse
 
 
 def quantized_attention_reference(
@@ -90,7 +91,8 @@ def quantized_attention_reference(
     Args:
         query: ``[B, H, Sq, D]``.
         key, value: ``[B, H, Sk, D]``.
-        precision: how the inputs are rounded; ``"full"`` does not round them.
+        precision: how the inputs are rounded; ``"full"`` does not round them. Without a mask, keys share scales
+            as in dense attention.
         scale: softmax scale above 0, ``D ** -0.5`` by default.
         mask: bool ``[B, H, Sq, Sk]``, True for the keys that a query attends to; all by default.
 
@@ -104,7 +106,8 @@ def quantized_attention_reference(
     scale = resolve_scale(query, scale)
     dtype, simulated = query.dtype, None
     if precision != "full":
-        simulated = simulate_quantization(query, key, value, precision)
+        keys_per_scale = DENSE_KEYS_PER_SCALE[precision] if mask is None else 1
+        simulated = simulate_quantization(query, key, value, precision, keys_per_scale)
         query, key, value = simulated.query, simulated.key, simulated.value
     keys, values = key.float().transpose(-1, -2), value.float()
     chunk = rows_per_chunk(key.shape[2])

@@ -10,16 +10,15 @@ import torch
 from dit_accel_kernels.contracts import (
     BlockMap,
     ContractError,
+    Skipped,
     check_attention,
     check_block_map,
     resolve_scale,
 )
-from dit_accel_kernels.cpu.sparse_attention import Skipped
 from dit_accel_kernels.cpu.sparse_attention import sparse_attention as sparse_attention_cpu
-from dit_accel_kernels.merge import merge_attention, merge_attention_reference
+from dit_accel_kernels.merge import merge_attention_reference
 from dit_accel_kernels.precision import Precision, check_precision
 from dit_accel_kernels.quantized_attention import quantized_attention_reference
-from dit_accel_kernels.skipped import attend_to_skipped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,26 +99,24 @@ def _run_on_gpu(
     return_lse: bool,
     skipped: Skipped | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Quantize the inputs if requested, run sparse attention in Triton, and merge it with stand-ins."""
+    """Quantize the inputs if requested, and run sparse attention in Triton."""
     from dit_accel_kernels.gpu.quantize import quantize
     from dit_accel_kernels.gpu.sparse_attention import sparse_attention as sparse_attention_gpu
 
-    needs_lse = return_lse or skipped is not None
     with torch.cuda.device_of(query):
         quantized = None
         if precision != "full":
             quantize_value = precision == "int8-fp8"
             quantized = quantize(
-                query, key, value, quantize_value=quantize_value, return_lse=needs_lse
+                query, key, value, quantize_value=quantize_value, return_lse=return_lse
             )
-        out, lse = sparse_attention_gpu(
-            query, key, value, block_map, scale=scale, return_lse=needs_lse, quantized=quantized
+        return sparse_attention_gpu(
+            *(query, key, value, block_map),
+            scale=scale,
+            return_lse=return_lse,
+            quantized=quantized,
+            skipped=skipped,
         )
-        if skipped is not None:
-            assert lse is not None
-            stand_ins = attend_to_skipped(query, key, value, block_map, scale, skipped)
-            out, lse = merge_attention(out, lse, *stand_ins)
-    return out, lse if return_lse else None
 
 
 def sparse_attention_reference(

@@ -108,6 +108,6 @@ def test_lists_for_a_few_heads_at_a_time_give_equal_bits(monkeypatch: pytest.Mon
     query, key, value = random_inputs(2, 3, 50, 50, 16)
     block_map = random_map(query, key, (2, 5), 0.5)
     expected = attend_sparse(query, key, value, block_map, scale=0.25)
-    monkeypatch.setattr(module, "MAX_LIST_BYTES", 1)
+    monkeypatch.setattr(module, "MAX_BYTES", 1)
     results = attend_sparse(query, key, value, block_map, scale=0.25)
     assert_close(results, expected, 0.0)

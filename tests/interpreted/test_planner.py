@@ -1,4 +1,4 @@
-"""Test k-means, grouping, key lists, query tiles, centroids and merging against eager code."""
+"""Test k-means, grouping, key lists, query tiles and merging against eager code."""
 
 import pytest
 import torch
@@ -8,13 +8,10 @@ from hypothesis import strategies as st
 from dit_accel_kernels import (
     BlockMap,
     group_by_label,
-    group_means,
     kmeans_assign,
     kmeans_update,
 )
-from dit_accel_kernels.gpu import centroid_attention as centroid_attention_gpu
 from dit_accel_kernels.gpu import grouping, kmeans, merge, planner
-from dit_accel_kernels.skipped import attend_to_skipped
 
 
 @given(st.integers(1, 700), st.integers(1, 9), st.integers(0, 99))
@@ -114,25 +111,3 @@ def test_merging_halves_equals_the_whole() -> None:
     results = merge.merge_attention(*attend(slice(0, 20)), *attend(slice(20, 40)))
     for result, expected in zip(results, attend(slice(0, 40)), strict=True):
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
-
-
-def test_attention_to_centroids_of_skipped_groups() -> None:
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(1, 130, 2, 40, generator=generator).transpose(1, 2) for _ in range(3)
-    )
-    query_labels, key_labels = (
-        torch.randint(0, groups, (1, 2, 130), generator=generator) for groups in (3, 40)
-    )
-    # Key group 7 is empty, and query group 1 skips nothing.
-    key_labels[key_labels == 7] = 8
-    selected = torch.rand(1, 2, 3, 40, generator=generator) < 0.5
-    selected[:, :, 1] = True
-    groups = group_by_label(key_labels, 40)
-    block_map = BlockMap(selected, *group_by_label(query_labels, 3), *groups)
-    centroids = (group_means(key, *groups), group_means(value, *groups))
-    results = centroid_attention_gpu.centroid_attention(query, *centroids, block_map, scale=0.2)
-    references = attend_to_skipped(query, key, value, block_map, 0.2, "centroid")
-    for result, expected in zip(results, references, strict=True):
-        torch.testing.assert_close(result, expected, rtol=0, atol=1e-4)
-    assert (results[1][query_labels == 1] == -torch.inf).all()

@@ -10,13 +10,21 @@ from torch import Tensor
 
 from dit_accel_kernels import (
     BlockMap,
+    Precision,
     group_by_label,
     quantized_attention_reference,
     sparse_attention_reference,
 )
 from dit_accel_kernels.gpu.dense_attention import dense_attention
 from dit_accel_kernels.gpu.launch import Launch
-from dit_accel_kernels.gpu.quantize import Quantized, quantize, quantize_e4m3, quantize_int8
+from dit_accel_kernels.gpu.quantize import (
+    VALUE_MULTIPLE,
+    Quantized,
+    quantize,
+    quantize_dense,
+    quantize_e4m3,
+    quantize_int8,
+)
 from dit_accel_kernels.gpu.sparse_attention import sparse_attention
 from dit_accel_kernels.precision import rotate, round_int8
 
@@ -33,7 +41,7 @@ def measure_errors(out: Tensor, exact: Tensor) -> tuple[float, float]:
     return float(cosine), float((out - exact).abs().sum() / exact.abs().sum())
 
 
-def quantize_inputs(query: Tensor, key: Tensor, value: Tensor, precision: str) -> Quantized:
+def quantize_inputs(query: Tensor, key: Tensor, value: Tensor, precision: Precision) -> Quantized:
     return quantize(query, key, value, quantize_value=precision == "int8-fp8", return_lse=True)
 
 
@@ -41,7 +49,7 @@ def quantize_inputs(query: Tensor, key: Tensor, value: Tensor, precision: str) -
 @pytest.mark.parametrize("kind", ["normal", "biased keys", "clustered"])
 def test_dense_error_is_within_bounds(kind: str, precision: str) -> None:
     query, key, value = precision_inputs(kind, TOKENS, HEAD_DIM)
-    quantized = quantize_inputs(query, key, value, precision)
+    quantized = quantize_dense(query, key, value, precision, return_lse=True)
     out, lse = dense_attention(
         query, key, value, scale=0.125, return_lse=True, quantized=quantized, launch=LAUNCH
     )
@@ -67,13 +75,16 @@ def test_values_have_one_scale_per_channel(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_dense_equals_simulation(precision: str) -> None:
-    query, key, value = precision_inputs("biased keys", TOKENS, HEAD_DIM)
-    quantized = quantize_inputs(query, key, value, precision)
+@pytest.mark.parametrize(("tokens", "head_dim"), [(TOKENS, HEAD_DIM), (333, 40)], ids=str)
+def test_dense_equals_simulation(tokens: int, head_dim: int, precision: str) -> None:
+    query, key, value = precision_inputs("biased keys", tokens, head_dim)
+    quantized = quantize_dense(query, key, value, precision, return_lse=True)
     out, lse = dense_attention(
         query, key, value, scale=0.125, return_lse=True, quantized=quantized, launch=LAUNCH
     )
-    expected, expected_lse = quantized_attention_reference(query, key, value, precision=precision)
+    expected, expected_lse = quantized_attention_reference(
+        query, key, value, precision=precision, scale=0.125
+    )
     # The kernel scales weights by the largest score so far, the simulation by the row's largest.
     tolerance = 2e-5 if precision == "int8" else 2e-2
     torch.testing.assert_close(out, expected, rtol=0, atol=tolerance)
@@ -116,3 +127,35 @@ def test_int8_rounding_leaves_inputs_unchanged(dtype: torch.dtype, head_dim: int
     expected = round_int8(rotate(x.float() - mean[:, :, None]))
     torch.testing.assert_close(values * scale[..., None], expected, rtol=0, atol=1e-5)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("tokens", [1, 128, 300], ids=lambda n: f"{n} tokens")
+def test_runs_of_keys_share_a_scale(tokens: int) -> None:
+    x = torch.randn(2, 3, tokens, 48, generator=torch.Generator().manual_seed(1))
+    x[0, 0, -1] = 0
+    values, scale = quantize_int8(x, x.mean(2), tokens_per_scale=128)
+    assert scale.shape == (2, 3, -(-tokens // 128))
+    smoothed = rotate(x - x.mean(2, keepdim=True))
+    for run, part in enumerate(smoothed.split(128, 2)):
+        largest = part.abs().amax((2, 3)).clamp(min=127e-12)
+        torch.testing.assert_close(127 * scale[..., run], largest, rtol=1e-5, atol=0)
+        restored = values[:, :, 128 * run : 128 * (run + 1)] * scale[..., run, None, None]
+        assert ((restored - part).abs() <= 0.5001 * scale[..., run, None, None]).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 128, 300], ids=lambda n: f"{n} tokens")
+def test_transposed_values_are_padded_with_zeros(tokens: int) -> None:
+    value = torch.randn(2, 3, tokens, 40, generator=torch.Generator().manual_seed(2))
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills new tensors with NaN
+    try:
+        values, *others = quantize_e4m3(value, transposed=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    plain, *expected = quantize_e4m3(value)
+    assert torch.equal(values.float(), plain.float())
+    assert all(torch.equal(a, b) for a, b in zip(others, expected, strict=True))
+    padded = values.stride(3)
+    assert padded % VALUE_MULTIPLE == 0
+    assert values.stride(2) == 1
+    rows = values.as_strided((2, 3, 40, padded), (120 * padded, 40 * padded, padded, 1)).float()
+    assert (rows[..., tokens:] == 0).all()

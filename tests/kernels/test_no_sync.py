@@ -32,7 +32,6 @@ from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.runtime.guard import GuardMonitor
 from dit_accel_kernels.gpu import (
-    centroid_attention,
     dense_attention,
     grouping,
     kmeans,
@@ -41,11 +40,11 @@ from dit_accel_kernels.gpu import (
     planner,
     quantize,
     sparse_attention,
+    stand_ins,
 )
 from dit_accel_pipelines import TokenLayout
 
 MODULES = (
-    centroid_attention,
     dense_attention,
     grouping,
     kmeans,
@@ -53,6 +52,7 @@ MODULES = (
     planner,
     quantize,
     sparse_attention,
+    stand_ins,
 )
 
 
@@ -76,7 +76,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> dict[str, LaunchRecorder]:
             if name.startswith("_") and name.endswith("_kernel"):
                 recorders[name] = LaunchRecorder()
                 monkeypatch.setattr(module, name, recorders[name])
-    for module in (launch, dense_attention, sparse_attention):
+    for module in (launch, dense_attention, kmeans, sparse_attention):
         monkeypatch.setattr(module, "compute_capability", lambda _: 90)
     monkeypatch.setattr("torch.cuda.device_of", contextlib.nullcontext)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _=None: (9, 0))
@@ -123,9 +123,9 @@ def test_svg2_does_not_wait(launches, precision: str) -> None:
 @pytest.mark.parametrize("skipped", ["expansion", "centroid"])
 def test_svg_ear_does_not_wait(launches, selection: str, budget: str, skipped: str) -> None:
     attend_twice("int8-fp8", SVGEar(selection=selection, budget=budget, skipped=skipped))
-    for op in ("sparse_attention_fwd", "merge_attention"):
-        assert launches[f"_{op}_kernel"].grids
-    assert bool(launches["_centroid_attention_fwd_kernel"].grids) == (skipped == "centroid")
+    assert launches["_sparse_attention_fwd_kernel"].grids
+    assert bool(launches["_expand_groups_kernel"].grids) == (skipped == "expansion")
+    assert not launches["_merge_attention_kernel"].grids
 
 
 def test_a_density_for_each_head_does_not_wait(launches) -> None:

@@ -1,7 +1,5 @@
 """Compare sparse attention with stand-ins of skipped groups with the formula, pair by pair."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -16,8 +14,6 @@ from dit_accel_kernels import (
     sparse_attention,
     sparse_attention_reference,
 )
-from dit_accel_kernels.merge import merge_attention
-from dit_accel_kernels.skipped import Pieces, attend_to_skipped
 
 __all__ = ["both_kernels"]  # a fixture of all tests here
 
@@ -74,28 +70,6 @@ def test_it_is_the_formula(tokens: int, share: float, skipped: Skipped) -> None:
         results = attend(query, key, value, block_map, scale=0.3, skipped=skipped)
         for result, exact in zip(results, expected, strict=True):
             np.testing.assert_allclose(result.numpy(), exact, rtol=2e-5, atol=4e-6)
-
-
-@BOTH
-def test_two_passes_agree_with_the_formula(
-    monkeypatch: pytest.MonkeyPatch, skipped: Skipped
-) -> None:
-    query, key, value, block_map = skipping_case(200)
-    expected = reference(query, key, value, block_map, 0.3, skipped)
-    for limit in (1 << 26, 1):  # all heads at once, and one by one
-        monkeypatch.setattr("dit_accel_kernels.skipped.MAX_SCORES", limit)
-        exact = sparse_attention(query, key, value, block_map, scale=0.3)
-        stand_ins = attend_to_skipped(query, key, value, block_map, 0.3, skipped)
-        for result, one in zip(merge_attention(*exact, *stand_ins), expected, strict=True):
-            np.testing.assert_allclose(result.numpy(), one, rtol=2e-5, atol=4e-6)
-
-
-@BOTH
-def test_a_query_that_skips_nothing_gets_nothing(skipped: Skipped) -> None:
-    query, key, value, block_map = skipping_case(61, share=1.0)
-    out, lse = attend_to_skipped(query, key, value, block_map, 0.3, skipped)
-    assert not out.any()
-    assert (lse == -math.inf).all()
 
 
 @BOTH
@@ -181,16 +155,3 @@ def test_workers_share_the_modes_of_the_caller(mode: type) -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize("tokens", [1, 61, 500])
-def test_pieces_hold_every_token_once(tokens: int) -> None:
-    _, _, _, block_map = skipping_case(tokens)
-    pieces = Pieces.cut(block_map.key_order, block_map.key_offsets)
-    for at in np.ndindex(2, 3):
-        used = pieces.mask[at].any(-1)
-        for piece, group in zip(pieces.tokens[at][used], pieces.group[at][used], strict=True):
-            allowed = members(block_map.key_order[at], block_map.key_offsets[at], int(group))
-            assert set(piece.tolist()) & set(allowed)
-        held = pieces.tokens[at][pieces.mask[at]]
-        assert sorted(held.tolist()) == list(range(tokens))

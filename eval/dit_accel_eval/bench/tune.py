@@ -26,7 +26,7 @@ from dit_accel_eval.bench.measure import median_seconds
 from dit_accel_kernels import ContractError, Precision, check_precision
 from dit_accel_kernels.gpu.dense_attention import dense_attention
 from dit_accel_kernels.gpu.launch import Launch, compute_capability
-from dit_accel_kernels.gpu.quantize import Quantized, quantize
+from dit_accel_kernels.gpu.quantize import Quantized, quantize, quantize_dense
 from dit_accel_kernels.gpu.sparse_attention import sparse_attention
 
 HEADS, TOKENS, DENSITY, SIGMA = 8, 16_384, 0.25, 0.5
@@ -64,18 +64,22 @@ def tune_launches(
 ) -> Iterator[tuple[str, Launch]]:
     """Yield entries of the table: ``KIND QUERY_BYTES VALUE_BYTES HEAD_DIM`` and the fastest tile shape."""
     query, key, value = (x.transpose(1, 2) for x in make_inputs(shape, torch.bfloat16, device))
-    operands = Quantized(query, key, value)
+    operands = dense_operands = Quantized(query, key, value)
     if precision != "full":
-        operands = quantize(
-            query, key, value, quantize_value=precision == "int8-fp8", return_lse=False
-        )
+        is_fp8 = precision == "int8-fp8"
+        operands = quantize(query, key, value, quantize_value=is_fp8, return_lse=False)
+        dense_operands = quantize_dense(query, key, value, precision, return_lse=False)
     scale = shape.head_dim**-0.5
     sizes = f"{operands.query.element_size()} {operands.value.element_size()} {shape.head_dim}"
     block_map = draw_block_map(shape, SVG2().clusters(shape.tokens), DENSITY, SIGMA, device)
 
     def attend_dense(launch: Launch) -> Tensor:
         out, _ = dense_attention(
-            query, key, value, scale=scale, return_lse=False, quantized=operands, launch=launch
+            *(query, key, value),
+            scale=scale,
+            return_lse=False,
+            quantized=dense_operands,
+            launch=launch,
         )
         return out
 

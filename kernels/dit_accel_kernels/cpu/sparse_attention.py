@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -15,9 +15,8 @@ from dit_accel_kernels.precision import Precision, round_weights_e4m3, simulate_
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dit_accel_kernels.contracts import BlockMap
+    from dit_accel_kernels.contracts import BlockMap, Skipped
 
-Skipped = Literal["centroid", "expansion"]
 # Largest logit of a key above the logit of its group's mean that exp() still takes.
 MAX_EXCESS = 60.0
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# log2(448). Weights are scaled by 448, the largest e4m3 value, and the row sum carries this factor.
-E4M3_SHIFT = tl.constexpr(8.807354922057604)
+# Weights are scaled by 448, the largest e4m3 value, and the row sum carries this factor.
+E4M3_LARGEST = tl.constexpr(448.0)
+E4M3_SHIFT = tl.constexpr(8.807354922057604)  # log2(448)
+# The largest exponent of a row without keys. It is finite, so a tile without keys gives weights of 0.
+NO_KEY = tl.constexpr(-1e30)
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -91,16 +94,29 @@ def online_softmax_step(
 
 
 @triton.jit
-def online_softmax_end(acc, m_i, l_i, PV_FP8: tl.constexpr):
+def restore_values(acc, l_i, v_scale, v_mean):
+    """Undo the scales of e4m3 weights and values, and add the mean of the values.
+
+    Args:
+        acc: float32 ``[M, D]``.
+        l_i: float32 ``[M]``.
+        v_scale, v_mean: float32 ``[D]``.
+
+    Returns:
+        acc and l_i as plain weights and values would give them.
+    """
+    l_i = l_i * (1.0 / E4M3_LARGEST)
+    acc = acc * (v_scale * (1.0 / E4M3_LARGEST))[None, :] + l_i[:, None] * v_mean[None, :]
+    return acc, l_i
+
+
+@triton.jit
+def online_softmax_end(acc, m_i, l_i):
     """Return the normalised output and the natural-log log-sum-exp.
 
     A row without any key gets 0 and -inf.
     """
     has_key = l_i > 0
-    out = acc / tl.where(has_key, l_i, 1.0)[:, None]
-    log2_sum = tl.log2(tl.where(has_key, l_i, 1.0))
-    if PV_FP8:
-        log2_sum -= E4M3_SHIFT
-    m_i = tl.where(has_key, m_i, 0.0)
-    lse = tl.where(has_key, (m_i + log2_sum) * LN2, float("-inf"))
-    return out, lse
+    divisor = tl.where(has_key, l_i, 1.0)
+    lse = tl.where(has_key, (m_i + tl.log2(divisor)) * LN2, float("-inf"))
+    return acc / divisor[:, None], lse

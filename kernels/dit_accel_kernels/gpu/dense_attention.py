@@ -10,10 +10,12 @@ import triton.language as tl
 
 from dit_accel_kernels.gpu.arithmetic import (
     LOG2E,
+    NO_KEY,
     dot,
     load_rows,
     online_softmax_end,
     online_softmax_step,
+    restore_values,
 )
 from dit_accel_kernels.gpu.launch import (
     Launch,
@@ -24,7 +26,7 @@ from dit_accel_kernels.gpu.launch import (
     pad_to_power_of_two,
     select_launch,
 )
-from dit_accel_kernels.gpu.quantize import Quantized
+from dit_accel_kernels.gpu.quantize import VALUE_MULTIPLE, Quantized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,8 +63,8 @@ def _attend_to_tile(
     k_idx = offs_n.to(tl.int64) if WIDE else offs_n
     k = load_rows(k_ptr, k_idx * stride_ks, mask_n, HEAD_DIM, BLOCK_D, MASKED)
     if PV_FP8:
-        # The matrix unit wants 8-bit values transposed. They are padded with zeros to whole tiles, so
-        # no mask over keys is needed.
+        # The matrix unit wants 8-bit values transposed. `quantize` stores them so and pads them
+        # with zeros to whole tiles, so no mask over keys is needed.
         offs_d = tl.arange(0, BLOCK_D).to(tl.int64) if WIDE else tl.arange(0, BLOCK_D)
         v_ptrs = v_ptr + (offs_d[:, None] * stride_vd + k_idx[None, :])
         if HEAD_DIM < BLOCK_D:
@@ -85,12 +87,12 @@ def _attend_to_tile(
     return online_softmax_step(qk, qk_scale, v, acc, m_i, l_i, PV_FP8, SIMULATE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("q_len", "k_len"))
 def _dense_attention_fwd_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
-    out_ptr,  # [BH, Sq, D]
+    out_ptr,
     lse_ptr,  # float32 [BH, Sq]
     q_scale_ptr,  # float32 [BH, Sq]
     k_scale_ptr,  # float32 [BH, Sk], or one for KEYS_PER_SCALE keys, or [BH] if that is 0
@@ -106,6 +108,9 @@ def _dense_attention_fwd_kernel(
     stride_vh,
     stride_vs,
     stride_vd,
+    stride_ob,
+    stride_oh,
+    stride_os,
     stride_q_scale,
     stride_k_scale,
     num_heads,
@@ -144,7 +149,7 @@ def _dense_attention_fwd_kernel(
         if KEYS_PER_SCALE == 0:
             qk_scale *= tl.load(k_scale_ptr)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    m_i = tl.full([BLOCK_M], NO_KEY, tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
     if TAIL_MASK:
         # Only the last tile needs a mask.
@@ -168,33 +173,18 @@ def _dense_attention_fwd_kernel(
                 k_len, acc, m_i, l_i, HEAD_DIM, BLOCK_D, BLOCK_N, QK_INT8, PV_FP8, KEYS_PER_SCALE,
                 True, WIDE, SIMULATE,
             )  # fmt: skip
-    out, lse = online_softmax_end(acc, m_i, l_i, PV_FP8)
     if PV_FP8:
-        out = out * tl.load(v_scale_ptr + pid_bh * HEAD_DIM + offs_d, mask_d, 0.0)[None, :]
-        out += tl.load(v_mean_ptr + pid_bh * HEAD_DIM + offs_d, mask_d, 0.0)[None, :]
+        v_scale = tl.load(v_scale_ptr + pid_bh * HEAD_DIM + offs_d, mask_d, 0.0)
+        v_mean = tl.load(v_mean_ptr + pid_bh * HEAD_DIM + offs_d, mask_d, 0.0)
+        acc, l_i = restore_values(acc, l_i, v_scale, v_mean)
+    out, lse = online_softmax_end(acc, m_i, l_i)
     tl.store(
-        out_ptr + (pid_bh * q_len + q_idx)[:, None] * HEAD_DIM + offs_d,
+        out_ptr + pid_b * stride_ob + pid_h * stride_oh + q_idx[:, None] * stride_os + offs_d,
         out.to(out_ptr.dtype.element_ty),
         mask_md,
     )
     if HAS_LSE:
         tl.store(lse_ptr + pid_bh * q_len + offs_m, lse, mask_m)
-
-
-def transpose_padded(value: Tensor, block_n: int) -> Tensor:
-    """Transpose values to ``[B, H, D, S']``, S padded with zeros to whole tiles.
-
-    Rows then begin at multiples of 16 bytes, which load in wide steps.
-
-    Args:
-        value: ``[B, H, S, D]``.
-        block_n: keys of a tile.
-    """
-    batch, heads, seq_len, head_dim = value.shape
-    padded_len = triton.cdiv(seq_len, block_n) * block_n
-    out = torch.zeros(batch, heads, head_dim, padded_len, dtype=value.dtype, device=value.device)
-    out[..., :seq_len] = value.transpose(2, 3)
-    return out
 
 
 def dense_attention(
@@ -213,16 +203,18 @@ def dense_attention(
         query, key, value: ``[B, H, S, D]``.
         scale: softmax scale, above 0.
         return_lse: return the log-sum-exp instead of None.
-        quantized: quantized inputs that replace the tensors in the products.
+        quantized: quantized inputs that replace the tensors in the products, with transposed values.
         launch: tile shape, from the static table by default.
 
     Returns:
-        out ``[B, H, Sq, D]`` in the query's dtype; log-sum-exp float32 ``[B, H, Sq]``.
+        out ``[B, H, Sq, D]`` in the query's dtype, stored as ``[B, Sq, H, D]``; log-sum-exp float32
+        ``[B, H, Sq]``.
     """
     inputs = quantized or Quantized(query, key, value)
     dtypes = inputs.query.dtype, inputs.value.dtype
     launch = launch or select_launch("dense", *dtypes, query.shape[-1], compute_capability(query))
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    batch, heads, q_len, head_dim = query.shape
+    out = query.new_empty(batch, q_len, heads, head_dim).transpose(1, 2)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32) if return_lse else None
     _launch_dense(inputs, out, lse, scale, launch)
     if lse is not None and inputs.lse_shift is not None:
@@ -234,11 +226,12 @@ def _launch_dense(
     inputs: Quantized, out: Tensor, lse: Tensor | None, scale: float, launch: Launch
 ) -> None:
     """Fill out ``[B, H, Sq, D]`` and lse ``[B, H, Sq]`` with the attention of the inputs."""
-    q, k, v = (make_last_contiguous(x) for x in (inputs.query, inputs.key, inputs.value))
+    q, k = make_last_contiguous(inputs.query), make_last_contiguous(inputs.key)
     batch, heads, q_len, head_dim = q.shape
-    is_fp8 = v.dtype == torch.float8_e4m3fn
-    if is_fp8:
-        v = transpose_padded(v, launch.block_n)
+    is_fp8 = inputs.value.dtype == torch.float8_e4m3fn
+    v = inputs.value if is_fp8 else make_last_contiguous(inputs.value)
+    # Rows of transposed values are padded to whole tiles.
+    assert not is_fp8 or (v.stride(2) == 1 and VALUE_MULTIPLE % launch.block_n == 0)
     _dense_attention_fwd_kernel[(triton.cdiv(q_len, launch.block_m), batch * heads)](
         q,
         k,
@@ -252,8 +245,9 @@ def _launch_dense(
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:2],
-        1 if is_fp8 else v.stride(2),
-        v.stride(2) if is_fp8 else 1,
+        v.stride(2),
+        v.stride(3),
+        *out.stride()[:3],
         0 if inputs.query_scale is None else inputs.query_scale.stride(1),
         0 if inputs.key_scale is None else inputs.key_scale.stride(1),
         heads,

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 CHUNK = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("seq_len", "num_groups", "num_chunks"))
 def _count_labels_kernel(
     labels_ptr,  # integer [BH, S]
     ranks_ptr,  # int32 [BH, S]
-    counts_ptr,  # int32 [BH, G, num_chunks]
+    counts_ptr,  # int32 [BH, num_chunks, G]
     seq_len,
     num_groups,
     num_chunks,
@@ -37,15 +37,16 @@ def _count_labels_kernel(
     rank = tl.sum((same & (lane[None, :] < lane[:, None])).to(tl.int32), 1)
     count = tl.sum(same.to(tl.int32), 1)
     tl.store(ranks_ptr + pid_bh * seq_len + offs_s, rank, mask_s)
-    target = counts_ptr + (pid_bh * num_groups + label) * num_chunks + pid_s
+    target = counts_ptr + (pid_bh * num_chunks + pid_s) * num_groups + label
     tl.store(target, count, mask_s & (rank == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("seq_len", "num_groups", "num_chunks"))
 def _scatter_tokens_kernel(
     labels_ptr,  # integer [BH, S]
     ranks_ptr,  # int32 [BH, S]
-    starts_ptr,  # int32 [BH, G, num_chunks]
+    before_ptr,  # int32 [BH, num_chunks, G], tokens of a label in earlier chunks
+    offsets_ptr,  # int64 [BH, G + 1]
     order_ptr,  # int64 [BH, S]
     seq_len,
     num_groups,
@@ -58,7 +59,8 @@ def _scatter_tokens_kernel(
     offs_s = pid_s * CHUNK + tl.arange(0, CHUNK)
     mask_s = offs_s < seq_len
     label = tl.load(labels_ptr + pid_bh * seq_len + offs_s, mask_s, 0)
-    start = tl.load(starts_ptr + (pid_bh * num_groups + label) * num_chunks + pid_s, mask_s, 0)
+    start = tl.load(offsets_ptr + pid_bh * (num_groups + 1) + label, mask_s, 0)
+    start += tl.load(before_ptr + (pid_bh * num_chunks + pid_s) * num_groups + label, mask_s, 0)
     position = start + tl.load(ranks_ptr + pid_bh * seq_len + offs_s, mask_s, 0)
     tl.store(order_ptr + pid_bh * seq_len + position, offs_s.to(tl.int64), mask_s)
 
@@ -77,12 +79,13 @@ def group_by_label(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     batch, heads, seq_len = labels.shape
     num_chunks = triton.cdiv(seq_len, CHUNK)
     ranks = torch.empty(labels.shape, dtype=torch.int32, device=labels.device)
-    counts = torch.zeros(batch, heads, count * num_chunks, dtype=torch.int32, device=labels.device)
+    counts = torch.zeros(batch, heads, num_chunks, count, dtype=torch.int32, device=labels.device)
     order = torch.empty(labels.shape, dtype=torch.int64, device=labels.device)
     grid, sizes = (num_chunks, batch * heads), (seq_len, count, num_chunks)
     _count_labels_kernel[grid](labels, ranks, counts, *sizes, CHUNK=CHUNK)
-    ends = counts.cumsum(-1, dtype=torch.int32)
-    _scatter_tokens_kernel[grid](labels, ranks, ends - counts, order, *sizes, CHUNK=CHUNK)
+    # A scan over chunks runs in parallel over groups.
+    ends = counts.cumsum(2, dtype=torch.int32)
     offsets = torch.zeros(batch, heads, count + 1, dtype=torch.int64, device=labels.device)
-    offsets[..., 1:] = ends[..., num_chunks - 1 :: num_chunks]
+    torch.cumsum(ends[:, :, -1], -1, out=offsets[..., 1:])
+    _scatter_tokens_kernel[grid](labels, ranks, ends - counts, offsets, order, *sizes, CHUNK=CHUNK)
     return order, offsets

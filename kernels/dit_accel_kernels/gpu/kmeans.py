@@ -12,9 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from dit_accel_kernels.gpu.arithmetic import dot
+from dit_accel_kernels.gpu.arithmetic import dot, load_rows
 from dit_accel_kernels.gpu.launch import (
     Launch,
+    compute_capability,
     is_interpreted,
     make_last_contiguous,
     pad_to_power_of_two,
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("seq_len",))
 def _kmeans_assign_kernel(
     x_ptr,
-    centroids_ptr,  # [BH, K, D], the tokens' dtype
-    half_norm_ptr,  # float32 [BH, K]
+    centroids_ptr,  # [BH, padded K, D], the tokens' dtype
+    half_norm_ptr,  # float32 [BH, padded K], inf for padding
     labels_ptr,  # int64 [BH, S]
     stride_xb,
     stride_xh,
     stride_xs,
+    padded_clusters,
     num_heads,
     seq_len,
-    num_clusters,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -61,19 +62,13 @@ def _kmeans_assign_kernel(
     else:
         best = tl.full([BLOCK_S], float("-inf"), tl.float32)
         label = tl.zeros([BLOCK_S], tl.int32)
-    for start_k in tl.range(0, num_clusters, BLOCK_K):
+    centroids_ptr += pid_bh * padded_clusters * HEAD_DIM
+    half_norm_ptr += pid_bh * padded_clusters
+    for start_k in tl.range(0, padded_clusters, BLOCK_K):
         offs_k = start_k + tl.arange(0, BLOCK_K)
-        mask_k = offs_k < num_clusters
-        centroids = tl.load(
-            centroids_ptr + (pid_bh * num_clusters + offs_k)[:, None] * HEAD_DIM + offs_d,
-            mask_k[:, None] & mask_d[None, :],
-            0,
-        )
+        centroids = load_rows(centroids_ptr, offs_k * HEAD_DIM, None, HEAD_DIM, BLOCK_D, False)
         # The largest x . c - |c|^2 / 2 belongs to the nearest centroid.
-        score = dot(x, tl.trans(centroids), SIMULATE)
-        score -= tl.load(half_norm_ptr + pid_bh * num_clusters + offs_k, mask_k, float("inf"))[
-            None, :
-        ]
+        score = dot(x, tl.trans(centroids), SIMULATE) - tl.load(half_norm_ptr + offs_k)[None, :]
         if LANE_ARGMAX:
             label = tl.where(score > best, start_k, label)
             best = tl.maximum(best, score)
@@ -85,15 +80,17 @@ def _kmeans_assign_kernel(
         is_best = best == tl.max(best, 1)[:, None]
         label += tl.arange(0, BLOCK_K)[None, :]
         # The first of equally near centroids.
-        label = tl.min(tl.where(is_best, label, num_clusters - 1), 1)
+        label = tl.min(tl.where(is_best, label, padded_clusters), 1)
     tl.store(labels_ptr + pid_bh * seq_len + offs_s, label.to(tl.int64), mask_s)
 
 
-def select_assign_launch(dtype: torch.dtype, block_d: int) -> Launch:
+def select_assign_launch(dtype: torch.dtype, block_d: int, arch: int) -> Launch:
     """Return the tile shape of an assignment, in tokens and centroids; it fits 99 KB of shared memory."""
     if block_d > 128:
         return Launch(64, 32, 4, 2) if dtype.itemsize == 2 else Launch(32, 16, 4, 2)
     if dtype.itemsize == 2:
+        if block_d == 128 and arch // 10 in (9, 10):
+            return Launch(128, 128, 8, 2)
         return Launch(128, 64, 8 if block_d == 128 else 4, 3)
     return Launch(64, 64 if block_d == 64 else 32, 4, 2)
 
@@ -116,21 +113,24 @@ def kmeans_assign(
     """
     tokens = make_last_contiguous(tokens)
     batch, heads, seq_len, head_dim = tokens.shape
-    num_clusters = centroids.shape[2]
-    rounded = centroids.to(tokens.dtype).contiguous()
-    half_norm = 0.5 * rounded.float().square().sum(-1)  # [B, H, K]
     labels = torch.empty(batch, heads, seq_len, dtype=torch.int64, device=tokens.device)
     block_d = pad_to_power_of_two(head_dim)
-    launch = launch or select_assign_launch(tokens.dtype, block_d)
+    launch = launch or select_assign_launch(tokens.dtype, block_d, compute_capability(tokens))
+    padding = -centroids.shape[2] % launch.block_n
+    rounded = centroids.to(tokens.dtype)
+    half_norm = 0.5 * rounded.float().square().sum(-1)  # [B, H, K]
+    # Padding is at infinity, so no token is nearest to it.
+    half_norm = torch.nn.functional.pad(half_norm, (0, padding), value=torch.inf)
+    rounded = torch.nn.functional.pad(rounded, (0, 0, 0, padding)).contiguous()
     _kmeans_assign_kernel[(triton.cdiv(seq_len, launch.block_m), batch * heads)](
         tokens,
         rounded,
         half_norm,
         labels,
         *tokens.stride()[:3],
+        rounded.shape[2],
         heads,
         seq_len,
-        num_clusters,
         HEAD_DIM=head_dim,
         BLOCK_D=block_d,
         BLOCK_S=launch.block_m,
@@ -143,7 +143,7 @@ def kmeans_assign(
     return labels
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("seq_len", "num_clusters"))
 def _kmeans_update_kernel(
     x_ptr,
     order_ptr,  # int64 [BH, S]

@@ -54,7 +54,7 @@ WARPGROUP: dict[tuple[str, int, int, int], Launch] = {
     ("dense", 1, 2, 64): Launch(128, 64, 8, 3),
     ("dense", 1, 2, 128): Launch(128, 64, 8, 3),
     ("dense", 1, 1, 64): Launch(128, 64, 8, 3),
-    ("dense", 1, 1, 128): Launch(128, 64, 8, 3),
+    ("dense", 1, 1, 128): Launch(128, 128, 8, 3),
     ("sparse", 4, 4, 64): Launch(32, 16, 8, 2),
     ("sparse", 4, 4, 128): Launch(16, 16, 8, 2),
     ("sparse", 2, 2, 64): Launch(128, 64, 4, 3),
@@ -100,6 +100,10 @@ WARP: dict[tuple[str, int, int, int], Launch] = WARPGROUP | {
 PADDED_WARPGROUP = {("dense", 2, 2, 128): Launch(128, 64, 8, 3, tail_mask=False)}
 PADDED_WARP = {("dense", 2, 2, 128): Launch(128, 32, 8, 3, tail_mask=False)}
 
+# Sparse tiles of a kernel that also attends to stand-ins, whose loop takes more registers. Keys are as above.
+STAND_INS_WARPGROUP = {("sparse", 1, 2, 128): Launch(128, 64, 8, 3)}
+STAND_INS_WARP = {("small", 2, 2, 128): Launch(64, 32, 4, 3, tail_mask=False)}
+
 
 def select_untuned_launch(kind: Kind, value_bytes: int, width: int) -> Launch:
     """Return a tile shape that fits any architecture, for types and widths without an entry."""
@@ -126,7 +130,13 @@ MEASURED = read_measured(Path(__file__).with_name("launch.json"))
 
 
 def select_launch(
-    kind: Kind, query: torch.dtype, value: torch.dtype, head_dim: int, arch: int
+    kind: Kind,
+    query: torch.dtype,
+    value: torch.dtype,
+    head_dim: int,
+    arch: int,
+    *,
+    stand_ins: bool = False,
 ) -> Launch:
     """Return the tile shape of a kernel.
 
@@ -135,14 +145,18 @@ def select_launch(
         query, value: dtypes that are multiplied.
         head_dim: channels of a head.
         arch: compute capability as `compute_capability` returns it, such as 90.
+        stand_ins: a sparse kernel also attends to stand-ins.
     """
     width = max(64, pad_to_power_of_two(head_dim))
     key = (kind, query.itemsize, value.itemsize, width)
     has_warpgroups = arch // 10 in (9, 10)
-    padded = PADDED_WARPGROUP if has_warpgroups else PADDED_WARP
+    special: dict[tuple[str, int, int, int], Launch] = {}
+    if stand_ins:
+        special |= STAND_INS_WARPGROUP if has_warpgroups else STAND_INS_WARP
+    if head_dim < width:
+        special |= PADDED_WARPGROUP if has_warpgroups else PADDED_WARP
     table = WARPGROUP if has_warpgroups else WARP
-    special = padded.get(key) if head_dim < width else None
-    entry = special or MEASURED.get((arch, *key)) or table.get(key)
+    entry = special.get(key) or MEASURED.get((arch, *key)) or table.get(key)
     return entry or select_untuned_launch(kind, value.itemsize, width)
 
 

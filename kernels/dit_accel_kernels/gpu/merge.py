@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 BLOCK_M = 32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_rows",))
 def _merge_attention_kernel(
     first_ptr,  # [R, D]
     first_lse_ptr,  # float32 [R]

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 BLOCK_S = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("k_len", "num_q_groups", "num_k_groups"))
 def _key_lists_kernel(
     selected_ptr,  # bool [BH, Gq, Gk]
     packed_start_ptr,  # int32 [BH, Gq, Gk], where a key group begins in its list
     k_labels_ptr,  # int32 [BH, Sk], group of the token at each position of the order
     k_offsets_ptr,  # int64 [BH, Gk + 1]
     k_order_ptr,  # int64 [BH, Sk]
-    k_list_ptr,  # int32 [BH, Gq, Sk]
+    k_list_ptr,  # int32 [BH, Gq, stride_list]
+    stride_list,
     k_len,
     num_q_groups,
     num_k_groups,
@@ -50,7 +51,7 @@ def _key_lists_kernel(
     packed_start = tl.load(packed_start_ptr + list_idx * num_k_groups + k_group, mask_selected, 0)
     position = packed_start + (offs_s - group_start)
     k_idx = tl.load(k_order_ptr + pid_bh * k_len + offs_s, mask_selected, 0)
-    tl.store(k_list_ptr + list_idx * k_len + position, k_idx.to(tl.int32), mask_selected)
+    tl.store(k_list_ptr + list_idx * stride_list + position, k_idx.to(tl.int32), mask_selected)
 
 
 def build_key_lists(block_map: BlockMap) -> tuple[Tensor, Tensor]:
@@ -60,7 +61,7 @@ def build_key_lists(block_map: BlockMap) -> tuple[Tensor, Tensor]:
         block_map: map of some heads, as `slice_heads` returns it.
 
     Returns:
-        lists int32 ``[B, H, Gq, Sk]``, of which only the first ``count`` entries of a row are
+        lists int32 ``[B, H, Gq, N]`` with N at least Sk, of which only the first ``count`` entries of a row are
         written, and counts int32 ``[B, H, Gq]``.
     """
     batch, heads, num_q_groups, num_k_groups = block_map.selected.shape
@@ -69,7 +70,8 @@ def build_key_lists(block_map: BlockMap) -> tuple[Tensor, Tensor]:
     selected_sizes = (block_map.selected * group_sizes).to(torch.int32)
     packed_ends = selected_sizes.cumsum(-1, dtype=torch.int32)  # [B, H, Gq, Gk]
     k_labels = label_positions(block_map.key_offsets, k_len).to(torch.int32)
-    lists = selected_sizes.new_empty(batch, heads, num_q_groups, k_len)
+    # Rows begin at multiples of 256 bytes, which load in wide steps.
+    lists = selected_sizes.new_empty(batch, heads, num_q_groups, triton.cdiv(k_len, 64) * 64)
     _key_lists_kernel[(triton.cdiv(k_len, BLOCK_S), num_q_groups, batch * heads)](
         block_map.selected,
         packed_ends - selected_sizes,
@@ -77,6 +79,7 @@ def build_key_lists(block_map: BlockMap) -> tuple[Tensor, Tensor]:
         block_map.key_offsets,
         block_map.key_order,
         lists,
+        lists.shape[-1],
         k_len,
         num_q_groups,
         num_k_groups,

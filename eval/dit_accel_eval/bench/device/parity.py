@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
@@ -21,16 +21,16 @@ from dit_accel_eval.bench.device.variants import (
 from dit_accel_kernels import (
     PRECISIONS,
     BlockMap,
+    Precision,
     Skipped,
     group_by_label,
     kmeans_update,
     merge_attention_reference,
-    sparse_attention,
     sparse_attention_reference,
     strided_centroids,
 )
 from dit_accel_kernels.contracts import label_tokens
-from dit_accel_kernels.gpu import grouping, kmeans, merge
+from dit_accel_kernels.gpu import grouping, kmeans, merge, planner, stand_ins
 from dit_accel_kernels.gpu.planner import build_key_lists
 from dit_accel_kernels.gpu.quantize import quantize_e4m3, quantize_int8
 from dit_accel_kernels.precision import rotate, round_int8
@@ -116,7 +116,7 @@ def compare_attention(
 def check_dense(setting: Setting, tokens: int, head_dim: int, variant: Variant) -> Row:
     """Compare a variant of dense attention with float64."""
     tensors, _ = draw_sample(setting, tokens, head_dim, 0)
-    quantized = quantize_inputs(tensors, variant, return_lse=True)
+    quantized = quantize_inputs(tensors, variant, return_lse=True, dense=True)
     result = attend_dense(tensors, quantized, variant, return_lse=True)
     return compare_attention(result, exact_attention(tensors, None), variant)
 
@@ -132,15 +132,47 @@ def check_sparse(setting: Setting, tokens: int, head_dim: int, variant: Variant)
     return {**row, "repeats": repeats, "ok": row["ok"] and repeats}
 
 
-def check_skipped(setting: Setting, tokens: int, head_dim: int, skipped: Skipped) -> Row:
+def check_skipped(
+    setting: Setting, tokens: int, head_dim: int, skipped: Skipped, precision: Precision
+) -> Row:
     """Compare sparse attention with stand-ins of skipped groups with its oracle in float32."""
     tensors, block_map = draw_sample(setting, tokens, head_dim, 2)
+    variant = BASIC[precision]
+    quantized = quantize_inputs(tensors, variant, return_lse=True)
+    inputs = (tensors, quantized, block_map, variant)
+    out, lse = attend_sparse(*inputs, return_lse=True, skipped=skipped)
+    assert lse is not None
     groups = BlockMap(*(getattr(block_map, field.name).cpu() for field in fields(block_map)))
     query, key, value = (x.cpu().float() for x in tensors)
     exact = sparse_attention_reference(query, key, value, groups, skipped=skipped)
-    out, lse = sparse_attention(*tensors, block_map, skipped=skipped)
-    assert lse is not None
-    return compare_attention((out.cpu(), lse.cpu()), exact, BASIC["full"])
+    return compare_attention((out.cpu(), lse.cpu()), exact, variant)
+
+
+def check_stand_ins(setting: Setting, tokens: int, head_dim: int) -> Row:
+    """Compare the expansions of all groups of a head with their formula in float64."""
+    tensors, block_map = draw_sample(setting, tokens, head_dim, 9)
+    nothing = replace(block_map, selected=torch.zeros_like(block_map.selected))
+    of_head = planner.slice_heads(nothing, 0, slice(0, 1))
+    scale = head_dim**-0.5
+    inputs = [x[:, :1] for x in tensors]
+    found = stand_ins.build_stand_ins(inputs, None, of_head, scale, "expansion")
+    query, key, value = (x[0, 0].double() for x in inputs)
+    queries, keys = (
+        torch.nn.functional.one_hot(label_tokens(*groups)[0, 0], count).double()  # [S, G]
+        for groups, count in (
+            ((of_head.query_order, of_head.query_offsets), QUERY_GROUPS),
+            ((of_head.key_order, of_head.key_offsets), KEY_GROUPS),
+        )
+    )
+    mean = queries.t() @ query / queries.sum(0).clamp(min=1)[:, None]
+    weights = (scale * mean @ key.t()).exp()  # [Gq, S]
+    both = torch.cat([key, value], -1)
+    exact = torch.einsum("qs,sg,sd->qgd", weights, keys, both)
+    exact /= (weights @ keys).clamp(min=1e-300)[..., None]
+    means = torch.cat([found.keys, found.values], -1)[0, :, :KEY_GROUPS]
+    row = check(relative_error(means, exact), LIMITS["full"][0])
+    padding_is_empty = bool((found.bias[..., KEY_GROUPS:] == -torch.inf).all())
+    return {**row, "padding_is_empty": padding_is_empty, "ok": row["ok"] and padding_is_empty}
 
 
 def check_merge(setting: Setting, tokens: int, head_dim: int) -> Row:
@@ -222,9 +254,12 @@ def parity_cases(setting: Setting) -> Cases:
             cases[f"dense {precision} {at}"] = partial(check_dense, *one, variant)
             cases[f"sparse {precision} {at}"] = partial(check_sparse, *one, variant)
         for skipped in get_args(Skipped):
-            cases[f"sparse and {skipped}s {at}"] = partial(check_skipped, *one, skipped)
+            for precision in PRECISIONS:
+                name = f"sparse {precision} and {skipped}s {at}"
+                cases[name] = partial(check_skipped, *one, skipped, precision)
         for lane in (False, True):
             cases[f"kmeans lane_argmax={lane} {at}"] = partial(check_kmeans, *one, lane)
+        cases[f"expansions {at}"] = partial(check_stand_ins, *one)
         cases[f"merge {at}"] = partial(check_merge, *one)
         cases[f"grouping {at}"] = partial(check_grouping, *one)
         cases[f"quantizers {at}"] = partial(check_quantizers, *one)

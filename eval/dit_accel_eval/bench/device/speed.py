@@ -21,17 +21,18 @@ from dit_accel_eval.bench.device.variants import (
     quantize_inputs,
 )
 from dit_accel_eval.bench.measure import sample_rows, sampled_error
-from dit_accel_kernels import select_budget, sparse_attention, strided_centroids
+from dit_accel_kernels import PRECISIONS, select_budget, strided_centroids
 from dit_accel_kernels.gpu import grouping, kmeans, merge, planner
 from dit_accel_kernels.gpu.launch import Launch
 from dit_accel_kernels.gpu.quantize import Quantized
+from dit_accel_kernels.gpu.stand_ins import build_stand_ins
 from dit_accel_kernels.sampling import gather_selected_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_accel_eval.bench.cases import Inputs
-    from dit_accel_kernels import BlockMap, Skipped
+    from dit_accel_kernels import BlockMap, Precision, Skipped
 
 DENSITIES = (0.15, 0.25)
 SIGMA = 0.5
@@ -64,7 +65,7 @@ class Layer:
 
     setting: Setting
     shape: Shape
-    quantized: dict[tuple[str, int], Quantized] = field(default_factory=dict)
+    quantized: dict[tuple[str, int, bool], Quantized] = field(default_factory=dict)
     maps: dict[float, BlockMap] = field(default_factory=dict)
 
     @cached_property
@@ -73,12 +74,14 @@ class Layer:
         inputs = make_inputs(self.shape, self.setting.dtype, self.setting.device)
         return (inputs[0].transpose(1, 2), inputs[1].transpose(1, 2), inputs[2].transpose(1, 2))
 
-    def inputs_of(self, variant: Variant) -> Quantized:
+    def inputs_of(self, variant: Variant, *, dense: bool) -> Quantized:
         """Return the inputs as a variant multiplies them; only the last ones are kept."""
-        key = variant.precision, variant.keys_per_scale
+        key = variant.precision, variant.keys_per_scale, dense
         if key not in self.quantized:
             self.quantized.clear()
-            self.quantized[key] = quantize_inputs(self.tensors, variant, return_lse=False)
+            self.quantized[key] = quantize_inputs(
+                self.tensors, variant, return_lse=False, dense=dense
+            )
         return self.quantized[key]
 
     def block_map(self, density: float) -> BlockMap:
@@ -125,14 +128,15 @@ def time_sdpa(layer: Layer, backend: str) -> Row:
 
 def time_dense(layer: Layer, variant: Variant) -> Row:
     """Time a dense kernel on inputs that are quantized before."""
-    run = partial(attend_dense, layer.tensors, layer.inputs_of(variant), variant)
+    run = partial(attend_dense, layer.tensors, layer.inputs_of(variant, dense=True), variant)
     return rate(layer, lambda: run()[0], 1.0, None)
 
 
 def time_sparse(layer: Layer, variant: Variant, density: float) -> Row:
     """Time a sparse call with its key lists, on inputs that are quantized before."""
     block_map = layer.block_map(density)
-    run = partial(attend_sparse, layer.tensors, layer.inputs_of(variant), block_map, variant)
+    inputs = layer.inputs_of(variant, dense=False)
+    run = partial(attend_sparse, layer.tensors, inputs, block_map, variant)
     rows = sample_rows(layer.shape.tokens).to(layer.setting.device)
     first = type(block_map)(*(x[:1, :1] for x in vars(block_map).values()))
     mask = gather_selected_keys(first, rows)[0, 0]
@@ -180,14 +184,22 @@ def time_lists(layer: Layer) -> Row:
     return {**row, "heads": heads.stop}
 
 
-def time_skipped(layer: Layer, skipped: Skipped) -> Row:
-    """Time sparse attention with stand-ins of skipped clusters."""
-
-    def run() -> None:
-        block_map = layer.block_map(DENSITIES[0])
-        sparse_attention(*layer.tensors, block_map, return_lse=False, skipped=skipped)
-
+def time_skipped(layer: Layer, skipped: Skipped, precision: Precision) -> Row:
+    """Time sparse attention with stand-ins of skipped clusters, on inputs that are quantized before."""
+    block_map, variant = layer.block_map(DENSITIES[0]), SPARSE[f"{precision} table"]
+    inputs = layer.inputs_of(variant, dense=False)
+    run = partial(attend_sparse, layer.tensors, inputs, block_map, variant, skipped=skipped)
     return time_op(layer, run)
+
+
+def time_expanding(layer: Layer) -> Row:
+    """Time the expansions of all clusters of a few heads."""
+    heads = slice(0, min(4, layer.shape.heads))
+    block_map = planner.slice_heads(layer.block_map(DENSITIES[0]), 0, heads)
+    inputs = [x[:, heads] for x in layer.tensors]
+    scale = layer.shape.head_dim**-0.5
+    run = partial(build_stand_ins, inputs, None, block_map, scale, "expansion")
+    return {**time_op(layer, run), "heads": heads.stop}
 
 
 def time_merging(layer: Layer) -> Row:
@@ -210,14 +222,20 @@ def op_cases(layer: Layer) -> Cases:
     return {
         "k-means assign, argmax by tile": partial(time_assign, layer, Launch(128, 64, 8, 3), False),
         "k-means assign, argmax by lane": partial(time_assign, layer, None, True),
-        "k-means assign, argmax by lane 128x128s2": partial(
-            time_assign, layer, Launch(128, 128, 8, 2), True
+        "k-means assign, argmax by lane 128x64s3": partial(
+            time_assign, layer, Launch(128, 64, 8, 3), True
         ),
         "group by label": partial(time_group, layer),
         "group means": partial(time_means, layer),
         "key lists of 8 heads": partial(time_lists, layer),
-        "sparse and centroids": partial(time_skipped, layer, "centroid"),
-        "sparse and expansions": partial(time_skipped, layer, "expansion"),
+        "sparse full and centroids": partial(time_skipped, layer, "centroid", "full"),
+        **{
+            f"sparse {precision} and expansions": partial(
+                time_skipped, layer, "expansion", precision
+            )
+            for precision in PRECISIONS
+        },
+        "expansions of 4 heads": partial(time_expanding, layer),
         "merge": partial(time_merging, layer),
         "quantize int8": partial(time_quantizing, layer, "int8"),
         "quantize int8-fp8": partial(time_quantizing, layer, "int8-fp8"),

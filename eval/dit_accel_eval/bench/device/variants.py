@@ -10,14 +10,15 @@ import torch
 from dit_accel_kernels import Precision
 from dit_accel_kernels.gpu.dense_attention import dense_attention
 from dit_accel_kernels.gpu.launch import Launch
-from dit_accel_kernels.gpu.quantize import Quantized, quantize
+from dit_accel_kernels.gpu.quantize import Quantized, quantize, quantize_dense, quantize_int8
 from dit_accel_kernels.gpu.sparse_attention import sparse_attention
+from dit_accel_kernels.precision import INT8_MAX, rotate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_accel_eval.bench.cases import Inputs
-    from dit_accel_kernels import BlockMap
+    from dit_accel_kernels import BlockMap, Skipped
 
 
 def unmasked(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Launch:
@@ -82,35 +83,39 @@ DENSE: dict[str, Variant] = {
     "int8 masked 128x64s3": Variant("int8", careful(128, 64, 8, 3)),
     "int8 tail 128x128s3": Variant("int8", unmasked(128, 128, 8, 3)),
     "int8 tail tile-scale 128x128s2": Variant("int8", unmasked(128, 128, 8, 2), None, 128),
-    "int8-fp8 table": Variant("int8-fp8"),
+    "int8-fp8 table": Variant("int8-fp8", None, None, 128),
     "int8-fp8 masked 128x64s3": Variant("int8-fp8", careful(128, 64, 8, 3)),
+    "int8-fp8 tail 128x64s3": Variant("int8-fp8", unmasked(128, 64, 8, 3)),
     "int8-fp8 tail 128x128s2": Variant("int8-fp8", unmasked(128, 128, 8, 2)),
     "int8-fp8 tail tile-scale 128x128s2": Variant("int8-fp8", unmasked(128, 128, 8, 2), None, 128),
-    "int8-fp8 tail tile-scale 128x128s3": Variant("int8-fp8", unmasked(128, 128, 8, 3), None, 128),
     "int8-fp8 tail head-scale 128x128s2": Variant("int8-fp8", unmasked(128, 128, 8, 2), None, 0),
 }
 
 
-def quantize_inputs(tensors: Inputs, variant: Variant, *, return_lse: bool) -> Quantized:
-    """Return the inputs ``[B, H, S, D]`` as a variant multiplies them."""
+def quantize_inputs(
+    tensors: Inputs, variant: Variant, *, return_lse: bool, dense: bool = False
+) -> Quantized:
+    """Return the inputs ``[B, H, S, D]`` as a variant of dense or of sparse attention multiplies them."""
     if variant.precision == "full":
         return Quantized(*tensors)
-    is_fp8 = variant.precision == "int8-fp8"
-    quantized = quantize(*tensors, quantize_value=is_fp8, return_lse=return_lse)
-    if variant.keys_per_scale == 1:
+    if dense:
+        quantized = quantize_dense(*tensors, variant.precision, return_lse=return_lse)
+    else:
+        is_fp8 = variant.precision == "int8-fp8"
+        quantized = quantize(*tensors, quantize_value=is_fp8, return_lse=return_lse)
+    if variant.keys_per_scale == quantized.keys_per_scale:
         return quantized
     return share_key_scales(quantized, tensors[1], variant.keys_per_scale)
 
 
 def share_key_scales(quantized: Quantized, key: Tensor, keys_per_scale: int) -> Quantized:
     """Return the inputs with one scale for each run of keys, or for each head if ``keys_per_scale`` is 0."""
-    smoothed = key.float() - key.mean(2, keepdim=True, dtype=torch.float32)
-    tokens = key.shape[2]
-    run = keys_per_scale or tokens
-    padded = torch.nn.functional.pad(smoothed.abs().amax(-1), (0, -tokens % run))
-    scale = (padded.unflatten(-1, (-1, run)).amax(-1) / 127).clamp(min=1e-12)  # [B, H, runs]
-    by_token = scale.repeat_interleave(run, -1)[..., :tokens, None]
-    rounded = (smoothed / by_token).round().to(torch.int8)
+    if keys_per_scale:
+        rounded, scale = quantize_int8(key, quantized.key_mean, tokens_per_scale=keys_per_scale)
+    else:
+        smoothed = rotate(key.float() - key.mean(2, keepdim=True, dtype=torch.float32))
+        scale = (smoothed.abs().amax((2, 3)) / INT8_MAX).clamp(min=1e-12)[..., None]  # [B, H, 1]
+        rounded = (smoothed / scale[..., None]).round().to(torch.int8)
     return replace(quantized, key=rounded, key_scale=scale, keys_per_scale=keys_per_scale)
 
 
@@ -131,8 +136,9 @@ def attend_sparse(
     variant: Variant,
     *,
     return_lse: bool = False,
+    skipped: Skipped | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run a variant of sparse attention on ``[B, H, S, D]``."""
+    """Run a variant of sparse attention on ``[B, H, S, D]``, with stand-ins of skipped groups if asked for."""
     launches = None
     if variant.large is not None and variant.small is not None:
         launches = variant.large, variant.small
@@ -142,5 +148,6 @@ def attend_sparse(
         scale=tensors[0].shape[-1] ** -0.5,
         return_lse=return_lse,
         quantized=quantized,
+        skipped=skipped,
         launches=launches,
     )
