@@ -226,7 +226,7 @@ def _find_version(name: str) -> str:
 def _describe_cpu_kernel() -> str:
     library = load_library()
     if isinstance(library, str):
-        return f"plain products, 2 to 3 times slower than the compiled kernel: {library}"
+        return f"plain products, slower than the compiled kernel: {library}"
     return "compiled C++"
 
 

@@ -111,11 +111,23 @@ def compile_numba() -> Callable[[Tensor, Tensor, Tensor, BlockMap], Tensor]:
     return attend
 
 
+def median_cpu_seconds(call: Callable[[], object], rounds: int) -> float:
+    """Return the median CPU seconds of a call."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.process_time()
+        call()
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds)
+
+
 def measure(shape: str, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
-    """Return the median CPU milliseconds of each way, in turns, and its relative error."""
+    """Return the median CPU milliseconds of each way, in turns, its difference from C++, and those of svg-ear."""
     call = make_attention_call(SHAPES[shape], make_inputs(SHAPES[shape], dtype, "cpu"))
     method = SVGEar(density=DENSITY)
-    block_map = method.new_plan(call, method.new_state(), Ops(Timer())).block_map
+    ops, state = Ops(Timer()), method.new_state()
+    plan = method.new_plan(call, state, ops)
+    block_map = plan.block_map
     tensors = heads_first(call)
     ways: dict[str, Callable[[], Tensor]] = {
         name: partial(attend, *tensors) for name, attend in full_precision_baselines("cpu").items()
@@ -138,13 +150,24 @@ def measure(shape: str, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
             start = time.process_time()
             way()
             seconds[name].append(time.process_time() - start)
+    layer: dict[str, Callable[[], object]] = {
+        "attention": lambda: ops.run(plan, call),
+        "planning": lambda: method.new_plan(call, state, ops),
+    }
+    parts = {name: 1e3 * median_cpu_seconds(part, rounds) for name, part in layer.items()}
     density = float(block_map.density())
     for name, row in rows.items():
         row["milliseconds"] = 1e3 * statistics.median(seconds[name])
         share = density if "difference" in row else 1.0
         flops = 4 * share * SHAPES[shape].pairs() * SHAPES[shape].head_dim
         row["gflops"] = flops / row["milliseconds"] / 1e6
-    return {"shape": shape, "dtype": str(dtype)[6:], "density": density, "ways": rows}
+    return {
+        "shape": shape,
+        "dtype": str(dtype)[6:],
+        "density": density,
+        "ways": rows,
+        "svg-ear": parts,
+    }
 
 
 @click.command()
