@@ -215,9 +215,15 @@ def other_cases(head_dim: int, arch: int, dtype: str = "bfloat16") -> Iterator[C
     )
     kernel = merge._merge_attention_kernel
     yield Case("merge", kernel, plain, {**width, "BLOCK_M": merge.BLOCK_M}, tensors(kernel))
-    if dtype != "bfloat16":
-        return
-    rotation = {"HAS_MEAN": True, "SHARED": False, "LEVELS": rotation_levels(head_dim)}
+    if dtype == "bfloat16":
+        yield from quantizer_cases(width)
+        yield from index_cases()
+
+
+def quantizer_cases(width: dict[str, Any]) -> Iterator[Case]:
+    """Return the kernels that quantize inputs of a head_dim, given by its constants."""
+    plain = Launch(0, 0, num_warps=4, num_stages=2)
+    rotation = {"HAS_MEAN": True, "SHARED": False, "LEVELS": rotation_levels(width["HEAD_DIM"])}
     kernel = quantize._quantize_int8_kernel
     yield Case(
         "quantize int8",
@@ -251,7 +257,6 @@ def other_cases(head_dim: int, arch: int, dtype: str = "bfloat16") -> Iterator[C
         {**width, "BLOCK_S": quantize.VALUE_MULTIPLE, "TRANSPOSED": True},
         {"quantized_ptr": TYPES[FP8]},
     )
-    yield from index_cases()
 
 
 def index_cases() -> Iterator[Case]:

@@ -34,7 +34,7 @@ MAX_BLOCK_STAND = 64
 
 
 class StandIns(NamedTuple):
-    """What stands for the key groups of some heads, N of them with padding.
+    """Hold what stands for the key groups of some heads, N of them with padding.
 
     Attributes:
         keys, values: ``[H, Gq, N, D]`` in the query's dtype, or ``[H, 1, N, D]`` if all query groups share them;
