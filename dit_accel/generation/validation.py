@@ -40,6 +40,10 @@ def validate(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     """
     settings, card = validate_with_card(settings)
     check_call(settings, card)
+    if settings.levers:
+        from dit_accel.generation.lever_checks import check_levers
+
+        check_levers(settings, card)
     return settings, card
 
 
