@@ -67,7 +67,7 @@ def enable_sparse_attention(
             ``"warn"``, ``"on"``, or a `Guard` with its limit.
         profile: All of these settings, a YAML or JSON file with them, or the name of a published recipe, such as
             ``"svg2:wan-2.1-t2v-720p"``. ``"svg2:published"`` takes the method's recipe for this pipeline. The other
-            arguments win over it.
+            arguments win over it. Its cache, linear layers and compilation are for `enable_acceleration`.
 
     Returns:
         The session. Its ``close`` and ``disable_sparse_attention`` undo everything.

@@ -25,11 +25,6 @@ def check_levers(settings: RenderSettings, card: ModelCard) -> None:
     model = getattr(diffusers, card.transformer_class)
     if cache is not None:
         check_cache_kind(model, cache, card.family)
-        if settings.ulysses > 1:
-            raise InvalidSettings(
-                f"a {cache.kind} cache decides on each device by itself, so they would wait for each other: leave "
-                "--context-parallel out, or the cache"
-            )
     if isinstance(cache, MagCache):
         check_ratios(cache, dict.fromkeys(COMPONENTS[: card.transformers]))
         if settings.steps is not None and cache.num_inference_steps not in (None, settings.steps):

@@ -134,7 +134,6 @@ class Levers:
 
     def reset(self) -> None:
         """Forget the run in all caches."""
-        self._owner = None
         for cache in self._caches.values():
             cache.reset()
 
@@ -185,6 +184,12 @@ class Levers:
             with call.in_context(name):
                 yield
             return
+        settings = self.profile.cache
+        if isinstance(settings, FasterCache) and not settings.is_guidance_distilled:
+            raise RunFailed(
+                "perturbed guidance runs half of a batch, and a fastercache cache splits whole ones: set "
+                "is_guidance_distilled to true, or disable guidance"
+            )
         clean = call.context.name if call.context is not None else ""
         with cache.repeating_decision(), call.in_context(f"{name} {clean}"):
             cache.enter()

@@ -288,7 +288,8 @@ class Session(Closable):
     ) -> None:
         check_caches(self.profile.guard.mode, call.module)
         self._degree = self._installations.ulysses_degree()
-        hooks.check_shared(self._degree, self.guidance is not None, self.profile.guard.mode)
+        cached = self.levers is not None and self.levers.profile.cache is not None
+        hooks.check_shared(self._degree, self.guidance is not None, self.profile.guard.mode, cached)
         timestep = call.arguments.get("timestep", call.arguments.get("t"))
         latents = find_latents(call.arguments)
         info = context.tracker.update(call.context, timestep, latents, own_loop=own_loop)

@@ -119,6 +119,42 @@ def test_a_cache_on_other_families(family: str, kind: str) -> None:
     same_bits(pipe, {**NOTHING, "cache": SKIPPING[kind]}, run)
 
 
+def test_a_cache_of_both_halves_of_a_batch() -> None:
+    pipe, run = tiny("cogvideox")
+    cache = {
+        **{"kind": "fastercache", "tensor_format": "BFCHW"},
+        "unconditional_batch_timestep_skip_range": [-1, 990],
+        "spatial_attention_timestep_skip_range": [-1, 990],
+    }
+    plain = run()
+    with pipe.enable_acceleration({**NOTHING, "cache": cache}) as handle:
+        assert not torch.equal(run(), plain)
+        assert handle.report().levers["cache"]["reused"]
+        with pytest.raises(RunFailed, match="this run has no guidance"):
+            TINY["cogvideox"].run(pipe, cfg=False)
+        pipe.enable_perturbed_guidance(2.0)
+        with pytest.raises(RunFailed, match="perturbed guidance runs half of a batch"):
+            run()
+        pipe.disable_perturbed_guidance()
+    same_bits(pipe, {**NOTHING, "cache": cache}, run)
+
+
+def test_pipelines_that_share_a_transformer_take_turns(build_wan, run_wan) -> None:
+    first = build_wan()
+    second = type(first)(**{**first.components, "scheduler": build_wan().scheduler})
+    first.enable_acceleration({**NOTHING, "cache": SKIPPING["first-block"]})
+    expected = run_wan(first)
+
+    def interrupt(pipe, step, timestep, arguments):
+        if step == 1:
+            run_wan(second)
+        return arguments
+
+    with pytest.raises(RunFailed, match="two pipelines run the same transformer"):
+        run_wan(first, callback_on_step_end=interrupt)
+    assert torch.equal(run_wan(first), expected)
+
+
 @pytest.mark.parametrize("kind", LINEARS)
 def test_linears_are_restored_bit_for_bit(build_wan, kind: str) -> None:
     pipe = build_wan(two_transformers=True)

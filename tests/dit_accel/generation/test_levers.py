@@ -13,7 +13,7 @@ from dit_accel import InvalidSettings, Profile
 from dit_accel.generation.loading import read_card
 from dit_accel.generation.render import build_record, render
 from dit_accel.generation.settings import RenderSettings, attention_settings
-from dit_accel.generation.validation import validate
+from dit_accel.generation.validation import check_sharing, validate
 from dit_accel.runtime.active_sessions import session_of
 
 SETTINGS = RenderSettings("a red circle", method="dense", height=32, width=32, frames=5, steps=4)
@@ -36,9 +36,6 @@ def with_levers(**levers: Any) -> RenderSettings:
         ),
         pytest.param({"steps": 8}, {"cache": RATIOS}, "in 9 steps, and --steps is 8", id="steps"),
         pytest.param({}, {"cache": {"kind": "fastercache"}}, "is_guidance_distilled", id="rows"),
-        pytest.param(
-            {"ulysses": 2}, {"cache": CACHE}, "leave --context-parallel out", id="ulysses"
-        ),
         pytest.param({}, {"linears": {"kind": "fp8-dynamic"}}, "needs a CUDA device", id="device"),
         pytest.param(
             {"guard": "on"}, {"cache": CACHE}, "guard 'on' runs forwards again", id="guard"
@@ -48,6 +45,14 @@ def with_levers(**levers: Any) -> RenderSettings:
 def test_refused_before_loading(changes: dict, levers: dict, message: str) -> None:
     with pytest.raises(InvalidSettings, match=message):
         validate(replace(with_levers(**levers), **changes))
+
+
+def test_a_cache_on_several_devices_is_refused() -> None:
+    shared = replace(with_levers(cache=CACHE), ulysses=2)
+    with pytest.raises(
+        InvalidSettings, match="a step cache may skip a forward on one device alone"
+    ):
+        check_sharing(shared, read_card("tiny-world"))
 
 
 def test_a_profile_brings_its_levers(tmp_path) -> None:
