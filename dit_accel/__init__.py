@@ -1,8 +1,9 @@
 """Make diffusers' video and image diffusion transformers faster with one line, and report what it cost.
 
 Importing this package gives every ``DiffusionPipeline`` the verbs ``enable_sparse_attention``,
-``enable_quantized_attention``, ``enable_perturbed_guidance``, their inverses and ``attention_report``. The same
-verbs are functions of this package, which also take bare transformers and modular pipelines.
+``enable_quantized_attention``, ``enable_perturbed_guidance``, ``enable_acceleration``, their inverses and
+``attention_report``. The same verbs are functions of this package, which also take bare transformers and modular
+pipelines.
 
 The public names are listed in ``__init__.pyi``. Each is imported when it is first used.
 

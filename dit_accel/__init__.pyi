@@ -1,3 +1,6 @@
+from .acceleration import calibrate_mag_cache as calibrate_mag_cache
+from .acceleration import disable_acceleration as disable_acceleration
+from .acceleration import enable_acceleration as enable_acceleration
 from .api import attention_report as attention_report
 from .api import disable_perturbed_guidance as disable_perturbed_guidance
 from .api import disable_quantized_attention as disable_quantized_attention
@@ -8,6 +11,14 @@ from .api import enable_sparse_attention as enable_sparse_attention
 from .core.attention_call import AttentionCall as AttentionCall
 from .core.attention_call import CallContext as CallContext
 from .core.attention_call import Plan as Plan
+from .core.levers import Compile as Compile
+from .core.levers import FasterCache as FasterCache
+from .core.levers import FirstBlockCache as FirstBlockCache
+from .core.levers import Linears as Linears
+from .core.levers import MagCache as MagCache
+from .core.levers import PyramidBroadcast as PyramidBroadcast
+from .core.levers import SeaCache as SeaCache
+from .core.levers import TaylorSeerCache as TaylorSeerCache
 from .core.ops import Ops as Ops
 from .core.schedule import Guard as Guard
 from .core.schedule import Rule as Rule
@@ -36,6 +47,7 @@ from .methods import SpargeAttn as SpargeAttn
 from .methods import SVGEar as SVGEar
 from .methods import TopKBlocks as TopKBlocks
 from .methods import XAttention as XAttention
+from .runtime.handles import AccelerationHandle as AccelerationHandle
 from .runtime.handles import GuidanceHandle as GuidanceHandle
 from .runtime.handles import QuantizationHandle as QuantizationHandle
 from .runtime.profile import Profile as Profile

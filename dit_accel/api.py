@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dit_accel import hooks
 from dit_accel.core.precision import Precision, check_precision_name
 from dit_accel.core.schedule import Guard, GuardMode, Schedule
 from dit_accel.errors import InvalidSettings, RunFailed
@@ -23,15 +22,20 @@ from dit_accel.guidance.heads import HeadSet, ModelShape, make_head_set, warn_of
 from dit_accel.guidance.noise import noise_levels
 from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import transformers_of
-from dit_accel.hooks.families import Family, find_family
 from dit_accel.io.parsing import parse_dataclass
 from dit_accel.methods import Method, find_method
 from dit_accel.runtime.active_sessions import session_of, sessions_of
 from dit_accel.runtime.handles import GuidanceHandle, QuantizationHandle
 from dit_accel.runtime.profile import Profile
-from dit_accel.runtime.recipes import ModelTraits, is_published, read_profile, task_of
 from dit_accel.runtime.report import AttentionReport
 from dit_accel.runtime.session import Quantization, Session
+from dit_accel.targets import (
+    check_target,
+    enabled_sessions,
+    profile_of,
+    replace_sessions,
+    type_name,
+)
 
 T = TypeVar("T")
 
@@ -48,7 +52,7 @@ def enable_sparse_attention(
 ) -> Session:
     """Make the self-attention of a diffusers pipeline or a bare transformer sparse.
 
-    Sparse attention that was enabled before is replaced. Quantized attention and guidance stay.
+    Sparse attention that was enabled before is replaced. Quantized attention, guidance and levers stay.
 
     Args:
         target: A pipeline, standard or modular, or a transformer module.
@@ -63,7 +67,7 @@ def enable_sparse_attention(
             ``"warn"``, ``"on"``, or a `Guard` with its limit.
         profile: All of these settings, a YAML or JSON file with them, or the name of a published recipe, such as
             ``"svg2:wan-2.1-t2v-720p"``. ``"svg2:published"`` takes the method's recipe for this pipeline. The other
-            arguments win over it.
+            arguments win over it. Its cache, linear layers and compilation are for `enable_acceleration`.
 
     Returns:
         The session. Its ``close`` and ``disable_sparse_attention`` undo everything.
@@ -78,7 +82,7 @@ def enable_sparse_attention(
         >>> video = pipe("a red fox in the snow").frames[0]
         >>> pipe.disable_sparse_attention()
     """
-    chosen = _profile(profile, target)
+    chosen = profile_of(profile, target)
     chosen = _with_method(chosen, method)
     requested: dict[str, Any] = {
         "schedule": None if schedule is None else _as(Schedule, schedule, "schedule"),
@@ -88,7 +92,7 @@ def enable_sparse_attention(
     }
     changes = {name: value for name, value in requested.items() if value is not None}
     chosen = dataclasses.replace(chosen, **changes)
-    family = _check_target(target)
+    family = check_target(target)
     before = session_of(target)
     quantization = before.quantization if before else None
     if quantization is not None:  # a precision that is given here wins over the one enabled before
@@ -96,9 +100,8 @@ def enable_sparse_attention(
             quantization.sparse if precision is None else None,
             quantization.dense if dense_precision is None else None,
         )
-    return _replace_sessions(
-        target, family, chosen, before.guidance if before else None, quantization
-    )
+    guidance, levers = (before.guidance, before.levers) if before else (None, None)
+    return replace_sessions(target, family, chosen, guidance, quantization, levers)
 
 
 def disable_sparse_attention(target: Any) -> None:
@@ -109,7 +112,7 @@ def disable_sparse_attention(target: Any) -> None:
     Example:
         >>> pipe.disable_sparse_attention()
     """
-    for session in _sessions(target):
+    for session in enabled_sessions(target):
         session.close()
 
 
@@ -138,15 +141,15 @@ def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Qu
     """
     check_precision_name("precision", precision)
     quantization = Quantization(precision, precision)
-    family = _check_target(target)
+    family = check_target(target)
     session = session_of(target)
     if session is not None and session.serves(target):
         session.set_quantization(quantization)
     else:
-        sparse = session.sparse if session else None
-        _replace_sessions(
-            target, family, sparse, session.guidance if session else None, quantization
+        sparse, guidance, levers = (
+            (session.sparse, session.guidance, session.levers) if session else (None, None, None)
         )
+        replace_sessions(target, family, sparse, guidance, quantization, levers)
     return QuantizationHandle(lambda: sessions_of(target), quantization)
 
 
@@ -156,7 +159,7 @@ def disable_quantized_attention(target: Any) -> None:
     Example:
         >>> pipe.disable_quantized_attention()
     """
-    for session in _sessions(target):
+    for session in enabled_sessions(target):
         session.set_quantization(None)
 
 
@@ -216,7 +219,7 @@ def enable_perturbed_guidance(
         >>> with pipe.enable_perturbed_guidance(scale=2.0, heads="blocks.7:0,4", softness=0.5):
         ...     video = pipe("a red fox in the snow").frames[0]
     """
-    family = _check_target(target, linear=True)
+    family = check_target(target, linear=True)
     check_family(family)
     shape = ModelShape.from_transformer(next(iter(transformers_of(target).values())), family)
     head_set = make_head_set(heads, layers, shape)
@@ -243,9 +246,12 @@ def enable_perturbed_guidance(
     if session is not None and session.serves(target):
         session.guidance = branch
     else:
-        sparse = session.sparse if session else None
-        quantization = session.quantization if session else None
-        _replace_sessions(target, family, sparse, branch, quantization)
+        sparse, quantization, levers = (
+            (session.sparse, session.quantization, session.levers)
+            if session
+            else (None, None, None)
+        )
+        replace_sessions(target, family, sparse, branch, quantization, levers)
     return GuidanceHandle(lambda: sessions_of(target), branch)
 
 
@@ -255,7 +261,7 @@ def disable_perturbed_guidance(target: Any) -> None:
     Example:
         >>> pipe.disable_perturbed_guidance()
     """
-    for session in _sessions(target):
+    for session in enabled_sessions(target):
         session.end_guidance()
 
 
@@ -271,33 +277,9 @@ def attention_report(target: Any) -> AttentionReport:
     session = session_of(target)
     if session is None:
         raise RunFailed(
-            "no attention report: call enable_sparse_attention first, or enable_perturbed_guidance"
+            "no attention report: call enable_sparse_attention first, enable_acceleration or enable_perturbed_guidance"
         )
     return session.report()
-
-
-def _profile(profile: Profile | str | Path | Mapping[str, Any] | None, target: Any) -> Profile:
-    if profile is None:
-        return Profile()
-    if isinstance(profile, str | Path):
-        return read_profile(profile, _traits(target) if is_published(profile) else None)
-    if isinstance(profile, Mapping):
-        return Profile.from_dict(profile)
-    if isinstance(profile, Profile):
-        return profile
-    raise InvalidSettings(
-        f"profile must be a Profile, a file, a recipe or a dictionary, got {_type_name(profile)}"
-    )
-
-
-def _traits(target: Any) -> ModelTraits:
-    """Return what decides the published recipe of a pipeline or a bare transformer."""
-    family, transformers = _check_target(target), transformers_of(target)
-    layers = sum(1 for _ in family.attention_modules(next(iter(transformers.values()))))
-    if target in transformers.values():
-        return ModelTraits(family.name, layers)
-    task = task_of(type(target).__name__, family.output)
-    return ModelTraits(family.name, layers, len(transformers), task)
 
 
 def _with_method(profile: Profile, method: str | Method | type[Method] | None) -> Profile:
@@ -308,7 +290,7 @@ def _with_method(profile: Profile, method: str | Method | type[Method] | None) -
     if isinstance(method, type) and issubclass(method, Method):
         method = profile.method if type(profile.method) is method else method()
     if not isinstance(method, Method):
-        raise InvalidSettings(f"method must be a name or a Method, got {_type_name(method)}")
+        raise InvalidSettings(f"method must be a name or a Method, got {type_name(method)}")
     return profile.with_method(method)
 
 
@@ -326,53 +308,5 @@ def _as(kind: type[T], value: T | Mapping[str, Any], name: str) -> T:
         made: T = parse_dataclass(kind, value, name)
         return made
     raise InvalidSettings(
-        f"{name} must be a {kind.__name__} or a dictionary, got {_type_name(value)}"
+        f"{name} must be a {kind.__name__} or a dictionary, got {type_name(value)}"
     )
-
-
-def _type_name(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-
-
-def _check_target(target: Any, *, linear: bool = False) -> Family:
-    """Return the family of a target after checking that all its processors can be redirected.
-
-    Families with linear attention are unknown unless ``linear``.
-    """
-    transformers = transformers_of(target)
-    if not transformers:
-        raise InvalidSettings(
-            f"{type(target).__name__} has no transformer: give a diffusers pipeline or a transformer"
-        )
-    for name, transformer in transformers.items():
-        if hasattr(transformer, "_orig_mod"):
-            raise InvalidSettings(
-                f"{name} is a torch.compile'd module: enable dit_accel first, "
-                "or compile with transformer.compile_repeated_blocks()"
-            )
-    families = [find_family(module, linear=linear) for module in transformers.values()]
-    for transformer, family in zip(transformers.values(), families, strict=True):
-        hooks.check_processors(transformer, family)
-    return families[0]
-
-
-def _sessions(target: Any) -> Sequence[Session]:
-    """Return the sessions of a target; refuse what can have none."""
-    if not hasattr(target, "components") and not hasattr(target, "named_modules"):
-        raise InvalidSettings(
-            f"{_type_name(target)} is no target: give a diffusers pipeline or a transformer"
-        )
-    return sessions_of(target)
-
-
-def _replace_sessions(
-    target: Any,
-    family: Family,
-    sparse: Profile | None,
-    guidance: PerturbedBranch | None,
-    quantization: Quantization | None,
-) -> Session:
-    """Install a new session on a target in place of those that were there."""
-    for session in sessions_of(target):
-        session.uninstall()
-    return Session(target, family, sparse, guidance, quantization)

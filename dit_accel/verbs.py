@@ -1,4 +1,4 @@
-"""Add the verbs of `dit_accel.api` to diffusers' pipelines without importing them."""
+"""Add the verbs of `dit_accel.api` and `dit_accel.acceleration` to diffusers' pipelines without importing them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import importlib
 from types import MethodType, ModuleType
 from typing import Any
 
-VERBS = (
-    "enable_sparse_attention",
-    "disable_sparse_attention",
-    "enable_quantized_attention",
-    "disable_quantized_attention",
-    "enable_perturbed_guidance",
-    "disable_perturbed_guidance",
-    "attention_report",
-)
+VERBS = {
+    "enable_acceleration": "dit_accel.acceleration",
+    "disable_acceleration": "dit_accel.acceleration",
+    "enable_sparse_attention": "dit_accel.api",
+    "disable_sparse_attention": "dit_accel.api",
+    "enable_quantized_attention": "dit_accel.api",
+    "disable_quantized_attention": "dit_accel.api",
+    "enable_perturbed_guidance": "dit_accel.api",
+    "disable_perturbed_guidance": "dit_accel.api",
+    "attention_report": "dit_accel.api",
+}
+"""Module of each verb."""
 
 
 class _Verb:
@@ -30,7 +33,7 @@ class _Verb:
 
 def _load(name: str) -> Any:
     try:
-        return getattr(importlib.import_module("dit_accel.api"), name)
+        return getattr(importlib.import_module(VERBS[name]), name)
     except AttributeError as error:  # Python would hide it behind the pipeline's own __getattr__
         raise ImportError(f"cannot import dit_accel: {error}") from error
 

@@ -166,8 +166,9 @@ def attention_options(command: Command) -> Command:
         click.option(
             "--profile",
             metavar="FILE|RECIPE",
-            help="Take the values of the next five options, which override it, from a YAML or JSON file, from a "
-            "published recipe like svg2:wan-2.1-t2v-720p, or from svg2:published, the method's recipe for --model.",
+            help="Take the values of the next five options, which override it, and the cache, linears and compile "
+            "sections, which have no option, from a YAML or JSON file, from a published recipe like "
+            "svg2:wan-2.1-t2v-720p, or from svg2:published, the method's recipe for --model.",
         ),
         click.option(
             "--method",

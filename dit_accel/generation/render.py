@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from dit_accel.acceleration import enable_acceleration
 from dit_accel.api import (
     disable_perturbed_guidance,
     enable_perturbed_guidance,
@@ -24,8 +25,11 @@ from dit_accel.generation.settings import RenderSettings, build_profile
 from dit_accel.hooks.active_pipeline import transformers_of
 from dit_accel.io.images import read_image
 from dit_accel.runtime.active_sessions import preserved_session
+from dit_accel.runtime.handles import AccelerationHandle
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import AttentionReport
+from dit_accel.runtime.session import Session
+from dit_accel.targets import check_target
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Clip:
 
 
 def render(pipe: DiffusionPipeline, settings: RenderSettings) -> Clip:
-    """Render validated settings with a loaded pipeline; restore its attention and guidance afterwards."""
+    """Render validated settings with a loaded pipeline; restore it afterwards."""
     return render_with(pipe, settings, build_profile(settings))
 
 
@@ -52,7 +56,11 @@ def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Prof
     """Render settings with a profile in place of their own attention settings."""
     with preserved_session(pipe):
         disable_perturbed_guidance(pipe)
-        session = enable_sparse_attention(pipe, profile=profile)
+        session: Session | AccelerationHandle = (
+            enable_acceleration(pipe, profile)
+            if profile.has_levers
+            else enable_sparse_attention(pipe, profile=profile)
+        )
         if settings.is_guided:
             enable_perturbed_guidance(
                 pipe,
@@ -61,7 +69,7 @@ def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Prof
                 softness=settings.softness,
             )
         with seeded(settings), LoopTimer(pipe) as timer:
-            video = output_kind(type(pipe).__name__, session.family) == "video"
+            video = output_kind(type(pipe).__name__, check_target(pipe)) == "video"
             frames = extract_frames(pipe(**call_arguments(settings, video=video)))
             return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
 
@@ -190,5 +198,9 @@ def build_record(
         "ran_in": attention["precision"],
         "remarks": attention["remarks"],
         "density": attention["density"],
+        "forwards": attention["forwards"],
+        "forward_seconds": attention["forward_seconds"],
+        "lever_effects": attention["levers"],
+        "idle_levers": clip.attention.idle_levers,
         "guidance": attention["guidance"],
     }

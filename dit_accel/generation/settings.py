@@ -14,7 +14,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import TINY_WORLD, read_card
 from dit_accel.generation.placement import LoadOptions
 from dit_accel.io.parsing import parse_dataclass, parse_knobs
-from dit_accel.runtime.profile import Profile, method_of
+from dit_accel.runtime.profile import Profile, method_of, parse_levers
 from dit_accel.runtime.recipes import (
     ModelTraits,
     find_recipe,
@@ -41,6 +41,7 @@ class RenderSettings:
         precision: precision of sparse calls.
         dense_precision: precision of dense calls.
         guard: ``off``, ``warn`` or ``on``.
+        levers: sections ``cache``, ``linears`` and ``compile`` of a profile, or None without any.
         height: pixels.
         width: pixels.
         frames: number of frames.
@@ -70,6 +71,7 @@ class RenderSettings:
     precision: str = "full"
     dense_precision: str = "full"
     guard: str = "off"
+    levers: Mapping[str, Any] | None = None
     height: int | None = None
     width: int | None = None
     frames: int | None = None
@@ -106,7 +108,7 @@ class RenderSettings:
         This is what accelerated clips are compared with.
         """
         return dataclasses.replace(
-            self, method="dense", knobs={}, dense_precision="full", guard="off"
+            self, method="dense", knobs={}, dense_precision="full", guard="off", levers=None
         )
 
     @classmethod
@@ -140,6 +142,7 @@ def build_profile(settings: RenderSettings) -> Profile:
             precision=check_precision_name("precision", settings.precision),
             dense_precision=check_precision_name("dense_precision", settings.dense_precision),
             guard=parse_knobs(Guard, {"mode": settings.guard, **knobs["guard"]}, "guard knob"),
+            **parse_levers(settings.levers or {}),
         )
     except InvalidSettings:
         raise
@@ -192,7 +195,7 @@ def resolve_profile(source: str, settings: RenderSettings) -> str:
 def attention_settings(
     source: str | Path | None, overrides: Mapping[str, str | None], knobs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return method, knobs, precisions and guard of a render as fields of `RenderSettings`.
+    """Return method, knobs, precisions, guard and levers of a render as fields of `RenderSettings`.
 
     Args:
         source: file of a profile, or name of a recipe.

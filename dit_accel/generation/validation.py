@@ -40,6 +40,10 @@ def validate(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
     """
     settings, card = validate_with_card(settings)
     check_call(settings, card)
+    if settings.levers:
+        from dit_accel.generation.lever_checks import check_levers
+
+        check_levers(settings, card)
     return settings, card
 
 
@@ -145,7 +149,8 @@ def check_sharing(settings: RenderSettings, card: ModelCard) -> None:
     from dit_accel import hooks
 
     try:
-        hooks.check_shared(settings.ulysses, settings.is_guided, settings.guard)
+        cached = "cache" in (settings.levers or {})
+        hooks.check_shared(settings.ulysses, settings.is_guided, settings.guard, cached)
     except RuntimeError as error:
         raise InvalidSettings(str(error)) from None
     if card.family.context_parallel_error:

@@ -100,7 +100,7 @@ def interleaved(layout: TokenLayout, degree: int, device: torch.device) -> Token
     return dataclasses.replace(layout, subsets=tuple(subsets))
 
 
-def check_shared(degree: int, guided: bool, guard: str) -> None:
+def check_shared(degree: int, guided: bool, guard: str, cached: bool) -> None:
     """Refuse settings that do not work on several devices that share a sequence.
 
     Raises:
@@ -111,6 +111,10 @@ def check_shared(degree: int, guided: bool, guard: str) -> None:
     if degree > 1 and guard == "on":
         raise RuntimeError(
             "guard 'on' may run a forward again on one device alone: under context parallelism use 'warn'"
+        )
+    if degree > 1 and cached:
+        raise RuntimeError(
+            "a step cache may skip a forward on one device alone: under context parallelism leave it out"
         )
 
 

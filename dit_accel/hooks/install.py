@@ -78,7 +78,7 @@ class Installation:
 
     def hook_again(self, handler: ForwardHandler) -> Installation:
         """Put the hook on the forward that someone else set. The forward that runs now is not affected."""
-        with _below_offload_hook(self.transformer):
+        with below_offload_hook(self.transformer):
             before = vars(self.transformer).get("forward")
             root_hook(self.transformer, self.layers[0].component, again=True).handler = handler
             hooked = vars(self.transformer)["forward"]
@@ -101,7 +101,7 @@ class Installation:
         self._remove_hook()
 
     def _remove_hook(self) -> None:
-        with _below_offload_hook(self.transformer):
+        with below_offload_hook(self.transformer):
             self._remove_root_hook()
 
     def _remove_root_hook(self) -> None:
@@ -138,7 +138,7 @@ def install(
         originals.append((module, original))
         module.processor = make_processor(original, layer)
         layers.append(layer)
-    with _below_offload_hook(transformer):
+    with below_offload_hook(transformer):
         before = vars(transformer).get("forward")
         root_hook(transformer, component).handler = handler
         hooked = vars(transformer)["forward"]
@@ -146,7 +146,7 @@ def install(
 
 
 @contextmanager
-def _below_offload_hook(transformer: nn.Module) -> Iterator[None]:
+def below_offload_hook(transformer: nn.Module) -> Iterator[None]:
     """Expose the forward below accelerate's offload hook while a ``with`` block runs.
 
     A hook belongs below it, because pipelines take the offload hook off and put it back after each call. That drops

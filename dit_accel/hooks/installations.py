@@ -59,6 +59,10 @@ class Installations:
         """Return the names of the layers of a component whose processor someone else replaced."""
         return [name for i in self._installed for name in i.replaced_layers(component)]
 
+    def count_layers(self, component: str) -> int:
+        """Return the number of attention modules of a component."""
+        return sum(layer.component == component for i in self._installed for layer in i.layers)
+
     def hook_again(self, layer: Layer) -> bool:
         """Hook a transformer again if its forward runs now without our hook, because someone replaced the forward.
 

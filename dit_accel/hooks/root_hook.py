@@ -70,15 +70,21 @@ class ForwardCall:
         )
 
     @contextmanager
-    def in_context(self, name: str) -> Iterator[None]:
+    def in_context(self, name: str) -> Iterator[ForwardCall]:
         """Enter another cache context, in which diffusers' caches keep a separate state."""
         outer = self.context
         inner = CacheContext(name) if outer is None else dataclasses.replace(outer, name=name)
-        _set_cache_context(self.module, inner)
+        with self.entering(inner) as call:
+            yield call
+
+    @contextmanager
+    def entering(self, context: CacheContext) -> Iterator[ForwardCall]:
+        """Set a cache context for the block, which gets the call with that context."""
+        _set_cache_context(self.module, context)
         try:
-            yield
+            yield dataclasses.replace(self, context=context)
         finally:
-            _set_cache_context(self.module, outer)
+            _set_cache_context(self.module, self.context)
 
 
 class _NoState(BaseState):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dit_accel.guidance.config import PerturbedGuidance
     from dit_accel.guidance.heads import HeadSet
     from dit_accel.guidance.perturbed_branch import PerturbedBranch
+    from dit_accel.runtime.levers import Levers
     from dit_accel.runtime.report import AttentionReport
     from dit_accel.runtime.session import Quantization, Session
 
@@ -91,3 +92,31 @@ class GuidanceHandle(_Handle):
         for session in self._sessions():
             if session.guidance is self._branch:
                 session.end_guidance()
+
+
+class AccelerationHandle(_Handle):
+    """Handle that `enable_acceleration` returns."""
+
+    def __init__(self, sessions: Callable[[], list[Session]], levers: Levers) -> None:
+        super().__init__(sessions)
+        self.levers = levers
+
+    def close(self) -> None:
+        """End acceleration. Quantized attention and guidance stay."""
+        for session in self._sessions():
+            if session.levers is self.levers:
+                session.end_levers()
+
+    def report(self) -> AttentionReport:
+        """Return the report of the latest run.
+
+        Raises:
+            RuntimeError: If nothing is enabled any more.
+        """
+        for session in self._sessions():
+            return session.report()
+        raise RuntimeError("no attention report: acceleration was disabled")
+
+    def num_steps(self) -> int | None:
+        """Return the number of steps of the latest run; None if it is unknown."""
+        return next((session.latest_steps() for session in self._sessions()), None)

@@ -1,4 +1,4 @@
-"""Profiles: everything that decides how attention runs.
+"""Profiles: everything that decides how a model runs: its attention, its step cache, its linear layers.
 
 The library, the command line, the evaluation and the nodes read the same YAML or JSON file.
 """
@@ -7,27 +7,41 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dit_accel.core.levers import (
+    Cache,
+    Compile,
+    FasterCache,
+    Linears,
+    cache_of,
+    compile_of,
+    linears_of,
+)
 from dit_accel.core.precision import Precision, check_precision_name
 from dit_accel.core.schedule import Guard, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.parsing import check_types, parse_dataclass, parse_knobs
 from dit_accel.io.reading import read_json, read_yaml
-from dit_accel.methods import Method, SVGEar, find_method
+from dit_accel.methods import Dense, Method, SVGEar, find_method
 
 SUFFIXES = (".yaml", ".yml", ".json")
 # Knobs that methods had once, with their defaults, which old files still hold.
 REMOVED_KNOBS = {("svg-ear", "second_order"): False}
+_LEVERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "cache": cache_of,
+    "linears": linears_of,
+    "compile": compile_of,
+}
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Settings for the attention of a pipeline.
+    """Settings for a pipeline. `enable_acceleration` applies all of them, `enable_sparse_attention` those of attention.
 
     Attributes:
         method: The method with its knobs.
@@ -36,9 +50,13 @@ class Profile:
         dense_precision: Precision of the dense calls.
         guard: What to do if sparse output is faulty.
         provenance: Free-form metadata on how the profile was made.
+        cache: The step cache, which skips parts of some forwards; None without one.
+        linears: How the weights of linear layers are stored and multiplied; None as they are.
+        compile: How the repeated blocks are compiled; None without.
 
     Raises:
-        InvalidSettings: If a rule has a knob that the method lacks, or a precision is unknown.
+        InvalidSettings: If a rule has a knob that the method lacks, a precision is unknown, or two settings do not go
+            together.
 
     Example:
         >>> Profile(SVGEar(density=0.2), Schedule(dense_steps=0.1)).save("wan.yaml")
@@ -51,6 +69,9 @@ class Profile:
     dense_precision: Precision = "full"
     guard: Guard = field(default_factory=Guard)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    cache: Cache | None = None
+    linears: Linears | None = None
+    compile: Compile | None = None
 
     def __post_init__(self) -> None:
         check_types(self, "profile")
@@ -64,6 +85,40 @@ class Profile:
         self.at(tuple(range(len(self.schedule.rules))))  # find two knobs that do not go together
         for name in ("precision", "dense_precision"):
             check_precision_name(name, getattr(self, name))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse settings that do not go together."""
+        cache, compiled = self.cache, self.compile
+        if cache is not None and self.guard.mode == "on":
+            raise InvalidSettings(
+                f"guard 'on' runs forwards again, which a {cache.kind} cache would count as steps: use guard 'warn'"
+            )
+        is_sparse = not isinstance(self.method, Dense)
+        if isinstance(cache, FasterCache) and not cache.is_guidance_distilled and is_sparse:
+            raise InvalidSettings(
+                f"a fastercache cache drops rows of the batch, so {self.method.name} would mix up samples: set "
+                "is_guidance_distilled to true, or use method dense"
+            )
+        if cache is not None and cache.in_blocks and compiled is not None and compiled.fullgraph:
+            raise InvalidSettings(
+                f"a {cache.kind} cache decides inside the blocks, which breaks their graphs: set fullgraph to false"
+            )
+
+    @property
+    def has_levers(self) -> bool:
+        """Return True if the profile sets more than attention."""
+        return any(lever is not None for lever in (self.cache, self.linears, self.compile))
+
+    def levers(self) -> dict[str, dict[str, Any]]:
+        """Return what the profile sets besides attention, as plain values by section."""
+        sections: dict[str, dict[str, Any]] = {}
+        if self.cache is not None:
+            sections["cache"] = self.cache.to_dict()
+        for name in ("linears", "compile"):
+            if getattr(self, name) is not None:
+                sections[name] = dataclasses.asdict(getattr(self, name))
+        return sections
 
     def at(self, rules: tuple[int, ...]) -> Method:
         """Return the method with the knobs of some rules, given by their indices."""
@@ -87,6 +142,7 @@ class Profile:
             "precision": self.precision,
             "dense_precision": self.dense_precision,
             "guard": dataclasses.asdict(self.guard),
+            **self.levers(),
             "provenance": dict(self.provenance),
         }
 
@@ -105,6 +161,7 @@ class Profile:
             "precision": self.precision,
             "dense_precision": self.dense_precision,
             "guard": self.guard.mode,
+            "levers": self.levers() or None,
         }
 
     @classmethod
@@ -139,6 +196,7 @@ class Profile:
                     Schedule, _as_texts(values.get("schedule", {})), "schedule"
                 ),
                 guard=parse_dataclass(Guard, _as_texts(values.get("guard", {})), "guard"),
+                **parse_levers({k: v for k, v in values.items() if k in _LEVERS}),
                 **rest,
             )
         except InvalidSettings:
@@ -183,6 +241,24 @@ class Profile:
         )
         with atomic_write(path) as temporary:
             temporary.write_text(text)
+
+
+def parse_levers(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of a `Profile` from plain values of its sections besides attention. None leaves a lever out.
+
+    Raises:
+        InvalidSettings: If a section or a key in it is unknown, or a value does not fit.
+    """
+    levers = {}
+    for name, values in sections.items():
+        if name not in _LEVERS:
+            raise InvalidSettings(f"unknown lever {name!r}: choose from {', '.join(_LEVERS)}")
+        if values is None:
+            continue
+        if not isinstance(values, Mapping):
+            raise InvalidSettings(f"profile {name} must hold keys and values, got {values!r}")
+        levers[name] = _LEVERS[name](values)
+    return levers
 
 
 def _check_suffix(path: Path) -> None:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import dataclasses
 import html
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dit_accel.core.timer import Timer
 from dit_accel.methods import Dense
 from dit_accel.runtime.profile import knobs_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from dit_accel.guidance.perturbed_branch import PerturbedBranch
+    from dit_accel.runtime.levers import Levers
     from dit_accel.runtime.run_state import Run
     from dit_accel_pipelines import Family
+
+
+KINDS: tuple[Literal["computed", "skipped"], ...] = ("computed", "skipped")
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +47,11 @@ class AttentionReport:
         seconds: Seconds in ``attention`` (sparse), ``merge``, ``dense``, ``kmeans``,
             ``selection`` (the rest of a plan) and ``guard``.
         layers: Mean density of the sparse calls of each layer.
+        forwards: Number of forwards of each transformer that were ``computed``, and that a cache ``skipped``.
+        forward_seconds: Seconds of these forwards.
+        levers: Levers of the profile besides attention by section, with their settings. A ``cache`` also has the number
+            of ``forwards``, of those that it ``skipped``, and of attention calls that it ``reused``. ``linears`` has
+            the number of ``changed`` layers, and ``compile`` that of ``blocks``. Empty without levers.
         guidance: Perturbed guidance: its settings and heads; the number of guided ``forwards``, of ``blocks`` and of
             ``shared_blocks`` (taken from the clean forward); the ``seconds`` of the ``clean`` and the ``perturbed``
             forwards. None without guidance.
@@ -64,6 +75,9 @@ class AttentionReport:
     seconds: dict[str, float]
     layers: dict[str, float]
     guidance: dict[str, Any] | None = None
+    forwards: dict[str, dict[str, int]] = field(default_factory=dict)
+    forward_seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    levers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def no_effect(self) -> str | None:
@@ -86,6 +100,7 @@ class AttentionReport:
         lines += [f"  {remark}" for remark in self.remarks]
         lines += [f"  guard x{n}: {fault}" for fault, n in self.faults.items()]
         lines.append(self._density_line())
+        lines += self._lever_lines()
         total = sum(self.plans.values())
         if self.plans["reused"]:
             share = self.plans["reused"] / total
@@ -111,6 +126,7 @@ class AttentionReport:
         rows += [(f"fallback x{n}", reason) for reason, n in self.fallbacks.items()]
         rows += [(f"guard x{n}", fault) for fault, n in self.faults.items()]
         rows += [("remark", remark) for remark in self.remarks]
+        rows += [("levers", line.strip()) for line in self._lever_lines()]
         rows += [
             (f"seconds, {name}", f"{value:.2f}") for name, value in sorted(self.seconds.items())
         ]
@@ -120,6 +136,32 @@ class AttentionReport:
             for name, value in rows
         )
         return f"<table>{''.join(cells)}</table>"
+
+    @property
+    def idle_levers(self) -> list[str]:
+        """Return which levers besides attention did nothing in the run. Empty before a run."""
+        cache = self.levers.get("cache")
+        if cache is None or not cache["forwards"] or cache["skipped"] or cache["reused"]:
+            return []
+        return [f"{_cache_line(cache)}, so it had no effect: raise its threshold or its range"]
+
+    def _lever_lines(self) -> list[str]:
+        levers = self.levers
+        if not levers:
+            return []
+        lines = [f"  {line}" for line in self.idle_levers]
+        if "cache" in levers and not lines:
+            lines.append(f"  {_cache_line(levers['cache'])}")
+        lines += [
+            _forward_line(name, counts, self.forward_seconds[name])
+            for name, counts in self.forwards.items()
+        ]
+        if "linears" in levers:
+            linears = levers["linears"]
+            lines.append(f"  linears {linears['kind']} in {linears['changed']} layers")
+        if "compile" in levers:
+            lines.append(f"  compiled {levers['compile']['blocks']} blocks")
+        return lines
 
     def _density_line(self) -> str:
         sparse, total = (_number(self.density[kind]) for kind in ("sparse_calls", "all_calls"))
@@ -139,6 +181,21 @@ def _guidance_line(guidance: dict[str, Any]) -> str:
     )
 
 
+@dataclass(frozen=True)
+class ForwardCount:
+    """One forward.
+
+    Attributes:
+        component: Name of the transformer.
+        kind: ``"computed"``, or ``"skipped"`` if a cache left out its blocks.
+        reused: Number of its attention modules that were not called.
+    """
+
+    component: str
+    kind: Literal["computed", "skipped"]
+    reused: int
+
+
 @dataclass
 class RunStats:
     """Counters of one run. Densities stay on the device until they are read."""
@@ -148,6 +205,41 @@ class RunStats:
     fallbacks: Counter[str] = field(default_factory=Counter)
     densities: dict[str, list[Tensor]] = field(default_factory=dict)
     plans: Counter[str] = field(default_factory=Counter)
+    forwards: list[ForwardCount] = field(default_factory=list)
+    forward_timer: Timer = field(default_factory=Timer)
+
+    def time_forward(self, device: torch.device) -> AbstractContextManager[None]:
+        """Measure the next forward, which `count_forward` counts afterwards."""
+        return self.forward_timer(str(len(self.forwards)), device)
+
+    def count_forward(self, component: str, called: int, layers: int, deciding: int | None) -> None:
+        """Count a forward of a component.
+
+        Args:
+            component: Name of the transformer.
+            called: Number of its attention modules that were called.
+            layers: Number of its attention modules.
+            deciding: Number of those that also run in skipped forwards; None if no forward is skipped.
+        """
+        is_skipped = deciding is not None and called <= deciding < layers
+        self.forwards.append(
+            ForwardCount(component, "skipped" if is_skipped else "computed", layers - called)
+        )
+
+    def forwards_by_component(self) -> dict[str, dict[str, int]]:
+        """Return the numbers of computed and of skipped forwards of each transformer."""
+        counts = Counter((forward.component, forward.kind) for forward in self.forwards)
+        components = dict.fromkeys(forward.component for forward in self.forwards)
+        return {name: {kind: counts[name, kind] for kind in KINDS} for name in components}
+
+    def forward_seconds(self) -> dict[str, dict[str, float]]:
+        """Return the seconds of computed and of skipped forwards of each transformer."""
+        measured = self.forward_timer.seconds()
+        seconds: dict[str, dict[str, float]] = {}
+        for index, forward in enumerate(self.forwards):
+            own = seconds.setdefault(forward.component, dict.fromkeys(KINDS, 0.0))
+            own[forward.kind] += measured.get(str(index), 0.0)
+        return seconds
 
     def count_dense(self) -> None:
         """Count a call that the schedule leaves dense."""
@@ -178,13 +270,16 @@ class RunStats:
         }
 
 
-def make_report(run: Run, family: Family, guidance: PerturbedBranch | None) -> AttentionReport:
+def make_report(
+    run: Run, family: Family, guidance: PerturbedBranch | None, levers: Levers | None
+) -> AttentionReport:
     """Return the report of a run.
 
     Args:
         run: State of the run.
         family: Family of the transformers.
         guidance: The perturbed branch, if perturbed guidance is enabled.
+        levers: The levers besides attention, if acceleration is enabled.
     """
     profile, stats, precisions = run.profile, run.stats, run.precisions
     return AttentionReport(
@@ -208,7 +303,33 @@ def make_report(run: Run, family: Family, guidance: PerturbedBranch | None) -> A
         seconds=stats.timer.seconds(),
         layers=stats.layer_densities(),
         guidance=guidance.report() if guidance else None,
+        forwards=stats.forwards_by_component(),
+        forward_seconds=stats.forward_seconds(),
+        levers=_levers(stats, levers),
     )
+
+
+def _levers(stats: RunStats, levers: Levers | None) -> dict[str, dict[str, Any]]:
+    """Return the levers with what they did in a run."""
+    sections = levers.describe() if levers is not None else {}
+    if "cache" in sections:
+        sections["cache"] |= {
+            "forwards": len(stats.forwards),
+            "skipped": sum(forward.kind == "skipped" for forward in stats.forwards),
+            "reused": sum(forward.reused for forward in stats.forwards),
+        }
+    return sections
+
+
+def _cache_line(cache: dict[str, Any]) -> str:
+    line = f"the {cache['kind']} cache skipped {cache['skipped']} of {cache['forwards']} forwards"
+    partly = cache["reused"] and not cache["skipped"]
+    return f"{line}, and reused {cache['reused']} attention calls" if partly else line
+
+
+def _forward_line(name: str, counts: dict[str, int], seconds: dict[str, float]) -> str:
+    parts = (f"{n} {kind} in {seconds[kind]:.2f} s" for kind, n in counts.items() if n)
+    return f"  forwards of {name}: {', '.join(parts)}"
 
 
 def _remarks(run: Run, guidance: PerturbedBranch | None) -> list[str]:

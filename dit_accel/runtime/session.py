@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 import warnings
-from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -29,12 +28,14 @@ from dit_accel.hooks.step_tracker import StepTracker
 from dit_accel.hooks.streams import find_latents
 from dit_accel.methods import Dense
 from dit_accel.runtime.attention_runner import AttentionRunner
+from dit_accel.runtime.forward_runner import ForwardRunner
 from dit_accel.runtime.guard import check_caches
 from dit_accel.runtime.handles import Closable
+from dit_accel.runtime.levers import Levers
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import AttentionReport, make_report
 from dit_accel.runtime.run_contexts import RunContext, RunContexts
-from dit_accel.runtime.run_state import PERTURBED, Forward, Run
+from dit_accel.runtime.run_state import Forward, Run
 from dit_accel_pipelines import Family
 
 
@@ -66,6 +67,7 @@ class Session(Closable):
         sparse: How attention runs; None if sparse attention is not enabled.
         guidance: The perturbed branch, if perturbed guidance is enabled.
         quantization: Precisions, if quantized attention is enabled.
+        levers: What `enable_acceleration` set besides attention.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class Session(Closable):
         sparse: Profile | None,
         guidance: PerturbedBranch | None = None,
         quantization: Quantization | None = None,
+        levers: Levers | None = None,
     ) -> None:
-        self.family, self.guidance = family, guidance
+        self.family, self.guidance, self.levers = family, guidance, levers
         self._sparse, self._quantization = sparse, quantization
         self._pipe = pipeline_ref(target)
         self._degree = 1  # number of devices that share a sequence
@@ -111,6 +114,22 @@ class Session(Closable):
         self._configure()
         self._uninstall_if_idle()
 
+    def end_levers(self) -> None:
+        """End acceleration: its levers, and its sparse attention unless another was enabled since.
+
+        Sparse attention that acceleration replaced is enabled again. Quantized attention and guidance stay.
+        """
+        levers = self.levers
+        if levers is None:
+            return
+        self.uninstall()
+        self.levers = None
+        if self._sparse is levers.profile:
+            self._sparse = levers.replaced
+        self._configure()
+        if not self._is_idle():
+            self.install()
+
     def close(self) -> None:
         """End sparse attention. Closing twice is safe.
 
@@ -144,11 +163,20 @@ class Session(Closable):
         Raises:
             UnsupportedProcessor: If a processor cannot be redirected. Nothing is changed then.
         """
-        self._installations.install(dict(self._transformers))
+        transformers = dict(self._transformers)
+        if self.levers is not None:
+            self.levers.apply(transformers)
+        try:
+            self._installations.install(transformers)
+        except BaseException:
+            self.uninstall()
+            raise
 
     def uninstall(self) -> None:
         """Restore the transformers. The settings stay, so that the session can be installed again."""
         self._installations.uninstall()
+        if self.levers is not None:
+            self.levers.undo()
         self._contexts.free()
 
     def serves(self, target: Any) -> bool:
@@ -163,21 +191,32 @@ class Session(Closable):
         """Return the counts, densities and seconds of the latest run, first of all of this thread."""
         context = self._contexts.latest
         guidance = context.guidance or self.guidance
-        return make_report(context.run, self.family, guidance if self.guidance else None)
+        guidance = guidance if self.guidance else None
+        return make_report(context.run, self.family, guidance, self.levers)
+
+    def latest_steps(self) -> int | None:
+        """Return the number of steps of the latest run; None if it is unknown."""
+        return self._contexts.latest.run.num_steps
 
     def _configure(self) -> None:
         """Apply the settings. The latest run stays for the report until the next forward."""
         profile = self._sparse or Profile(method=Dense())
         if self._quantization is not None:
             profile = self._quantization.apply(profile)
+        if self.levers is not None:
+            profile = self.levers.adapt(profile)
         self._attention = AttentionRunner(self.family, profile)
 
     def _new_run(self) -> Run:
         return Run(self.profile, LayoutCache(self.family), self._attention.precisions)
 
     def _uninstall_if_idle(self) -> None:
-        if self._sparse is None and self.guidance is None and self._quantization is None:
+        if self._is_idle():
             self.uninstall()
+
+    def _is_idle(self) -> bool:
+        enabled = (self._sparse, self.guidance, self._quantization, self.levers)
+        return all(feature is None for feature in enabled)
 
     def __repr__(self) -> str:
         enabled = []
@@ -187,6 +226,8 @@ class Session(Closable):
             enabled.append(f"quantized attention {self._quantization.dense}")
         if self.guidance is not None:
             enabled.append(f"perturbed guidance of {self.guidance.heads.to_spec()}")
+        if self.levers is not None:
+            enabled += list(self.levers.profile.levers())
         return f"<Session on {self.family.name}: {', '.join(enabled) or 'nothing is enabled'}>"
 
     # Called by the hooks.
@@ -198,7 +239,8 @@ class Session(Closable):
             try:
                 with self._guiding if self.guidance else nullcontext():
                     self._begin_forward(context, call, pipe, own_loop)
-                    return self._run_forward(context, call)
+                    runner = ForwardRunner(context, self._installations, self.levers, self._degree)
+                    return runner.run(call, pipe)
             except BaseException:
                 context.reset()
                 raise
@@ -221,6 +263,8 @@ class Session(Closable):
     def reset(self) -> None:
         """Free the state of the run, because the pipeline's call is over. The report stays."""
         self._contexts.find(self._find_pipeline()[0]).reset()
+        if self.levers is not None:
+            self.levers.reset()
 
     # One forward.
 
@@ -239,22 +283,13 @@ class Session(Closable):
             )
         warnings.warn(f"{cause}: one forward ran dense, and it is hooked again", stacklevel=2)
 
-    def _run_forward(self, context: RunContext, call: hooks.ForwardCall) -> Any:
-        guidance = context.guidance
-        if guidance is None:
-            return self._run_guarded(context, call)
-        again = call.with_own_lists()
-        with guidance.recording(call.module):
-            output = self._run_guarded(context, call)
-        rerun = self._perturbed_forward(context, again)
-        return guidance.guide(call.module, again.arguments, output, rerun)
-
     def _begin_forward(
         self, context: RunContext, call: hooks.ForwardCall, pipe: Any, own_loop: bool
     ) -> None:
         check_caches(self.profile.guard.mode, call.module)
         self._degree = self._installations.ulysses_degree()
-        hooks.check_shared(self._degree, self.guidance is not None, self.profile.guard.mode)
+        cached = self.levers is not None and self.levers.profile.cache is not None
+        hooks.check_shared(self._degree, self.guidance is not None, self.profile.guard.mode, cached)
         timestep = call.arguments.get("timestep", call.arguments.get("t"))
         latents = find_latents(call.arguments)
         info = context.tracker.update(call.context, timestep, latents, own_loop=own_loop)
@@ -282,32 +317,3 @@ class Session(Closable):
         pipe = running_pipeline(self._installations.transformers)
         own_loop = pipe is None
         return self._pipe() if own_loop and self._pipe else pipe, own_loop
-
-    def _run_guarded(self, context: RunContext, call: hooks.ForwardCall) -> Any:
-        """Run a forward. Run it again, dense, if the guard found output that is not finite."""
-        again = call.with_own_lists()
-        output = call.run()
-        if context.run.guard.check():
-            assert context.forward is not None
-            context.run.states.clear()
-            context.forward = context.forward.again_dense()
-            output = again.run()
-        return output
-
-    def _perturbed_forward(
-        self, context: RunContext, call: hooks.ForwardCall
-    ) -> hooks.RerunForward:
-        """Return a function that runs the forward of a call in the perturbed branch."""
-
-        def rerun(replaced: Mapping[str, Any]) -> Any:
-            assert context.forward is not None
-            again = call.replace(replaced)
-            info = dataclasses.replace(context.forward.step_info, branch=PERTURBED, new_run=False)
-            layout = context.forward.layout
-            if replaced:
-                layout = context.run.find_layout(info.branch, again, self._degree)
-            context.forward = Forward(info, layout)
-            with call.in_context(PERTURBED):
-                return self._run_guarded(context, again)
-
-        return rerun

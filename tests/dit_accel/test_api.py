@@ -188,8 +188,9 @@ def test_every_argument_of_every_verb_is_checked(wan, verb: str, name: str) -> N
 def test_every_target_is_checked(target) -> None:
     for verb in dit_accel.__all__:
         if verb.startswith(("enable", "disable")):
+            profile = [{}] if verb == "enable_acceleration" else []
             with pytest.raises(InvalidSettings):
-                getattr(dit_accel, verb)(target)
+                getattr(dit_accel, verb)(target, *profile)
 
 
 @pytest.mark.parametrize("kind", [Schedule, Guard, Rule, Profile, PerturbedGuidance])
