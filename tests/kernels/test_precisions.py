@@ -70,11 +70,17 @@ def relative_l1(out: np.ndarray, exact: np.ndarray) -> float:
 
 @pytest.mark.parametrize("precision", BOUNDS)
 @pytest.mark.parametrize("kind", ["normal", "biased keys", "clustered"])
-def test_rounding_is_that_of_the_formula_and_nearer_than_sage(kind: str, precision: str) -> None:
-    """The formula: rotated, smoothed, one scale per token. Sage: smoothed, one scale per thread."""
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_rounding_is_that_of_the_formula_and_near_sage(
+    form: str, kind: str, precision: str
+) -> None:
+    """The formula: rotated, smoothed, one scale per token or for 128 keys. Sage: smoothed, one scale per thread."""
     tensors = precision_inputs(kind, 256, 64)
-    out, _ = quantized_attention_reference(*tensors, precision=precision)
+    # A mask is what tells sparse attention from dense attention; this one selects every key.
+    mask = torch.ones(1, 2, 256, 256, dtype=torch.bool) if form == "sparse" else None
+    out, _ = quantized_attention_reference(*tensors, precision=precision, mask=mask)
     fp8 = precision == "int8-fp8"
+    shares = fp8 and form == "dense"
     rotation = block_diag(*[hadamard(16) / 4] * 4)
     errors = []
     for head in range(2):
@@ -82,7 +88,8 @@ def test_rounding_is_that_of_the_formula_and_nearer_than_sage(kind: str, precisi
         exact = attend(query, key, value, fp8=False, smooth_value=False)
         smooth = key - key.mean(0)
         each = np.arange(256)
-        rotated = (round_groups(x @ rotation, each) for x in (query, smooth))
+        runs = each // 128 if shares else each
+        rotated = round_groups(query @ rotation, each), round_groups(smooth @ rotation, runs)
         expected = attend(*rotated, value, fp8=fp8, smooth_value=True)
         threads = sage_groups(256)
         grouped = (round_groups(x, g) for x, g in zip((query, smooth), threads, strict=True))
@@ -92,8 +99,9 @@ def test_rounding_is_that_of_the_formula_and_nearer_than_sage(kind: str, precisi
         difference = relative_l1(found, expected)
         assert difference < (1e-3 if fp8 else 1e-4), difference
     found, expected, sage = np.mean(errors, 0)
-    print(f"{precision} {kind}: ours {found:.4f}, formula {expected:.4f}, Sage {sage:.4f}")
-    assert found < sage
+    print(f"{precision} {form} {kind}: ours {found:.4f}, formula {expected:.4f}, Sage {sage:.4f}")
+    # Dense int8-fp8 gives up this much for the speed of shared scales; all else is nearer than Sage.
+    assert found < (1.05 * sage if shares else sage)
 
 
 @pytest.mark.parametrize("head_dim", [16, 24, 40, 64, 72, 128, 33])
