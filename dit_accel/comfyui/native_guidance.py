@@ -153,7 +153,7 @@ class PerturbedOverride:
         heads, count = self.layers[model_call.layer], query.shape[2]
         if heads is not None and max(heads) >= count:
             raise InvalidSettings(f"no head {max(heads)}: heads are 0 to {count - 1}")
-        layout = model_call.step.find_layout(call.transformer_options, query.shape[1])
+        layout = model_call.step.tokens.find_layout(call.transformer_options, query.shape[1])
         tokens = JointTokens(
             query,
             key,
