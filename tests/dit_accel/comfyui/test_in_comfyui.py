@@ -12,11 +12,13 @@ import pytest
 import torch
 from support.comfyui_models import FAMILIES, sample
 
-from dit_accel.comfyui import native_nodes
+from dit_accel.comfyui import guided_run, native_nodes
+from dit_accel.comfyui.guided_run import GuidedRun
 from dit_accel.comfyui.model_call import OVERRIDE_KEY
 from dit_accel.comfyui.native_guidance import PerturbedOverride
 from dit_accel.comfyui.sparse_override import SparseOverride
 from dit_accel.errors import InvalidSettings
+from dit_accel.guidance import PerturbedGuidance
 from dit_accel.methods import METHODS
 
 
@@ -185,12 +187,80 @@ def test_guidance_with_full_selection_equals_guidance_alone(model) -> None:
     )
 
 
-def test_warning_about_a_missing_layer(model, caplog) -> None:
+def test_missing_layers_warn_once_and_cost_one_pass(model, caplog, monkeypatch) -> None:
+    passes, predict = [], guided_run.predict_perturbed
+
+    def count(*arguments: Any) -> torch.Tensor:
+        passes.append(1)
+        return predict(*arguments)
+
+    monkeypatch.setattr(guided_run, "predict_perturbed", count)
+    plain = sample(model, model.patcher)
+    guided = native_nodes.patch_guidance(model.patcher, 2.0, "13", 1.0, 0.0, 1.0, 0.0)[0]
+    assert torch.equal(sample(model, guided), plain)
+    assert len(passes) == 1
     guided = native_nodes.patch_guidance(model.patcher, 2.0, "0; 13", 1.0, 0.0, 1.0, 0.0)[0]
-    sample(model, guided)
-    assert "the model has no self-attention [13]" in caplog.text
+    assert not torch.allclose(sample(model, guided), plain, atol=1e-4)
+    assert len(passes) == 1 + 2
+    assert caplog.text.count("the model has no self-attention [13]") == 2
     with pytest.raises(InvalidSettings, match="start must be below end"):
         native_nodes.patch_guidance(model.patcher, 2.0, "0", 1.0, 0.5, 0.5, 0.0)
+
+
+@pytest.mark.parametrize("order", ["cache first", "guidance first"])
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_guidance_beside_easycache(model, cfg: float, order: str, monkeypatch) -> None:
+    """Guidance equals guidance without the cache on computed steps, and keeps its difference on skipped ones."""
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    def cached(patcher: Any) -> Any:
+        return EasyCacheNode.execute(patcher, 3.0, 0.3, 0.9, False).args[0]
+
+    def guided(patcher: Any) -> Any:
+        return native_nodes.patch_guidance(patcher, 2.0, "1", 1.0, 0.0, 1.0, 0.0)[0]
+
+    steps, guide, predict = [], GuidedRun.guide, guided_run.predict_perturbed
+    passes = []
+
+    def expect(arguments: dict) -> torch.Tensor:
+        """Return the difference from a clean and a perturbed call without any wrapper."""
+        options = dict(arguments["model_options"]["transformer_options"])
+        options = {k: v for k, v in options.items() if k not in ("wrappers", "easycache")}
+        bare = {**arguments, "model_options": {"transformer_options": options}}
+        settings = PerturbedGuidance(scale=2.0)
+        clean, perturbed = (
+            predict(bare, arguments["cond"], PerturbedOverride(layers, settings))
+            for layers in ({}, {1: None})
+        )
+        return clean - perturbed
+
+    def watch(self: Any, arguments: dict, reached: dict) -> torch.Tensor:
+        cache = arguments["model_options"]["transformer_options"]["easycache"]
+        skipped, before = cache.skip_current_step, len(passes)
+        result = guide(self, arguments, reached)
+        difference = None if skipped else expect(arguments)
+        term = (result - arguments["denoised"]) / 2.0
+        steps.append((skipped, len(passes) - before, float(arguments["sigma"]), term, difference))
+        return result
+
+    def count(*arguments: Any) -> torch.Tensor:
+        passes.append(1)
+        return predict(*arguments)
+
+    monkeypatch.setattr(GuidedRun, "guide", watch)
+    monkeypatch.setattr(guided_run, "predict_perturbed", count)
+    chain = (cached, guided) if order == "cache first" else (guided, cached)
+    sample(model, chain[1](chain[0](model.patcher)), cfg, steps=8)
+    assert {skipped for skipped, *_ in steps} == {False, True}
+    last = torch.zeros(()), 1.0
+    for skipped, extra, sigma, term, difference in steps:
+        assert extra == (not skipped)
+        if skipped:
+            difference = last[0] * (sigma / last[1])
+        else:
+            last = difference, sigma
+        assert difference.abs().max() > 1e-4
+        assert torch.allclose(term, difference, atol=1e-2 * float(difference.abs().max()))
 
 
 def test_error_in_a_run_frees_the_state(model) -> None:

@@ -316,7 +316,8 @@ def test_head_set_of_another_model_is_invalid(shape, message, monkeypatch) -> No
     patcher.clone.return_value.set_model_sampler_post_cfg_function = functions.append
     native_nodes.patch_guidance(patcher, 2.0, "0", 1.0, 0.0, 1.0, 0.0, heads)
     x = torch.randn(1, 4, 3, 8, 12)
-    arguments = {"sigma": SIGMAS[:1], "input": x, "denoised": x, "cond_denoised": x, "cond": None}
+    arguments = {"sigma": SIGMAS[:1], "input": x, "denoised": x, "cond_denoised": x}
+    arguments["cond"] = [{"uuid": uuid.uuid4()}]
     sampling = SimpleNamespace(calculate_denoised=lambda sigma, output, x: x - sigma * output)
     model = Mock(model_sampling=sampling)
     arguments |= {"model": model, "model_options": {"transformer_options": make_options()}}
