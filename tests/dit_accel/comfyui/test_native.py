@@ -252,11 +252,28 @@ def test_head_set_of_unknown_order_is_invalid(name, message) -> None:
         resolve_layers(HeadSet(ModelShape(name, {"a": 2, "b": 3}, 4, 16), {("b", 1): (0, 3)}))
 
 
-def test_notation_of_layers() -> None:
-    assert resolve_layers("13; 7:0,4; blocks.9:*") == {13: None, 7: (0, 4), 9: None}
-    assert resolve_layers("7:0; 7:4; 9:1; 9:*; 9:2") == {7: (0, 4), 9: None}
-    with pytest.raises(InvalidSettings, match="layers are written like"):
-        resolve_layers("middle")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("13; 7:0,4; blocks.9:*", {13: None, 7: (0, 4), 9: None}),
+        ("7:0; 7:4; 9:1; 9:*; 9:2", {7: (0, 4), 9: None}),
+        ("0, 1, 2", {0: None, 1: None, 2: None}),
+        ("0-2; 5", {0: None, 1: None, 2: None, 5: None}),
+        ("0-1,4:3;", {0: (3,), 1: (3,), 4: (3,)}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_notation_of_layers(text: str, expected: dict) -> None:
+    assert resolve_layers(text) == expected
+
+
+@pytest.mark.parametrize("text", ["middle", "", "3:", "2-0", "7:0-2", "-1", "1;;2", "99999"])
+def test_other_notations_of_layers_are_invalid(text: str) -> None:
+    with pytest.raises(InvalidSettings, match='layers are written like "13", "0, 1, 2", "0-2"'):
+        resolve_layers(text)
+
+
+def test_layers_and_heads_that_a_model_lacks() -> None:
     shape = ModelShape("X", {"blocks": 3}, 4, 16)
     assert resolve_layers(HeadSet(shape, {("blocks", 1): (0, 3)})) == {1: (0, 3)}
     with pytest.raises(InvalidSettings, match="no head 5: heads are 0 to 1"):
