@@ -20,7 +20,7 @@ from dit_accel.comfyui.node_declaration import (
     socket_input,
     text_input,
 )
-from dit_accel.comfyui.pipeline_nodes import CATEGORY, HEADS, make_attention
+from dit_accel.comfyui.settings_nodes import CATEGORY, HEADS, make_attention
 from dit_accel.comfyui.sparse_override import SIGMA_TOLERANCE, SparseOverride
 from dit_accel.core.precision import PRECISIONS
 from dit_accel.errors import InvalidSettings
