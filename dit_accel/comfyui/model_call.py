@@ -6,27 +6,22 @@ so no state of a call outlives it.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dit_accel.comfyui.image_tokens import ImageTokens, read_tokens
 from dit_accel.comfyui.override import Attention, OverrideCall
-from dit_accel_pipelines import TokenLayout
 
 OVERRIDE_KEY = "optimized_attention_override"
 """Key of the attention override in ComfyUI's ``transformer_options``."""
 
 BRANCHES = ("cond", "uncond")
 """Branches by ComfyUI's index of a condition."""
-
-IMAGE_FIRST_MODELS = ("HunyuanVideo", "HiDreamImageTransformer2DModel", "AsymmDiTJoint")
-"""Models of ComfyUI that put the image tokens before the text tokens. AsymmDiTJoint is Mochi."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +35,7 @@ class ModelStep:
         branch: ``"cond"``, ``"uncond"``, or both joined by ``+``.
         stream: Key of the state that the call uses: its conditions, its context window, and the number of equal calls
             before it at this sigma.
-        latent_size: Frames, height and width of the latent.
-        text_tokens: Number of text tokens in its conditions, even if the image does not attend to them.
-        text_first: True if text tokens come before image tokens in joint attention.
+        tokens: Tokens of the call.
     """
 
     sigma: float
@@ -50,56 +43,22 @@ class ModelStep:
     num_steps: int | None
     branch: str
     stream: tuple[Any, ...]
-    latent_size: tuple[int, int, int]
-    text_tokens: int = 0
-    text_first: bool = True
-
-    @property
-    def min_tokens(self) -> int:
-        """Return the smallest number of image tokens. No model merges more than 2 x 2 latent pixels."""
-        frames, height, width = self.latent_size
-        return frames * (height // 2) * (width // 2)
-
-    def find_layout(self, options: Mapping[str, Any], tokens: int) -> TokenLayout | None:
-        """Return the layout whose grid, with or without the text, has a number of tokens.
-
-        Args:
-            options: ComfyUI's ``transformer_options``.
-            tokens: Number of tokens of an attention call.
-
-        Returns:
-            The layout, or None if no grid fits.
-        """
-        image_slice = options.get("img_slice")
-        texts = (0, self.text_tokens) if image_slice is None else (int(image_slice[0]),)
-        frames, height, width = self.latent_size
-        size = options.get("grid_sizes")
-        grids = [tuple(int(n) for n in size)] if size is not None and len(size) == 3 else []
-        grids += [(frames, -(-height // side), -(-width // side)) for side in (1, 2)]
-        for text, grid in product(texts, grids):
-            if math.prod(grid) == tokens - text:
-                text_first = image_slice is not None or self.text_first
-                return TokenLayout(grid[0], grid[1], grid[2], text, text_first=text_first)
-        return None
+    tokens: ImageTokens
 
 
 def read_step(
-    latent: Tensor,
     sigma: Tensor,
     options: Mapping[str, Any],
     seen_calls: Counter[Any],
-    context: Tensor | None = None,
-    model: str = "",
+    tokens: ImageTokens,
 ) -> ModelStep:
     """Read the step of a model call from its arguments.
 
     Args:
-        latent: ``[B, C, (T,) H, W]``.
         sigma: Noise level of each sample, ``[B]``.
         options: ComfyUI's ``transformer_options``.
         seen_calls: Number of calls by sigma and stream. This call is added.
-        context: Text conditions ``[B, T, C]``, or None.
-        model: Class name of the transformer.
+        tokens: Tokens of the call.
     """
     # This is the only wait for the device.
     current = float(sigma.max())
@@ -112,16 +71,13 @@ def read_step(
     seen_calls[current, stream] += 1
     step, num_steps = _find_step(current, options.get("sample_sigmas"))
     branches = [BRANCHES[i] for i in options.get("cond_or_uncond") or () if i in (0, 1)]
-    size = (1, *latent.shape[2:])[-3:]
     return ModelStep(
         sigma=current,
         step=step,
         num_steps=num_steps,
         branch="+".join(branches) or "cond",
         stream=(stream, seen_calls[current, stream]),
-        latent_size=(size[0], size[1], size[2]),
-        text_tokens=context.shape[1] if context is not None and context.dim() == 3 else 0,
-        text_first=model not in IMAGE_FIRST_MODELS,
+        tokens=tokens,
     )
 
 
@@ -158,10 +114,10 @@ class ModelCall:
             return "cross attention"
         if not call.query.shape == call.key.shape == call.value.shape:
             return "queries, keys and values of different shapes"
-        if queries < self.step.min_tokens:
-            return "fewer tokens than the image has"
-        self.layer += 1
-        return None
+        refusal = self.step.tokens.find_refusal(call.transformer_options, queries)
+        if refusal is None:
+            self.layer += 1
+        return refusal
 
 
 def build_wrapper(
@@ -189,7 +145,8 @@ def build_wrapper(
     ) -> Any:
         options = transformer_options or {}
         model = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
-        step = read_step(x, t, options, seen_calls, c_crossattn, type(model).__name__)
+        tokens = read_tokens(x, c_crossattn, model, kwargs)
+        step = read_step(t, options, seen_calls, tokens)
         call = ModelCall(step, options.get(OVERRIDE_KEY))
         options = {**options, OVERRIDE_KEY: torch.compiler.disable(build_attention(call))}
         output = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

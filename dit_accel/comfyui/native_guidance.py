@@ -19,7 +19,8 @@ from dit_accel.guidance.joint_tokens import JointTokens
 from dit_accel.guidance.perturb import soft_perturbation
 from dit_accel_pipelines import UnknownFamily, find_family
 
-_LAYER = re.compile(r"(?:\w+\.)?(\d+)(?::(\*|\d+(?:,\d+)*))?")
+_LAYERS = re.compile(r"(?:\w+\.)?(\d{1,4})(?:-(\d{1,4}))?")
+_HEADS = re.compile(r"\*|\d{1,4}(?:,\d{1,4})*")
 
 
 def resolve_layers(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
@@ -28,7 +29,7 @@ def resolve_layers(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
     A layer is the index of a self-attention over the image in a model call.
 
     Args:
-        heads: A head set, or a text such as ``"13; 7:0,4; 9:*"``.
+        heads: A head set, or a text such as ``"13; 7:0,4; 9:*"``, ``"0, 1, 2"`` or ``"0-2"``.
 
     Raises:
         InvalidSettings: If the notation is wrong, or if the order of a head set's block lists is unknown.
@@ -37,17 +38,34 @@ def resolve_layers(heads: str | HeadSet) -> dict[int, tuple[int, ...] | None]:
         order = _order_blocks(heads.model)
         return {order.index(block): indices for block, indices in heads.heads.items()}
     layers: dict[int, tuple[int, ...] | None] = {}
-    for part in heads.replace(" ", "").split(";"):
-        match = _LAYER.fullmatch(part)
-        if match is None:
-            raise InvalidSettings(f'layers are written like "13" or "7:0,4; 9:*", got {part!r}')
-        layer, listed = int(match[1]), match[2]
-        before = layers.get(layer, ())
-        if before is None or listed in (None, "*"):
-            layers[layer] = None
-        else:
-            layers[layer] = (*before, *map(int, listed.split(",")))
+    for part in heads.replace(" ", "").strip(";").split(";"):
+        listed, colon, chosen = part.partition(":")
+        for layer in _parse_layers(listed, heads):
+            if colon and not _HEADS.fullmatch(chosen):
+                raise _bad_layers(heads)
+            before = layers.get(layer, ())
+            if before is None or chosen in ("", "*"):
+                layers[layer] = None
+            else:
+                layers[layer] = (*before, *map(int, chosen.split(",")))
     return layers
+
+
+def _parse_layers(text: str, whole: str) -> list[int]:
+    """Return the layers of a text such as ``"3"``, ``"blocks.3"``, ``"0,1,2"`` or ``"0-2"``."""
+    layers: list[int] = []
+    for item in text.split(","):
+        match = _LAYERS.fullmatch(item)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise _bad_layers(whole)
+        layers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return layers
+
+
+def _bad_layers(text: str) -> InvalidSettings:
+    return InvalidSettings(
+        f'layers are written like "13", "0, 1, 2", "0-2" or "7:0,4; 9:*", got {text!r}'
+    )
 
 
 def _order_blocks(model: ModelShape) -> list[Block]:
@@ -153,7 +171,7 @@ class PerturbedOverride:
         heads, count = self.layers[model_call.layer], query.shape[2]
         if heads is not None and max(heads) >= count:
             raise InvalidSettings(f"no head {max(heads)}: heads are 0 to {count - 1}")
-        layout = model_call.step.find_layout(call.transformer_options, query.shape[1])
+        layout = model_call.step.tokens.find_layout(call.transformer_options, query.shape[1])
         tokens = JointTokens(
             query,
             key,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from dit_accel.comfyui.guided_run import GuidedRun
 from dit_accel.comfyui.model_call import build_wrapper
-from dit_accel.comfyui.native_guidance import PerturbedOverride, add_guidance, resolve_layers
+from dit_accel.comfyui.native_guidance import resolve_layers
 from dit_accel.comfyui.node_declaration import (
     Node,
     Output,
@@ -20,7 +20,7 @@ from dit_accel.comfyui.node_declaration import (
     socket_input,
     text_input,
 )
-from dit_accel.comfyui.pipeline_nodes import CATEGORY, HEADS, make_attention
+from dit_accel.comfyui.settings_nodes import CATEGORY, HEADS, make_attention
 from dit_accel.comfyui.sparse_override import SIGMA_TOLERANCE, SparseOverride
 from dit_accel.core.precision import PRECISIONS
 from dit_accel.errors import InvalidSettings
@@ -98,41 +98,23 @@ def patch_guidance(
     heads = resolve_layers(head_set or layers)
     shape = head_set.model if head_set else None
 
+    run = GuidedRun(settings, heads, shape)
+
     def guide(arguments: dict[str, Any]) -> Any:
+        reached = run.watch.take()
         window = find_sigma_window(arguments["model"].current_patcher, start, end)
         first, last = (sigma * (1 + SIGMA_TOLERANCE) for sigma in window)
         if not last < float(arguments["sigma"].max()) <= first or not scale or not softness:
             return arguments["denoised"]
-        override = PerturbedOverride(heads, settings, shape)
-        perturbed = predict_perturbed(arguments, override)
-        if override.missing_layers():
-            log.warning("dit_accel: the model has no self-attention %s", override.missing_layers())
-        denoised, cond = arguments["denoised"], arguments["cond_denoised"]
-        return add_guidance(denoised, cond, perturbed, settings)
+        return run.guide(arguments, reached)
 
     patched = model.clone()
     patched.set_model_sampler_post_cfg_function(guide)
+    if scale and softness:
+        add_callback(patched, "ON_PRE_RUN", lambda *_: run.begin_run())
+        add_callback(patched, "ON_CLEANUP", lambda *_: run.begin_run())
+        add_wrapper(patched, run.watch.build_wrapper())
     return (patched,)
-
-
-def predict_perturbed(arguments: dict[str, Any], override: PerturbedOverride) -> Any:
-    """Return the conditional prediction with perturbed attention, from one more model call.
-
-    Args:
-        arguments: Arguments of ComfyUI's post-CFG function.
-        override: The perturbed attention.
-    """
-    import comfy.samplers
-
-    wrapper = build_wrapper(override.build_attention, Counter(), override.check_layers)
-    (prediction,) = comfy.samplers.calc_cond_batch(
-        arguments["model"],
-        [arguments["cond"]],
-        arguments["input"],
-        arguments["sigma"],
-        add_inner_wrapper(arguments["model_options"], wrapper),
-    )
-    return prediction
 
 
 def check_window(start: float, end: float) -> None:
@@ -165,17 +147,6 @@ def add_wrapper(model: Any, wrapper: Callable[..., Any]) -> None:
     from comfy.patcher_extension import WrappersMP
 
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "dit_accel", wrapper)
-
-
-def add_inner_wrapper(model_options: dict[str, Any], wrapper: Callable[..., Any]) -> dict[str, Any]:
-    """Return model options for one extra pass, with a wrapper inside all others."""
-    from comfy.patcher_extension import WrappersMP
-
-    options = dict(model_options.get("transformer_options", {}))
-    wrappers = {kind: dict(by_key) for kind, by_key in options.get("wrappers", {}).items()}
-    by_key = wrappers.setdefault(WrappersMP.APPLY_MODEL, {})
-    by_key["dit_accel_perturbed"] = [*by_key.get("dit_accel_perturbed", ()), wrapper]
-    return {**model_options, "transformer_options": {**options, "wrappers": wrappers}}
 
 
 MODEL = socket_input("model", "MODEL", "A diffusion transformer: Wan, Flux, HunyuanVideo, LTX, ...")

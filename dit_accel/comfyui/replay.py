@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from dit_accel.comfyui import pipeline_nodes, settings_nodes
 from dit_accel.comfyui.node_declaration import Input, Node
-from dit_accel.comfyui.pipeline_nodes import NODES
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import read_card
 from dit_accel.generation.settings import RenderSettings
@@ -18,7 +18,7 @@ Nodes = Mapping[str, Mapping[str, Any]]
 
 RENDER_NODES = ("DitAccelRender", "DitAccelCompare")
 SETTINGS_NODES = ("DitAccelSparse", "DitAccelGuidance", "DitAccelHeadSet")
-DECLARED = {node.id: node for node in NODES}
+DECLARED = {node.id: node for node in (*pipeline_nodes.NODES, *settings_nodes.NODES)}
 TYPES = {"int": int, "float": int | float, "string": str, "combo": str, "boolean": bool}
 
 

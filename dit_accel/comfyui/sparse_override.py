@@ -89,7 +89,7 @@ class SparseOverride:
         if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
             return "gradients flow through the attention"
         tokens = query.shape[1]
-        layout = step.find_layout(call.transformer_options, tokens)
+        layout = step.tokens.find_layout(call.transformer_options, tokens)
         context = CallContext(
             step=step.step,
             num_steps=step.num_steps,

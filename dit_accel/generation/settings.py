@@ -161,7 +161,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals or not name:
-            raise InvalidSettings(f"--set takes KNOB=VALUE, got {text!r}")
+            raise InvalidSettings(f"knobs are written KNOB=VALUE, got {text!r}")
         if name in knobs:
             raise InvalidSettings(f"{name} is given twice: keep one")
         knobs[name] = value.strip()

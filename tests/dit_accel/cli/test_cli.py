@@ -39,7 +39,7 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], "no prompt: give PROMPT..., or --prompts FILE"),
         ([PROMPT, "--method", "svg3"], "unknown method 'svg3': choose one of dense, svg2"),
         ([PROMPT, "--set", "top_q=1"], "unknown svg-ear knob 'top_q': choose from"),
-        ([PROMPT, "--set", "top_p"], "--set takes KNOB=VALUE, got 'top_p'"),
+        ([PROMPT, "--set", "top_p"], "knobs are written KNOB=VALUE, got 'top_p'"),
         ([PROMPT, "--method", "svg2", "--set", "top_p=0"], "top_p must be in (0, 1], got 0.0"),
         ([PROMPT, "--method", "svg2", "--set", "top_p=1.01"], "top_p must be in (0, 1], got 1.01"),
         (

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from support.comfyui_models import FAMILIES, sample
 
-from dit_accel.comfyui import native_nodes
+from dit_accel.comfyui import guided_run, native_nodes
+from dit_accel.comfyui.guided_run import GuidedRun
 from dit_accel.comfyui.model_call import OVERRIDE_KEY
+from dit_accel.comfyui.native_guidance import PerturbedOverride
 from dit_accel.comfyui.sparse_override import SparseOverride
 from dit_accel.errors import InvalidSettings
+from dit_accel.guidance import PerturbedGuidance
 from dit_accel.methods import METHODS
-
-STEPS, SEED = 2, 1
 
 
 @pytest.fixture(scope="module")
@@ -38,94 +40,9 @@ def comfy(request: pytest.FixtureRequest) -> Any:
     sys.path.remove(str(folder))
 
 
-def wan(comfy: Any) -> SimpleNamespace:
-    config = comfy.supported_models.WAN21_T2V(
-        {
-            "image_model": "wan2.1",
-            "model_type": "t2v",
-            "dim": 32,
-            "ffn_dim": 32,
-            "freq_dim": 16,
-            "text_dim": 24,
-            "num_heads": 2,
-            "num_layers": 3,
-            "in_dim": 16,
-            "out_dim": 16,
-        }
-    )
-    return build_model(comfy, config, torch.zeros(1, 16, 3, 8, 12), {}, (7, 24))
-
-
-def flux(comfy: Any) -> SimpleNamespace:
-    config = comfy.supported_models.Flux({"image_model": "flux", **FLUX, "in_channels": 16})
-    condition = {"pooled_output": torch.zeros(1, 12), "guidance": 3.5}
-    return build_model(comfy, config, torch.zeros(1, 16, 16, 12), condition, (7, 20))
-
-
-def hunyuan(comfy: Any) -> SimpleNamespace:
-    config = comfy.supported_models.HunyuanVideo(
-        {
-            **FLUX,
-            "image_model": "hunyuan_video",
-            "in_channels": 16,
-            "patch_size": [1, 2, 2],
-            "theta": 256,
-            "byt5": False,
-            "meanflow": False,
-        }
-    )
-    condition = {"pooled_output": torch.zeros(1, 12), "guidance": 6.0}
-    return build_model(comfy, config, torch.zeros(1, 16, 3, 8, 12), condition, (7, 20))
-
-
-FLUX = {
-    "out_channels": 16,
-    "vec_in_dim": 12,
-    "context_in_dim": 20,
-    "hidden_size": 32,
-    "mlp_ratio": 2.0,
-    "num_heads": 2,
-    "depth": 1,
-    "depth_single_blocks": 2,
-    "axes_dim": [4, 6, 6],
-    "theta": 10000,
-    "patch_size": 2,
-    "qkv_bias": True,
-    "guidance_embed": False,
-}
-FAMILIES = {"wan": wan, "flux": flux, "hunyuan": hunyuan}
-
-
-def build_model(
-    comfy: Any, config: Any, latent: torch.Tensor, condition: dict, text: tuple[int, int]
-) -> SimpleNamespace:
-    """Return a model with random weights, and its inputs for sampling."""
-    config.set_inference_dtype(torch.float32, None)
-    base = config.get_model({}, device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in base.diffusion_model.parameters():
-            parameter.copy_(0.15 * torch.randn(parameter.shape, generator=generator))
-    cpu = torch.device("cpu")
-    patcher = comfy.model_patcher.ModelPatcher(base, cpu, cpu)
-    texts = [torch.randn(1, *text, generator=generator) for _ in range(2)]
-    conditions = [[[t, dict(condition)]] for t in texts]
-    return SimpleNamespace(comfy=comfy, patcher=patcher, latent=latent, conditions=conditions)
-
-
 @pytest.fixture(params=list(FAMILIES))
 def model(request: pytest.FixtureRequest, comfy: Any) -> SimpleNamespace:
     return FAMILIES[request.param](comfy)
-
-
-def sample(model: SimpleNamespace, patcher: Any, cfg: float = 3.0) -> torch.Tensor:
-    """Sample a latent with ComfyUI's own sampler."""
-    noise = model.comfy.sample.prepare_noise(model.latent, SEED)
-    return model.comfy.sample.sample(
-        *(patcher, noise, STEPS, cfg, "euler", "simple", *model.conditions, model.latent),
-        disable_pbar=True,
-        seed=SEED,
-    )
 
 
 def patch_attention(patcher: Any, method: str = "svg2", knobs: str = "top_p=1") -> Any:
@@ -157,7 +74,7 @@ def test_full_selection_equals_the_unpatched_model(model) -> None:
 
 
 def test_text_tokens_are_where_the_layout_says(model, monkeypatch) -> None:
-    # Conditions repeat one word, so its keys are equal in the first layer.
+    # Conditions repeat one word, so its values are equal in the first layer.
     for condition in model.conditions:
         condition[0][0] = condition[0][0][:, :1].expand(-1, 7, -1).clone()
     patched = patch_attention(model.patcher, "neighborhood", "density=0.5")
@@ -166,7 +83,7 @@ def test_text_tokens_are_where_the_layout_says(model, monkeypatch) -> None:
 
     def attend(self: Any, call: Any, *arguments: Any) -> Any:
         if call.context.layer == 0:
-            layouts.append((call.layout, call.key))
+            layouts.append((call.layout, call.value))
         return compute(self, call, *arguments)
 
     monkeypatch.setattr(METHODS["neighborhood"], "attend", attend)
@@ -174,12 +91,13 @@ def test_text_tokens_are_where_the_layout_says(model, monkeypatch) -> None:
     assert set(override.run.stats.fallbacks) <= {
         "cross attention",
         "fewer tokens than the image has",
+        "attention over another stream than the image",
     }
-    for layout, key in layouts:
-        assert layout.visual_tokens + layout.text_tokens == key.shape[1]
+    for layout, value in layouts:
+        assert layout.visual_tokens + layout.text_tokens == value.shape[1]
         if layout.text_tokens:
-            text = key[:, :7] if layout.text_first else key[:, -7:]
-            image = key[:, 7:14] if layout.text_first else key[:, -14:-7]
+            text = value[:, :7] if layout.text_first else value[:, -7:]
+            image = value[:, 7:14] if layout.text_first else value[:, -14:-7]
             assert torch.allclose(text, text[:, :1].expand_as(text), atol=1e-5)
             assert not torch.allclose(image, image[:, :1].expand_as(image), atol=1e-2)
     assert layouts
@@ -269,12 +187,80 @@ def test_guidance_with_full_selection_equals_guidance_alone(model) -> None:
     )
 
 
-def test_warning_about_a_missing_layer(model, caplog) -> None:
+def test_missing_layers_warn_once_and_cost_one_pass(model, caplog, monkeypatch) -> None:
+    passes, predict = [], guided_run.predict_perturbed
+
+    def count(*arguments: Any) -> torch.Tensor:
+        passes.append(1)
+        return predict(*arguments)
+
+    monkeypatch.setattr(guided_run, "predict_perturbed", count)
+    plain = sample(model, model.patcher)
+    guided = native_nodes.patch_guidance(model.patcher, 2.0, "13", 1.0, 0.0, 1.0, 0.0)[0]
+    assert torch.equal(sample(model, guided), plain)
+    assert len(passes) == 1
     guided = native_nodes.patch_guidance(model.patcher, 2.0, "0; 13", 1.0, 0.0, 1.0, 0.0)[0]
-    sample(model, guided)
-    assert "the model has no self-attention [13]" in caplog.text
+    assert not torch.allclose(sample(model, guided), plain, atol=1e-4)
+    assert len(passes) == 1 + 2
+    assert caplog.text.count("the model has no self-attention [13]") == 2
     with pytest.raises(InvalidSettings, match="start must be below end"):
         native_nodes.patch_guidance(model.patcher, 2.0, "0", 1.0, 0.5, 0.5, 0.0)
+
+
+@pytest.mark.parametrize("order", ["cache first", "guidance first"])
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_guidance_beside_easycache(model, cfg: float, order: str, monkeypatch) -> None:
+    """Guidance equals guidance without the cache on computed steps, and keeps its difference on skipped ones."""
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    def cached(patcher: Any) -> Any:
+        return EasyCacheNode.execute(patcher, 3.0, 0.3, 0.9, False).args[0]
+
+    def guided(patcher: Any) -> Any:
+        return native_nodes.patch_guidance(patcher, 2.0, "1", 1.0, 0.0, 1.0, 0.0)[0]
+
+    steps, guide, predict = [], GuidedRun.guide, guided_run.predict_perturbed
+    passes = []
+
+    def expect(arguments: dict) -> torch.Tensor:
+        """Return the difference from a clean and a perturbed call without any wrapper."""
+        options = dict(arguments["model_options"]["transformer_options"])
+        options = {k: v for k, v in options.items() if k not in ("wrappers", "easycache")}
+        bare = {**arguments, "model_options": {"transformer_options": options}}
+        settings = PerturbedGuidance(scale=2.0)
+        clean, perturbed = (
+            predict(bare, arguments["cond"], PerturbedOverride(layers, settings))
+            for layers in ({}, {1: None})
+        )
+        return clean - perturbed
+
+    def watch(self: Any, arguments: dict, reached: dict) -> torch.Tensor:
+        cache = arguments["model_options"]["transformer_options"]["easycache"]
+        skipped, before = cache.skip_current_step, len(passes)
+        result = guide(self, arguments, reached)
+        difference = None if skipped else expect(arguments)
+        term = (result - arguments["denoised"]) / 2.0
+        steps.append((skipped, len(passes) - before, float(arguments["sigma"]), term, difference))
+        return result
+
+    def count(*arguments: Any) -> torch.Tensor:
+        passes.append(1)
+        return predict(*arguments)
+
+    monkeypatch.setattr(GuidedRun, "guide", watch)
+    monkeypatch.setattr(guided_run, "predict_perturbed", count)
+    chain = (cached, guided) if order == "cache first" else (guided, cached)
+    sample(model, chain[1](chain[0](model.patcher)), cfg, steps=8)
+    assert {skipped for skipped, *_ in steps} == {False, True}
+    last = torch.zeros(()), 1.0
+    for skipped, extra, sigma, term, difference in steps:
+        assert extra == (not skipped)
+        if skipped:
+            difference = last[0] * (sigma / last[1])
+        else:
+            last = difference, sigma
+        assert difference.abs().max() > 1e-4
+        assert torch.allclose(term, difference, atol=1e-2 * float(difference.abs().max()))
 
 
 def test_error_in_a_run_frees_the_state(model) -> None:
@@ -290,3 +276,29 @@ def test_error_in_a_run_frees_the_state(model) -> None:
     assert not override.run.states
     override.sparse = sparse
     assert torch.allclose(sample(model, patched), sample(model, model.patcher), atol=1e-5)
+
+
+def test_guidance_perturbs_the_image_and_leaves_the_text_clean(model, monkeypatch) -> None:
+    for condition in model.conditions:
+        condition[0][0] = condition[0][0][:, :1].expand(-1, 7, -1).clone()
+    found, perturb = [], PerturbedOverride.perturb
+
+    def watch(self: Any, clean: torch.Tensor, call: Any, model_call: Any) -> torch.Tensor:
+        perturbed = perturb(self, clean, call, model_call)
+        found.append((clean, perturbed, call.split_inputs()[2]))
+        return perturbed
+
+    monkeypatch.setattr(PerturbedOverride, "perturb", watch)
+    guided = native_nodes.patch_guidance(model.patcher, 2.0, "0", 1.0, 0.0, 1.0, 0.0)[0]
+    sample(model, guided)
+    assert found
+    for clean, perturbed, value in found:
+        is_clean = (clean == perturbed).all((0, 2, 3))
+        # The same word has the same values everywhere, and no two image tokens have.
+        rows = value[0].flatten(1)
+        is_text = (rows[:, None] - rows).abs().amax(-1).lt(1e-5).sum(1) >= 7
+        assert not is_clean.all()
+        assert is_clean[is_text].all()
+        # Only MiniMax-H3 has other tokens outside the grid: those of its sound.
+        sound = 22 if value.shape[1] == 7 + 22 + 72 else 0
+        assert int(is_clean.sum()) == int(is_text.sum()) + sound

@@ -10,12 +10,19 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from support.comfyui_calls import (
+    SIGMAS,
+    TOKENS,
+    dense_attention,
+    make_call,
+    make_options,
+    make_tensors,
+)
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from dit_accel import SVG2, Dense, Neighborhood, Profile, Rule, Schedule, SVGEar
 from dit_accel.comfyui import native_nodes
-from dit_accel.comfyui.model_call import OVERRIDE_KEY, ModelCall, read_step
+from dit_accel.comfyui.model_call import OVERRIDE_KEY
 from dit_accel.comfyui.native_guidance import PerturbedOverride, add_guidance, resolve_layers
 from dit_accel.comfyui.sparse_override import SparseOverride
 from dit_accel.errors import InvalidSettings
@@ -24,48 +31,6 @@ from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance
 EVERYWHERE = Schedule(dense_steps=0.0, min_tokens=0)
 FULL = Profile(SVG2(top_p=1.0), EVERYWHERE)
 HALF = Profile(SVGEar(density=0.5), EVERYWHERE)
-TOKENS = 3 * 4 * 6
-SIGMAS = torch.linspace(1, 0, 5)
-
-
-def dense_attention(
-    q, k, v, heads, mask=None, skip_reshape=False, skip_output_reshape=False, **_
-) -> Tensor:
-    """Compute attention as ComfyUI does."""
-    if not skip_reshape:
-        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
-
-
-def make_options(ids: tuple[Any, ...] = ("c",), **others: Any) -> dict:
-    """Return ComfyUI's ``transformer_options`` of a conditional call."""
-    return {"sample_sigmas": SIGMAS, "uuids": list(ids), "cond_or_uncond": [0], **others}
-
-
-def make_call(
-    step: int = 0,
-    options: dict | None = None,
-    seen_calls: Counter | None = None,
-    previous: Any = None,
-    latent_size: tuple[int, ...] = (3, 8, 12),
-) -> ModelCall:
-    """Return a model call at a step. A token is 2 x 2 latent pixels."""
-    model_step = read_step(
-        torch.zeros(1, 4, *latent_size),
-        SIGMAS[step : step + 1],
-        options or make_options(),
-        Counter() if seen_calls is None else seen_calls,
-    )
-    return ModelCall(model_step, previous)
-
-
-def make_tensors(
-    batch: int = 2, tokens: int = TOKENS, split: bool = False, seed: int = 0
-) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (batch, 2, tokens, 16) if split else (batch, tokens, 32)
-    return [torch.randn(shape, generator=generator) for _ in range(3)]
 
 
 CALLS = {
@@ -225,33 +190,6 @@ def test_refiner_before_the_blocks_is_not_a_layer() -> None:
     assert list(override.run.stats.layer_densities()) == ["layer 0"]
 
 
-def test_grids_and_text() -> None:
-    step = make_call().step
-    grids = {
-        n: step.find_layout(options, n)
-        for n, options in ((72, {}), (288, {}), (79, {}), (80, {"img_slice": [8, 80]}))
-    }
-    assert (grids[72].frames, grids[72].height, grids[72].width) == (3, 4, 6)
-    assert (grids[288].height, grids[288].width) == (8, 12)
-    assert grids[79] is None
-    assert (grids[80].text_tokens, grids[80].text_first, grids[80].width) == (8, True, 6)
-    assert step.find_layout({"grid_sizes": (1, 1, 79)}, 79).width == 79
-    image = make_call(latent_size=(9, 7)).step
-    assert image.min_tokens == 12
-    assert image.find_layout({}, 20).height == 5
-    text = torch.zeros(1, 7, 24)
-    for model, first in (("Flux", True), ("HunyuanVideo", False)):
-        latent = torch.zeros(1, 4, 3, 8, 12)
-        joint = read_step(latent, SIGMAS[:1], make_options(), Counter(), text, model)
-        layout = joint.find_layout({}, 79)
-        assert (layout.text_tokens, layout.text_first, layout.width) == (7, first, 6)
-        assert joint.find_layout({}, 72).text_tokens == 0
-    override = SparseOverride(Profile(Neighborhood(density=0.5), EVERYWHERE))
-    attention = override.build_attention(make_call())
-    attention(dense_attention, *make_tensors(), 2, transformer_options=make_options())
-    assert override.run.stats.calls["sparse"] == 1
-
-
 def test_report_gives_reasons_for_dense_calls() -> None:
     override = SparseOverride(FULL, (0.5, -math.inf))
     assert "no call was sparse; dense: none" in override.report()
@@ -314,11 +252,28 @@ def test_head_set_of_unknown_order_is_invalid(name, message) -> None:
         resolve_layers(HeadSet(ModelShape(name, {"a": 2, "b": 3}, 4, 16), {("b", 1): (0, 3)}))
 
 
-def test_notation_of_layers() -> None:
-    assert resolve_layers("13; 7:0,4; blocks.9:*") == {13: None, 7: (0, 4), 9: None}
-    assert resolve_layers("7:0; 7:4; 9:1; 9:*; 9:2") == {7: (0, 4), 9: None}
-    with pytest.raises(InvalidSettings, match="layers are written like"):
-        resolve_layers("middle")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("13; 7:0,4; blocks.9:*", {13: None, 7: (0, 4), 9: None}),
+        ("7:0; 7:4; 9:1; 9:*; 9:2", {7: (0, 4), 9: None}),
+        ("0, 1, 2", {0: None, 1: None, 2: None}),
+        ("0-2; 5", {0: None, 1: None, 2: None, 5: None}),
+        ("0-1,4:3;", {0: (3,), 1: (3,), 4: (3,)}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_notation_of_layers(text: str, expected: dict) -> None:
+    assert resolve_layers(text) == expected
+
+
+@pytest.mark.parametrize("text", ["middle", "", "3:", "2-0", "7:0-2", "-1", "1;;2", "99999"])
+def test_other_notations_of_layers_are_invalid(text: str) -> None:
+    with pytest.raises(InvalidSettings, match='layers are written like "13", "0, 1, 2", "0-2"'):
+        resolve_layers(text)
+
+
+def test_layers_and_heads_that_a_model_lacks() -> None:
     shape = ModelShape("X", {"blocks": 3}, 4, 16)
     assert resolve_layers(HeadSet(shape, {("blocks", 1): (0, 3)})) == {1: (0, 3)}
     with pytest.raises(InvalidSettings, match="no head 5: heads are 0 to 1"):
@@ -347,9 +302,10 @@ def fake_comfyui(layers: int) -> dict[str, Any]:
         return (wrapper(apply_model, x, sigma, transformer_options=options),)
 
     kinds = SimpleNamespace(APPLY_MODEL="apply_model")
+    events = SimpleNamespace(ON_PRE_RUN="on_pre_run", ON_CLEANUP="on_cleanup")
     parts = {
         "comfy.samplers": SimpleNamespace(calc_cond_batch=calc_cond_batch),
-        "comfy.patcher_extension": SimpleNamespace(WrappersMP=kinds),
+        "comfy.patcher_extension": SimpleNamespace(WrappersMP=kinds, CallbacksMP=events),
     }
     named = {name.removeprefix("comfy."): part for name, part in parts.items()}
     return {"comfy": SimpleNamespace(**named), **parts}
@@ -377,8 +333,11 @@ def test_head_set_of_another_model_is_invalid(shape, message, monkeypatch) -> No
     patcher.clone.return_value.set_model_sampler_post_cfg_function = functions.append
     native_nodes.patch_guidance(patcher, 2.0, "0", 1.0, 0.0, 1.0, 0.0, heads)
     x = torch.randn(1, 4, 3, 8, 12)
-    arguments = {"sigma": SIGMAS[:1], "input": x, "denoised": x, "cond_denoised": x, "cond": None}
-    arguments |= {"model": Mock(), "model_options": {"transformer_options": make_options()}}
+    arguments = {"sigma": SIGMAS[:1], "input": x, "denoised": x, "cond_denoised": x}
+    arguments["cond"] = [{"uuid": uuid.uuid4()}]
+    sampling = SimpleNamespace(calculate_denoised=lambda sigma, output, x: x - sigma * output)
+    model = Mock(model_sampling=sampling)
+    arguments |= {"model": model, "model_options": {"transformer_options": make_options()}}
     if message is None:
         assert torch.equal(functions[0](arguments), x)
         return

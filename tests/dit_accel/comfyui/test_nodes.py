@@ -16,17 +16,10 @@ import torch
 from support.comfyui_workflows import load_workflow, to_prompt
 
 from dit_accel import SVG2, cli
-from dit_accel.comfyui.pipeline_nodes import (
-    LoadedPipeline,
-    compare,
-    load,
-    load_head_set,
-    make_attention,
-    make_guidance,
-    render,
-)
+from dit_accel.comfyui.pipeline_nodes import LoadedPipeline, compare, load, render
 from dit_accel.comfyui.registry import NODES
 from dit_accel.comfyui.replay import read_workflow_settings
+from dit_accel.comfyui.settings_nodes import load_head_set, make_attention, make_guidance
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.placement import LoadOptions
 from dit_accel.guidance import ModelShape, make_head_set
@@ -127,11 +120,11 @@ def test_importing_the_package_loads_no_node() -> None:
 def test_ids_never_change() -> None:
     assert [node.id for node in NODES] == [
         "DitAccelLoad",
+        "DitAccelRender",
+        "DitAccelCompare",
         "DitAccelSparse",
         "DitAccelGuidance",
         "DitAccelHeadSet",
-        "DitAccelRender",
-        "DitAccelCompare",
         "DitAccelNativeAttention",
         "DitAccelNativeGuidance",
     ]
@@ -248,6 +241,10 @@ def test_invalid_inputs(loaded, tmp_path: Path) -> None:
         make_guidance(1.0, "all", 1.0, 0.5, 0.5, 0.0)
     with pytest.raises(InvalidSettings, match="cannot read head set"):
         load_head_set(str(tmp_path / "none.json"))
+    with pytest.raises(InvalidSettings, match="path is empty: name the JSON file of a head set"):
+        load_head_set(" ")
+    with pytest.raises(InvalidSettings, match="knobs are written KNOB=VALUE, got 'top_p'"):
+        make_attention("svg2", "top_p", 0.2, "full", "full", "off", "")
 
 
 def test_profile_and_head_set_from_files(loaded, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from support.tiny_transformers import ROWS
 
 from dit_accel import SVG2, Profile, attention_report, enable_sparse_attention
 from dit_accel.cli import cli
-from dit_accel.comfyui.pipeline_nodes import make_attention
+from dit_accel.comfyui.settings_nodes import make_attention
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.settings import RenderSettings, attention_settings, resolve_profile
 from dit_accel.runtime.recipes import (

@@ -1,0 +1,188 @@
+"""Tokens of one call of a ComfyUI model: the grid of its latent, its text, and other streams such as sound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from torch import Tensor
+
+from dit_accel_pipelines import TokenLayout
+
+TEXT_FIRST = {
+    "AsymmDiTJoint": False,  # Mochi
+    "HiDreamImageTransformer2DModel": False,
+    "Chroma": True,
+    "ChromaRadiance": True,
+    "CogVideoXTransformer3DModel": True,
+    "Flux": True,
+    "HunyuanVideo": True,
+    "MMDiT": True,
+    "NextDiT": True,
+    "OmniGen2Transformer2DModel": True,
+    "OpenAISignatureMMDITWrapper": True,
+    "QwenImageTransformer2DModel": True,
+    "SingleStreamDiT": True,  # Krea 2
+}
+"""Whether a model puts text tokens before image tokens in joint attention, by class name.
+
+It is used where neither ``img_slice`` nor the model's blocks tell the order.
+"""
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Tokens of one model call.
+
+    Attributes:
+        latent_size: Frames, height and width of the latent, or None if its shape is none of an image or a video.
+        text_tokens: Number of text tokens in its conditions, even if the image does not attend to them.
+        text_first: True if text tokens come before image tokens in joint attention, None if the order is unknown.
+        packed: Layout of the one sequence into which the model packs all its streams, or None.
+        other_streams: Numbers of tokens that the latent's other streams can have.
+    """
+
+    latent_size: tuple[int, int, int] | None
+    text_tokens: int = 0
+    text_first: bool | None = None
+    packed: TokenLayout | None = None
+    other_streams: frozenset[int] = frozenset()
+
+    def find_refusal(self, options: Mapping[str, Any], tokens: int) -> str | None:
+        """Return why a self-attention is none over the image, or None if it is one.
+
+        Args:
+            options: ComfyUI's ``transformer_options``.
+            tokens: Number of tokens of the attention call.
+        """
+        if self.latent_size is None:
+            return "the latent is neither an image nor a video"
+        if self.find_layout(options, tokens) is not None:
+            return None
+        if tokens in self.other_streams:
+            return "attention over another stream than the image"
+        frames, height, width = self.latent_size
+        # No model merges more than 2 x 2 latent pixels.
+        if tokens < frames * (height // 2) * (width // 2):
+            return "fewer tokens than the image has"
+        return None
+
+    def find_layout(self, options: Mapping[str, Any], tokens: int) -> TokenLayout | None:
+        """Return the layout whose grid, with or without the text, has a number of tokens.
+
+        Args:
+            options: ComfyUI's ``transformer_options``.
+            tokens: Number of tokens of an attention call.
+
+        Returns:
+            The layout, or None if no grid fits, or if the order of text and image is unknown.
+        """
+        if self.latent_size is None:
+            return None
+        if (
+            self.packed is not None
+            and self.packed.visual_tokens + self.packed.text_tokens == tokens
+        ):
+            return self.packed
+        for (text, text_first), grid in product(
+            self._find_texts(options, tokens), self._find_grids(options)
+        ):
+            if math.prod(grid) == tokens - text:
+                return TokenLayout(*grid, text, text_first=text_first)
+        return None
+
+    def _find_texts(self, options: Mapping[str, Any], tokens: int) -> list[tuple[int, bool]]:
+        """Return the possible numbers of text tokens, and whether they come first."""
+        image_slice = options.get("img_slice")
+        if image_slice is not None:
+            start, end = map(int, image_slice)
+            return [(start, True)] if start else [(tokens - end, False)]
+        if self.text_first is None:
+            return [(0, False)]
+        return [(0, self.text_first), (self.text_tokens, self.text_first)]
+
+    def _find_grids(self, options: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+        """Return the possible grids: the one that the model names, else those of its latent."""
+        assert self.latent_size is not None
+        frames, height, width = self.latent_size
+        grids = [(frames, -(-height // side), -(-width // side)) for side in (1, 2)]
+        named = options.get("grid_sizes")
+        if named is not None and len(named) == 3:
+            grids.insert(0, (int(named[0]), int(named[1]), int(named[2])))
+        return grids
+
+
+def read_tokens(
+    latent: Tensor,
+    context: Tensor | None = None,
+    model: Any = None,
+    named: Mapping[str, Any] | None = None,
+) -> ImageTokens:
+    """Read the tokens of a model call from its arguments.
+
+    Args:
+        latent: ``[B, C, (T,) H, W]``, or several streams packed as ``[B, 1, N]``.
+        context: Text conditions ``[B, T, C]``, or None.
+        model: The transformer.
+        named: Arguments by name. ``latent_shapes`` has the shape of each packed stream, the image or video first.
+    """
+    named = named or {}
+    shapes = [tuple(latent.shape)]
+    if latent.dim() == 3:
+        shapes = [tuple(shape) for shape in named.get("latent_shapes") or shapes]
+    size = read_size(shapes[0])
+    return ImageTokens(
+        latent_size=size,
+        text_tokens=context.shape[1] if context is not None and context.dim() == 3 else 0,
+        text_first=find_text_order(model),
+        packed=None if size is None else read_packed(size, named.get("minimax_payload")),
+        other_streams=frozenset(
+            count
+            for shape in shapes[1:]
+            for count in (math.prod(shape[2:]), math.prod(shape[2:-1]))
+        ),
+    )
+
+
+def read_size(shape: Sequence[int]) -> tuple[int, int, int] | None:
+    """Return frames, height and width of a latent ``[B, C, (T,) H, W]``, or None for another shape."""
+    if len(shape) not in (4, 5):
+        return None
+    frames = shape[2] if len(shape) == 5 else 1
+    return frames, shape[-2], shape[-1]
+
+
+def find_text_order(model: Any) -> bool | None:
+    """Return True if a transformer puts text tokens before image tokens, None if that is unknown.
+
+    Blocks of Flux's kind had the flag ``flipped_img_txt`` as long as HunyuanVideo put its image first.
+    """
+    blocks = getattr(model, "double_blocks", None) or ()
+    if any(getattr(block, "flipped_img_txt", False) for block in blocks):
+        return False
+    return TEXT_FIRST.get(type(model).__name__)
+
+
+def read_packed(size: tuple[int, int, int], payload: Any) -> TokenLayout | None:
+    """Return the layout of MiniMax-H3's sequence: text, references, sound, and last the video in 2 x 2 patches.
+
+    Args:
+        size: Frames, height and width of the video's latent.
+        payload: The argument ``minimax_payload``, with the segments ``(start, stop, kind)`` of the sequence.
+
+    Returns:
+        The layout, in which all tokens before the video count as text, or None if no such segments are there.
+    """
+    segments: Sequence[tuple[int, int, str]] = (
+        getattr((payload or {}).get("layout"), "segments", None) or ()
+    )
+    grid = (size[0], -(-size[1] // 2), -(-size[2] // 2))
+    if not segments:
+        return None
+    start, stop, kind = segments[-1]
+    if kind != "video" or stop - start != math.prod(grid):
+        return None
+    return TokenLayout(*grid, start, text_first=True)

@@ -1,0 +1,177 @@
+"""Nodes that hold settings: sparse attention, perturbed guidance and head sets. They run without diffusers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dit_accel.comfyui.node_declaration import (
+    Node,
+    Output,
+    choice_input,
+    float_input,
+    socket_input,
+    text_input,
+)
+from dit_accel.core.precision import PRECISIONS
+from dit_accel.errors import InvalidSettings
+from dit_accel.generation.settings import RenderSettings, build_profile, parse_assignments
+from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, make_head_set
+from dit_accel.io.parsing import parse_dataclass
+from dit_accel.methods import METHODS
+from dit_accel.runtime.profile import Profile
+from dit_accel.runtime.recipes import read_profile
+
+CATEGORY = "DiT-Accel"
+PIPELINE, ATTENTION, GUIDANCE, HEADS = "DIT_PIPELINE", "DIT_ATTENTION", "DIT_GUIDANCE", "DIT_HEADS"
+
+
+def make_attention(
+    method: str,
+    knobs: str,
+    dense_steps: float,
+    precision: str,
+    dense_precision: str,
+    guard: str,
+    profile: str,
+) -> tuple[Profile]:
+    """Return the profile of a file or a recipe if one is named, else a profile of the other inputs."""
+    if profile.strip():
+        return (read_profile(profile.strip()),)
+    lines = tuple(line for line in knobs.replace("\n", ";").split(";") if line.strip())
+    settings = RenderSettings(
+        "",
+        method=method,
+        knobs={"schedule.dense_steps": dense_steps, **parse_assignments(lines)},
+        precision=precision,
+        dense_precision=dense_precision,
+        guard=guard,
+    )
+    return (build_profile(settings),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """Perturbed guidance that is not yet bound to a model.
+
+    Attributes:
+        settings: Settings of guidance.
+        heads: A head set, or a text that `make_head_set` takes.
+    """
+
+    settings: PerturbedGuidance
+    heads: str | HeadSet
+
+    def bind(self, model: ModelShape) -> HeadSet:
+        """Return the head set of a model, with the settings.
+
+        Raises:
+            InvalidSettings: If the heads do not fit the model.
+        """
+        return make_head_set(self.heads, None, model).with_settings(self.settings)
+
+
+def make_guidance(
+    scale: float,
+    heads: str,
+    softness: float,
+    start: float,
+    end: float,
+    rescale: float,
+    head_set: HeadSet | None = None,
+) -> tuple[Guidance]:
+    """Return perturbed guidance. A head set replaces ``heads`` and adds the settings that have no input here."""
+    values = {"scale": scale, "softness": softness, "interval": (start, end), "rescale": rescale}
+    defaults = dict(head_set.settings) if head_set else {}
+    settings = parse_dataclass(PerturbedGuidance, {**defaults, **values}, "guidance")
+    return (Guidance(settings, head_set or heads.strip() or "all"),)
+
+
+def load_head_set(path: str) -> tuple[HeadSet]:
+    """Read a head set from its JSON file.
+
+    Raises:
+        InvalidSettings: If no file is named.
+    """
+    if not path.strip():
+        raise InvalidSettings("path is empty: name the JSON file of a head set")
+    return (HeadSet.load(path.strip()),)
+
+
+NODES = [
+    Node(
+        "DitAccelSparse",
+        "Sparse attention",
+        CATEGORY,
+        "Choose how the self-attention of a pipeline runs: method, knobs and precision, or a profile file.",
+        [
+            choice_input("method", list(METHODS), "svg-ear", "Sparse attention method."),
+            text_input(
+                "knobs", "", "KNOB=VALUE, one per line, such as density=0.1.", multiline=True
+            ),
+            float_input(
+                "dense_steps", 0.2, 0.0, 1.0, 0.01, "Fraction of the first steps that stay dense."
+            ),
+            choice_input("precision", PRECISIONS, "full", "Precision of the sparse calls."),
+            choice_input("dense_precision", PRECISIONS, "full", "Precision of the dense calls."),
+            choice_input(
+                "guard",
+                ("off", "warn", "on"),
+                "off",
+                "Check the output. warn reports faults, and on repairs them as well.",
+            ),
+            text_input(
+                "profile",
+                "",
+                "A YAML or JSON profile, or a recipe like svg2:wan-2.1-t2v-720p. It replaces all other inputs.",
+            ),
+        ],
+        [Output(ATTENTION, "attention")],
+        make_attention,
+        files=("profile",),
+    ),
+    Node(
+        "DitAccelGuidance",
+        "Perturbed guidance",
+        CATEGORY,
+        "Choose perturbed-attention guidance (PAG, SoftPAG, single heads). It works with and without CFG.",
+        [
+            float_input("scale", 3.0, 0.0, 100.0, 0.1, "Strength. 0 turns guidance off."),
+            text_input(
+                "heads", "all", "all (of the middle layer), or like 'blocks.7:0,4; blocks.9'."
+            ),
+            float_input("softness", 1.0, 0.0, 1.0, 0.05, "Weight of the perturbed attention."),
+            float_input(
+                "start",
+                0.0,
+                0.0,
+                1.0,
+                0.01,
+                "Start of the guided part of the steps, as a fraction.",
+            ),
+            float_input(
+                "end", 1.0, 0.0, 1.0, 0.01, "End of the guided part of the steps, as a fraction."
+            ),
+            float_input(
+                "rescale",
+                0.0,
+                0.0,
+                1.0,
+                0.05,
+                "How far to keep the standard deviation of the prediction.",
+            ),
+            socket_input("head_set", HEADS, "From 'Head set'. It replaces heads.", optional=True),
+        ],
+        [Output(GUIDANCE, "guidance")],
+        make_guidance,
+    ),
+    Node(
+        "DitAccelHeadSet",
+        "Head set",
+        CATEGORY,
+        "Load the heads that a search found (`dit-accel heads export`). They fit only the searched model.",
+        [text_input("path", "", "A JSON file.")],
+        [Output(HEADS, "head_set")],
+        load_head_set,
+        files=("path",),
+    ),
+]
