@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +69,8 @@ def load_library() -> ctypes.CDLL | str:
 
 def library_for(x: Tensor) -> ctypes.CDLL | str:
     """Return the kernels that take a tensor, or the reason why there are none."""
+    from torch._subclasses.fake_tensor import FakeTensor  # at the top, it would load torch
+
     return "a fake tensor has no memory" if isinstance(x, FakeTensor) else load_library()
 
 
