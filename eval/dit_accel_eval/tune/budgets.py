@@ -11,21 +11,23 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from dit_accel import AttentionCall, Method, Profile, Rule, Schedule, enable_sparse_attention
+import dit_accel
+from dit_accel import AttentionCall, Method, Profile, Rule, Schedule
 from dit_accel.core.attention_call import CallContext
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings, RunFailed
-from dit_accel.generation.render import render_with
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.runtime.cost_model import SlowdownWarning
 from dit_accel.runtime.profile import with_knobs
 from dit_accel_pipelines import COMPONENTS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 By = Literal["layers", "steps", "both"]
 
@@ -130,6 +132,8 @@ class DenseStates:
         Raises:
             RunFailed: if no attention call can be sparse, or the number of steps is unknown.
         """
+        from dit_accel.generation.render import render_with  # at the top, it would load diffusers
+
         witness = Witness()
         hooks = [
             module.register_forward_hook(partial(self._keep, witness, name), with_kwargs=True)
@@ -171,12 +175,12 @@ class DenseStates:
 def transformers(pipe: Any) -> dict[str, nn.Module]:
     """Return the transformers of a pipeline by name."""
     modules = {name: getattr(pipe, name, None) for name in COMPONENTS}
-    return {name: module for name, module in modules.items() if isinstance(module, nn.Module)}
+    return {name: module for name, module in modules.items() if isinstance(module, torch.nn.Module)}
 
 
 def copy_tensor(value: Any) -> Any:
     """Return a copy of a tensor, which a pipeline cannot change, or any other value as it is."""
-    return value.clone() if isinstance(value, Tensor) else value
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def output_tensors(output: Any) -> tuple[Tensor, ...]:
@@ -246,7 +250,7 @@ def one_layer_error(
     with (
         warnings.catch_warnings(),
         torch.no_grad(),
-        enable_sparse_attention(transformer, profile=profile),
+        dit_accel.enable_sparse_attention(transformer, profile=profile),
     ):
         warnings.simplefilter("ignore", SlowdownWarning)
         output = transformer(*state.arguments, **state.keywords)

@@ -89,7 +89,7 @@ def select_assign_launch(dtype: torch.dtype, block_d: int, arch: int) -> Launch:
     if block_d > 128:
         return Launch(64, 32, 4, 2) if dtype.itemsize == 2 else Launch(32, 16, 4, 2)
     if dtype.itemsize == 2:
-        if block_d == 128 and arch // 10 in (9, 10):
+        if block_d == 128 and arch // 10 == 9:
             return Launch(128, 128, 8, 2)
         return Launch(128, 64, 8 if block_d == 128 else 4, 3)
     return Launch(64, 64 if block_d == 64 else 32, 4, 2)

@@ -102,7 +102,7 @@ PADDED_WARP = {("dense", 2, 2, 128): Launch(128, 32, 8, 3, tail_mask=False)}
 
 # Sparse tiles of a kernel that also attends to stand-ins, whose loop takes more registers. Keys are as above.
 STAND_INS_WARPGROUP = {("sparse", 1, 2, 128): Launch(128, 64, 8, 3)}
-STAND_INS_WARP = {("small", 2, 2, 128): Launch(64, 32, 4, 3, tail_mask=False)}
+STAND_INS_WARP = {("small", 2, 2, 128): Launch(32, 32, 4, 2)}
 
 
 def select_untuned_launch(kind: Kind, value_bytes: int, width: int) -> Launch:
