@@ -46,9 +46,9 @@ class BlockMap:
     Attributes:
         selected: bool ``[B, H, Gq, Gk]``.
         query_order: int64 ``[B, H, Sq]``, query indices group by group.
-        query_offsets: int64 ``[B, H, Gq + 1]``, starting at 0.
+        query_offsets: int64 ``[B, H, Gq + 1]``, from 0 to S.
         key_order: int64 ``[B, H, Sk]``, key indices group by group.
-        key_offsets: int64 ``[B, H, Gk + 1]``, starting at 0.
+        key_offsets: int64 ``[B, H, Gk + 1]``, from 0 to S.
 
     Example:
         Two groups of three tokens that attend to themselves only::
