@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,7 +68,8 @@ def enable_sparse_attention(
             ``"warn"``, ``"on"``, or a `Guard` with its limit.
         profile: All of these settings, a YAML or JSON file with them, or the name of a published recipe, such as
             ``"svg2:wan-2.1-t2v-720p"``. ``"svg2:published"`` takes the method's recipe for this pipeline. The other
-            arguments win over it. Its cache, linear layers and compilation are for `enable_acceleration`.
+            arguments win over it. Its cache, linear layers and compilation are for `enable_acceleration`, and a
+            warning says that they are left out.
 
     Returns:
         The session. Its ``close`` and ``disable_sparse_attention`` undo everything.
@@ -83,6 +85,11 @@ def enable_sparse_attention(
         >>> pipe.disable_sparse_attention()
     """
     chosen = profile_of(profile, target)
+    if chosen.has_levers:
+        warnings.warn(
+            f"the profile also sets {', '.join(chosen.levers())}, which is left out: call enable_acceleration",
+            stacklevel=2,
+        )
     chosen = _with_method(chosen, method)
     requested: dict[str, Any] = {
         "schedule": None if schedule is None else _as(Schedule, schedule, "schedule"),

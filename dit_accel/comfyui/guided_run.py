@@ -27,7 +27,7 @@ class ForwardWatch:
     """Record of the conditions that the transformer computed, because caches such as EasyCache skip its forward.
 
     Attributes:
-        reached: Whether the transformer computed a condition since the last `take`, by its uuid.
+        reached: True for a condition that the transformer computed since the last `take`, by its uuid.
         works: True if the transformer was seen at all. Some old models do not run ComfyUI's inner wrappers.
     """
 

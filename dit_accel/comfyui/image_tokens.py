@@ -27,7 +27,7 @@ TEXT_FIRST = {
     "QwenImageTransformer2DModel": True,
     "SingleStreamDiT": True,  # Krea 2
 }
-"""Whether a model puts text tokens before image tokens in joint attention, by class name.
+"""True for a class of models that puts text tokens before image tokens in joint attention, by its name.
 
 It is used where neither ``img_slice`` nor the model's blocks tell the order.
 """

@@ -17,7 +17,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What stands for a key group that a map skips.
+# A key group that a map skips can be represented by one of these.
 Skipped = Literal["centroid", "expansion"]
 
 # Attention scores that planning computes at a time: 256 MiB of float32.

@@ -7,76 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.composition import Case, group_offload, lora, relative_error, render
+from support.composition import group_offload, lora, relative_error, render
+from support.levers import CASES, IDLE, LINEARS, NOTHING, SKIPPING, SPARSE, snapshot, tiny
 from support.tiny_pipelines import TINY
 
 import dit_accel
 from dit_accel import InvalidSettings, Profile, RunFailed
 from dit_accel.core.levers import CACHES
-
-NOTHING: dict[str, Any] = {"method": "dense"}
-SPARSE = {
-    "method": "svg-ear",
-    "knobs": {"density": 0.4},
-    "schedule": {"dense_steps": 0.0, "min_tokens": 0},
-}
-RATIOS = {name: [1.0, 0.99, 0.99, 0.99] for name in ("transformer", "transformer_2")}
-# Caches that skip a part of the four steps of `render`.
-SKIPPING: dict[str, dict[str, Any]] = {
-    "first-block": {"kind": "first-block", "threshold": 10.0},
-    "taylorseer": {"kind": "taylorseer", "cache_interval": 2, "disable_cache_before_step": 1},
-    "magcache": {
-        **{"kind": "magcache", "threshold": 0.5, "retention_ratio": 0.25},
-        **{"num_inference_steps": 4, "mag_ratios": RATIOS},
-    },
-    "seacache": {"kind": "seacache", "threshold": 10.0},
-    "pab": {"kind": "pab", "spatial_attention_timestep_skip_range": [0, 1000]},
-    "fastercache": {
-        **{"kind": "fastercache", "is_guidance_distilled": True},
-        "spatial_attention_timestep_skip_range": [-1, 990],
-    },
-}
-# The same kinds, with knobs at which nothing is skipped.
-IDLE: dict[str, dict[str, Any]] = {
-    "first-block": {"kind": "first-block", "threshold": 0.0},
-    "taylorseer": {"kind": "taylorseer", "disable_cache_before_step": 1000},
-    "magcache": {**SKIPPING["magcache"], "threshold": 0.0},
-    "seacache": {"kind": "seacache", "threshold": 0.0},
-    "pab": {"kind": "pab", "spatial_attention_timestep_skip_range": [-2, -1]},
-    "fastercache": {
-        **{"kind": "fastercache", "is_guidance_distilled": True},
-        "spatial_attention_timestep_skip_range": [-2, -1],
-    },
-}
-LINEARS = ("int8-weights", "int8-dynamic", "fp8-weights", "fp8-storage")
-CASES = {guidance: Case("", "", guidance, "1", "") for guidance in ("none", "separate", "batched")}
-
-
-def snapshot(pipe: Any) -> dict[tuple[str, ...], Any]:
-    """Return everything that an undo has to restore: attributes, processors, hooks, parameters and their bits."""
-    found: dict[tuple[str, ...], Any] = {}
-    for component in ("transformer", "transformer_2"):
-        transformer = getattr(pipe, component, None)
-        if transformer is None:
-            continue
-        for name, module in transformer.named_modules():
-            registry = vars(module).get("_diffusers_hook")
-            hooks = tuple(registry.hooks) if registry is not None else ()
-            attributes = set(vars(module))
-            if not name and not hooks:  # diffusers' own cache contexts leave an empty registry
-                attributes.discard("_diffusers_hook")
-            processor = id(getattr(module, "processor", None))
-            found[component, name] = (type(module), attributes, hooks, processor)
-        for name, parameter in transformer.named_parameters():
-            found[component, name, "bits"] = (id(parameter), str(parameter.data.tolist()))
-    return found
-
-
-def tiny(family: str) -> tuple[Any, Callable[[], torch.Tensor]]:
-    """Return a tiny pipeline and a function that renders with it."""
-    row = TINY[family]
-    pipe = row.build()
-    return pipe, lambda: row.run(pipe, cfg=True)
 
 
 def same_bits(pipe: Any, profile: dict[str, Any], run: Callable[[], torch.Tensor]) -> None:
@@ -252,7 +189,8 @@ def test_sparse_attention_that_was_replaced_comes_back(wan) -> None:
 
 def test_sparse_attention_alone_ignores_the_levers(wan) -> None:
     profile = {**SPARSE, "cache": SKIPPING["first-block"]}
-    wan.enable_sparse_attention(profile=profile)
+    with pytest.warns(UserWarning, match="also sets cache, which is left out"):
+        wan.enable_sparse_attention(profile=profile)
     render(wan, CASES["none"])
     assert not wan.transformer.is_cache_enabled
     assert wan.attention_report().forwards == {"transformer": {"computed": 4, "skipped": 0}}
@@ -391,64 +329,6 @@ def test_magcache_is_calibrated_under_the_attention_of_the_profile(build_wan) ->
     assert pipe.attention_report().forwards["transformer_2"]["skipped"] == 4
     with pytest.raises(RunFailed, match="measured in 4 steps, and this run has 5"):
         pipe("a red circle", height=64, width=64, num_frames=5, num_inference_steps=5)
-
-
-REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
-    "no ratios": ({"cache": {"kind": "magcache"}}, "needs mag_ratios of transformer"),
-    "rows": ({"cache": {"kind": "fastercache"}}, "pipelines of wan run none"),
-    "no match": (
-        {
-            "cache": {
-                "kind": "taylorseer",
-                "use_lite_mode": False,
-                "cache_identifiers": ["nothing"],
-            }
-        },
-        "matches no module of WanTransformer3DModel",
-    ),
-    "device": (
-        {"linears": {"kind": "fp8-dynamic"}},
-        "needs a CUDA device of compute capability 8.9",
-    ),
-    "all skipped": ({"linears": {"kind": "int8-weights", "skip": ["blocks"]}}, "no linear layer"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSALS)
-def test_refuses_by_name_and_changes_nothing(build_wan, name: str) -> None:
-    levers, message = REFUSALS[name]
-    pipe = build_wan()
-    pipe.enable_perturbed_guidance(2.0)
-    guided, before = render(pipe, CASES["none"]), snapshot(pipe)
-    with pytest.raises(InvalidSettings, match=message):
-        pipe.enable_acceleration({**NOTHING, **levers})
-    assert {key: value[1] for key, value in snapshot(pipe).items()} == {
-        key: value[1] for key, value in before.items()
-    }
-    assert torch.equal(render(pipe, CASES["none"]), guided)
-
-
-def test_refuses_what_the_user_enabled_before(build_wan) -> None:
-    from diffusers import FirstBlockCacheConfig
-
-    pipe = build_wan()
-    pipe.transformer.enable_cache(FirstBlockCacheConfig())
-    with pytest.raises(InvalidSettings, match="has a cache already"):
-        pipe.enable_acceleration({"cache": IDLE["first-block"]})
-    pipe = build_wan()
-    pipe.transformer.compile_repeated_blocks(backend="aot_eager")
-    with pytest.raises(InvalidSettings, match="are compiled already"):
-        pipe.enable_acceleration({"compile": {}})
-    pipe = build_wan()
-    group_offload(pipe)
-    with pytest.raises(InvalidSettings, match="enable acceleration first, then offload"):
-        pipe.enable_acceleration({"linears": {"kind": "int8-weights"}})
-
-
-def test_a_model_without_caches_is_refused() -> None:
-    pipe, _ = tiny("sd3")
-    with pytest.raises(InvalidSettings, match="SD3Transformer2DModel takes no cache"):
-        pipe.enable_acceleration({"cache": IDLE["first-block"]})
 
 
 def test_a_bare_transformer_in_a_loop_without_contexts(build_wan) -> None:

@@ -117,7 +117,7 @@ def attend(
     """Run sparse attention. Arguments are those of `dit_accel_kernels.sparse_attention`."""
     inputs = [_readable(x) for x in (query, key, value)]
     batch, heads, queries, head_dim = query.shape
-    # As in a transposed [B, S, H, D] tensor, because pipelines take the output in that order.
+    # Pipelines take the output as [B, S, H, D], so it is stored in that order.
     out = inputs[0].new_empty(batch, queries, heads, head_dim).transpose(1, 2)
     lse = inputs[0].new_empty(query.shape[:3], dtype=torch.float32) if return_lse else None
     query_groups = (block_map.query_order, block_map.query_offsets)
