@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dit_accel_kernels.cpu.compiled import group_by_label as group_by_label_cpu
+from dit_accel_kernels.cpu.compiled import library_for
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -31,6 +34,9 @@ def group_by_label(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
         with torch.cuda.device_of(labels):
             return group_by_label_gpu(labels, count)
+    library = library_for(labels)
+    if not isinstance(library, str):
+        return group_by_label_cpu(library, labels, count)
     order = labels.argsort(dim=-1, stable=True)
     sizes = torch.zeros(*labels.shape[:-1], count + 1, dtype=torch.int64, device=labels.device)
     sizes.scatter_add_(-1, labels.long() + 1, torch.ones_like(labels, dtype=torch.int64))

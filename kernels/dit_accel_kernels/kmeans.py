@@ -18,7 +18,8 @@ from dit_accel_kernels.contracts import (
     check_tokens,
     label_tokens,
 )
-from dit_accel_kernels.cpu.compiled import library_for, nearest_centroid, sum_by_label
+from dit_accel_kernels.cpu import compiled
+from dit_accel_kernels.cpu.compiled import library_for
 from dit_accel_kernels.grouping import group_by_label
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def kmeans_assign(tokens: Tensor, centroids: Tensor) -> Tensor:
             return kmeans_assign_gpu(tokens, centroids)
     library = library_for(tokens)
     if not isinstance(library, str):
-        return nearest_centroid(library, tokens, centroids)
+        return compiled.nearest_centroid(library, tokens, centroids)
     centroids = centroids.float().flatten(0, 1)
     # The largest x . c - |c|^2 / 2 belongs to the nearest centroid.
     minus_half_norm = -0.5 * centroids.square().sum(-1)[:, None]  # [B H, 1, K]
@@ -150,29 +151,30 @@ def kmeans_update(tokens: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     """
     check_no_gradient("tokens", tokens)
     check_no_gradient("centroids", centroids)
+    groups = group_by_label(labels, centroids.shape[2])
+    return _means(tokens, *groups, centroids, squared=False)
+
+
+def _means(
+    tokens: Tensor, order: Tensor, offsets: Tensor, empty: Tensor, *, squared: bool
+) -> Tensor:
+    """Return the means of groups of tokens, or of their squares. An empty group gets its row of ``empty``."""
     if tokens.is_cuda:
         from dit_accel_kernels.gpu.kmeans import kmeans_update as kmeans_update_gpu
 
         with torch.cuda.device_of(tokens):
-            return kmeans_update_gpu(tokens, *group_by_label(labels, centroids.shape[2]), centroids)
-    return _mean_by_label(tokens, labels, centroids, squared=False)
-
-
-def _mean_by_label(tokens: Tensor, labels: Tensor, centroids: Tensor, *, squared: bool) -> Tensor:
-    """Return the means of tokens, or of their squares, on a CPU. An empty cluster keeps its centroid."""
-    batch, heads, count, head_dim = centroids.shape
+            return kmeans_update_gpu(tokens, order, offsets, empty, squared=squared)
     library = library_for(tokens)
     if not isinstance(library, str):
-        sums = sum_by_label(library, tokens, labels, count, squared=squared)
-    else:
-        head_index = torch.arange(batch * heads, device=labels.device).view(batch, heads, 1)
-        rows = labels + count * head_index
-        tokens = tokens.float().square() if squared else tokens.float()
-        sums = tokens.new_zeros(batch * heads * count, head_dim)
-        sums = sums.index_add_(0, rows.flatten(), tokens.flatten(0, 2)).view_as(centroids)
-    ones = torch.ones_like(labels, dtype=torch.float32)
-    sizes = ones.new_zeros(batch, heads, count).scatter_add_(2, labels, ones)[..., None]
-    return torch.where(sizes > 0, sums / sizes.clamp(min=1), centroids)
+        return compiled.group_means(library, tokens, order, offsets, empty, squared=squared)
+    batch, heads, count, head_dim = empty.shape
+    head_index = torch.arange(batch * heads, device=order.device).view(batch, heads, 1)
+    rows = label_tokens(order, offsets) + count * head_index
+    tokens = tokens.float().square() if squared else tokens.float()
+    sums = tokens.new_zeros(batch * heads * count, head_dim)
+    sums = sums.index_add_(0, rows.flatten(), tokens.flatten(0, 2)).view_as(empty)
+    sizes = offsets.diff(dim=-1)[..., None]
+    return torch.where(sizes > 0, sums / sizes.clamp(min=1), empty)
 
 
 def group_means(tokens: Tensor, order: Tensor, offsets: Tensor, *, squared: bool = False) -> Tensor:
@@ -192,12 +194,7 @@ def group_means(tokens: Tensor, order: Tensor, offsets: Tensor, *, squared: bool
     check_no_gradient("tokens", tokens)
     batch, heads, _, head_dim = tokens.shape
     zeros = tokens.new_zeros(batch, heads, offsets.shape[-1] - 1, head_dim, dtype=torch.float32)
-    if tokens.is_cuda:
-        from dit_accel_kernels.gpu.kmeans import kmeans_update as kmeans_update_gpu
-
-        with torch.cuda.device_of(tokens):
-            return kmeans_update_gpu(tokens, order, offsets, zeros, squared=squared)
-    return _mean_by_label(tokens, label_tokens(order, offsets), zeros, squared=squared)
+    return _means(tokens, order, offsets, zeros, squared=squared)
 
 
 def group_variance(tokens: Tensor, order: Tensor, offsets: Tensor, means: Tensor) -> Tensor:

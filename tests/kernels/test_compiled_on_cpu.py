@@ -4,7 +4,9 @@ import ctypes
 from pathlib import Path
 
 import pytest
+import torch
 
+from dit_accel_kernels import BlockMap, group_by_label, kmeans, sparse_attention, strided_centroids
 from dit_accel_kernels.cpu import compiled
 
 
@@ -65,3 +67,22 @@ def test_structures_are_those_of_the_source(structure, name: str, file: str) -> 
         if part.strip()
     ]
     assert names == [field[0] for field in structure._fields_]
+
+
+def test_threads_do_not_change_the_results() -> None:
+    """Run with as many threads as torch has, also more than there are heads and processors."""
+    query, key, value = torch.randn(3, 1, 3, 301, 40, generator=torch.manual_seed(0))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            labels, centroids = kmeans(key, strided_centroids(key, 9), iterations=2)
+            groups = group_by_label(labels, 9)
+            selected = torch.arange(81).view(1, 1, 9, 9).expand(1, 3, 9, 9) % 3 == 0
+            block_map = BlockMap(selected, *groups, *groups)
+            out, _ = sparse_attention(query, key, value, block_map, skipped="expansion")
+            results.append((labels, centroids, out))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))

@@ -1,10 +1,12 @@
 """Test grouping of tokens by label."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_accel_kernels import group_by_label
+from dit_accel_kernels import ContractError, group_by_label
+from dit_accel_kernels.cpu.compiled import load_library
 
 
 @given(
@@ -23,3 +25,12 @@ def test_groups_partition_the_tokens(
             for g in range(count):
                 group = order[b, h, offsets[b, h, g] : offsets[b, h, g + 1]]
                 assert torch.equal(group, (labels[b, h] == g).nonzero()[:, 0])
+
+
+@pytest.mark.parametrize("label", [-1, 3, 2**40])
+def test_a_label_without_a_group_is_refused(label: int) -> None:
+    """Without a compiler, torch itself refuses it."""
+    labels = torch.tensor([[[0, 2, label, 1]]])
+    error = RuntimeError if isinstance(load_library(), str) else ContractError
+    with pytest.raises(error):
+        group_by_label(labels, 3)

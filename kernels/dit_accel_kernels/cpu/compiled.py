@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dit_accel_kernels.contracts import ContractError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -162,21 +164,44 @@ def nearest_centroid(library: ctypes.CDLL, tokens: Tensor, centroids: Tensor) ->
     return labels
 
 
-def sum_by_label(
-    library: ctypes.CDLL, tokens: Tensor, labels: Tensor, count: int, *, squared: bool
+def group_means(
+    library: ctypes.CDLL,
+    tokens: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    empty: Tensor,
+    *,
+    squared: bool,
 ) -> Tensor:
-    """Return the sum of the tokens of each label, or of their squares, float32 ``[B, H, count, D]``."""
-    batch, heads, _, head_dim = tokens.shape
-    sums = tokens.new_zeros(batch, heads, count, head_dim, dtype=torch.float32)
-    x, labels = _readable(tokens), labels.long().contiguous()
-    library.add_by_label(
+    """Return the means of groups, or of squares, float32 ``[B, H, G, D]``; an empty group gets its row of ``empty``."""
+    x, empty = _readable(tokens), empty.float().contiguous()
+    order, offsets = order.contiguous(), offsets.contiguous()
+    means = torch.empty_like(empty)
+    library.group_means(
         ctypes.byref(_describe_tokens(x)),
-        *_pointers(labels),
-        ctypes.c_int64(count),
+        *_pointers(order, offsets),
+        ctypes.c_int64(empty.shape[2]),
         ctypes.c_int32(squared),
-        *_pointers(sums),
+        *_pointers(empty, means),
     )
-    return sums
+    return means
+
+
+def group_by_label(library: ctypes.CDLL, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Run `dit_accel_kernels.group_by_label`.
+
+    Raises:
+        ContractError: If a label is not in ``0 .. count - 1``.
+    """
+    labels = labels.long().contiguous()
+    order = torch.empty_like(labels)
+    offsets = labels.new_zeros(*labels.shape[:-1], count + 1)
+    rows = labels.shape[:-1].numel()
+    sizes = (ctypes.c_int64(n) for n in (rows, labels.shape[-1], count))
+    if not library.group_by_label(*_pointers(labels), *sizes, *_pointers(order, offsets)):
+        found = f"{labels.min().item()} .. {labels.max().item()}"
+        raise ContractError("labels", f"in 0 .. {count - 1}", found)
+    return order, offsets
 
 
 def _describe_tokens(x: Tensor) -> TokensOfCall:

@@ -56,16 +56,28 @@ static void label_all(const Tokens& t, const float* centroids, const float* bias
 
 struct Nothing {};
 
+// Write the mean of each group's tokens, or of their squares. An empty group gets its row of empty.
 template <typename T>
-static void add_all(const Tokens& t, const int64_t* labels, long clusters, bool squared, float* sums) {
+static void average(const Tokens& t, const int64_t* order, const int64_t* offsets, long groups, bool squared, const float* empty,
+                    float* means) {
   share_work<Nothing>(t.batch * t.heads, t.threads, [&](long head, Nothing&) {
-    for (long i = 0; i < t.tokens; i++) {
-      const T* from = t.head<T>(head) + i * t.strides[2];
-      float* to = sums + (head * clusters + labels[head * t.tokens + i]) * t.head_dim;
-      for (long d = 0; d < t.head_dim; d++) {
-        const float x = read(from[d]);
-        to[d] += squared ? x * x : x;
+    const int64_t* bounds = offsets + head * (groups + 1);
+    for (long g = 0; g < groups; g++) {
+      const long first = bounds[g], last = bounds[g + 1], row = (head * groups + g) * t.head_dim;
+      float* __restrict to = means + row;
+      if (first == last) {
+        std::memcpy(to, empty + row, 4 * t.head_dim);
+        continue;
       }
+      std::fill(to, to + t.head_dim, 0.0f);
+      for (long i = first; i < last; i++) {
+        const T* from = t.head<T>(head) + order[head * t.tokens + i] * t.strides[2];
+        for (long d = 0; d < t.head_dim; d++) {
+          const float x = read(from[d]);
+          to[d] += squared ? x * x : x;
+        }
+      }
+      for (long d = 0; d < t.head_dim; d++) to[d] /= last - first;
     }
   });
 }
@@ -75,7 +87,23 @@ extern "C" void nearest_centroid(const Tokens* t, const float* centroids, const 
   (t->is_bfloat16 ? label_all<uint16_t> : label_all<float>)(*t, centroids, bias, clusters, labels);
 }
 
-// Add tokens, or their squares, to the rows of sums [B, H, K, D] that labels [B, H, S] name.
-extern "C" void add_by_label(const Tokens* t, const int64_t* labels, int64_t clusters, int32_t squared, float* sums) {
-  (t->is_bfloat16 ? add_all<uint16_t> : add_all<float>)(*t, labels, clusters, squared, sums);
+// means [B, H, G, D] get the means of groups, given as order [B, H, S] and offsets [B, H, G + 1].
+extern "C" void group_means(const Tokens* t, const int64_t* order, const int64_t* offsets, int64_t groups, int32_t squared,
+                            const float* empty, float* means) {
+  (t->is_bfloat16 ? average<uint16_t> : average<float>)(*t, order, offsets, groups, squared, empty, means);
+}
+
+// List the tokens of labels [R, S] group by group: order [R, S] and offsets [R, G + 1], which are 0 before.
+// Return false if a label is not in 0 .. G - 1.
+extern "C" int32_t group_by_label(const int64_t* labels, int64_t rows, int64_t tokens, int64_t groups, int64_t* order,
+                                  int64_t* offsets) {
+  for (long i = 0; i < rows * tokens; i++)
+    if (labels[i] < 0 || labels[i] >= groups) return false;
+  std::vector<int64_t> next(groups);
+  for (long row = 0; row < rows; row++, labels += tokens, order += tokens, offsets += groups + 1) {
+    for (long i = 0; i < tokens; i++) offsets[labels[i] + 1]++;
+    for (long g = 0; g < groups; g++) offsets[g + 1] += next[g] = offsets[g];
+    for (long i = 0; i < tokens; i++) order[next[labels[i]]++] = i;
+  }
+  return true;
 }

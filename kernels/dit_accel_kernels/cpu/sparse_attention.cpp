@@ -286,14 +286,14 @@ static void finish(const Head& h, const Tile& t) {
 // Attend from the queries of group i, positions first to last.
 template <typename T>
 static void attend_group(const Head& h, Scratch& s, const StandIns& stand_ins, long i, int lane, long first, long last) {
-  const long count = (last - first + 3 * W - 1) / (3 * W);
+  const long vectors = (last - first + W - 1) / W, count = (vectors + 2) / 3;  // only the last vector has lanes left
   float* query = s.query.get(count * h.half * 3 * W);
   float* sums = s.sums.get(count * h.half * 3 * W);
   s.tiles.resize(count);
   for (long t = 0; t < count; t++) {
     Tile& tile = s.tiles[t];
-    tile.first = first + (last - first) * t / count;
-    tile.count = first + (last - first) * (t + 1) / count - tile.first;
+    tile.first = first + vectors * t / count * W;
+    tile.count = std::min(last, first + vectors * (t + 1) / count * W) - tile.first;
     tile.query = query + t * h.half * 3 * W, tile.sums = sums + t * h.half * 3 * W;
     start<T>(h, tile);
   }

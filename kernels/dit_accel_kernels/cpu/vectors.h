@@ -1,10 +1,13 @@
 // Vectors of floats, products of matrices in registers, and threads.
 #pragma once
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -104,16 +107,25 @@ class Buffer {
   }
 };
 
+// Run a function in threads. They are those of torch's OpenMP, because its idle threads spin and would hold up others.
+template <typename F>
+static void run_in_threads(int threads, F& run) {
+  using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+  static const auto parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  if (threads > 1 && parallel) return parallel([](void* f) { (*static_cast<F*>(f))(); }, &run, threads, 0);
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; t++) others.emplace_back(std::ref(run));
+  run();
+  for (auto& thread : others) thread.join();
+}
+
 // Run work(0, scratch) to work(count - 1, scratch) in threads, each with a scratch of its own.
 template <typename Scratch, typename F>
 static void share_work(long count, int threads, const F& work) {
   std::atomic<long> next{0};
-  const auto run = [&] {
+  auto run = [&] {
     Scratch scratch;
     for (long i; (i = next++) < count;) work(i, scratch);
   };
-  std::vector<std::thread> others;
-  for (int t = 1; t < std::min<long>(threads, count); t++) others.emplace_back(run);
-  run();
-  for (auto& thread : others) thread.join();
+  run_in_threads(std::min<long>(threads, count), run);
 }
