@@ -72,7 +72,7 @@ def examine() -> dict[str, dict[str, Any]]:
         "will be used": {
             "sparse attention": "Triton kernels"
             if torch.cuda.is_available()
-            else "grouped matrix products; quantized precisions are simulated",
+            else f"{_describe_cpu_kernel()}; quantized precisions are simulated",
             "crossover on cpu": f"{crossover_tokens('cpu')} tokens; shorter calls run dense",
             "crossover on cuda": f"{crossover_tokens('cuda')} tokens; shorter calls run dense",
             "dense attention": "the pipeline's own backend, unchanged",

@@ -239,11 +239,17 @@ def _from_end(index: int | None, count: int | None) -> int | None:
     return index + count if count is not None else None
 
 
-# Measured; other devices have no crossover. On an H200, an svg-ear layer at density 0.15 would equal dense attention at
-# about 14,000 tokens with 40 heads and at about 22,000 with 12, by its parts at 32,760 and 75,600 tokens.
-CROSSOVER_TOKENS = {"cpu": 2048, "cuda": 16_384}
+# Measured; other devices have no crossover. A CPU has one for compiled kernels and one for plain products. On an
+# H200, an svg-ear layer at density 0.15 would equal dense attention at about 14,000 tokens with 40 heads and at
+# about 22,000 with 12, by its parts at 32,760 and 75,600 tokens.
+CPU_CROSSOVER, CPU_CROSSOVER_OF_PRODUCTS, CUDA_CROSSOVER = 768, 2048, 16_384
 
 
 def crossover_tokens(device_type: str) -> int:
     """Return the number of tokens below which sparse attention is slower than dense on a type of device."""
-    return CROSSOVER_TOKENS.get(device_type, 0)
+    if device_type == "cpu":
+        from dit_accel_kernels.cpu.compiled import load_library  # it loads torch
+
+        compiled = not isinstance(load_library(), str)
+        return CPU_CROSSOVER if compiled else CPU_CROSSOVER_OF_PRODUCTS
+    return CUDA_CROSSOVER if device_type == "cuda" else 0

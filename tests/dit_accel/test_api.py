@@ -294,7 +294,7 @@ def test_a_script_with_every_verb_runs_and_restores(wan, run_wan) -> None:
 @pytest.mark.parametrize(
     ("schedule", "reason"),
     [
-        (Schedule(dense_steps=0), "0 of 24 calls were sparse: fewer than 2048 tokens"),
+        (Schedule(dense_steps=0), "0 of 24 calls were sparse: fewer than 768 tokens"),
         (Schedule(dense_steps=1), "0 of 24 calls were sparse: the schedule leaves them dense"),
     ],
 )

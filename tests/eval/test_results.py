@@ -178,7 +178,7 @@ def test_damaged_timings_of_dense_attention_are_measured_again(
 def test_settings_whose_calls_were_all_dense_come_first_and_have_no_speed_up(
     tmp_path: Path, capsys
 ) -> None:
-    out, reason = tmp_path / "out", "0 of 24 calls were sparse: fewer than 2048 tokens"
+    out, reason = tmp_path / "out", "0 of 24 calls were sparse: fewer than 768 tokens"
     write_evaluation(out, ("a",), no_effect=reason, speedup=None, psnr="inf")
     assert redraw(out) == 0
     printed = capsys.readouterr().out

@@ -176,7 +176,7 @@ def test_a_comparison_without_sparse_calls_shows_no_speedup(tmp_path, capsys) ->
     arguments = [PROMPT, "-o", str(out), "--compare", "--report", str(report), *size]
     assert cli.main(["render", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "0 of 16 calls were sparse: fewer than 2048 tokens" in printed
+    assert "0 of 16 calls were sparse: fewer than 768 tokens" in printed
     assert printed.index("0 of 16") < printed.index("denoise s")
     assert "speed-up" not in printed
     assert json.loads(report.read_text())["speedup"] is None

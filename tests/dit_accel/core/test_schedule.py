@@ -1,6 +1,7 @@
 import pytest
 
 from dit_accel import SVG2, Schedule
+from dit_accel.core.schedule import crossover_tokens
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.settings import RenderSettings, build_profile
 
@@ -86,3 +87,13 @@ def test_clusters_scale_with_tokens_and_never_exceed_them(tokens: int) -> None:
         min(50, tokens),
         min(60, tokens),
     )
+
+
+def test_the_crossover_of_a_cpu_depends_on_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_library = "dit_accel_kernels.cpu.compiled.load_library"
+    monkeypatch.setattr(load_library, lambda: "no C++ compiler")
+    assert crossover_tokens("cpu") == 2048
+    monkeypatch.setattr(load_library, object)
+    assert crossover_tokens("cpu") == 768
+    assert crossover_tokens("cuda") == 16_384
+    assert crossover_tokens("mps") == 0

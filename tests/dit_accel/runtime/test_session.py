@@ -39,7 +39,7 @@ def test_below_the_crossover_is_bit_equal_and_says_why(wan, run_wan) -> None:
     assert torch.equal(run_wan(wan), expected)
     report = wan.attention_report()
     assert report.calls == {"dense": 12, "sparse": 0, "fallback": 12}
-    assert report.fallbacks == {"fewer than 2048 tokens": 12}
+    assert report.fallbacks == {"fewer than 768 tokens": 12}
 
 
 @pytest.mark.parametrize("batch", [1, 2])
