@@ -48,29 +48,19 @@ CENTROIDS = SVGEar(refresh=1, selection="density", budget="query", skipped="cent
 
 
 def headline(density: float) -> Iterator[tuple[str, Method]]:
-    """Yield the five methods that are compared at every density."""
+    """Yield the methods that are compared at every density, with and without dense steps."""
     yield f"svg2 {density:g}", SVG2_AT[density]
     yield f"svg-ear {density:g}", SVGEar(density=density)
     yield f"svg-ear with centroids {density:g}", replace(CENTROIDS, density=density)
-    for mode in ("merge", "paper"):
-        yield (
-            f"re-ttention {mode} on neighborhood {density:g}",
-            ReTtention(density=density, mode=mode),
-        )
 
 
 def variants() -> Iterator[tuple[str, Method]]:
-    """Yield the other methods, variants of the five, and the controls."""
+    """Yield the other methods, variants of those above, and the controls."""
     yield "svg-ear with centroids 0.15, error probe", replace(CENTROIDS, selection="error")
     yield "svg-ear with centroids 0.15, refresh 3", replace(CENTROIDS, refresh=3)
     yield (
         "re-ttention merge on svg-ear with centroids 0.15",
         ReTtention(density=0.15, mask=CENTROIDS),
-    )
-    yield "re-ttention merge on neighborhood 0.15, beta 0.5", ReTtention(density=0.15, beta=0.5)
-    yield (
-        "re-ttention merge on neighborhood 0.15, heads",
-        ReTtention(density=0.15, reuse_below=0.05, local_above=0.98),
     )
     yield "svg 0.3", SVG(density=0.3)
     yield "xattention 0.5", XAttention(threshold=0.5, block=64)
@@ -118,11 +108,6 @@ def compared_labels() -> Iterator[tuple[str, str]]:
     for name in ("svg-ear with centroids", "svg2"):
         yield f"{name} 0.3, no dense step", f"{name} 0.15, 20 % dense steps"
     merge = "re-ttention merge on neighborhood 0.15, 20 % dense steps"
-    yield merge, "re-ttention merge on neighborhood 0.15, no dense step"
-    yield (
-        "svg-ear with centroids 0.3, 20 % dense steps",
-        "re-ttention merge on neighborhood 0.08, 20 % dense steps",
-    )
     for control in ("mask only 0.15", "cached difference 0.15", "output reuse"):
         yield merge, f"control: {control}"
     yield "re-ttention paper on neighborhood 0.15, 20 % dense steps", merge
@@ -139,7 +124,7 @@ def entries(pairs: int, few: int) -> list[Entry]:
     """Return the rows of the table.
 
     Args:
-        pairs: Number of clips of the noise floor, and of the five methods, with and without dense steps.
+        pairs: Number of clips of the noise floor, of the methods at every density, and of re-ttention.
         few: Number of clips of the other methods, which run with dense steps.
     """
     dense_first, all_sparse = (Schedule(dense_steps=share, min_tokens=0) for share in (0.2, 0.0))
@@ -149,6 +134,9 @@ def entries(pairs: int, few: int) -> list[Entry]:
         for label, method in headline(density):
             rows.append(Entry(f"{label}, 20 % dense steps", Profile(method, dense_first), pairs))
             rows.append(Entry(f"{label}, no dense step", Profile(method, all_sparse), pairs))
+    for mode in ("merge", "paper"):
+        label = f"re-ttention {mode} on neighborhood 0.15, 20 % dense steps"
+        rows.append(Entry(label, Profile(ReTtention(density=0.15, mode=mode), dense_first), pairs))
     rows += [Entry(label, Profile(method, dense_first), few) for label, method in variants()]
     rows += [Entry(label, profile, few) for label, profile in published()]
     return rows

@@ -197,17 +197,14 @@ def select_top_count(score: Tensor, count: int) -> Tensor:
 
 
 # Bins of a histogram of scores, and how often the bin that holds the threshold is divided again.
-BINS, ROUNDS = 2048, 2
-# Scores this many powers of two below the largest one are not told apart.
-LOWEST_LOG_SCORE = -60.0
 
 
 def select_shared_budget(score: Tensor, cost: Tensor, budget: float) -> Tensor:
     """Select the items of each row with the largest scores, as many as a budget pays for.
 
-    A histogram of the costs over the logarithm of the scores finds the threshold, so nothing is sorted
-    and nothing waits for the device. The items that cross the budget, which are those of one narrow bin,
-    are selected if that comes nearer to the budget.
+    Floats of at least 0 are in the order of their bits. So histograms of the costs, over the upper bits and
+    then over the lower ones, find the threshold, and nothing is sorted and nothing waits for the device. The
+    items that cross the budget, whose scores are equal, are selected if that comes nearer to the budget.
 
     Args:
         score: float32 ``[R, N]``, 0 or more.
@@ -219,24 +216,19 @@ def select_shared_budget(score: Tensor, cost: Tensor, budget: float) -> Tensor:
     """
     if budget >= 1:
         return torch.ones_like(score, dtype=torch.bool)
-    score = score.nan_to_num(0.0)  # faulty tokens are the guard's matter
-    largest = score.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    level = (score / largest).log2().clamp(min=LOWEST_LOG_SCORE)
+    bits = score.nan_to_num(0.0).abs().view(torch.int32)  # faulty tokens are the guard's matter
     allowed = (budget * cost.sum(-1, keepdim=True).double()).long()
-    low, width = torch.full_like(largest, LOWEST_LOG_SCORE), -LOWEST_LOG_SCORE / BINS
     spent = torch.zeros_like(allowed)
     chosen = torch.zeros_like(score, dtype=torch.bool)
     undecided = ~chosen
-    for _ in range(ROUNDS):
-        bins = ((level - low) / width).floor().clamp(0, BINS - 1).long()
-        histogram = torch.zeros(len(score), BINS, dtype=torch.int64, device=score.device)
-        histogram.scatter_add_(1, bins, cost * undecided)
+    for bins, count in ((bits >> 16, 1 << 15), (bits & 0xFFFF, 1 << 16)):
+        histogram = torch.zeros(len(score), count, dtype=torch.int64, device=score.device)
+        histogram.scatter_add_(1, bins.long(), cost * undecided)
         # Cost of what is chosen if the threshold is the lower edge of each bin.
         above = spent + histogram.flip(-1).cumsum(-1).flip(-1)
         affordable = (above > allowed).sum(-1, keepdim=True)  # the lowest bin that is paid for
         spent = torch.cat([above, spent], -1).gather(-1, affordable)
         chosen |= undecided & (bins >= affordable)
         undecided &= bins == affordable - 1
-        low, width = low + (affordable - 1) * width, width / BINS
     excess = above.gather(-1, (affordable - 1).clamp(min=0)) - allowed
     return chosen | (undecided & (excess < allowed - spent))
