@@ -15,6 +15,7 @@ from dit_accel.generation.render import Clip
 from dit_accel.generation.settings import RenderSettings, resolve_size
 from dit_accel.generation.validation import validate
 from dit_accel_assets.world import caption, sample_scenes
+from dit_accel_eval.dense import DenseBackend
 from dit_accel_eval.paired_runner import (
     PairedRunner,
     Record,
@@ -66,8 +67,15 @@ def run_paired(
     steps: int,
     log: Path,
     guidance_scale: float | None = None,
+    fastest: DenseBackend | None = None,
 ) -> tuple[dict[str, Any], list[Record]] | None:
     """Render what a log does not hold yet. A changed profile is rendered again.
+
+    Args:
+        entries: Rows of the table.
+        size, steps, guidance_scale: Request of all clips.
+        log: JSONL file to resume from and to append to.
+        fastest: Dense attention that is timed; None times the pipeline's own.
 
     Returns:
         What all clips have in common, and the records of the entries; None while other processes have clips left.
@@ -91,7 +99,10 @@ def run_paired(
         names = {"label": entry.label, "profile": profile}
         return {"common": common, **names, "prompt": case.prompt, "seed": case.seed}
 
-    records = PairedRunner(lambda: load_silently(card, request.load_options)).run(
+    runner = PairedRunner(
+        lambda: load_silently(card, request.load_options), fastest or DenseBackend()
+    )
+    records = runner.run(
         [(case, [e for e in entries if case.seed < e.clips]) for case in clips],
         RecordLog(log, ("common", "label", "profile", "seed")),
         describe=describe,
@@ -104,11 +115,15 @@ def run_paired(
 
 
 def measure(_entry: Setting, case: RenderSettings, dense: Clip, clip: Clip) -> Record:
-    """Return density, seconds and quality of a clip."""
+    """Return density, seconds, effects of levers and quality of a clip."""
     return {
         "density": clip.attention.density,
         "seconds": clip.seconds["denoise"],
         "dense_seconds": dense.seconds["denoise"],
+        "cpu_seconds": clip.cpu_seconds,
+        "dense_cpu_seconds": dense.cpu_seconds,
+        "lever_effects": clip.attention.levers,
+        "idle_levers": clip.attention.idle_levers,
         **measure_quality(dense, clip, case.prompt),
     }
 

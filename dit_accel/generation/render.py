@@ -40,11 +40,13 @@ class Clip:
         frames: float32 ``[T, H, W, 3]`` in [0, 1].
         seconds: seconds by part, as `LoopTimer.seconds` returns them.
         attention: what the attention calls did.
+        cpu_seconds: processor seconds of all threads in the denoising loop, which other programs do not lengthen.
     """
 
     frames: np.ndarray
     seconds: dict[str, float]
     attention: AttentionReport
+    cpu_seconds: float = 0.0
 
 
 def render(pipe: DiffusionPipeline, settings: RenderSettings) -> Clip:
@@ -68,10 +70,16 @@ def render_with(pipe: DiffusionPipeline, settings: RenderSettings, profile: Prof
                 heads="all" if settings.heads is None else settings.heads,
                 softness=settings.softness,
             )
-        with seeded(settings), LoopTimer(pipe) as timer:
-            video = output_kind(type(pipe).__name__, check_target(pipe)) == "video"
-            frames = extract_frames(pipe(**call_arguments(settings, video=video)))
-            return Clip(np.asarray(frames, np.float32), timer.seconds(), session.report())
+        with LoopTimer(pipe) as timer:
+            frames = np.asarray(extract_frames(call_pipeline(pipe, settings)), np.float32)
+            return Clip(frames, timer.seconds(), session.report(), timer.cpu_seconds)
+
+
+def call_pipeline(pipe: DiffusionPipeline, settings: RenderSettings) -> Any:
+    """Return the output of a pipeline for a request. Whatever is enabled on the pipeline applies."""
+    video = output_kind(type(pipe).__name__, check_target(pipe)) == "video"
+    with seeded(settings):
+        return pipe(**call_arguments(settings, video=video))
 
 
 def check_finite(clip: Clip, settings: RenderSettings) -> Clip:
@@ -147,6 +155,7 @@ class LoopTimer:
         self._pipe = pipe
         self._stack = ExitStack()
         self._first = self._last = self._start = 0.0
+        self._cpu_first = self._cpu_last = 0.0
 
     def __enter__(self) -> LoopTimer:
         for transformer in transformers_of(self._pipe).values():
@@ -162,9 +171,15 @@ class LoopTimer:
 
     def _mark_begin(self) -> None:
         self._first = self._first or synchronized_time()
+        self._cpu_first = self._cpu_first or time.process_time()
 
     def _mark_end(self) -> None:
-        self._last = synchronized_time()
+        self._last, self._cpu_last = synchronized_time(), time.process_time()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Return the processor seconds of the denoising loop."""
+        return self._cpu_last - self._cpu_first
 
     def seconds(self) -> dict[str, float]:
         """Return seconds in ``denoise`` and ``decode``, and in ``total``, which includes the text encoder."""

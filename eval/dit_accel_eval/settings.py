@@ -88,12 +88,15 @@ class Setting:
         return render_with(pipe, validate(case)[0], self.profile)
 
     def warm_up(self, pipe: Any, case: RenderSettings) -> None:
-        """Render two sparse steps, because the first run of a kind takes longer than the later ones."""
+        """Render two sparse steps without a cache, because the first run of a kind takes longer than the later ones.
+
+        A cache would skip, or refuse another number of steps.
+        """
         from dit_accel.generation.render import render_with
 
         schedule = replace(self.profile.schedule, dense_steps=0.0)
         short = replace(validate(case)[0], steps=WARM_UP_STEPS)
-        render_with(pipe, short, replace(self.profile, schedule=schedule))
+        render_with(pipe, short, replace(self.profile, schedule=schedule, cache=None))
 
 
 @dataclass(frozen=True)

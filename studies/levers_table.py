@@ -1,0 +1,161 @@
+"""Measure step caches, sparse attention, linear layers and compilation alone and together, on the same clips."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dit_accel import Profile
+from dit_accel.acceleration import calibrate_mag_cache
+from dit_accel.generation.distributed import this_process
+from dit_accel.generation.render import call_pipeline
+from dit_accel.generation.validation import validate
+from dit_accel.io.atomic import atomic_write
+from dit_accel.io.jsonl import write_json
+from dit_accel_eval.dense import DenseBackend, fastest_dense
+from dit_accel_eval.paired_runner import load_silently
+from studies.levers_plot import draw, markdown_table
+from studies.levers_summary import composition_table, lever_table
+from studies.paired_table import Entry, dense_requests, held_out_prompts, run_paired
+
+GUIDANCE_SCALE = 1.0
+# Captions of the table have seed 0.
+CALIBRATION_SEED = 1
+CACHES: Mapping[str, tuple[str, tuple[float, ...]]] = {
+    "first-block": ("threshold", (0.3, 0.4, 0.5)),
+    "taylorseer": ("cache_interval", (2, 3, 4)),
+    "magcache": ("threshold", (0.05, 0.1, 0.2)),
+    "seacache": ("threshold", (0.6, 0.8, 1.0)),
+}
+DENSITIES = (0.08, 0.15, 0.3)
+JOINT_DENSITY = 0.15
+SECTIONS: Mapping[str, Mapping[str, Any]] = {
+    "int8-dynamic": {"linears": {"kind": "int8-dynamic"}},
+    "compile": {"compile": {}},
+}
+GROUPS = ("cache", "sparse", "both", "others", "all")
+
+
+def attention(density: float | None) -> dict[str, Any]:
+    """Return the attention of a profile: svg-ear at a density, or dense for None."""
+    if density is None:
+        return {"method": "dense"}
+    schedule = {"dense_steps": 0.0, "min_tokens": 0}
+    return {"method": "svg-ear", "knobs": {"density": density}, "schedule": schedule}
+
+
+def cache_rows(ratios: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the label and the section of every cache at its three thresholds."""
+    for kind, (knob, values) in CACHES.items():
+        measured = ratios if kind == "magcache" else {}
+        for value in values:
+            yield f"{kind} {value:g}", {"cache": {"kind": kind, knob: value, **measured}}
+
+
+def rows(
+    group: str, ratios: Mapping[float | None, Mapping[str, Any]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield label and profile of the rows of a group. The label of a joint row names its parts.
+
+    Args:
+        group: Name among `GROUPS`.
+        ratios: Knobs of MagCache by density of the attention, as they were calibrated.
+    """
+    joint = f"svg-ear {JOINT_DENSITY:g}"
+    sparse = attention(JOINT_DENSITY)
+    both = [
+        (f"{label} + {joint}", {**sparse, **section})
+        for label, section in cache_rows(ratios[JOINT_DENSITY])
+    ]
+    if group == "cache":
+        for label, section in cache_rows(ratios[None]):
+            yield label, {**attention(None), **section}
+    elif group == "sparse":
+        for density in DENSITIES:
+            yield f"svg-ear {density:g}", attention(density)
+    elif group == "both":
+        yield from both
+    elif group == "others":
+        for label, section in SECTIONS.items():
+            yield label, {**attention(None), **section}
+    else:  # the middle threshold of each cache, with sparse attention and each further lever
+        for (label, profile), (name, section) in itertools.product(both[1::3], SECTIONS.items()):
+            yield f"{label} + {name}", {**profile, **section}
+
+
+def entries(
+    groups: Sequence[str], clips: int, ratios: Mapping[float | None, Mapping[str, Any]]
+) -> list[Entry]:
+    """Return the rows of some groups."""
+    chosen = [row for group in groups for row in rows(group, ratios)]
+    return [Entry(label, Profile.from_dict(values), clips) for label, values in chosen]
+
+
+def prepare(
+    size: str, steps: int, out: Path
+) -> tuple[DenseBackend, dict[float | None, dict[str, Any]]]:
+    """Return the fastest dense attention, and MagCache's knobs by density, which the first process measures once."""
+    dense_path = out / "dense.json"
+    paths = {d: out / f"magcache-{d or 'dense'}.json" for d in (None, JOINT_DENSITY)}
+    process = this_process()
+    if process.rank > 0:
+        process.wait()
+    elif not all(path.exists() for path in (dense_path, *paths.values())):
+        prompts = held_out_prompts(1, CALIBRATION_SEED)
+        request, card = validate(dense_requests(prompts, size, steps, GUIDANCE_SCALE)[0])
+        pipe = load_silently(card, request.load_options)
+        out.mkdir(parents=True, exist_ok=True)
+        fastest_dense(pipe, request).save(dense_path)
+        for density, path in paths.items():
+            profile = {**attention(density), "cache": {"kind": "magcache"}}
+            calibrate_mag_cache(pipe, profile, lambda: call_pipeline(pipe, request)).save(path)
+    if process.rank == 0:
+        process.wait()
+    ratios = {}
+    for density, path in paths.items():
+        section = Profile.load(path).levers()["cache"]
+        ratios[density] = {n: section[n] for n in ("mag_ratios", "num_inference_steps")}
+    return DenseBackend.load(dense_path), ratios
+
+
+@click.command()
+@click.option("--size", type=click.Choice(["smoke", "study", "show"]), default="study")
+@click.option("--clips", default=20, show_default=True)
+@click.option("--steps", default=20, show_default=True)
+@click.option(
+    "--group",
+    "groups",
+    type=click.Choice(GROUPS),
+    multiple=True,
+    default=GROUPS,
+    show_default=True,
+    help="Rows to measure; may be repeated.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of one size.")
+def main(size: str, clips: int, steps: int, groups: tuple[str, ...], out: Path) -> None:
+    """Append missing records to OUT/levers.jsonl, then write OUT/levers.json, .png and .md."""
+    fastest, ratios = prepare(size, steps, out)
+    table = entries(groups, clips, ratios)
+    results = run_paired(table, size, steps, out / "levers.jsonl", GUIDANCE_SCALE, fastest)
+    if results is None:
+        return
+    common, records = results
+    measured, composed = lever_table(records), composition_table(records)
+    settings = {**common, "dense": str(fastest)}
+    write_json(
+        out / "levers.json", {"settings": settings, "rows": measured, "composition": composed}
+    )
+    with atomic_write(out / "levers.png") as temporary:
+        draw(measured).savefig(temporary, dpi=110)
+    text = "\n".join(markdown_table(measured, composed))
+    with atomic_write(out / "levers.md") as temporary:
+        temporary.write_text(text + "\n")
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()
