@@ -84,7 +84,7 @@ def markdown_table(rows: Sequence[Row], composed: Sequence[Row]) -> Iterator[str
         skipped = f"{row['skipped'].mean:.2f}" if row["skipped"].n else "-"
         cells = [
             *(row["setting"], str(row["clips"]), format_median(row["speedup"])),
-            *(format_mean(row["psnr"], 1), format_mean(row["ssim"], 3)),
+            *(format_psnr(row), format_mean(row["ssim"], 3)),
             *(f"{right.right} (dense {dense.right})", skipped),
             f"{row['density_all_calls'].mean:.2f}",
         ]
@@ -105,6 +105,12 @@ def header(columns: Sequence[str]) -> Iterator[str]:
     """Yield the first two lines of a Markdown table."""
     yield f"| {' | '.join(columns)} |"
     yield f"|{'---|' * len(columns)}"
+
+
+def format_psnr(row: Row) -> str:
+    """Return the mean PSNR as text, with the number of clips that equal dense and are not in it."""
+    mean = format_mean(row["psnr"], 1) if row["psnr"].n else "-"
+    return f"{mean} ({row['equal']} equal)" if row["equal"] else mean
 
 
 def format_median(interval: MedianInterval) -> str:

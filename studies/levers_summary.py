@@ -16,7 +16,10 @@ JOIN = " + "
 
 
 def lever_table(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Return a row per label: median speed-ups, mean quality, right captions, and what the levers did."""
+    """Return a row per label: median speed-ups, mean quality, right captions, and what the levers did.
+
+    The mean PSNR leaves out clips that equal dense, which ``equal`` counts.
+    """
     rows = []
     for label in dict.fromkeys(r["label"] for r in records):
         labelled = [r for r in records if r["label"] == label]
@@ -29,6 +32,7 @@ def lever_table(records: Sequence[Record]) -> list[dict[str, Any]]:
             row[name] = proportion_ci(sum(bool(r[name]) for r in labelled), len(labelled))
         row["density_all_calls"] = mean_ci([r["density"]["all_calls"] for r in labelled])
         row["skipped"] = mean_ci([skipped_share(r) for r in labelled])
+        row["equal"] = sum(squared_error(r) == 0 for r in labelled)
         row["idle"] = sum(bool(r["idle_levers"]) for r in labelled)
         rows.append(row)
     mark_front(rows)

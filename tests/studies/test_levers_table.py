@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from dit_accel.methods import Dense
@@ -68,6 +70,9 @@ def test_the_table_and_the_plot_hold_every_row() -> None:
     ]
     lines = list(markdown_table(measured, composition_table(records(29.0))))
     assert len([line for line in lines if line.startswith("| first-block")]) == 3
+    equal = lever_table([record("first-block 0.4", seed, math.inf, 4.0, 0) for seed in range(2)])
+    assert "| - (2 equal) |" in list(markdown_table(equal, []))[2]
+    assert equal[0]["idle"] == 2
     labels = [text.get_text() for text in draw(measured).legends[0].get_texts()]
     assert set(labels) == {"front", *(curve_of(label) for label in rows)}
     assert curve_of("magcache 0.1 + svg-ear 0.15") == "magcache + svg-ear 0.15"
