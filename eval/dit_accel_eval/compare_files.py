@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
     from dit_accel_eval.page import Player
 
-FIGURES = ("psnr", "ssim", "lpips", "flicker", "drift")
+FIGURES = ("psnr", "ssim", "lpips", "st_lpips", "cvvdp", "flicker", "drift")
 # Metrics that need weights, or frames of some size.
-CONDITIONAL = {"SSIM": "ssim_reason", "LPIPS": "lpips_reason"}
+CONDITIONAL = {
+    **{"SSIM": "ssim_reason", "LPIPS": "lpips_reason"},
+    **{"ST-LPIPS": "st_lpips_reason", "ColorVideoVDP": "cvvdp_reason"},
+}
 # The page shows the least similar pairs.
 PLAYERS = 8
 # Seconds after which progress is shown.

@@ -20,6 +20,8 @@ COLUMNS = {
     "psnr_objects": "PSNR inside objects",
     "ssim": "SSIM",
     "lpips": "LPIPS",
+    "st_lpips": "ST-LPIPS",
+    "cvvdp": "ColorVideoVDP (JOD)",
     "clip_score_gain": "CLIP score gain",
     "flicker": "flicker gain",
     "drift": "drift",

@@ -12,17 +12,20 @@ import numpy as np
 from dit_accel.generation.render import Clip
 from dit_accel.hooks.attention_backend import active_backend_name
 from dit_accel.io.tables import format_table
+from dit_accel.runtime.report import AttentionReport
 from dit_accel_assets import oracle
 from dit_accel_assets.world import parse_caption
 from dit_accel_eval.metrics.caption import caption_correct
 from dit_accel_eval.metrics.clip_pairs import NoBackbone
 from dit_accel_eval.metrics.clip_score import cached_clip, clip_score_or_reason
+from dit_accel_eval.metrics.cvvdp import cvvdp_or_reason, find_cvvdp
 from dit_accel_eval.metrics.drift import drift
 from dit_accel_eval.metrics.flicker import flicker_difference
-from dit_accel_eval.metrics.lpips import cached_backbone, lpips_or_reason, net_of
+from dit_accel_eval.metrics.lpips import cached_backbone, lpips_band, lpips_or_reason, net_of
 from dit_accel_eval.metrics.preference import PICKSCORE, find_weights_file
 from dit_accel_eval.metrics.psnr import psnr
 from dit_accel_eval.metrics.ssim import ssim_or_reason
+from dit_accel_eval.metrics.st_lpips import find_st_weights, st_lpips_or_reason
 
 
 def quality_metrics(
@@ -61,12 +64,18 @@ def similarity_metrics(
     """
     structural, too_small = ssim_or_reason(other, dense)
     perceptual, reason = lpips_or_reason(other, dense, backbone=backbone)
+    tolerant, missing = st_lpips_or_reason(other, dense)
+    visible, absent = cvvdp_or_reason(other, dense)
     return {
         "psnr": psnr(other, dense),
         "ssim": structural,
         **({"ssim_reason": too_small} if too_small else {}),
         "lpips": perceptual,
         **({"lpips_reason": reason} if reason else {"lpips_net": net_of(backbone)}),
+        "st_lpips": tolerant,
+        **({"st_lpips_reason": missing} if missing else {}),
+        "cvvdp": visible,
+        **({"cvvdp_reason": absent} if absent else {}),
         "flicker": flicker_difference(other, dense),
         "drift": drift(other, dense),
     }
@@ -81,11 +90,24 @@ def _clip_scores(dense: np.ndarray, other: np.ndarray, prompt: str) -> dict[str,
     return {"clip_score": score, "clip_score_dense": base, "clip_score_gain": score - base}
 
 
+def installed_metrics() -> dict[str, bool]:
+    """Return which metrics of the extra ``metrics`` can be measured, without importing their packages."""
+    found = {}
+    for name, find in (("st_lpips", find_st_weights), ("cvvdp", find_cvvdp)):
+        try:
+            found[name] = bool(find())
+        except NoBackbone:
+            continue
+    return found
+
+
 def find_weights() -> dict[str, str]:
     """Return the place of the weights of each learned metric, or what is missing."""
     places = {}
     finders: dict[str, Callable[[], Path]] = {
         "LPIPS": cached_backbone,
+        "ST-LPIPS": find_st_weights,
+        "ColorVideoVDP": find_cvvdp,
         "CLIP score": cached_clip,
         "PickScore": partial(find_weights_file, PICKSCORE),
     }
@@ -102,9 +124,17 @@ def speedup(dense: Clip, other: Clip) -> float:
     return dense.seconds["denoise"] / other.seconds["denoise"]
 
 
+def no_effect(report: AttentionReport) -> str | None:
+    """Return why nothing that a profile sets had an effect, or None if something had one."""
+    idle = report.idle_levers
+    if report.calls["sparse"] or set(report.levers) - ({"cache"} if idle else set()):
+        return None
+    return "; ".join([*([report.no_effect] if report.no_effect else []), *idle]) or None
+
+
 def reported_speedup(dense: Clip, other: Clip) -> float | None:
-    """Return the `speedup`, or None if no call was sparse, because the ratio is then chance."""
-    return None if other.attention.no_effect else speedup(dense, other)
+    """Return the `speedup`, or None if nothing had an effect, because the ratio is then chance."""
+    return None if no_effect(other.attention) else speedup(dense, other)
 
 
 def describe_times(clip: Clip) -> str:
@@ -127,8 +157,8 @@ def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> s
         }
         for name, clip in (("dense", dense), (method, other))
     }
-    ratio, no_effect = reported_speedup(dense, other), other.attention.no_effect
-    lines = [no_effect] if no_effect else []
+    ratio, idle = reported_speedup(dense, other), other.attention.no_effect
+    lines = [idle] if idle else []
     lines.append(format_table(rows))
     if ratio is not None:
         backend = f"diffusers' dense attention ({active_backend_name()})"
@@ -141,7 +171,12 @@ def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> s
     if figures["lpips"] is None:
         lines.append(f"LPIPS not measured: {figures['lpips_reason']}")
     else:
-        lines.append(f"LPIPS ({figures['lpips_net']}): {figures['lpips']:.4f}")
+        band = lpips_band(figures["lpips"])
+        lines.append(f"LPIPS ({figures['lpips_net']}): {figures['lpips']:.4f} ({band})")
+    if figures.get("st_lpips") is not None:
+        lines.append(f"ST-LPIPS: {figures['st_lpips']:.4f}")
+    if figures.get("cvvdp") is not None:
+        lines.append(f"ColorVideoVDP: {figures['cvvdp']:.2f} JOD")
     if "seen" in figures:
         lines.append(f"PSNR inside the objects: {figures['psnr_objects']:.2f}")
         lines.append(f"oracle sees, dense:  {figures['seen_dense']}")

@@ -14,7 +14,7 @@ from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.digest import digest
 from dit_accel_eval.frames import difference, holds_frames, load_frames, write_webm
 from dit_accel_eval.paired_runner import PairedRunner, Record, measure_quality
-from dit_accel_eval.quality_metrics import reported_speedup
+from dit_accel_eval.quality_metrics import no_effect, reported_speedup
 from dit_accel_eval.settings import Setting
 
 
@@ -54,7 +54,7 @@ class Recorder:
         attention = clip.attention
         return {
             **figures,
-            "no_effect": attention.no_effect,
+            "no_effect": no_effect(attention),
             "speedup": reported_speedup(dense, clip),
             "seconds": clip.seconds["denoise"],
             "dense_seconds": dense.seconds["denoise"],

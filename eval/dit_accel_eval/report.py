@@ -16,6 +16,7 @@ from dit_accel_eval.figures import (
     format_narrow,
     lpips_net,
 )
+from dit_accel_eval.metrics.lpips import lpips_band
 from dit_accel_eval.page import HeatMap, Page, Panel, Player, TableRow
 from dit_accel_eval.pareto import plot_pareto
 from dit_accel_eval.plots import INK, naming_results, save_png
@@ -97,7 +98,10 @@ def subtitle(results: Results) -> str:
 
 def unmeasured(results: Results) -> dict[str, str]:
     """Return the metrics that were not measured, each with the reason."""
-    keys = {"SSIM": "ssim_reason", "LPIPS": "lpips_reason", "CLIP score": "clip_score_reason"}
+    keys = {
+        **{"SSIM": "ssim_reason", "LPIPS": "lpips_reason", "ST-LPIPS": "st_lpips_reason"},
+        **{"ColorVideoVDP": "cvvdp_reason", "CLIP score": "clip_score_reason"},
+    }
     reasons = {n: next((r[k] for r in results.records if r.get(k)), None) for n, k in keys.items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -154,6 +158,9 @@ def notes_on_row(row: Row) -> Iterator[str]:
     if row["failed"]:
         reasons = "; ".join(row["reasons"])
         yield f"{row['setting']}: {row['failed']} clips could not be measured ({reasons})."
+    if row["lpips"].n:
+        distance = row["lpips"].mean
+        yield f"{row['setting']}: LPIPS {distance:.2f} means {lpips_band(distance)}."
     equal = row["clips"] - row["failed"] - row["psnr"].n
     if equal and has_effect:
         yield f"{row['setting']}: {equal} clips are bit-identical to dense. The mean PSNR leaves them out."

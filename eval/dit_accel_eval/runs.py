@@ -25,6 +25,7 @@ from dit_accel_eval.metrics.clip_pairs import NoBackbone
 from dit_accel_eval.metrics.clip_score import load_clip
 from dit_accel_eval.metrics.lpips import backbone_digest
 from dit_accel_eval.paired_runner import PATIENCE, PairedRunner, RecordLog, load_silently
+from dit_accel_eval.quality_metrics import installed_metrics
 from dit_accel_eval.recorder import Recorder
 from dit_accel_eval.results import LOG, Plan, read_rows
 from dit_accel_eval.settings import Setting
@@ -114,7 +115,8 @@ def check_evaluation(
         setting.identity(cases[0])
     check_writable(out / LOG)
     require_encoder(VP9)
-    metrics = {"lpips": backbone_digest(backbone=evaluation.backbone), "clip": has_clip()}
+    lpips = backbone_digest(backbone=evaluation.backbone)
+    metrics = {"lpips": lpips, "clip": has_clip(), **installed_metrics()}
     identity = {**machine(request.device), **ingredients(card, request.load_options)}
     return request, card, {**identity, "metrics": metrics}
 

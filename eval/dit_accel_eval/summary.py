@@ -11,7 +11,10 @@ from dit_accel_eval.statistics import MeanInterval, mean_ci, median_ci, proporti
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]
 
-FIGURES = ("psnr", "psnr_objects", "ssim", "lpips", "clip_score_gain", "flicker", "drift")
+FIGURES = (
+    *("psnr", "psnr_objects", "ssim", "lpips", "st_lpips", "cvvdp"),
+    *("clip_score_gain", "flicker", "drift"),
+)
 COSTS = ("seconds", "density_sparse", "density_all")
 
 

@@ -55,6 +55,7 @@ INVALID = [
     ["tune", "--prompts", "missing", "--out", "x.yaml", *MODEL],
     ["tune", *PROMPTS, "--target", "beauty>=1", "--out", "x.yaml", *MODEL],
     ["tune", *PROMPTS, "--target", "psnr>=1", "--methods", "band", "--out", "x.yaml", *MODEL],
+    ["tune", *PROMPTS, "--target", "psnr>=1", "--levers", "magic", "--out", "x.yaml", *MODEL],
     ["tune", *PROMPTS, "--target", "psnr>=1", "--clips", "0", "--out", "x.yaml", *MODEL],
     ["tune", *PROMPTS, "--speedup", "0", "--out", "x.yaml", *MODEL],
 ]

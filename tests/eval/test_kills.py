@@ -126,7 +126,8 @@ def read_evaluation(folder: Path, printed: str) -> dict[str, Any]:
 
 def test_tune(server: Server, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
-    search_size = ["--clips", "2", "--validate", "2", "--trials", "2", "--methods", "svg-ear"]
+    search_size = ["--clips", "2", "--validate", "2", "--trials", "2", "--levers", "attention"]
+    search_size += ["--methods", "svg-ear"]
     arguments = ["tune", "--prompts", str(tmp_path / "p.txt"), "--target", "psnr>=-50"]
     size = [*SIZE[:-1], "2"]
     arguments += [*search_size, *size, "--out", "p.yaml"]

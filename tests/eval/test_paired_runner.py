@@ -17,9 +17,12 @@ from dit_accel_eval import paired_runner
 from dit_accel_eval.dense import NATIVE
 from dit_accel_eval.paired_runner import PairedRunner, RecordLog
 from dit_accel_eval.settings import Setting
-from dit_accel_eval.tune.search import Bench, Goal
+from dit_accel_eval.tune.bench import Bench
+from dit_accel_eval.tune.goal import Goal
 
 CASES = [RenderSettings("p", seed=seed).as_dense() for seed in range(3)]
+
+REPORT = SimpleNamespace(no_effect=None, calls={"sparse": 1}, levers={}, idle_levers=[])
 
 
 @dataclass
@@ -34,7 +37,7 @@ class FakePipeline:
         if name in self.full:
             raise torch.OutOfMemoryError("CUDA out of memory")
         frames = np.full((2, 4, 4, 3), 0.1 * case.seed + 0.01 * len(name), np.float32)
-        return Clip(frames, {"denoise": seconds}, SimpleNamespace(no_effect=None))
+        return Clip(frames, {"denoise": seconds}, REPORT)
 
 
 class FakeDense:

@@ -27,8 +27,8 @@ from dit_accel_assets import tiny_world_path  # noqa: E402
 from dit_accel_eval import paired_runner, recorder, report, runs  # noqa: E402
 from dit_accel_eval.dense import DenseBackend  # noqa: E402
 from dit_accel_eval.heads import run, sampling  # noqa: E402
+from dit_accel_eval.tune import bench  # noqa: E402
 from dit_accel_eval.tune import run as tune_run  # noqa: E402
-from dit_accel_eval.tune import search  # noqa: E402
 
 LOADED = (report, run)
 
@@ -42,7 +42,7 @@ def prepare() -> None:
     for module in (runs, tune_run):
         module.fastest_dense = lambda *_: DenseBackend()
     recorder.reported_speedup = lambda *_: 1.5
-    search.speedup = lambda _, clip: 2 - clip.attention.density["all_calls"]
+    bench.speedup = lambda _, clip: 2 - clip.attention.density["all_calls"]
 
 
 def run_command(arguments: list[str], folder: str, kill_after: float | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import click
 from dit_accel.cli.messages import show_progress, show_usually_short, verbose_option
 from dit_accel.cli.options import backbone_option
 from dit_accel.extensions import require_extra
-from dit_accel_eval.cli.extra import PAGE
+from dit_accel_eval.cli.extra import PAGE, download_option, download_weights
 
 
 @click.command("compare")
@@ -28,9 +28,15 @@ from dit_accel_eval.cli.extra import PAGE
     help="Write compare.json and report.html to this folder.  [default: print the table only]",
 )
 @verbose_option
+@download_option
 @backbone_option
 def command(
-    reference: Path, other: Path, fps: int, out: Path | None, lpips_backbone: Path | None
+    reference: Path,
+    other: Path,
+    fps: int,
+    out: Path | None,
+    download: bool,
+    lpips_backbone: Path | None,
 ) -> None:
     """Compare OTHER with REFERENCE.
 
@@ -39,6 +45,7 @@ def command(
     require_extra("`dit-accel compare`", *PAGE)
     from dit_accel_eval.compare_files import compare, write_page
 
+    download_weights(wanted=download)
     progress = show_progress()
     comparison = compare(reference, other, out, lpips_backbone, progress)
     if comparison.records:

@@ -20,7 +20,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import require_extra
 from dit_accel.io.parsing import parse_integers
 from dit_accel.io.prompts import read_prompts
-from dit_accel_eval.cli.extra import PAGE
+from dit_accel_eval.cli.extra import PAGE, download_option, download_weights
 
 if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Check all settings and print the number of clips.")
 @quiet_option
 @verbose_option
+@download_option
 @backbone_option
 @model_options
 @guidance_options
@@ -78,6 +79,7 @@ def command(
     redraw: bool,
     dry_run: bool,
     quiet: bool,
+    download: bool,
     lpips_backbone: Path | None,
     base: RenderSettings,
 ) -> None:
@@ -101,6 +103,7 @@ def command(
         validate(replace(base, prompt=prompts[0]))
         from dit_accel_eval.runs import Evaluation, describe_cost, run_eval
 
+    download_weights(wanted=download and not dry_run)
     evaluation = Evaluation(base, prompts, seed_numbers, settings, lpips_backbone)
     if dry_run:
         click.echo(describe_cost(evaluation, out))

@@ -17,7 +17,7 @@ from dit_accel.cli.messages import (
 from dit_accel.cli.options import backbone_option, model_options, prompts_option
 from dit_accel.extensions import require_extra
 from dit_accel.io.prompts import read_prompts
-from dit_accel_eval.cli.extra import PAGE
+from dit_accel_eval.cli.extra import PAGE, download_option, download_weights
 
 if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     "--target",
     "targets",
     multiple=True,
-    help="Hold this quality against dense attention: psnr>=30, psnr_objects>=30, ssim>=0.9, lpips<=0.1 or "
-    "caption>=0.9; may be repeated.",
+    help="Hold this quality against dense attention: psnr>=30, psnr_objects>=30, ssim>=0.9, lpips<=0.1, "
+    "st_lpips<=0.1, cvvdp>=9 or caption>=0.9; may be repeated.",
 )
 @click.option(
     "--speedup",
@@ -67,6 +67,11 @@ if TYPE_CHECKING:
     help="End the search after this many minutes.",
 )
 @click.option(
+    "--levers",
+    help="Try these levers, separated by commas: attention, cache, linears, compile.  [default: all that the model and "
+    "the device can use]",
+)
+@click.option(
     "--methods",
     default="svg2,svg-ear,re-ttention",
     show_default=True,
@@ -96,6 +101,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Check all settings and print the cost.")
 @quiet_option
 @verbose_option
+@download_option
 @backbone_option
 @model_options
 def command(
@@ -106,30 +112,37 @@ def command(
     validation: int,
     trials: int,
     minutes: float,
+    levers: str | None,
     methods: str,
     budgets: int,
     seed: int,
     out: Path,
     dry_run: bool,
     quiet: bool,
+    download: bool,
     lpips_backbone: Path | None,
     base: RenderSettings,
 ) -> None:
     """Search for the fastest profile that holds a quality on prompts that the search does not use."""
     prompts, names = read_prompts(prompt_source), tuple(methods.split(","))
+    chosen = None if levers is None else tuple(levers.split(","))
     progress = show_progress()
     with show_usually_short():
         from dit_accel.generation.validation import validate
+        from dit_accel_eval.tune.ladders import check_lever_names
         from dit_accel_eval.tune.space import check_methods
         from dit_accel_eval.tune.targets import Target
 
         check_methods(names)
+        check_lever_names(chosen)
         goals = tuple(Target.parse(text) for text in targets)
         require_extra("`dit-accel tune`", "filelock", "optuna", *PAGE)
         validate(replace(base, prompt=prompts[0]))
         from dit_accel_eval.tune import run
-        from dit_accel_eval.tune.search import Goal
+        from dit_accel_eval.tune.describe import describe_result
+        from dit_accel_eval.tune.goal import Goal
 
+    download_weights(wanted=download and not dry_run)
     tuning = run.Tuning(
         Goal(goals, speedup),
         base,
@@ -142,6 +155,7 @@ def command(
         seed=seed,
         backbone=lpips_backbone,
         budgets=budgets,
+        levers=chosen,
     )
     if dry_run:
         click.echo(run.describe_cost(tuning, out))
@@ -150,4 +164,4 @@ def command(
     # Only the first process gets the result.
     if tuned is None or quiet:
         return
-    click.echo(f"{run.describe_result(tuning, tuned)}\nwritten: {out}")
+    click.echo(f"{describe_result(tuning, tuned)}\nwritten: {out}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from dit_accel.errors import InvalidSettings, first_line
+from dit_accel.errors import InvalidSettings, RunFailed, first_line
 from dit_accel_eval.metrics.clip_pairs import NoBackbone, TooSmall, check_least_size, paired
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ FRAMES = 4
 ALEX_KERNEL = 11
 # Fewest rows and columns that leave a pixel in the last layer.
 LEAST_SIZES: dict[Net, int] = {"alex": 31, "vgg": 16}
+# Upper ends of bands that TensorRT-LLM uses for videos, in words.
+BANDS = ((0.30, "same trajectory"), (0.55, "scene preserved"))
+DIVERGED = "diverged"
 CACHED = "alexnet-owt-7be5be79.pth"
 
 
@@ -70,6 +73,11 @@ def lpips_or_reason(
         return None, str(error)
 
 
+def lpips_band(value: float) -> str:
+    """Return in words what a distance means: the same trajectory, a preserved scene, or another one."""
+    return next((words for end, words in BANDS if value < end), DIVERGED)
+
+
 def net_of(backbone: Path | None) -> Net:
     """Return the network whose features `lpips` compares with a backbone."""
     net: Net = "alex" if backbone is None else load_lpips(backbone).pnet_type
@@ -85,9 +93,32 @@ def cached_backbone() -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / CACHED
     if not path.is_file():
         raise NoBackbone(
-            f"LPIPS needs torchvision's alex weights: put {CACHED} into checkpoints of torch's hub "
-            "folder, or give --lpips-backbone FILE"
+            f"LPIPS needs torchvision's alex weights: give --download once, put {CACHED} into "
+            "checkpoints of torch's hub folder, or give --lpips-backbone FILE"
         )
+    return path
+
+
+def download_backbone() -> Path:
+    """Download AlexNet's ImageNet weights from torchvision into torch's folder, unless they are there.
+
+    Raises:
+        RunFailed: if that fails, or the file is not the one that torchvision names.
+    """
+    from torchvision.models import AlexNet_Weights
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / CACHED
+    if path.is_file():
+        return path
+    url = AlexNet_Weights.IMAGENET1K_V1.url
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = CACHED.rpartition("-")[2].partition(".")[0]
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise RunFailed(
+            f"cannot download {url}: {first_line(error)}; put the file into {path.parent}, or leave --download out"
+        ) from None
     return path
 
 

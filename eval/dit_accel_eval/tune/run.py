@@ -23,11 +23,12 @@ from dit_accel.io.atomic import check_writable, sweep_temporaries
 from dit_accel.methods import SVGEar
 from dit_accel.runtime.profile import SUFFIXES
 from dit_accel_eval.bench.run import machine
-from dit_accel_eval.dense import DenseBackend, fastest_dense
+from dit_accel_eval.dense import fastest_dense
 from dit_accel_eval.digest import digest
-from dit_accel_eval.metrics.lpips import backbone_digest, net_of
+from dit_accel_eval.metrics.lpips import backbone_digest
 from dit_accel_eval.paired_runner import PATIENCE, PairedRunner, load_silently
 from dit_accel_eval.plots import naming_results, save_png
+from dit_accel_eval.tune.bench import Bench
 from dit_accel_eval.tune.budgets import (
     DENSITIES,
     RANGES,
@@ -35,13 +36,16 @@ from dit_accel_eval.tune.budgets import (
     average_curves,
     measure_curves,
 )
+from dit_accel_eval.tune.describe import describe_promise
+from dit_accel_eval.tune.goal import Goal, read_measurements
+from dit_accel_eval.tune.ladders import check_lever_names
+from dit_accel_eval.tune.levers import usable_levers
+from dit_accel_eval.tune.plan import Plan
 from dit_accel_eval.tune.plot import draw
 from dit_accel_eval.tune.search import (
-    Bench,
-    Goal,
     Search,
     open_study,
-    read_measurements,
+    read_fastest,
     remove_stale_locks,
     stored_trials,
     trial_seconds,
@@ -52,18 +56,11 @@ from dit_accel_eval.tune.validation import (
     FEWEST_RATIOS,
     MOST_ATTEMPTS,
     Tuned,
-    describe_measurements,
-    intervals,
-    shortfall,
     validate_winners,
 )
 from dit_accel_kernels import ContractError, check_precision
 
-# Fields of the request that the provenance of a profile names.
-REQUEST_FIELDS = (
-    *("height", "width", "frames", "steps"),
-    *("guidance_scale", "true_cfg_scale", "dtype"),
-)
+# Precisions of quantized attention.
 QUANTIZED: tuple[Precision, ...] = ("int8", "int8-fp8")
 
 
@@ -77,6 +74,7 @@ class Tuning:
         clips, validation: Numbers of clips of the search and of the validation.
         trials, minutes: The search ends with whichever comes first.
         methods: Names among `METHODS`.
+        levers: Names among `LEVERS`; None takes all that the model and the device can use.
         backbone: Weights for LPIPS. None takes those in torch's cache.
         budgets: Number of clips of the search on which svg-ear's error is measured in each layer and range of steps,
             so that the search can spend a density where it counts. 0 measures nothing.
@@ -93,6 +91,7 @@ class Tuning:
     seed: int = 0
     backbone: Path | None = None
     budgets: int = 0
+    levers: tuple[str, ...] | None = None
 
     def validate(self) -> None:
         """Check the request.
@@ -121,11 +120,12 @@ class Tuning:
                 "give more --validate"
             )
         check_methods(self.methods)
+        check_lever_names(self.levers)
         if not 0 <= self.budgets <= self.clips:
             raise InvalidSettings(
                 f"--budgets must be between 0 and the {self.clips} clips of the search, got {self.budgets}"
             )
-        if self.budgets and "svg-ear" not in self.methods:
+        if self.budgets and "svg-ear" not in self.tried_methods:
             raise InvalidSettings(
                 "--budgets belongs to svg-ear: add it to --methods, or leave it out"
             )
@@ -137,6 +137,11 @@ class Tuning:
                     f"target {target} cannot hold: even {self.validation} perfect clips give a 95 % interval "
                     "beyond it; give more --validate, or a weaker target"
                 )
+
+    @property
+    def tried_methods(self) -> tuple[str, ...]:
+        """Return the methods, or none if attention stays dense."""
+        return self.methods if self.levers is None or "attention" in self.levers else ()
 
     def cases(self) -> tuple[list[RenderSettings], list[RenderSettings]]:
         """Return the dense requests of the search and of the validation. They share no prompt and no seed."""
@@ -163,7 +168,8 @@ class Tuning:
                 "goal": str(self.goal),
                 "base": asdict(self.base),
                 "cases": [(c.prompt, c.seed) for part in self.cases() for c in part],
-                "methods": self.methods,
+                "methods": self.tried_methods,
+                "levers": self.levers,
                 "budgets": self.budgets,
                 "backbone": backbone_digest(backbone=self.backbone) if measures_lpips else None,
                 **made_of,
@@ -209,6 +215,7 @@ def tune(tuning: Tuning, out: Path, progress: Progress | None = None) -> Tuned |
             return None
         try:
             tuned = validate_winners(search, bench, tuning.cases()[1])
+            tuned = replace(tuned, alone=Plan(search).alone() if search.space.has_levers else {})
             provenance = describe_promise(tuning, tuned, search, made_of)
             profile = replace(tuned.profile, provenance=provenance)
             profile.save(out)
@@ -227,7 +234,8 @@ def check_tuning(tuning: Tuning, out: Path) -> tuple[ModelCard, Path]:
     tuning.validate()
     if out.suffix not in SUFFIXES:
         raise InvalidSettings(f"profile {out} must end in {', '.join(SUFFIXES)}")
-    _, card = validate(tuning.cases()[0][0])
+    base, card = validate(tuning.cases()[0][0])
+    usable_levers(tuning.levers, base, card)
     journal = out.with_suffix(".trials.jsonl")
     for path in (out, journal):
         check_writable(path)
@@ -323,17 +331,20 @@ def forwards_per_clip(card: ModelCard) -> int:
     return layers * RANGES * len(DENSITIES)
 
 
-def read_fastest(search: Search) -> DenseBackend:
-    """Return the dense attention that the speed-ups of a search are ratios to."""
-    return DenseBackend(**search.study.user_attrs["dense"])
-
-
 def search_space(tuning: Tuning, card: ModelCard) -> Space:
     """Return the profiles to try. Quantized attention is among them on a GPU only, because a CPU simulates it."""
     layers = card.family.attention_shape(card.transformer).layers
     device = torch.device(tuning.base.device)
     quantized = [p for p in QUANTIZED if device.type == "cuda" and has_kernel(p, device)]
-    return Space(tuning.methods, layers, ("full", *quantized))
+    usable = usable_levers(tuning.levers, tuning.cases()[0][0], card)
+    return Space(
+        tuning.tried_methods,
+        layers,
+        ("full", *quantized),
+        caches=usable.caches,
+        linears=usable.linears,
+        compiles=usable.compiles,
+    )
 
 
 def has_kernel(precision: Precision, device: torch.device) -> bool:
@@ -343,29 +354,6 @@ def has_kernel(precision: Precision, device: torch.device) -> bool:
     except ContractError:
         return False
     return True
-
-
-def describe_promise(
-    tuning: Tuning, tuned: Tuned, search: Search, made_of: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the provenance of a profile: what it promises, and how that was measured."""
-    request = asdict(tuning.base)
-    return {
-        "promise": str(tuning.goal),
-        "measured": intervals(tuning.goal, tuned.winner),
-        "default": intervals(tuning.goal, tuned.default),
-        "validated": tuned.attempts,
-        "trials": len(search.finished()),
-        "clips": len(tuned.winner.speedups),
-        "prompts": len({case.prompt for case in tuning.cases()[1]}),
-        **({"budget_clips": tuning.budgets} if tuning.budgets else {}),
-        "model": tuning.base.model,
-        **made_of,
-        "dense": str(read_fastest(search)),
-        **({"lpips_net": net_of(tuning.backbone)} if "lpips" in tuning.goal.metrics else {}),
-        **{name: request[name] for name in REQUEST_FIELDS if request[name] is not None},
-        **machine(tuning.base.device),
-    }
 
 
 def describe_cost(tuning: Tuning, out: Path) -> str:
@@ -385,16 +373,8 @@ def describe_cost(tuning: Tuning, out: Path) -> str:
     if tuning.budgets:
         forwards = tuning.budgets * forwards_per_clip(card)
         most = f"{most}, after {forwards} single forwards that measure budgets"
+    if "magcache" in usable_levers(tuning.levers, tuning.cases()[0][0], card).caches:
+        most = f"{most}; and one clip for each attention that magcache is calibrated under"
     if not seconds:
         return f"{most}; a clip's seconds are not known yet"
     return f"{most}; about {clips * sum(seconds) / len(seconds) / 60:.0f} minutes in all"
-
-
-def describe_result(tuning: Tuning, tuned: Tuned) -> str:
-    """Return the figures of the winner and of the shipped default as text."""
-    winner, default = (describe_measurements(m) for m in (tuned.winner, tuned.default))
-    missed = None if tuned.default.failed else shortfall(tuning.goal, tuned.default, 0.95)
-    return (
-        f"{tuned.profile.method.name} on fresh clips: {winner}\n"
-        f"the shipped default on the same clips: {default}{f', {missed}' if missed else ''}"
-    )

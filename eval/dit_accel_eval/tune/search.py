@@ -1,130 +1,40 @@
-"""Search profiles with Optuna's TPE under constraints, clip by clip. Bad settings are stopped early."""
+"""Search profiles clip by clip: planned settings first, then Optuna's TPE under constraints. Bad ones stop early."""
 
 from __future__ import annotations
 
 import glob
-import math
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
-import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dit_accel import Profile
+from dit_accel.core.levers import MagCache, cache_of
 from dit_accel.core.progress import Progress
 from dit_accel.errors import first_line
 from dit_accel.generation.settings import RenderSettings
-from dit_accel_eval.paired_runner import PairedRunner
-from dit_accel_eval.quality_metrics import speedup
-from dit_accel_eval.settings import Setting
+from dit_accel_eval.dense import DenseBackend
+from dit_accel_eval.digest import digest
+from dit_accel_eval.tune.bench import FAILURES, Bench, NoEffect
+from dit_accel_eval.tune.goal import AMPLE, Goal, Measurements
+from dit_accel_eval.tune.plan import Plan
 from dit_accel_eval.tune.space import Space, first_trials
-from dit_accel_eval.tune.targets import METRICS, Target
+from dit_accel_eval.tune.targets import LOWER, Target
 
 # A setting that is this many times slower than the best one is stopped.
 SLOW = 1.05
-# The search wants a requested speed-up times this, which leaves room for the validation.
-AMPLE = 1.03
 # A violation that no setting exceeds.
 NEVER = 1e6
 # Number of clips before a setting may be stopped.
 FEWEST_CLIPS = 2
-# Frames that are not finite, or that the device has no memory for, and renders without a sparse call.
-FAILURES = (ValueError, torch.OutOfMemoryError)
-
-
-@dataclass(frozen=True)
-class Goal:
-    """The aim of a search: the fastest profile that holds all targets, or the best quality at a speed.
-
-    Attributes:
-        targets: Bounds that must hold.
-        speedup: Least speed-up. With it the search maximizes the first metric, PSNR if there is no target.
-    """
-
-    targets: tuple[Target, ...]
-    speedup: float | None = None
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics to measure."""
-        return tuple(dict.fromkeys([t.metric for t in self.targets] or ["psnr"]))
-
-    def __str__(self) -> str:
-        if self.speedup is None:
-            return ", ".join(map(str, self.targets))
-        return ", ".join([f"speedup>={self.speedup:g}", *map(str, self.targets)])
-
-
-@dataclass
-class Measurements:
-    """Figures of a setting, clip by clip, or the reason why a clip could not be measured."""
-
-    speedups: list[float] = field(default_factory=list)
-    values: dict[str, list[float]] = field(default_factory=dict)
-    failed: str | None = None
-
-    @property
-    def speedup(self) -> float:
-        """Median speed-up."""
-        return statistics.median(self.speedups)
-
-    def add(self, speedup: float, values: dict[str, float]) -> None:
-        """Add the figures of a clip. A metric that is not finite has no value there, as without an object."""
-        self.speedups.append(speedup)
-        for name, value in values.items():
-            measured = self.values.setdefault(name, [])
-            if math.isfinite(value):
-                measured.append(value)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain values."""
-        return {"speedups": self.speedups, "values": self.values}
-
-
-class NoEffect(ValueError):
-    """No call of a setting was sparse, so its figures are those of dense attention."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Measures the metrics of a goal, and the speed-up, against dense attention."""
-
-    runner: PairedRunner
-    goal: Goal
-    backbone: Path | None = None
-
-    def measure(self, profile: Profile, case: RenderSettings) -> tuple[float, dict[str, float]]:
-        """Return the speed-up of a clip over dense, and the metrics of the goal.
-
-        Raises:
-            ValueError: for frames that are not finite.
-            NoEffect: if no call was sparse, because a speed-up would be chance.
-            torch.OutOfMemoryError: if the device has too little memory.
-        """
-        dense = self.runner.dense(case)
-        kind = f"{profile.method.name} {profile.precision} {profile.dense_precision}"
-        clip = self.runner.render(Setting(kind, profile), case)
-        if clip.attention.no_effect:
-            raise NoEffect(clip.attention.no_effect)
-        values = {
-            name: METRICS[name](clip.frames, dense.frames, case.prompt, self.backbone)
-            for name in self.goal.metrics
-        }
-        return speedup(dense, clip), values
-
-    def forget_times(self) -> None:
-        """Time dense attention anew for every clip."""
-        self.runner.forget_times()
 
 
 @dataclass
@@ -146,7 +56,7 @@ class Search:
 
     def begin(self) -> None:
         """Queue the first trials, and those that a killed run left unfinished."""
-        if not self.study.trials:
+        if not self.study.trials and not self.space.has_levers:
             for parameters in first_trials(self.space):
                 self.study.enqueue_trial(parameters)
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -169,8 +79,18 @@ class Search:
         done = min(trials, len(self.finished()))
         with self.progress.part("tuning", trials, unit="trial", initial=done) as part:
             while len(self.finished()) < trials and clock() < end:
+                self.plan_trial()
                 self.study.optimize(lambda trial: self.objective(trial, bench), n_trials=1)
                 part.update()
+
+    def plan_trial(self) -> None:
+        """Queue the next planned setting of a search with levers, unless one waits already."""
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if waiting or not self.space.has_levers:
+            return
+        planned = Plan(self).next_parameters()
+        if planned is not None:
+            self.study.enqueue_trial(planned, skip_if_exists=True)
 
     def finished(self) -> list[FrozenTrial]:
         """Return the trials that ended, stopped ones included."""
@@ -185,13 +105,16 @@ class Search:
     def objective(self, trial: optuna.Trial, bench: Bench) -> float:
         """Measure a trial, and return the value to maximize. A trial that cannot win is stopped."""
         profile = self.space.profile(trial)
-        trial.set_user_attr("profile", profile.to_dict())
         measured, best = Measurements(), self.best_value()
         for number, case in enumerate(self.cases):
             try:
+                if number == 0:
+                    profile = self.calibrated(profile, bench)
+                    trial.set_user_attr("profile", profile.to_dict())
                 measured.add(*bench.measure(profile, case))
             except FAILURES as error:
                 trial.set_user_attr("failed", first_line(error))
+                trial.set_user_attr("no_effect", isinstance(error, NoEffect))
                 trial.set_user_attr("constraints", [NEVER])
                 raise optuna.TrialPruned from None
             trial.set_user_attr("measured", measured.to_dict())
@@ -201,13 +124,26 @@ class Search:
                 raise optuna.TrialPruned
         return self.value(measured)
 
+    def calibrated(self, profile: Profile, bench: Bench) -> Profile:
+        """Return a profile whose MagCache has ratios. The study keeps those of every attention."""
+        cache = profile.cache
+        if not isinstance(cache, MagCache):
+            return profile
+        bare = replace(profile, cache=MagCache(), compile=None)
+        key = f"magcache {digest(bare.to_dict())}"
+        if key not in self.study.user_attrs:
+            measured = bench.calibrate(bare, self.cases[0]).levers()["cache"]
+            ratios = {name: measured[name] for name in ("mag_ratios", "num_inference_steps")}
+            self.study.set_user_attr(key, ratios)
+        return replace(profile, cache=cache_of({**cache.to_dict(), **self.study.user_attrs[key]}))
+
     def value(self, measured: Measurements) -> float:
         """Return the value to maximize: the speed-up, or the first metric if the goal names a speed-up."""
         if self.goal.speedup is None:
             return measured.speedup
         metric = self.goal.metrics[0]
         mean = float(np.mean(measured.values[metric]))
-        return -mean if metric == "lpips" else mean
+        return -mean if metric in LOWER else mean
 
     def violations(self, measured: Measurements) -> list[float]:
         """Return one number per bound, in units of the bound. It is above 0 if the bound would not hold."""
@@ -251,6 +187,11 @@ class Search:
     def nearest(self) -> FrozenTrial | None:
         """Return the measured trial with the smallest violation."""
         return min(self.measured(), key=lambda t: max(constraints(t)), default=None)
+
+
+def read_fastest(search: Search) -> DenseBackend:
+    """Return the dense attention that the speed-ups of a search are ratios to."""
+    return DenseBackend(**search.study.user_attrs["dense"])
 
 
 def constraints(trial: FrozenTrial) -> list[float]:
@@ -319,11 +260,6 @@ def stored_trials(journal: Path, name: str) -> list[FrozenTrial]:
     except KeyError:
         return []
     return trials
-
-
-def read_measurements(trial: FrozenTrial) -> Measurements:
-    """Return the figures of a trial."""
-    return Measurements(**trial.user_attrs["measured"])
 
 
 def read_profile(trial: FrozenTrial) -> Profile:

@@ -1,4 +1,4 @@
-"""The profiles that tuning may try: method, knobs, schedule, budgets by layer, precision."""
+"""The profiles that tuning may try: attention with its schedule, budgets and precision, and the other levers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from dit_accel import SVG2, Method, Profile, ReTtention, Rule, Schedule, SVGEar
+from dit_accel.core.levers import Compile, Linears
 from dit_accel.core.precision import Precision
 from dit_accel.errors import InvalidSettings
+from dit_accel.methods import Dense
 from dit_accel_eval.tune.budgets import By, ErrorCurve, allocate, sparse_curves
+from dit_accel_eval.tune.ladders import (
+    NONE,
+    Ladder,
+    attention_ladders,
+    cache_ladders,
+    suggest_cache,
+)
 
 if TYPE_CHECKING:
     import optuna
 
 METHODS = ("svg2", "svg-ear", "re-ttention")
+DENSE = Dense.name
 # Name of the knob that sets the share of the keys.
 SHARE = {"svg2": "min_key_share", "svg-ear": "density", "re-ttention": "density"}
 
@@ -35,20 +45,77 @@ class Space:
     """A search space of profiles.
 
     Attributes:
-        methods: Names among `METHODS`.
+        methods: Names among `METHODS`. With other levers, dense attention is also tried.
         layers: Number of attention layers of a transformer.
         precisions: Precisions of sparse and dense calls.
         curves: Errors of svg-ear in each layer and range of steps, which allow budgets. Empty if not measured.
+        caches: Kinds of step caches.
+        linears: Kinds of cheaper linear layers.
+        compiles: True if compiled blocks are tried.
     """
 
     methods: tuple[str, ...]
     layers: int
     precisions: tuple[Precision, ...] = ("full",)
     curves: tuple[ErrorCurve, ...] = ()
+    caches: tuple[str, ...] = ()
+    linears: tuple[str, ...] = ()
+    compiles: bool = False
+
+    @property
+    def has_levers(self) -> bool:
+        """Return True if the space has more than attention."""
+        return bool(self.caches or self.linears or self.compiles)
+
+    @property
+    def neutral(self) -> dict[str, Any]:
+        """Return the parameters with every lever off."""
+        neutral: dict[str, Any] = {"method": DENSE}
+        neutral |= {"cache": NONE} if self.caches else {}
+        neutral |= {"linears": NONE} if self.linears else {}
+        return neutral | ({"compile": False} if self.compiles else {})
+
+    def ladders(self) -> list[Ladder]:
+        """Return the ladders of all levers."""
+        ladders = [
+            *cache_ladders(self.caches),
+            *attention_ladders({name: self.common(name) for name in self.methods}),
+        ]
+        if self.compiles:
+            ladders.append(Ladder("compile", "compile", "compile", ({"compile": True},)))
+        ladders += [Ladder("linears", k, "linears", ({"linears": k},)) for k in self.linears]
+        return ladders
+
+    def common(self, method: str) -> dict[str, Any]:
+        """Return the parameters besides its knobs that a method starts with."""
+        common: dict[str, Any] = {"precision": self.precisions[0], "dense_layers": 0}
+        if self.curves and method == SVGEar.name:
+            return {**common, "ear_budgets": "layers"}
+        thirds = {"budget_middle": 1.0, "budget_last": 1.0} if self.layers >= 3 else {}
+        return {**common, **thirds}
 
     def profile(self, trial: optuna.trial.BaseTrial) -> Profile:
-        """Return the profile that a trial's parameters describe."""
-        name = trial.suggest_categorical("method", self.methods)
+        """Return the profile that a trial's parameters describe. MagCache has no ratios yet."""
+        profile = self._attention(trial)
+        if not self.has_levers:
+            return profile
+        cache = suggest_cache(trial, self.caches) if self.caches else None
+        kinds = (NONE, *self.linears)
+        linears: Any = trial.suggest_categorical("linears", kinds) if self.linears else NONE
+        compiles = self.compiles and trial.suggest_categorical("compile", (False, True))
+        return replace(
+            profile,
+            cache=cache,
+            linears=None if linears == NONE else Linears(kind=linears),
+            compile=Compile() if compiles else None,
+        )
+
+    def _attention(self, trial: optuna.trial.BaseTrial) -> Profile:
+        """Return the attention that a trial's parameters describe."""
+        methods = (DENSE, *self.methods) if self.has_levers else self.methods
+        name = trial.suggest_categorical("method", methods)
+        if name == DENSE:
+            return Profile(Dense())
         method = SUGGEST[name](trial)
         precision = trial.suggest_categorical("precision", self.precisions)
         dense_layers = trial.suggest_int("dense_layers", 0, min(2, self.layers - 1))
@@ -121,11 +188,6 @@ SUGGEST = {"svg2": _svg2, "svg-ear": _svg_ear, "re-ttention": _re_ttention}
 
 def first_trials(space: Space) -> Sequence[Mapping[str, Any]]:
     """Return the parameters to try first: a careful and a bold profile of every method."""
-    common: dict[str, Any] = {"precision": space.precisions[0], "dense_layers": 0}
-    thirds: dict[str, Any] = {"budget_middle": 1.0, "budget_last": 1.0} if space.layers >= 3 else {}
-    budgets = dict.fromkeys(space.methods, thirds)
-    if space.curves:
-        budgets["svg-ear"] = {"ear_budgets": "layers"}
     knobs = {
         "svg2": [
             {"svg2_top_p": 0.9, "svg2_share": 0.1, "svg2_refresh": 1, "dense_steps": 0.24},
@@ -141,7 +203,7 @@ def first_trials(space: Space) -> Sequence[Mapping[str, Any]]:
         ],
     }
     return [
-        {"method": name, **common, **budgets[name], **values}
+        {"method": name, **space.common(name), **values}
         for name in space.methods
         for values in knobs[name]
     ]

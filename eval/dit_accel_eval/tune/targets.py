@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from dit_accel.errors import InvalidSettings
 from dit_accel_eval.metrics.caption import caption_correct
+from dit_accel_eval.metrics.cvvdp import cvvdp, cvvdp_or_reason
 from dit_accel_eval.metrics.lpips import lpips, lpips_or_reason
 from dit_accel_eval.metrics.psnr import HIGHEST, psnr
 from dit_accel_eval.metrics.ssim import ssim, ssim_or_reason
+from dit_accel_eval.metrics.st_lpips import st_lpips, st_lpips_or_reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,12 +48,19 @@ METRICS: dict[str, Metric] = {
     "psnr_objects": _psnr_objects,
     "ssim": lambda clip, dense, *_: ssim(clip, dense),
     "lpips": lambda clip, dense, _, backbone: lpips(clip, dense, backbone=backbone),
+    "st_lpips": lambda clip, dense, *_: st_lpips(clip, dense),
+    "cvvdp": lambda clip, dense, *_: cvvdp(clip, dense),
     "caption": _caption,
 }
+LOWER = ("lpips", "st_lpips")
+"""Metrics whose smaller values are better."""
 # Height and width that suffice for every metric.
 LARGE = 64
 # Best value of each metric.
-BEST = {"psnr": HIGHEST, "psnr_objects": HIGHEST, "ssim": 1.0, "lpips": 0.0, "caption": 1.0}
+BEST = {
+    **{"psnr": HIGHEST, "psnr_objects": HIGHEST, "ssim": 1.0, "caption": 1.0},
+    **{"lpips": 0.0, "st_lpips": 0.0, "cvvdp": 10.0},
+}
 
 
 @dataclass(frozen=True)
@@ -84,10 +93,9 @@ class Target:
             bound = float(match[3])
         except ValueError:
             raise InvalidSettings(f"target {text!r}: {match[3]!r} is not a number") from None
-        if (match[1] == "lpips") == (match[2] == ">="):
-            raise InvalidSettings(
-                f"target {text!r}: use {'<=' if match[1] == 'lpips' else '>='} for {match[1]}"
-            )
+        sign = "<=" if match[1] in LOWER else ">="
+        if match[2] != sign:
+            raise InvalidSettings(f"target {text!r}: use {sign} for {match[1]}")
         return cls(match[1], match[2] == ">=", bound)
 
     def __str__(self) -> str:
@@ -96,6 +104,12 @@ class Target:
     def margin(self, value: float) -> float:
         """Return the distance of a value from the bound, which is negative on the wrong side."""
         return value - self.bound if self.at_least else self.bound - value
+
+    def loss(self, value: float) -> float:
+        """Return the error that a value stands for. Errors of independent causes add up, squared ones for PSNR."""
+        if self.metric in ("psnr", "psnr_objects"):
+            return float(10 ** (-value / 10))
+        return abs(BEST[self.metric] - value)
 
     def margins(
         self, values: Sequence[float], *, clips: int | None = None, level: float = 0.95
@@ -148,8 +162,8 @@ def check_targets(
     """Check that every target can be measured on frames of a size.
 
     Raises:
-        InvalidSettings: for prompts that are not captions of the tiny world, LPIPS without its weights, or frames that
-            are too small for a metric.
+        InvalidSettings: for prompts that are not captions of the tiny world, a metric without its weights or package,
+            or frames that are too small for a metric.
     """
     import numpy as np
 
@@ -166,6 +180,10 @@ def check_targets(
         reasons["lpips"] = lpips_or_reason(black, black, backbone=backbone)[1]
     if "ssim" in metrics:
         reasons["ssim"] = ssim_or_reason(black, black)[1]
+    if "st_lpips" in metrics:
+        reasons["st_lpips"] = st_lpips_or_reason(black, black)[1]
+    if "cvvdp" in metrics:
+        reasons["cvvdp"] = cvvdp_or_reason(black, black)[1]
     for name, reason in reasons.items():
         if reason:
             raise InvalidSettings(f"target {name}: {reason}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -13,15 +13,10 @@ from dit_accel.errors import RunFailed, first_line
 from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.digest import digest
 from dit_accel_eval.statistics import mean_ci, median_ci
-from dit_accel_eval.tune.search import (
-    FAILURES,
-    Bench,
-    Goal,
-    Measurements,
-    Search,
-    read_measurements,
-    read_profile,
-)
+from dit_accel_eval.tune.bench import FAILURES, Bench
+from dit_accel_eval.tune.goal import Goal, Measurements, read_measurements
+from dit_accel_eval.tune.plan import Plan
+from dit_accel_eval.tune.search import Search, read_profile
 from dit_accel_eval.tune.targets import Target
 
 # Number of winners that are validated before the search has failed.
@@ -36,12 +31,16 @@ class Tuned:
 
     Attributes:
         attempts: Number of settings that were validated.
+        cliffs: Levers whose next bolder step breaks a target by far, in words.
+        alone: How far each lever went alone in the search.
     """
 
     profile: Profile
     winner: Measurements
     default: Measurements
     attempts: int
+    cliffs: tuple[str, ...] = ()
+    alone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def validate_winners(search: Search, bench: Bench, fresh: Sequence[RenderSettings]) -> Tuned:
@@ -65,9 +64,10 @@ def validate_winners(search: Search, bench: Bench, fresh: Sequence[RenderSetting
         default = default or others[0]
         missed = shortfall(search.goal, measured, 1 - 0.05 / attempt)
         if missed is None:
-            return Tuned(profile, measured, default, attempt)
+            cliffs = Plan(search).cliffs(trial.params)
+            return Tuned(profile, measured, default, attempt, tuple(cliffs))
         figures = describe_measurements(measured)
-        failures.append(f"{profile.method.name} on fresh clips: {figures}, {missed}")
+        failures.append(f"{describe_profile(profile)} on fresh clips: {figures}, {missed}")
         winners = winners[1:]
         if measured.failed is None:
             winners = [w for w in winners if has_more_margin(search, w, trial, measured)]
@@ -111,7 +111,16 @@ def describe_nearest(search: Search) -> str:
         reasons = [t.user_attrs["failed"] for t in search.finished() if "failed" in t.user_attrs]
         return f"none could be measured: {reasons[0] if reasons else 'give more --minutes'}"
     tried, figures = len(search.finished()), describe_measurements(read_measurements(trial))
-    return f"the nearest of {tried} tried was {read_profile(trial).method.name} with {figures}"
+    nearest = describe_profile(read_profile(trial))
+    return f"the nearest of {tried} tried was {nearest} with {figures}"
+
+
+def describe_profile(profile: Profile) -> str:
+    """Return the levers of a profile in words."""
+    levers = [profile.method.name]
+    levers += [f"{profile.cache.kind} cache"] if profile.cache else []
+    levers += [f"{profile.linears.kind} linears"] if profile.linears else []
+    return " + ".join([*levers, *(["compiled blocks"] if profile.compile else [])])
 
 
 def describe_measurements(measured: Measurements) -> str:

@@ -273,7 +273,7 @@ def test_doctor_checks_each_op(capsys) -> None:
     assert findings["checks"]["sparse attention on cpu"].startswith("usable")
     assert set(findings["versions"]) >= {"python", "torch", "diffusers", "triton"}
     weights = findings["weights of metrics"]
-    assert weights.keys() == {"LPIPS", "CLIP score", "PickScore"}
+    assert weights.keys() == {"LPIPS", "ST-LPIPS", "ColorVideoVDP", "CLIP score", "PickScore"}
     assert weights["CLIP score"].startswith(("/", "no weights: CLIP score needs openai/clip"))
 
 

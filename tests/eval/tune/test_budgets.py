@@ -265,7 +265,8 @@ def test_a_search_with_measured_budgets_resumes_without_measuring_again(
     size = ["--height", "64", "--width", "64", "--frames", "5", "--steps", "5"]
     out = tmp_path / "mine.yaml"
     command = ["tune", "--prompts", "tiny-world-held-out", "--clips", "2", "--validate", "7"]
-    command += ["--trials", "1", "--methods", "svg-ear", "--budgets", "1", "--out", str(out), *size]
+    command += ["--trials", "1", "--levers", "attention", "--methods", "svg-ear", "--budgets", "1"]
+    command += ["--out", str(out), *size]
     command += ["--target", "ssim>=-1", "--speedup", "0.01"]
     assert cli.main([*command, "--dry-run"]) == 0
     assert "200 single forwards that measure budgets" in capsys.readouterr().out

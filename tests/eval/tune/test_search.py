@@ -14,18 +14,11 @@ import dit_accel_eval.tune.run
 from dit_accel import Profile, cli
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.generation.settings import RenderSettings
+from dit_accel_eval.tune.bench import Bench
+from dit_accel_eval.tune.goal import AMPLE, Goal, read_measurements
 from dit_accel_eval.tune.plot import draw
 from dit_accel_eval.tune.run import Tuning, describe_cost, lock_journal
-from dit_accel_eval.tune.search import (
-    AMPLE,
-    Bench,
-    Goal,
-    Search,
-    busy_seconds,
-    open_study,
-    read_measurements,
-    read_profile,
-)
+from dit_accel_eval.tune.search import Search, busy_seconds, open_study, read_profile
 from dit_accel_eval.tune.space import METHODS, Space, first_trials
 from dit_accel_eval.tune.targets import Target
 from dit_accel_eval.tune.validation import intervals, validate_winners
@@ -172,7 +165,10 @@ class FakeRunner:
 
     def render(self, setting: object, case: RenderSettings) -> SimpleNamespace:
         clip = self.dense(case)
-        clip.attention = SimpleNamespace(no_effect="0 of 24 calls were sparse: fewer than 9 tokens")
+        reason = "0 of 24 calls were sparse: fewer than 9 tokens"
+        clip.attention = SimpleNamespace(
+            no_effect=reason, calls={"sparse": 0}, levers={}, idle_levers=[]
+        )
         return clip
 
     def forget_times(self) -> None:
@@ -356,7 +352,8 @@ def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -
     size = ["--height", "64", "--width", "64", "--frames", "5", "--steps", "3"]
     out = tmp_path / "mine.yaml"
     command = ["tune", "--prompts", "tiny-world-held-out", "--clips", "3", "--validate", "7"]
-    command += ["--trials", "3", "--methods", "svg-ear", "--out", str(out), *size]
+    command += ["--trials", "3", "--levers", "attention", "--methods", "svg-ear"]
+    command += ["--out", str(out), *size]
     assert cli.main([*command, "--target", "ssim>=-1", "--speedup", "0.01", "--dry-run"]) == 0
     assert "at most 61 clips" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

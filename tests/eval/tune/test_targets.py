@@ -20,7 +20,7 @@ def test_targets_parse_and_print(text: str, expected: str) -> None:
     ("text", "message"),
     [
         ("psnr>30", "must be written like psnr>=30"),
-        ("speed>=2", "metrics: psnr, psnr_objects, ssim, lpips, caption"),
+        ("speed>=2", "metrics: psnr, psnr_objects, ssim, lpips, st_lpips, cvvdp, caption"),
         ("psnr<=30", "use >= for psnr"),
         ("lpips>=0.1", "use <= for lpips"),
         ("psnr>=1.2.3", "is not a number"),

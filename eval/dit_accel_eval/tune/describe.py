@@ -1,0 +1,92 @@
+"""Describe what tuning found: the provenance of a profile, and the result as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from dit_accel_eval.bench.run import machine
+from dit_accel_eval.metrics.lpips import net_of
+from dit_accel_eval.tune.goal import Measurements
+from dit_accel_eval.tune.search import Search, read_fastest
+from dit_accel_eval.tune.validation import (
+    Tuned,
+    describe_measurements,
+    describe_profile,
+    intervals,
+    shortfall,
+)
+
+if TYPE_CHECKING:
+    from dit_accel_eval.tune.run import Tuning
+
+# Fields of the request that the provenance of a profile names.
+REQUEST_FIELDS = (
+    *("height", "width", "frames", "steps"),
+    *("guidance_scale", "true_cfg_scale", "dtype"),
+)
+
+
+def describe_promise(
+    tuning: Tuning, tuned: Tuned, search: Search, made_of: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the provenance of a profile: what it promises, and how that was measured."""
+    request = asdict(tuning.base)
+    return {
+        "promise": str(tuning.goal),
+        **describe_levers(tuned, search),
+        "measured": intervals(tuning.goal, tuned.winner),
+        "default": intervals(tuning.goal, tuned.default),
+        "validated": tuned.attempts,
+        "trials": len(search.finished()),
+        "clips": len(tuned.winner.speedups),
+        "prompts": len({case.prompt for case in tuning.cases()[1]}),
+        **({"budget_clips": tuning.budgets} if tuning.budgets else {}),
+        "model": tuning.base.model,
+        **made_of,
+        "dense": str(read_fastest(search)),
+        **({"lpips_net": net_of(tuning.backbone)} if "lpips" in tuning.goal.metrics else {}),
+        **{name: request[name] for name in REQUEST_FIELDS if request[name] is not None},
+        **machine(tuning.base.device),
+    }
+
+
+def describe_result(tuning: Tuning, tuned: Tuned) -> str:
+    """Return the figures of the winner and of the shipped default as text."""
+    winner, default = (describe_measurements(m) for m in (tuned.winner, tuned.default))
+    missed = None if tuned.default.failed else shortfall(tuning.goal, tuned.default, 0.95)
+    lines = [
+        f"{describe_profile(tuned.profile)} on fresh clips: {winner}",
+        f"the shipped default on the same clips: {default}{f', {missed}' if missed else ''}",
+        *(describe_alone(name, row) for name, row in tuned.alone.items()),
+        *tuned.cliffs,
+        *describe_idle(tuned.winner),
+    ]
+    return "\n".join(lines)
+
+
+def describe_levers(tuned: Tuned, search: Search) -> dict[str, Any]:
+    """Return what is known about the levers of a profile: each one alone, cliffs, and those that did nothing."""
+    if not search.space.has_levers:
+        return {}
+    idle = describe_idle(tuned.winner)
+    return {
+        "levers": describe_profile(tuned.profile),
+        "alone": dict(tuned.alone),
+        **({"cliffs": list(tuned.cliffs)} if tuned.cliffs else {}),
+        **({"idle": idle} if idle else {}),
+    }
+
+
+def describe_alone(name: str, row: Mapping[str, Any]) -> str:
+    """Return in words how far a lever went alone."""
+    (knob, value), *figures = row.items()
+    words = ", ".join(f"{metric} {figure:.3g}" for metric, figure in figures[1:])
+    return f"{name} alone holds up to {knob} {value}: {row['speedup']:.2f} times, {words}"
+
+
+def describe_idle(measured: Measurements) -> list[str]:
+    """Return in words which levers did nothing in fresh clips."""
+    clips = len(measured.speedups)
+    return [f"in {count} of {clips} clips, {reason}" for reason, count in measured.idle.items()]

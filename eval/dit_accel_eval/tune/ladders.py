@@ -1,0 +1,113 @@
+"""Ladders: the settings of one lever from careful to bold, which tuning climbs before it joins levers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dit_accel.core.levers import Cache, FirstBlockCache, MagCache, SeaCache, TaylorSeerCache
+from dit_accel.errors import InvalidSettings
+
+if TYPE_CHECKING:
+    import optuna
+
+LEVERS = ("attention", "cache", "linears", "compile")
+CACHES = ("first-block", "taylorseer", "magcache", "seacache")
+NONE = "none"
+
+
+def check_lever_names(names: Sequence[str] | None) -> None:
+    """Check the names of levers; None stands for all.
+
+    Raises:
+        InvalidSettings: for an unknown name, or none.
+    """
+    for name in LEVERS if names is None else names or ("",):
+        if name not in LEVERS:
+            raise InvalidSettings(f"unknown lever {name!r}: choose from {', '.join(LEVERS)}")
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Settings of one lever that differ in one knob.
+
+    Attributes:
+        lever: ``"attention"``, ``"cache"``, ``"linears"`` or ``"compile"``.
+        name: Name of the method, of the kind of cache, or of the numbers.
+        knob: Name of the search's parameter that the steps differ in.
+        steps: Parameters of the lever, from careful to bold.
+    """
+
+    lever: str
+    name: str
+    knob: str
+    steps: tuple[Mapping[str, Any], ...]
+
+    def neighbour(self, value: Any) -> int | None:
+        """Return the index of the first step that is bolder than a value of the knob, or None."""
+        values = [step[self.knob] for step in self.steps]
+        rises = values[-1] > values[0]
+        bolder = (i for i, v in enumerate(values) if (v > value if rises else v < value))
+        return next(bolder, None)
+
+
+def attention_ladders(methods: Mapping[str, Mapping[str, Any]]) -> Iterator[Ladder]:
+    """Yield the ladders of methods, given by name with the parameters besides their knobs."""
+    densities = (0.4, 0.28, 0.2, 0.14, 0.1, 0.07, 0.04)
+    knobs: dict[str, tuple[str, Sequence[float], dict[str, Any]]] = {
+        "svg2": (
+            *("svg2_top_p", (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),
+            {"svg2_share": 0.1, "svg2_refresh": 2, "dense_steps": 0.12},
+        ),
+        "svg-ear": ("ear_density", densities, {"ear_refresh": 2, "dense_steps": 0.0}),
+        "re-ttention": (
+            *("re_density", densities),
+            {"re_refresh": 3, "re_reuse_below": 1.0, "dense_steps": 0.2},
+        ),
+    }
+    for name, common in methods.items():
+        knob, values, others = knobs[name]
+        steps = ({"method": name, **common, **others, knob: value} for value in values)
+        yield Ladder("attention", name, knob, tuple(steps))
+
+
+def cache_ladders(kinds: Sequence[str]) -> Iterator[Ladder]:
+    """Yield the ladders of caches."""
+    knobs: dict[str, tuple[str, Sequence[float], dict[str, Any]]] = {
+        "first-block": ("first_block_threshold", (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), {}),
+        "taylorseer": ("taylorseer_interval", (2, 3, 4, 5, 6), {"taylorseer_before": 3}),
+        "magcache": ("magcache_threshold", (0.02, 0.05, 0.1, 0.2, 0.4), {"magcache_skips": 3}),
+        "seacache": (
+            *("seacache_threshold", (0.1, 0.2, 0.4, 0.6, 0.8, 1.1, 1.5)),
+            {"seacache_skips": 2},
+        ),
+    }
+    for kind in kinds:
+        knob, values, others = knobs[kind]
+        steps = tuple({"cache": kind, **others, knob: value} for value in values)
+        yield Ladder("cache", kind, knob, steps)
+
+
+def suggest_cache(trial: optuna.trial.BaseTrial, kinds: Sequence[str]) -> Cache | None:
+    """Return the cache that a trial's parameters describe. MagCache has no ratios yet."""
+    kind = trial.suggest_categorical("cache", (NONE, *kinds))
+    if kind == "first-block":
+        return FirstBlockCache(threshold=_threshold(trial, kind))
+    if kind == "taylorseer":
+        return TaylorSeerCache(
+            cache_interval=trial.suggest_int("taylorseer_interval", 2, 6),
+            disable_cache_before_step=trial.suggest_int("taylorseer_before", 1, 6),
+        )
+    if kind == "magcache":
+        skips = trial.suggest_int("magcache_skips", 1, 4)
+        return MagCache(threshold=_threshold(trial, kind), max_skip_steps=skips)
+    if kind == "seacache":
+        skips = trial.suggest_int("seacache_skips", 1, 4)
+        return SeaCache(threshold=_threshold(trial, kind), max_consecutive_cached=skips)
+    return None
+
+
+def _threshold(trial: optuna.trial.BaseTrial, kind: str) -> float:
+    name = f"{kind.replace('-', '_')}_threshold"
+    return round(float(trial.suggest_float(name, 0.01, 3.0, log=True)), 4)
