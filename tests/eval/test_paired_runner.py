@@ -196,7 +196,7 @@ def test_the_bench_of_tuning_measures_with_the_runner(monkeypatch) -> None:
     )
     monkeypatch.setattr(Setting, "warm_up", lambda *_: None)
     bench = Bench(PairedRunner(lambda: pipe, FakeDense()), Goal((), speedup=2.0))
-    speedup, values = bench.measure(Profile(), CASES[0])
-    assert speedup == 2.0
+    speedup, values, idle = bench.measure(Profile(), CASES[0])
+    assert (speedup, idle) == (2.0, [])
     assert values.keys() == {"psnr"}
-    assert pipe.renders[-1] == "svg-ear full full 0"
+    assert pipe.renders[-1] == "svg-ear full full full eager 0"
