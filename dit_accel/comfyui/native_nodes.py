@@ -77,6 +77,10 @@ def _make_native_profile(
         log.warning(
             "dit_accel: guard and dense_precision of a profile have no effect in ComfyUI's own models"
         )
+    if profile.has_levers:
+        log.warning(
+            f"dit_accel: {', '.join(profile.levers())} of a profile has no effect in ComfyUI's own models"
+        )
     return profile
 
 

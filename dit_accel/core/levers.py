@@ -22,27 +22,41 @@ class Cache:
         kind: Name in a profile.
         config: Class of diffusers that takes the knobs.
         decides: True if the output of the first block decides whether the others run.
+        min_steps: Runs with fewer steps are computed in full. It is ours, not diffusers'.
     """
 
     kind: ClassVar[str]
     config: ClassVar[str]
     decides: ClassVar[bool] = False
 
+    min_steps: int = 0
+
     def __post_init__(self) -> None:
         check_knobs(self, f"{self.kind} cache knob")
+        _check_least(self, "min_steps", 0)
+        if self.min_steps and self.in_blocks:
+            raise InvalidSettings(
+                f"a {self.kind} cache inside the blocks takes no min_steps: leave it out"
+            )
 
     @property
     def in_blocks(self) -> bool:
         """Return True if the cache acts inside the blocks, so that it skips no forward as a whole."""
         return False
 
+    def rests(self, num_steps: int | None) -> bool:
+        """Return True if a run has too few steps for the cache."""
+        return num_steps is not None and num_steps < self.min_steps
+
     def knobs(self) -> dict[str, Any]:
-        """Return the knobs by name."""
-        return {knob.name: getattr(self, knob.name) for knob in dataclasses.fields(self)}
+        """Return diffusers' knobs by name."""
+        names = (knob.name for knob in dataclasses.fields(self) if knob.name != "min_steps")
+        return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, which `cache_of` reads."""
-        return {"kind": self.kind, **self.knobs()}
+        least = {"min_steps": self.min_steps} if self.min_steps else {}
+        return {"kind": self.kind, **self.knobs(), **least}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,6 +336,11 @@ def cache_of(values: Mapping[str, Any]) -> Cache:
         >>> cache_of({"kind": "first-block", "threshold": 0.2})
     """
     kind = values.get("kind")
+    if kind == "cache-dit":
+        raise InvalidSettings(
+            "cache-dit changes the class of the pipeline and counts forwards, so a profile cannot apply and undo it: "
+            "call cache_dit.enable_cache(pipe) yourself, or take another kind"
+        )
     if not isinstance(kind, str) or kind not in CACHES:
         raise InvalidSettings(f"unknown cache kind {kind!r}: choose from {', '.join(CACHES)}")
     knobs = {name: value for name, value in values.items() if name != "kind"}

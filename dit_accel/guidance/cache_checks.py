@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_accel.errors import RunFailed
 from dit_accel.guidance.config import PerturbedGuidance
-from dit_accel.hooks import cache_without_contexts, foreign_states
+from dit_accel.hooks import cache_without_contexts, foreign_states, has_cache_dit
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,11 +16,16 @@ _STEP_COUNTING_CACHES = ("MagCache", "TaylorSeer")
 
 
 def check_caches(transformer: nn.Module, settings: PerturbedGuidance) -> None:
-    """Check that no diffusers cache on a transformer would mix up branches or steps.
+    """Check that no cache of others on a transformer would mix up branches or steps.
 
     Raises:
         RunFailed: If one would. The message names the cache.
     """
+    if has_cache_dit(transformer):
+        raise RunFailed(
+            "perturbed guidance cannot run with cache-dit, which tells steps and branches apart by counting forwards: "
+            "call cache_dit.disable_cache, or take a cache of the profile"
+        )
     cache = cache_without_contexts(transformer)
     if cache is not None:
         raise RunFailed(

@@ -26,6 +26,7 @@ from dit_accel.hooks.root_hook import (
     config_of,
     foreign_states,
     handler_of,
+    has_cache_dit,
 )
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "config_of",
     "foreign_states",
     "handler_of",
+    "has_cache_dit",
     "install",
     "interleaved",
     "is_patchable",

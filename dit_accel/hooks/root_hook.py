@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -147,6 +148,12 @@ def foreign_states(transformer: nn.Module) -> Iterator[ModelHook]:
     return (hook for hook in hooks if hook._is_stateful and not isinstance(hook, RootHook))
 
 
+def has_cache_dit(transformer: nn.Module) -> bool:
+    """Return True if the package cache-dit caches blocks of a transformer."""
+    manager = getattr(transformer, "_context_manager", None)
+    return type(manager).__module__.partition(".")[0] == "cache_dit"
+
+
 def cache_without_contexts(transformer: nn.Module) -> str | None:
     """Return the name of a cache that shares one state between the branches of a step, if any."""
     for hook in foreign_states(transformer):
@@ -161,6 +168,16 @@ def config_of(transformer: nn.Module) -> Mapping[str, Any]:
     return config
 
 
+class _HookedForward(functools.partial[Any]):
+    """A hooked forward that stays itself when it is bound to its module again.
+
+    A method does that, too. Cache-dit binds the forward that it found when it puts it back.
+    """
+
+    def __get__(self, module: nn.Module, kind: type | None = None) -> _HookedForward:
+        return self
+
+
 def root_hook(transformer: nn.Module, component: str, *, again: bool = False) -> RootHook:
     """Return our hook on a transformer; register it if it is missing.
 
@@ -171,7 +188,7 @@ def root_hook(transformer: nn.Module, component: str, *, again: bool = False) ->
     """
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     hook: RootHook | None = registry.get_hook(HOOK)
-    if again and hook is not None:
+    if hook is not None and (again or _is_unhooked(transformer)):
         hook.handler = None
         index = registry._hook_order.index(HOOK)
         del registry.hooks[HOOK], registry._hook_order[index], registry._fn_refs[index]
@@ -179,8 +196,16 @@ def root_hook(transformer: nn.Module, component: str, *, again: bool = False) ->
     if hook is None:
         hook = RootHook(component, inspect.signature(type(transformer).forward))
         registry.register_hook(hook, HOOK)
+        hooked: Any = transformer.forward
+        transformer.forward = functools.update_wrapper(_HookedForward(hooked), hooked)
         registry.invalidate_child_registries_cache()
     return hook
+
+
+def _is_unhooked(transformer: nn.Module) -> bool:
+    """Return True if a transformer runs its class's own forward, below all hooks that it may have."""
+    forward = vars(transformer).get("forward")
+    return forward is None or forward == type(transformer).forward.__get__(transformer)
 
 
 def handler_of(transformer: nn.Module) -> ForwardHandler | None:

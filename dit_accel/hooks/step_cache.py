@@ -24,7 +24,7 @@ from dit_accel.core.levers import Cache, FasterCache, MagCache, TaylorSeerCache
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.hooks.added_hooks import AddedHooks
 from dit_accel.hooks.install import below_offload_hook
-from dit_accel.hooks.root_hook import foreign_states
+from dit_accel.hooks.root_hook import foreign_states, has_cache_dit
 from dit_accel.hooks.streams import find_latents
 from dit_accel_pipelines import Family, TokenLayout
 
@@ -61,14 +61,24 @@ def check_cache(transformer: nn.Module, settings: Cache, family: Family) -> None
     """Check that a cache can be enabled on a transformer.
 
     Raises:
-        InvalidSettings: As `check_cache_kind`, or if the transformer has a cache already.
+        InvalidSettings: As `check_cache_kind`, or if the transformer has a cache already or compiled modules.
     """
     model = type(transformer).__name__
     check_cache_kind(type(transformer), settings, family)
+    if has_cache_dit(transformer):
+        raise InvalidSettings(
+            f"{model} is cached by cache-dit, and two caches would skip each other's forwards: call "
+            "cache_dit.disable_cache first, or leave cache out"
+        )
     others = sorted({type(hook).__name__ for hook in foreign_states(transformer)})
     if others or getattr(transformer, "is_cache_enabled", False):
         raise InvalidSettings(
             f"{model} has a cache already ({', '.join(others) or 'enable_cache'}): call disable_cache first"
+        )
+    if any(module._compiled_call_impl is not None for module in transformer.modules()):
+        raise InvalidSettings(
+            f"modules of {model} are compiled already, and a cache cannot decide inside their graphs: load the "
+            "pipeline again, and set compile in the profile instead"
         )
     is_lite = isinstance(settings, TaylorSeerCache) and settings.use_lite_mode
     if is_lite and not hasattr(transformer, "proj_out"):

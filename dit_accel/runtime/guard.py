@@ -99,11 +99,12 @@ def sampled_error(call: AttentionCall, out: Tensor, samples: int) -> Tensor:
 
 
 def check_caches(mode: str, transformer: nn.Module) -> None:
-    """Raise RuntimeError if guard "on" meets a cache of diffusers, because it runs forwards again."""
-    from dit_accel.hooks import foreign_states
+    """Raise RuntimeError if guard "on" meets a cache of diffusers or cache-dit, because it runs forwards again."""
+    from dit_accel.hooks import foreign_states, has_cache_dit
 
-    if mode == "on" and any(foreign_states(transformer)):
+    if mode == "on" and (has_cache_dit(transformer) or any(foreign_states(transformer))):
+        owner = "cache-dit" if has_cache_dit(transformer) else "a diffusers cache"
         raise RuntimeError(
-            "guard 'on' cannot run a forward again under a diffusers cache, which would count it twice: use guard "
-            "'warn', or disable the cache"
+            f"guard 'on' cannot run a forward again under {owner}, which would count it twice: use guard 'warn', or "
+            "disable the cache"
         )

@@ -168,7 +168,10 @@ class Levers:
                 "two pipelines run the same transformer at the same time, but a cache holds the state of one run: run "
                 "one after the other"
             )
-        self._check_run(info, pipe)
+        if self._rests(info.num_steps):
+            self.reset()  # a forward without a past is computed
+        else:
+            self._check_run(info, pipe)
         cache.position.layout = forward.layout
         driven_context = self._context_of(call, info, cache)
         with call.entering(driven_context) as driven:
@@ -232,6 +235,10 @@ class Levers:
                 "pipeline with a flow-matching scheduler, or take another cache"
             )
         return CacheContext(_context_name(info), info.step, info.num_steps, given, sigma)
+
+    def _rests(self, num_steps: int | None) -> bool:
+        cache = self.profile.cache
+        return cache is not None and cache.rests(num_steps)
 
     def _check_run(self, info: StepInfo, pipe: Any) -> None:
         cache, steps = self.profile.cache, info.num_steps

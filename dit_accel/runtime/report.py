@@ -35,8 +35,8 @@ class AttentionReport:
         config: Its knobs, with the schedule and the guard.
         family: Family of the transformers.
         precision: Precision of the ``sparse`` and of the ``dense`` calls.
-        remarks: The recipe that the settings come from, settings that had no effect, precisions that differ from their
-            requests, deviations of guidance.
+        remarks: The preset or the recipe that the settings come from, settings that had no effect, precisions that
+            differ from their requests, deviations of guidance.
         calls: Number of calls: ``dense`` (by the schedule), ``sparse``, and ``fallback`` (could not be sparse).
         fallbacks: Number of fallback calls by reason.
         density: Computed share of the (query, key) pairs, as the mean over ``sparse_calls`` and over ``all_calls``.
@@ -50,8 +50,9 @@ class AttentionReport:
         forwards: Number of forwards of each transformer that were ``computed``, and that a cache ``skipped``.
         forward_seconds: Seconds of these forwards.
         levers: Levers of the profile besides attention by section, with their settings. A ``cache`` also has the number
-            of ``forwards``, of those that it ``skipped``, and of attention calls that it ``reused``. ``linears`` has
-            the number of ``changed`` layers, and ``compile`` that of ``blocks``. Empty without levers.
+            of ``forwards``, of those that it ``skipped``, and of attention calls that it ``reused``; ``rests`` is True
+            in a run of too few steps. ``linears`` has the number of ``changed`` layers, and ``compile`` that of
+            ``blocks``. Empty without levers.
         guidance: Perturbed guidance: its settings and heads; the number of guided ``forwards``, of ``blocks`` and of
             ``shared_blocks`` (taken from the clean forward); the ``seconds`` of the ``clean`` and the ``perturbed``
             forwards. None without guidance.
@@ -143,6 +144,10 @@ class AttentionReport:
         cache = self.levers.get("cache")
         if cache is None or not cache["forwards"] or cache["skipped"] or cache["reused"]:
             return []
+        if cache["rests"]:
+            return [
+                f"the {cache['kind']} cache rests in runs of fewer than {cache['min_steps']} steps"
+            ]
         return [f"{_cache_line(cache)}, so it had no effect: raise its threshold or its range"]
 
     def _lever_lines(self) -> list[str]:
@@ -305,15 +310,17 @@ def make_report(
         guidance=guidance.report() if guidance else None,
         forwards=stats.forwards_by_component(),
         forward_seconds=stats.forward_seconds(),
-        levers=_levers(stats, levers),
+        levers=_levers(run, levers),
     )
 
 
-def _levers(stats: RunStats, levers: Levers | None) -> dict[str, dict[str, Any]]:
+def _levers(run: Run, levers: Levers | None) -> dict[str, dict[str, Any]]:
     """Return the levers with what they did in a run."""
-    sections = levers.describe() if levers is not None else {}
-    if "cache" in sections:
+    sections, stats = levers.describe() if levers is not None else {}, run.stats
+    cache = levers.profile.cache if levers is not None else None
+    if cache is not None:
         sections["cache"] |= {
+            "rests": cache.rests(run.num_steps),
             "forwards": len(stats.forwards),
             "skipped": sum(forward.kind == "skipped" for forward in stats.forwards),
             "reused": sum(forward.reused for forward in stats.forwards),
@@ -337,9 +344,14 @@ def _remarks(run: Run, guidance: PerturbedBranch | None) -> list[str]:
     remarks = run.precisions.remarks()
     remarks += sorted(guidance.remarks) if guidance else []
     remarks += run.advisor.remarks
+    if run.under_cache_dit:
+        reused = sum(forward.reused for forward in run.stats.forwards)
+        remarks.append(f"cache-dit, which was enabled beside, left out {reused} attention calls")
     if not run.stats.calls.total():
         return remarks
     schedule = run.profile.schedule
+    preset = run.profile.provenance.get("preset")
+    remarks += [preset["statement"]] if preset else []
     recipe = str(run.profile.provenance.get("recipe", ""))
     remarks += (
         [f"settings from {recipe}"] if recipe.startswith(f"{run.profile.method.name}:") else []

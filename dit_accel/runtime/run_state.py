@@ -62,6 +62,7 @@ class Run:
         matched_rules: Indices of the schedule's rules that matched a call.
         most_tokens: Largest number of tokens of a call, for families whose layout is unknown.
         num_steps: Number of denoising steps, as the latest forward reported it.
+        under_cache_dit: True if cache-dit, which is not ours, caches blocks.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Run:
         self.matched_rules: set[int] = set()
         self.most_tokens = 0
         self.num_steps: int | None = None
+        self.under_cache_dit = False
 
     def state_of(self, key: Hashable, method: Method) -> Any:
         """Return the state of a method under a key; the first call makes it."""

@@ -298,6 +298,7 @@ class Session(Closable):
             context.run = self._new_run()
         run = context.run
         run.num_steps = info.num_steps
+        run.under_cache_dit = hooks.has_cache_dit(call.module)
         run.end_streams(context.tracker.streams.take_ended())
         for name in self._installations.replaced_layers(call.component):
             run.stats.count_fallback(f"the processor of {name} was replaced: enable again")

@@ -57,6 +57,8 @@ def test_refuses_what_the_user_enabled_before(build_wan) -> None:
     pipe.transformer.compile_repeated_blocks(backend="aot_eager")
     with pytest.raises(InvalidSettings, match="are compiled already"):
         pipe.enable_acceleration({"compile": {}})
+    with pytest.raises(InvalidSettings, match="a cache cannot decide inside their graphs"):
+        pipe.enable_acceleration({"cache": IDLE["first-block"]})
     pipe = build_wan()
     group_offload(pipe)
     with pytest.raises(InvalidSettings, match="enable acceleration first, then offload"):
