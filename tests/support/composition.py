@@ -139,6 +139,21 @@ FEATURES: dict[str, Callable[[WanPipeline], object]] = {
     "two transformers": plain,
 }
 
+# Levers of a profile, at settings that skip nothing.
+LEVERS: dict[str, dict[str, dict[str, object]]] = {
+    "cache": {"cache": {"kind": "first-block", "threshold": 0.0}},
+    "linears": {"linears": {"kind": "int8-weights"}},
+    "compile": {"compile": {"backend": "aot_eager"}},
+}
+CACHES = ("FirstBlockCache", "MagCache", "TaylorSeer", "PyramidAttentionBroadcast")
+REFUSED_LEVERS = {
+    **{("cache", feature): "has a cache already" for feature in CACHES},
+    ("cache", "compiled blocks"): "a cache cannot decide inside their graphs",
+    ("linears", "group offload"): "enable acceleration first, then offload",
+    ("linears", "torchao linears"): "linears are quantized already",
+    ("compile", "compiled blocks"): "are compiled already",
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -149,6 +164,7 @@ class Case:
     guidance: str
     batch: str
     feature: str
+    lever: str = "none"
 
     def __str__(self) -> str:
         return ", ".join(vars(self).values())
@@ -160,12 +176,22 @@ AXES = {
     "guidance": GUIDANCE,
     "batch": BATCHES,
     "feature": tuple(FEATURES),
+    "lever": ("none", *LEVERS),
 }
 
 
 def every() -> Iterator[Case]:
-    """The full product."""
-    return (Case(*values) for values in itertools.product(*AXES.values()))
+    """The full product without levers."""
+    axes = [values for name, values in AXES.items() if name != "lever"]
+    return (Case(*values) for values in itertools.product(*axes))
+
+
+def with_levers() -> list[Case]:
+    """Cases in which every lever meets every value of the other axes once at least."""
+    axes = [AXES[name] for name in ("method", "precision", "guidance", "batch", "feature")]
+    count = max(map(len, axes))
+    rows = [[values[i % len(values)] for values in axes] for i in range(count)]
+    return [Case(*row, lever) for lever in LEVERS for row in rows]
 
 
 def pairwise() -> list[Case]:
@@ -244,23 +270,32 @@ REFUSED = {
     "ring attention": "a plan needs all keys: use ulysses_degree",
     "perturbed guidance with PyramidAttentionBroadcast": "it keeps one state for all branches of a step",
     "model offload on a CPU": "diffusers itself needs an accelerator for it",
+    "perturbed guidance, guard 'on' or a cache of the profile with cache-dit": "it counts forwards",
+    **{
+        f"{lever} of a profile after {feature}": why
+        for (lever, feature), why in REFUSED_LEVERS.items()
+    },
 }
 
 
 def document(outcomes: Mapping[Case, str]) -> list[str]:
     """The matrix as Markdown: two axes at a time."""
+    possible = len(with_levers()) + sum(1 for _ in every())
     lines = [
         "# What was run together",
         "",
-        f"{len(outcomes)} of {sum(1 for _ in every())} combinations, on tiny random Wan pipelines on a CPU; "
+        f"{len(outcomes)} of {possible} combinations, on tiny random Wan pipelines on a CPU; "
         "a cell has passed/run. Passed: at full selection the pipeline renders what it renders without us, "
         "a second run is the same, and after `disable` it is bit for bit itself again. "
-        "The mask of `re-ttention` is `neighborhood`.",
+        "The mask of `re-ttention` is `neighborhood`. A lever of `enable_acceleration` passed: with the method at "
+        "full selection the pipeline renders what it renders with the lever alone, and after `disable` it is itself.",
     ]
     for rows, columns in (("feature", "method"), ("feature", "precision"), ("feature", "guidance")):
         lines += ["", *table(outcomes, rows, columns)]
     for rows, columns in (("method", "precision"), ("method", "guidance"), ("method", "batch")):
         lines += ["", *table(outcomes, rows, columns)]
+    for rows in ("method", "feature", "guidance"):
+        lines += ["", *table(outcomes, rows, "lever")]
     lines += ["", "Refused, with the reason in the error:"]
     return [*lines, *(f"- {what}: {why}" for what, why in REFUSED.items())]
 
@@ -274,6 +309,7 @@ def table(outcomes: Mapping[Case, str], rows: str, columns: str) -> Sequence[str
         for column in AXES[columns]:
             wanted = {rows: row, columns: column}.items()
             own = [o for case, o in outcomes.items() if wanted <= vars(case).items()]
-            cells.append(f"{own.count('passed')}/{len(own)}" if own else "-")
+            ran = [outcome for outcome in own if outcome != "refused"]
+            cells.append(f"{ran.count('passed')}/{len(ran)}" if ran else "refused" if own else "-")
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return lines
