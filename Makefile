@@ -21,7 +21,7 @@ $(TESTED): $(READY)
 
 demo: $(READY)
 	$(BIN)/dit-accel render "a red circle moving up on a navy background" \
-		--size show --method svg-ear --set density=0.05 --set schedule.dense_steps=0.16 \
+		--size show --preset balanced \
 		--compare -o out/demo.mp4 --report out/demo.json
 
 lint: $(TESTED)

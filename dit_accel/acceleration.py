@@ -12,6 +12,7 @@ from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.runtime.active_sessions import session_of, sessions_of
 from dit_accel.runtime.handles import AccelerationHandle
 from dit_accel.runtime.levers import Levers
+from dit_accel.runtime.presets import without_cache
 from dit_accel.runtime.profile import Profile
 from dit_accel.targets import check_target, enabled_sessions, profile_of, replace_sessions
 
@@ -31,7 +32,8 @@ def enable_acceleration(
 
     Args:
         target: A pipeline, standard or modular, or a transformer module.
-        profile: A profile, a YAML or JSON file with one, its content, or the name of a published recipe.
+        profile: The name of a preset, ``"quality"``, ``"balanced"`` or ``"fast"``, or that of a published recipe; a
+            profile, its YAML or JSON file, or its content. A preset leaves out its cache if the model takes none.
 
     Returns:
         A handle. Its ``close`` and ``disable_acceleration`` undo everything.
@@ -43,12 +45,18 @@ def enable_acceleration(
         UnsupportedProcessor: If the code of a processor cannot be redirected. The pipeline is unchanged then.
 
     Example:
-        >>> pipe.enable_acceleration({"cache": {"kind": "first-block", "threshold": 0.2}})
+        >>> pipe.enable_acceleration("balanced")
         >>> video = pipe("a red fox in the snow").frames[0]
         >>> print(pipe.attention_report())
         >>> pipe.disable_acceleration()
     """
-    return _enable(target, profile_of(profile, target), calibrating=False)
+    chosen = profile_of(profile, target)
+    try:
+        return _enable(target, chosen, calibrating=False)
+    except InvalidSettings as error:
+        if chosen.cache is None or "preset" not in chosen.provenance:
+            raise
+        return _enable(target, without_cache(chosen, str(error)), calibrating=False)
 
 
 def disable_acceleration(target: Any) -> None:

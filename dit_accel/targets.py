@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from dit_accel.hooks.active_pipeline import transformers_of
 from dit_accel.hooks.families import Family, find_family
 from dit_accel.runtime.active_sessions import sessions_of
 from dit_accel.runtime.levers import Levers
+from dit_accel.runtime.presets import is_bundled_model
 from dit_accel.runtime.profile import Profile
-from dit_accel.runtime.recipes import ModelTraits, is_published, read_profile, task_of
+from dit_accel.runtime.recipes import ModelTraits, depends_on_model, read_profile, task_of
 from dit_accel.runtime.session import Quantization, Session
 
 
@@ -27,7 +29,7 @@ def profile_of(profile: Profile | str | Path | Mapping[str, Any] | None, target:
     if profile is None:
         return Profile()
     if isinstance(profile, str | Path):
-        return read_profile(profile, _traits(target) if is_published(profile) else None)
+        return read_profile(profile, _traits(target) if depends_on_model(profile) else None)
     if isinstance(profile, Mapping):
         return Profile.from_dict(profile)
     if isinstance(profile, Profile):
@@ -38,13 +40,20 @@ def profile_of(profile: Profile | str | Path | Mapping[str, Any] | None, target:
 
 
 def _traits(target: Any) -> ModelTraits:
-    """Return what decides the published recipe of a pipeline or a bare transformer."""
+    """Return what decides the published recipe, or a preset, of a pipeline or a bare transformer."""
     family, transformers = check_target(target), transformers_of(target)
-    layers = sum(1 for _ in family.attention_modules(next(iter(transformers.values()))))
+    first = next(iter(transformers.values()))
+    traits = ModelTraits(
+        family.name,
+        sum(1 for _ in family.attention_modules(first)),
+        device=next(first.parameters()).device.type,
+        takes_cache=hasattr(first, "enable_cache"),
+        is_bundled=is_bundled_model(hooks.config_of(first)),
+    )
     if target in transformers.values():
-        return ModelTraits(family.name, layers)
+        return traits
     task = task_of(type(target).__name__, family.output)
-    return ModelTraits(family.name, layers, len(transformers), task)
+    return dataclasses.replace(traits, transformers=len(transformers), task=task)
 
 
 def type_name(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Find the bundled files: the tiny world's model, prompts, captured attention, head sets and measured rates."""
+"""Find the bundled files: the tiny world's model, prompts, captured attention, head sets, profiles and rates."""
 
 from pathlib import Path
 
@@ -31,6 +31,11 @@ def captures() -> dict[str, Path]:
 def head_sets() -> dict[str, Path]:
     """Return files with heads to perturb, which a search selected, by the name of the model."""
     return _files_by_name("heads", "json")
+
+
+def profiles() -> dict[str, Path]:
+    """Return profiles that were measured on the bundled model, by the name of the preset."""
+    return {file.stem: file for file in sorted((FOLDER / "profiles" / "tiny_world").glob("*.yaml"))}
 
 
 def _files_by_name(folder: str, suffix: str) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Define ``dit-accel methods``: list the attention methods, or explain one."""
+"""Define ``dit-accel methods``: list the attention methods and the presets, or explain one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ SHARED = ("schedule", "guard")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the attention methods with their knobs, or explain the method NAME.
+    """List the attention methods with their knobs, and the presets, or explain the NAME of one.
 
-    NAME is a method, or schedule or guard, whose knobs every method takes. The published recipes of a method are
-    listed, too.
+    NAME is a method, or schedule or guard, whose knobs every method takes, or a preset. The published recipes of a
+    method are listed, too.
     """
+    from dit_accel.runtime.presets import PRESETS
+
+    if name is not None and name in PRESETS:
+        rules = PRESETS[name].describe(name)
+        click.echo(json.dumps(rules, indent=2) if as_json else format_preset(rules))
+        return
     if name is not None:
         from dit_accel.runtime.recipes import list_recipes
 
@@ -44,7 +50,9 @@ def command(name: str | None, as_json: bool) -> None:
     click.echo(
         "\nEvery method takes the knobs of schedule and guard: --set schedule.dense_steps=0.2."
     )
-    click.echo("`dit-accel methods NAME` explains the knobs of one of these.")
+    click.echo("\nPresets choose attention and step cache for a model, for --preset:")
+    click.echo("\n".join(f"    {name}: {preset.about}" for name, preset in PRESETS.items()))
+    click.echo("`dit-accel methods NAME` explains the knobs of a method, or the rules of a preset.")
 
 
 def find_target(name: str) -> type[Any]:
@@ -58,7 +66,10 @@ def find_target(name: str) -> type[Any]:
 
     targets: dict[str, type[Any]] = {**METHODS, "schedule": Schedule, "guard": Guard}
     if name not in targets:
-        raise InvalidSettings(f"unknown method {name!r}: choose one of {', '.join(targets)}")
+        from dit_accel.runtime.presets import PRESETS
+
+        accepted = ", ".join([*targets, *PRESETS])
+        raise InvalidSettings(f"unknown method {name!r}: choose one of {accepted}")
     return targets[name]
 
 
@@ -137,6 +148,21 @@ def format_explained(described: dict[str, Any]) -> str:
         lines += ["", "Published recipes, for --profile and for profile= in Python:"]
         lines += [format_recipe(recipe) for recipe in described["recipes"]]
         lines += ["", f"--profile {described['name']}:published takes the one for the model."]
+    return "\n".join(lines)
+
+
+def format_preset(rules: Mapping[str, Any]) -> str:
+    """Return a described preset: its rules, and what was measured of it."""
+    parts = {
+        "attention": rules["attention"],
+        "cache": rules["cache"],
+        "measured": rules["measured"],
+        "bundled model": f"a profile of its own, {rules['bundled']}",
+    }
+    lines = [f"{rules['name']}: {rules['about']}"]
+    for part, text in parts.items():
+        lines += ["", f"  {part}", click.wrap_text(f"{text}.", 100, "      ", "      ")]
+    lines += ["", f'--preset {rules["name"]}, or enable_acceleration("{rules["name"]}") in Python.']
     return "\n".join(lines)
 
 

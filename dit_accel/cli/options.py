@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dit_accel.cli.messages import tell
+from dit_accel.errors import InvalidSettings
 from dit_accel.io.reading import check_regular_file
 
 if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
+    from dit_accel.runtime.profile import Profile
 
 Command = Callable[..., Any]
 Decorators = list[Callable[[Command], Command]]
@@ -161,11 +163,17 @@ def guidance_options(command: Command) -> Command:
 
 
 def attention_options(command: Command) -> Command:
-    """Add ``--profile``, ``--method``, ``--set``, precisions and ``--guard``, collected in ``base``."""
+    """Add ``--preset``, ``--profile``, ``--method``, ``--set``, precisions and ``--guard``, collected in ``base``."""
     options: Decorators = [
         click.option(
+            "--preset",
+            type=click.Choice(["quality", "balanced", "fast"]),
+            help="Choose attention and step cache by rules for --model, its size, --steps and --device. It is a "
+            "--profile by name; `dit-accel methods NAME` explains it.",
+        ),
+        click.option(
             "--profile",
-            metavar="FILE|RECIPE",
+            metavar="FILE|RECIPE|PRESET",
             help="Take the values of the next five options, which override it, and the cache, linears and compile "
             "sections, which have no option, from a YAML or JSON file, from a published recipe like "
             "svg2:wan-2.1-t2v-720p, or from svg2:published, the method's recipe for --model.",
@@ -196,27 +204,33 @@ def attention_options(command: Command) -> Command:
             help="Watch sparse output for faults: warn reports them, on also runs them again dense.  [default: off]",
         ),
     ]
-    names = ("profile", "method", "assignments", "precision", "dense_precision", "guard")
+    names = ("preset", "profile", "method", "assignments", "precision", "dense_precision", "guard")
     return _collect(options, names, _with_attention)(command)
 
 
 def _with_attention(base: RenderSettings, values: Mapping[str, Any]) -> RenderSettings:
     from dit_accel.generation.settings import attention_settings, parse_assignments
 
-    source = values["profile"] and _resolve_profile(values["profile"])
+    if values["preset"] and values["profile"]:
+        raise InvalidSettings("--preset is a profile by name, so it excludes --profile: keep one")
+    named = values["preset"] or values["profile"]
+    source = named and _resolve_profile(named)
     overrides = {name: values[name] for name in ("method", "precision", "dense_precision", "guard")}
     knobs = parse_assignments(values["assignments"])
     return dataclasses.replace(base, **attention_settings(source, overrides, knobs))
 
 
-def _resolve_profile(source: str) -> str:
-    """Return the source of a profile. A recipe that is chosen by --model and the size is printed."""
+def _resolve_profile(source: str) -> str | Profile:
+    """Return the source of a profile. What is chosen by --model, the size, --steps and --device is printed."""
     from dit_accel.generation.settings import RenderSettings, resolve_profile, resolve_size
 
     options = click.get_current_context().params
     size = resolve_size(*(options[name] for name in ("size", "height", "width", "frames")))
-    resolved = resolve_profile(source, RenderSettings("", model=options["model"], **size._asdict()))
-    if resolved != source:
+    run = {name: options[name] for name in ("model", "steps", "device")}
+    resolved = resolve_profile(source, RenderSettings("", **run, **size._asdict()))
+    if not isinstance(resolved, str):
+        tell(resolved.provenance["preset"]["statement"])
+    elif resolved != source:
         tell(f"{source} is {resolved}")
     return resolved
 

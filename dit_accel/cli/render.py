@@ -52,6 +52,11 @@ if TYPE_CHECKING:
     "--compare", is_flag=True, help="Also render dense; write a side-by-side clip and a strip."
 )
 @click.option(
+    "--explain",
+    is_flag=True,
+    help="With --compare, also render without each lever, and print what it saves and costs.",
+)
+@click.option(
     "--report", type=click.Path(path_type=Path), help="Write what was done to this JSON file."
 )
 @click.option(
@@ -78,6 +83,7 @@ def command(
     seed: int,
     fps: int,
     compare: bool,
+    explain: bool,
     report: Path | None,
     context_parallel: str | None,
     overwrite: bool,
@@ -90,7 +96,7 @@ def command(
     texts = [*prompts, *(read_prompts(prompt_source) if prompt_source else [])]
     if not texts:
         raise InvalidSettings("no prompt: give PROMPT..., or --prompts FILE")
-    check_effect(base, compare=compare, lpips_backbone=lpips_backbone)
+    check_effect(base, compare=compare, explain=explain, lpips_backbone=lpips_backbone)
     ulysses = parse_ulysses(context_parallel)
     base = dataclasses.replace(base, image=image, seed=seed, fps=fps, ulysses=ulysses)
     requests = [dataclasses.replace(base, prompt=text) for text in texts]
@@ -100,7 +106,7 @@ def command(
         from dit_accel.generation.batch import Batch, BatchOptions, describe_jobs, plan_jobs
         from dit_accel.generation.distributed import Process
 
-        options = BatchOptions(compare, lpips_backbone, report, overwrite, progress)
+        options = BatchOptions(compare, lpips_backbone, report, overwrite, progress, explain)
         jobs = plan_jobs(requests, out, options, inputs=[Path(name) for name in files if name])
     is_image = all(job.path.suffix == ".png" for job in jobs)
     if is_image and context.get_parameter_source("fps") == COMMANDLINE:
@@ -113,7 +119,9 @@ def command(
     render_jobs(jobs, options, quiet=quiet)
 
 
-def check_effect(base: RenderSettings, *, compare: bool, lpips_backbone: Path | None) -> None:
+def check_effect(
+    base: RenderSettings, *, compare: bool, explain: bool, lpips_backbone: Path | None
+) -> None:
     """Refuse options that would change nothing.
 
     Raises:
@@ -121,6 +129,8 @@ def check_effect(base: RenderSettings, *, compare: bool, lpips_backbone: Path | 
     """
     if lpips_backbone is not None and not compare:
         raise InvalidSettings("--lpips-backbone measures a comparison: also give --compare")
+    if explain and not compare:
+        raise InvalidSettings("--explain measures against the dense clip: also give --compare")
     if base.method == "dense" and (base.precision != "full" or base.guard != "off"):
         option = "--precision" if base.precision != "full" else "--guard"
         raise InvalidSettings(
@@ -141,14 +151,17 @@ def render_jobs(jobs: Sequence[Job], options: BatchOptions, *, quiet: bool) -> N
 
 
 def describe(rendered: Rendered) -> str:
-    """Return the files of a job, and its attention report or the table of its comparison."""
+    """Return the files of a job, and its attention report or the tables of its comparison."""
     files = "\n".join(str(path) for path in rendered.files)
     if rendered.dense is None:
         return f"{files}\n{rendered.clip.attention}"
+    from dit_accel.generation.explain import format_levers
+
     summary = load_extension("comparison").summary(
-        rendered.dense, rendered.clip, rendered.quality, rendered.job.settings.method
+        rendered.dense, rendered.clip, rendered.quality, rendered.job.settings.label
     )
-    return f"{files}\n{summary}"
+    levers = format_levers(rendered.clip.attention, rendered.explained)
+    return "\n".join(part for part in (files, summary, levers) if part)
 
 
 def parse_ulysses(text: str | None) -> int:

@@ -22,6 +22,7 @@ from dit_accel.comfyui.settings_nodes import ATTENTION, CATEGORY, GUIDANCE, PIPE
 from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import load_extension, require_extra
 from dit_accel.generation.call_checks import uses_guidance
+from dit_accel.generation.explain import format_levers
 from dit_accel.generation.loading import load_pipeline, read_card
 from dit_accel.generation.placement import DTYPES, OFFLOADS, LoadOptions
 from dit_accel.generation.render import Clip, check_finite, render_with
@@ -113,6 +114,7 @@ def compare(
     summary = comparison.summary(dense, clip, metrics, profile.method.name)
     ratio = comparison.reported_speedup(dense, clip)
     figures = summary if ratio is None else f"{summary}\n{ratio:.2f} times as fast"
+    figures = f"{figures}\n{format_levers(clip.attention, {})}".rstrip()
     before, after = torch.from_numpy(dense.frames), torch.from_numpy(clip.frames)
     difference = (4 * (after - before).abs()).clamp(0, 1)
     return before, after, difference, figures

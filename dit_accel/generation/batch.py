@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from dit_accel.core.progress import Progress
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.extensions import load_extension, require_extra
-from dit_accel.generation.call_checks import check_call
 from dit_accel.generation.distributed import Process
+from dit_accel.generation.explain import explain
 from dit_accel.generation.identity import find_ingredients, identify
 from dit_accel.generation.journal import Journal, Request, find_record
 from dit_accel.generation.loading import ModelCard, load_pipeline
@@ -30,7 +30,7 @@ from dit_accel.generation.outputs import (
 )
 from dit_accel.generation.placement import Lora
 from dit_accel.generation.settings import RenderSettings, build_profile
-from dit_accel.generation.validation import validate_batch
+from dit_accel.generation.validation import check_pipeline, validate_batch
 from dit_accel.io.atomic import check_name
 from dit_accel.io.media import format_metadata, join_side_by_side, write_clip, write_strip
 from dit_accel.io.video import H264, require_encoder
@@ -74,6 +74,7 @@ class BatchOptions:
 
     Attributes:
         compare: also render dense, and write a side-by-side clip and a strip of frames.
+        explain: with ``compare``, also render without each lever, one at a time.
         lpips_backbone: weights of LPIPS's backbone; None takes those in torch's cache.
         report: JSON file for the records of all jobs.
         overwrite: render files again that were made with the same settings, and replace files that nobody named. A
@@ -86,6 +87,7 @@ class BatchOptions:
     report: Path | None = None
     overwrite: bool = False
     progress: Progress = field(default_factory=Progress, compare=False)
+    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,14 @@ class Rendered:
         clip: the accelerated clip.
         dense: the dense clip, with ``compare``.
         quality: quality metrics of the clip against the dense one, with ``compare``.
+        explained: what each lever saved, with ``explain``.
     """
 
     job: Job
     clip: Clip
     dense: Clip | None = None
     quality: dict[str, Any] | None = None
+    explained: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def files(self) -> list[Path]:
@@ -148,7 +152,7 @@ def plan_jobs(
         require_encoder(H264)
     if options.compare:
         require_extra("a comparison", "torchmetrics", "lpips")
-    check_call(*validated[0])  # requests differ in their prompts only
+    check_pipeline(*validated[0])  # requests differ in their prompts only
     for job in jobs:
         format_metadata(job.identity)
     return jobs
@@ -268,7 +272,8 @@ class Batch:
         path, compare = job.path, self.options.compare
         if self.journal is not None:
             record = find_record(job.request, records)
-            if record is None or (compare and "quality" not in record):
+            needed = {"quality": compare, "explained": self.options.explain}
+            if record is None or any(needed[name] and name not in record for name in needed):
                 return False
         # The video goes first: a comparison without it is made again.
         files = job_files(path, compare=compare)
@@ -347,17 +352,25 @@ def render_job(
         both = join_side_by_side(dense.frames, clip.frames)
         write_clip(comparison_path(job.path), both, settings.fps, metadata)
         write_strip(
-            strip_path(job.path), {"dense": dense.frames, settings.method: clip.frames}, metadata
+            strip_path(job.path), {"dense": dense.frames, settings.label: clip.frames}, metadata
         )
-    return Rendered(job, clip, dense, quality)
+    if not options.explain:
+        return Rendered(job, clip, dense, quality)
+    explained = explain(
+        settings,
+        clip,
+        dense,
+        lambda without, lever: render_shown(pipe, without, options, f"without {lever}"),
+    )
+    return Rendered(job, clip, dense, quality, explained)
 
 
 def render_shown(pipe: Any, settings: RenderSettings, options: BatchOptions, name: str) -> Clip:
-    """Render a clip and show its progress; with ``compare`` the method tells the two renders apart."""
+    """Render a clip and show its progress; with ``compare`` a label tells the two renders apart."""
     from dit_accel.generation.call_progress import show_call
     from dit_accel.generation.render import check_finite, render
 
-    names = [name, settings.method if options.compare else ""]
+    names = [name, settings.label if options.compare else ""]
     with show_call(pipe, options.progress, clip=", ".join(filter(None, names))):
         return check_finite(render(pipe, settings), settings)
 
@@ -373,4 +386,6 @@ def build_record(rendered: Rendered, load_seconds: float) -> dict[str, Any]:
         record["quality"] = rendered.quality
         record["speedup"] = load_extension("comparison").reported_speedup(dense, clip)
         record["dense_seconds"] = dense.seconds
+    if rendered.explained:
+        record["explained"] = rendered.explained
     return record

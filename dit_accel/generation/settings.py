@@ -14,11 +14,13 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import TINY_WORLD, read_card
 from dit_accel.generation.placement import LoadOptions
 from dit_accel.io.parsing import parse_dataclass, parse_knobs
+from dit_accel.runtime.presets import is_bundled_model, preset_profile
 from dit_accel.runtime.profile import Profile, method_of, parse_levers
 from dit_accel.runtime.recipes import (
     ModelTraits,
+    depends_on_model,
     find_recipe,
-    is_published,
+    is_preset,
     read_profile,
     task_of,
 )
@@ -42,6 +44,7 @@ class RenderSettings:
         dense_precision: precision of dense calls.
         guard: ``off``, ``warn`` or ``on``.
         levers: sections ``cache``, ``linears`` and ``compile`` of a profile, or None without any.
+        preset: name and statement of the preset that attention and levers come from, or None.
         height: pixels.
         width: pixels.
         frames: number of frames.
@@ -72,6 +75,7 @@ class RenderSettings:
     dense_precision: str = "full"
     guard: str = "off"
     levers: Mapping[str, Any] | None = None
+    preset: Mapping[str, str] | None = None
     height: int | None = None
     width: int | None = None
     frames: int | None = None
@@ -98,6 +102,11 @@ class RenderSettings:
         return LoadOptions(**values)
 
     @property
+    def label(self) -> str:
+        """Return the name of the preset, or else of the method."""
+        return self.preset["name"] if self.preset else self.method
+
+    @property
     def is_guided(self) -> bool:
         """Return True if perturbed guidance is requested."""
         return self.pag_scale is not None or self.heads is not None
@@ -108,7 +117,13 @@ class RenderSettings:
         This is what accelerated clips are compared with.
         """
         return dataclasses.replace(
-            self, method="dense", knobs={}, dense_precision="full", guard="off", levers=None
+            self,
+            method="dense",
+            knobs={},
+            dense_precision="full",
+            guard="off",
+            levers=None,
+            preset=None,
         )
 
     @classmethod
@@ -142,6 +157,7 @@ def build_profile(settings: RenderSettings) -> Profile:
             precision=check_precision_name("precision", settings.precision),
             dense_precision=check_precision_name("dense_precision", settings.dense_precision),
             guard=parse_knobs(Guard, {"mode": settings.guard, **knobs["guard"]}, "guard knob"),
+            provenance={"preset": dict(settings.preset)} if settings.preset else {},
             **parse_levers(settings.levers or {}),
         )
     except InvalidSettings:
@@ -168,17 +184,17 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
     return knobs
 
 
-def resolve_profile(source: str, settings: RenderSettings) -> str:
-    """Return the source of a profile, with the name of a recipe in place of ``METHOD:published``.
+def resolve_profile(source: str, settings: RenderSettings) -> str | Profile:
+    """Return the source of a profile, with the profile in place of a preset and the recipe of ``METHOD:published``.
 
     Args:
-        source: path of a file, or name of a recipe.
-        settings: model and size of the render.
+        source: path of a file, or name of a preset or of a recipe.
+        settings: model, device, size and steps of the render.
 
     Raises:
         InvalidSettings: if the method has no recipe for the model's family, or the model cannot be read.
     """
-    if not is_published(source):
+    if not depends_on_model(source):
         return source
     card = read_card(settings.model)
     traits = ModelTraits(
@@ -189,16 +205,49 @@ def resolve_profile(source: str, settings: RenderSettings) -> str:
         settings.height,
         settings.width,
     )
-    return find_recipe(source, traits).name
+    if not is_preset(source):
+        return find_recipe(source, traits).name
+    import diffusers
+
+    from dit_accel.generation.forecast import count_tokens
+
+    if settings.model == TINY_WORLD:
+        settings = with_tiny_world_defaults(settings)
+    traits = dataclasses.replace(
+        traits,
+        tokens=count_tokens(settings, card),
+        steps=settings.steps,
+        device=settings.device.partition(":")[0],
+        takes_cache=hasattr(getattr(diffusers, card.transformer_class, None), "enable_cache"),
+        is_bundled=is_bundled_model(card.transformer),
+    )
+    return preset_profile(source, traits)
+
+
+def with_tiny_world_defaults(settings: RenderSettings) -> RenderSettings:
+    """Return settings with the tiny world's size, steps and guidance where they have none."""
+    height, width, frames = SIZES[str(TINY_WORLD_DEFAULTS["size"])]
+    defaults = {
+        "height": height,
+        "width": width,
+        "frames": frames,
+        "steps": TINY_WORLD_DEFAULTS["steps"],
+        "guidance_scale": TINY_WORLD_DEFAULTS["guidance_scale"],
+    }
+    missing = {k: v for k, v in defaults.items() if getattr(settings, k) is None}
+    # The values of a dictionary have one type, the fields have several.
+    return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]
 
 
 def attention_settings(
-    source: str | Path | None, overrides: Mapping[str, str | None], knobs: Mapping[str, Any]
+    source: str | Path | Profile | None,
+    overrides: Mapping[str, str | None],
+    knobs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return method, knobs, precisions, guard and levers of a render as fields of `RenderSettings`.
+    """Return method, knobs, precisions, guard, levers and preset of a render as fields of `RenderSettings`.
 
     Args:
-        source: file of a profile, or name of a recipe.
+        source: a profile, its file, or the name of a recipe.
         overrides: method, precisions and guard that win over the profile; None leaves its value. Another method
             drops the knobs of the profile's method.
         knobs: knobs that win over the profile's.
@@ -209,10 +258,14 @@ def attention_settings(
     chosen = {name: value for name, value in overrides.items() if value is not None}
     defaults: dict[str, Any] = {"knobs": {}}
     if source:
-        profile = read_profile(source)
+        profile = source if isinstance(source, Profile) else read_profile(source)
         if chosen.get("method") not in (None, profile.method.name):
             profile = profile.with_method(method_of(chosen["method"], {}))
         defaults = profile.as_settings()
+        changed = ", ".join([*chosen, *knobs])
+        if defaults["preset"] and changed:
+            statement = f"{defaults['preset']['statement']}; then changed: {changed}"
+            defaults["preset"] = {**defaults["preset"], "statement": statement}
     return {**defaults, **chosen, "knobs": {**defaults["knobs"], **knobs}}
 
 

@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.call_checks import check_call
 from dit_accel.generation.loading import TINY_WORLD, ModelCard, read_card
-from dit_accel.generation.settings import TINY_WORLD_DEFAULTS, RenderSettings, build_profile
+from dit_accel.generation.settings import (
+    RenderSettings,
+    build_profile,
+    with_tiny_world_defaults,
+)
 from dit_accel.guidance import ModelShape, PerturbedGuidance, check_family, make_head_set
 from dit_accel.io.images import read_image
 from dit_accel.io.parsing import parse_dataclass
-from dit_accel_assets.sizes import SIZES
 
 # Beyond these a number is a mistake, and some encoders and schedulers fail late.
 LARGEST = {
@@ -39,12 +42,21 @@ def validate(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
         InvalidSettings: for settings that cannot work, in one line that says what to change.
     """
     settings, card = validate_with_card(settings)
+    check_pipeline(settings, card)
+    return settings, card
+
+
+def check_pipeline(settings: RenderSettings, card: ModelCard) -> None:
+    """Check the pipeline's call and the levers, which imports diffusers.
+
+    Raises:
+        InvalidSettings: as `validate`.
+    """
     check_call(settings, card)
     if settings.levers:
         from dit_accel.generation.lever_checks import check_levers
 
         check_levers(settings, card)
-    return settings, card
 
 
 def validate_with_card(settings: RenderSettings) -> tuple[RenderSettings, ModelCard]:
@@ -57,7 +69,7 @@ def validate_with_card(settings: RenderSettings) -> tuple[RenderSettings, ModelC
     card = read_card(settings.model)
     check_sharing(settings, card)
     if settings.model == TINY_WORLD:
-        settings = _with_tiny_world_defaults(settings)
+        settings = with_tiny_world_defaults(settings)
     settings = resolve_heads(settings, card)
     check_size(settings, card)
     return settings, card
@@ -225,17 +237,3 @@ def check_effect(
         raise InvalidSettings(
             f"guidance in the interval {guidance.interval} holds none of {steps} steps: give more --steps"
         )
-
-
-def _with_tiny_world_defaults(settings: RenderSettings) -> RenderSettings:
-    height, width, frames = SIZES[str(TINY_WORLD_DEFAULTS["size"])]
-    defaults = {
-        "height": height,
-        "width": width,
-        "frames": frames,
-        "steps": TINY_WORLD_DEFAULTS["steps"],
-        "guidance_scale": TINY_WORLD_DEFAULTS["guidance_scale"],
-    }
-    missing = {k: v for k, v in defaults.items() if getattr(settings, k) is None}
-    # The values of a dictionary have one type, the fields have several.
-    return dataclasses.replace(settings, **missing)  # type: ignore[arg-type]

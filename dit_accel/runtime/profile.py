@@ -162,6 +162,7 @@ class Profile:
             "dense_precision": self.dense_precision,
             "guard": self.guard.mode,
             "levers": self.levers() or None,
+            "preset": self.provenance.get("preset"),
         }
 
     @classmethod

@@ -1,7 +1,7 @@
 """Published settings by name: a recipe is a profile in the package, with its source.
 
-A profile is named by its file, by a recipe such as ``svg2:wan-2.1-t2v-720p``, or by ``svg2:published``, which is the
-method's recipe for the model at hand.
+A profile is named by its file, by a preset such as ``balanced``, by a recipe such as ``svg2:wan-2.1-t2v-720p``, or by
+``svg2:published``, which is the method's recipe for the model at hand.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.parsing import parse_dataclass
 from dit_accel.methods import METHODS
+from dit_accel.runtime.presets import PRESETS, preset_profile
 from dit_accel.runtime.profile import SUFFIXES, Profile
 
 PUBLISHED = "published"
@@ -29,7 +30,7 @@ Task = Literal["t2v", "i2v", "t2i"]
 
 @dataclass(frozen=True)
 class ModelTraits:
-    """Facts about a model that decide its published recipe. None means that a fact is unknown.
+    """Facts about a model and its runs that decide a published recipe or a preset. None means that one is unknown.
 
     Attributes:
         family: Name of the family.
@@ -37,6 +38,11 @@ class ModelTraits:
         transformers: Number of transformers in the pipeline.
         task: What the pipeline makes from what: ``"t2v"``, ``"i2v"`` or ``"t2i"``.
         height, width: Pixels.
+        tokens: Number of tokens of a self-attention call.
+        steps: Number of denoising steps.
+        device: Type of the device, such as ``"cpu"``.
+        takes_cache: False if diffusers has no step cache for the transformer.
+        is_bundled: True for the model of the package.
     """
 
     family: str
@@ -45,6 +51,11 @@ class ModelTraits:
     task: Task | None = None
     height: int | None = None
     width: int | None = None
+    tokens: int | None = None
+    steps: int | None = None
+    device: str | None = None
+    takes_cache: bool = True
+    is_bundled: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,8 +129,20 @@ def is_recipe(source: str | Path) -> bool:
     return bool(colon) and not is_file and (method in METHODS or any(list_recipes(method=method)))
 
 
+def is_preset(source: str | Path) -> bool:
+    """Return True if the text names a preset."""
+    return str(source) in PRESETS
+
+
+def depends_on_model(source: str | Path) -> bool:
+    """Return True if the name stands for settings that the model decides."""
+    return is_preset(source) or is_published(source)
+
+
 def is_known(source: str | Path) -> bool:
-    """Return True if the text is the name of a recipe, or the published one of a method with recipes."""
+    """Return True if the text names a preset, a recipe, or the published recipe of a method with some."""
+    if is_preset(source):
+        return True
     method, _, name = str(source).partition(":")
     recipes = list_recipes(method=method)
     return any(recipe.name == str(source) or name == PUBLISHED for recipe in recipes)
@@ -163,15 +186,17 @@ def find_recipe(name: str, model: ModelTraits | None = None) -> Recipe:
 
 
 def read_profile(source: str | Path, model: ModelTraits | None = None) -> Profile:
-    """Return the profile that a file's path, or the name of a recipe, stands for.
+    """Return the profile that a file's path, or the name of a preset or of a recipe, stands for.
 
     Args:
-        source: Path of a YAML or JSON file, name of a recipe, or ``METHOD:published``.
-        model: Model that the published recipe is looked up for.
+        source: Path of a YAML or JSON file, name of a preset or of a recipe, or ``METHOD:published``.
+        model: Model that the preset or the published recipe is looked up for.
 
     Raises:
         InvalidSettings: If the file cannot be read, a key in it is wrong, or there is no such recipe.
     """
+    if is_preset(source):
+        return preset_profile(str(source), model)
     if is_recipe(source):
         return find_recipe(str(source), model).profile()
     return Profile.load(source)

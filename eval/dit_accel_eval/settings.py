@@ -41,13 +41,14 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str, case: RenderSettings | None = None) -> Setting:
-        """Read a method, the file of a profile or a recipe, then ``:KNOB=VALUE`` for each knob to change.
+        """Read a method, the file of a profile, a preset or a recipe, then ``:KNOB=VALUE`` for each knob to change.
 
         Example: ``svg2:top_p=0.8:schedule.dense_steps=0:precision=int8``, or ``svg2:published:top_p=0.8``.
 
         Args:
             text: the setting.
-            case: model and size, which decide the recipe of ``METHOD:published``; without them that is refused.
+            case: model, size and steps, which decide a preset and the recipe of ``METHOD:published``; without them
+                the recipe is refused.
 
         Raises:
             InvalidSettings: for a part without ``=``, an unknown method or knob, or an invalid profile.
@@ -59,14 +60,15 @@ class Setting:
         name, *parts = text.split(":")
         if parts and is_known(f"{name}:{parts[0]}"):
             name = f"{name}:{parts.pop(0)}"
-            name = resolve_profile(name, case) if case else name
         for part in parts:
             if "=" not in part:
                 raise InvalidSettings(f"setting {text!r}: {part!r} is not KNOB=VALUE, nor a recipe")
         knobs = parse_assignments(parts)
         modes = {key: knobs.pop(key, None) for key in ("precision", "dense_precision", "guard")}
-        source = name if is_known(name) or Path(name).suffix in SUFFIXES else None
-        changes = attention_settings(source, {"method": None if source else name, **modes}, knobs)
+        source: Any = name if is_known(name) or Path(name).suffix in SUFFIXES else None
+        method = None if source else name
+        source = resolve_profile(source, case) if source and case else source
+        changes = attention_settings(source, {"method": method, **modes}, knobs)
         return Setting(text, build_profile(RenderSettings("", **changes)))
 
     def identity(self, case: RenderSettings) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from support.documents import (
 from dit_accel import METHODS, Profile
 from dit_accel.cli import cli
 from dit_accel.generation.settings import RenderSettings, attention_settings
+from dit_accel.runtime.presets import PRESETS
 from dit_accel_eval.settings import Setting
 from dit_accel_pipelines import families
 from studies.one_step_tables import find
@@ -240,6 +241,23 @@ def test_rows_of_methods_are_those_of_the_results(page: Path) -> None:
     for table in (t for t in tables(page) if t[0][0] == "setting"):
         for row in table[1:]:
             assert set(row) <= set(measured[row[0]])
+
+
+def test_figures_of_the_demo_are_those_of_its_file() -> None:
+    demo = json.loads((ROOT / "eval/results/demo.json").read_text())
+    page = (ROOT / "docs/command-line.md").read_text()
+    assert f" {demo['quality']['psnr']:.1f} dB PSNR" in README.read_text()
+    for value in (demo["dense_seconds"]["denoise"], demo["seconds"]["denoise"]):
+        assert f" {value:.3f} " in page
+    assert f" {demo['quality']['psnr']:.3f} " in page
+    assert f"speed-up of the denoising loop: {demo['speedup']:.2f}," in page
+
+
+def test_presets_of_the_page_are_those_of_the_package() -> None:
+    page = ROOT / "docs/schedules-and-profiles.md"
+    (table,) = (t for t in tables(page) if t[0][0] == "Preset")
+    listed = {row[0].strip("`"): (float(row[1]), float(row[2])) for row in table[1:]}
+    assert listed == {name: (p.density, p.threshold) for name, p in PRESETS.items()}
 
 
 def test_section_on_the_budget_has_the_figures_of_its_file() -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from dit_accel import InvalidSettings, Profile
+from dit_accel.cli import cli
+from dit_accel.generation.batch import BatchOptions, plan_jobs
+from dit_accel.generation.explain import explain, format_levers
 from dit_accel.generation.loading import read_card
 from dit_accel.generation.render import build_record, render
 from dit_accel.generation.settings import RenderSettings, attention_settings
 from dit_accel.generation.validation import check_sharing, validate
 from dit_accel.runtime.active_sessions import session_of
+from dit_accel_eval.metrics.psnr import psnr
 
 SETTINGS = RenderSettings("a red circle", method="dense", height=32, width=32, frames=5, steps=4)
 RATIOS = {"kind": "magcache", "num_inference_steps": 9, "mag_ratios": {"transformer": [1.0] * 9}}
@@ -117,3 +123,33 @@ def test_levers_are_shown(wan, run_wan) -> None:
     assert "forwards of transformer: 8 computed in" in shown
     assert "the pab cache skipped" in handle.report()._repr_html_()
     assert "cache" in repr(session_of(wan))
+
+
+def test_each_lever_is_explained_by_a_render_without_it(wan) -> None:
+    levers = {"cache": {**CACHE, "threshold": 10.0}, "linears": {"kind": "int8-weights"}}
+    settings = replace(SETTINGS, levers=levers)
+    clip, dense = render(wan, settings), render(wan, SETTINGS)
+    explained = explain(settings, clip, dense, lambda without, _: render(wan, without))
+    assert list(explained) == ["cache", "linears"]
+    alone = render(wan, replace(SETTINGS, levers={"linears": levers["linears"]}))
+    cache = explained["cache"]
+    assert cache["psnr_without"] == pytest.approx(psnr(alone.frames, dense.frames))
+    assert cache["lost_psnr"] == cache["psnr_without"] - psnr(clip.frames, dense.frames)
+    assert cache["saved_seconds"] == cache["denoise_seconds_without"] - clip.seconds["denoise"]
+    table = format_levers(clip.attention, explained).splitlines()
+    assert re.search("what it did +saves s +costs dB", table[0])
+    assert "skipped 6 of 8 forwards" in table[1]
+    assert f"{cache['lost_psnr']:.3f}" in table[1]
+    assert re.search("^linears +int8-weights in 30 layers", table[2])
+    assert format_levers(dense.attention, {}) == ""
+
+
+def test_explain_needs_a_comparison() -> None:
+    done = CliRunner().invoke(cli, ["render", "a red circle", "--explain", "-o", "x.mp4"])
+    assert isinstance(done.exception, InvalidSettings)
+    assert "also give --compare" in str(done.exception)
+
+
+def test_levers_are_checked_before_a_batch_is_planned(tmp_path) -> None:
+    with pytest.raises(InvalidSettings, match="needs mag_ratios of transformer"):
+        plan_jobs([with_levers(cache={"kind": "magcache"})], tmp_path / "clip.mp4", BatchOptions())

@@ -1,0 +1,44 @@
+"""The figures of an evaluation become the provenance of the shipped profiles."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+
+from dit_accel import Profile
+from dit_accel.runtime.presets import describe_measured
+from studies.shipped_profiles import measured
+
+SUMMARY = {
+    "facts": {"model": "tiny-world", "height": 256, "width": 192, "frames": 49, "steps": 25},
+    "settings": [
+        {
+            "setting": "fast",
+            "clips": 20,
+            "psnr": {"mean": 31.26, "half_width": 0.5, "n": 20},
+            "speedup": {"median": 2.044, "low": 2.0, "high": 2.1, "n": 20},
+            "fallbacks": [],
+        }
+    ],
+}
+
+
+def test_figures_become_provenance(tmp_path) -> None:
+    profile = Profile.from_dict({"knobs": {"density": 0.1}})
+    found = measured(profile, "fast", SUMMARY)
+    assert found.method == profile.method
+    found.save(tmp_path / "fast.yaml")
+    assert Profile.load(tmp_path / "fast.yaml") == found
+    assert "fallbacks" not in json.dumps(found.provenance)
+    assert describe_measured(found) == (
+        "measured on the bundled model at 192x256x49, 25 steps: 31.3 dB PSNR to dense and 2.04 times as fast, over 20 "
+        "clips"
+    )
+    with pytest.raises(click.ClickException, match="no row 'quality'"):
+        measured(profile, "quality", SUMMARY)
+
+
+def test_a_profile_without_figures_says_so() -> None:
+    assert describe_measured(Profile()) == "chosen for the bundled model, and not measured"
