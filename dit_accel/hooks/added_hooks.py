@@ -87,6 +87,12 @@ def replace_forward(module: nn.Module, old: Any, new: Any) -> None:
             reference.forward = new
 
 
+def has_hook(module: nn.Module, name: str) -> bool:
+    """Return True if a module has a hook of diffusers under a name."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and name in registry.hooks
+
+
 def _class_forward(module: nn.Module) -> Any:
     return type(module).forward.__get__(module)
 

@@ -9,14 +9,14 @@ from torch import nn
 
 from dit_accel.core.levers import Compile
 from dit_accel.errors import InvalidSettings
-from dit_accel.hooks.added_hooks import replace_forward
+from dit_accel.hooks.added_hooks import has_hook, replace_forward
 
 
 def check_compilable(transformer: nn.Module) -> None:
-    """Check that a transformer names its repeated blocks and that they are not compiled.
+    """Check that a transformer names its repeated blocks, and that they can be compiled.
 
     Raises:
-        InvalidSettings: If it does not, or if they are.
+        InvalidSettings: If it does not, if they are compiled already, or if their weights are cast by hooks.
     """
     blocks = _repeated_blocks(transformer)
     if not blocks:
@@ -27,6 +27,11 @@ def check_compilable(transformer: nn.Module) -> None:
         raise InvalidSettings(
             f"the blocks of {type(transformer).__name__} are compiled already: leave compile out, or load the "
             "pipeline again"
+        )
+    if any(has_hook(module, "layerwise_casting") for block in blocks for module in block.modules()):
+        raise InvalidSettings(
+            f"weights of {type(transformer).__name__} are cast by hooks (enable_layerwise_casting), "
+            "which torch.compile cannot follow: leave compile out"
         )
 
 

@@ -104,6 +104,10 @@ class Profile:
             raise InvalidSettings(
                 f"a {cache.kind} cache decides inside the blocks, which breaks their graphs: set fullgraph to false"
             )
+        if compiled is not None and self.linears is not None and self.linears.kind == "fp8-storage":
+            raise InvalidSettings(
+                "linears fp8-storage casts weights by hooks, which torch.compile cannot follow: leave compile out"
+            )
 
     @property
     def has_levers(self) -> bool:

@@ -152,6 +152,7 @@ REFUSED_LEVERS = {
     ("linears", "group offload"): "enable acceleration first, then offload",
     ("linears", "torchao linears"): "linears are quantized already",
     ("compile", "compiled blocks"): "are compiled already",
+    ("compile", "layerwise casting"): "which torch.compile cannot follow",
 }
 
 

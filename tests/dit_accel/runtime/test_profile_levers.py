@@ -85,6 +85,11 @@ def test_knobs_are_those_of_diffusers(kind: str) -> None:
             "a pab cache decides inside the blocks",
             id="graph",
         ),
+        pytest.param(
+            {"linears": {"kind": "fp8-storage"}, "compile": {}},
+            "fp8-storage casts weights by hooks",
+            id="casting",
+        ),
         pytest.param({"linears": {"kind": "int4"}}, "unknown linears kind 'int4'", id="linears"),
         pytest.param({"linears": {}}, "unknown linears kind None", id="no linears kind"),
         pytest.param({"compile": {"mod": "x"}}, "unknown compile 'mod'", id="compile"),
