@@ -175,8 +175,11 @@ class PerturbedOverride:
         grid = model_call.step.tokens.find_grid(call.transformer_options, query.shape[1])
         grid = grid or TokenGrid(TokenLayout(1, 1, query.shape[1]))
         layout = grid.layout
+        query, key, value = (grid.move_to_front(tensor) for tensor in (query, key, value))
         tokens = JointTokens(
-            *(grid.move_to_front(tensor) for tensor in (query, key, value)),
+            query,
+            key,
+            value,
             call.scale,
             _roll_mask(call.mask, grid.trailing),
             layout.text_tokens,

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-
 from support.comfyui_models import FLUX, WAN, build_model, hunyuan_config, keep_fields, need_class
 
 TEXT = 7
