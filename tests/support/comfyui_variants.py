@@ -80,10 +80,11 @@ def chroma(comfy: Any) -> SimpleNamespace:
         "txt_ids_dims": [],
         "out_channels": 64,
     }
+    condition = {"pooled_output": torch.zeros(1, 12)}
     config = comfy.supported_models.Chroma(
         {"image_model": "chroma", **keep_fields(ChromaParams, values)}
     )
-    return build_model(comfy, config, torch.zeros(1, 16, 16, 12), {}, (TEXT, 20))
+    return build_model(comfy, config, torch.zeros(1, 16, 16, 12), condition, (TEXT, 20))
 
 
 def hunyuan15(comfy: Any) -> SimpleNamespace:
@@ -145,6 +146,7 @@ def qwen_edit(comfy: Any) -> SimpleNamespace:
 
 
 def lumina2(comfy: Any, **values: Any) -> SimpleNamespace:
+    condition = {"attention_mask": torch.ones(1, TEXT)}
     config = comfy.supported_models.Lumina2(
         {
             "image_model": "lumina2",
@@ -162,11 +164,12 @@ def lumina2(comfy: Any, **values: Any) -> SimpleNamespace:
             **values,
         }
     )
-    return build_model(comfy, config, torch.zeros(1, 16, 16, 12), {}, (TEXT, 24))
+    return build_model(comfy, config, torch.zeros(1, 16, 16, 12), condition, (TEXT, 24))
 
 
 def z_image(comfy: Any) -> SimpleNamespace:
     """Return Z-Image, which pads 7 tokens of text to 32 and 48 tokens of the image to 64."""
+    need_class(comfy, "ZImage")
     return lumina2(
         comfy,
         dim=256,
