@@ -8,7 +8,7 @@ import torch
 from support.comfyui_calls import TOKENS, dense_attention, make_call, make_options, make_tensors
 
 from dit_accel import Neighborhood, Profile, Schedule
-from dit_accel.comfyui.image_tokens import ImageTokens, find_text_order, read_tokens
+from dit_accel.comfyui.image_tokens import ImageTokens, find_text_order, read_patch, read_tokens
 from dit_accel.comfyui.native_guidance import PerturbedOverride
 from dit_accel.comfyui.sparse_override import SparseOverride
 from dit_accel.guidance import PerturbedGuidance
@@ -147,3 +147,69 @@ def test_method_that_needs_a_grid_is_sparse_over_a_video() -> None:
     attention = override.build_attention(make_call())
     attention(dense_attention, *make_tensors(tokens=TOKENS), 2, transformer_options=make_options())
     assert override.run.stats.calls["sparse"] == 1
+
+
+REFERENCE = torch.zeros(1, 4, 1, 6, 8)
+
+
+def test_references_and_padding_behind_the_image_move_to_the_front() -> None:
+    image, text = torch.zeros(1, 4, 16, 12), torch.zeros(1, 7, 24)
+    kontext = read_tokens(image, text, make_model("Flux"), {"ref_latents": [REFERENCE]})
+    grid = kontext.find_grid({}, 7 + 48 + 12)
+    assert grid.trailing == kontext.references == 12
+    assert (grid.layout.height, grid.layout.width) == (8, 6)
+    assert (grid.layout.text_tokens, grid.layout.text_first) == (7 + 12, True)
+    tokens = torch.arange(67).view(1, 67, 1, 1)
+    moved = grid.move_to_front(tokens)
+    assert moved.flatten().tolist() == [*range(55, 67), *range(55)]
+    assert torch.equal(grid.move_back(moved), tokens)
+    line = grid.without_grid()
+    assert (line.trailing, line.layout.text_tokens, line.layout.visual_tokens) == (0, 7, 60)
+    assert line.layout.is_line
+    # Another number of tokens behind the image has no grid.
+    assert kontext.find_grid({}, 7 + 48 + 11) is None
+    padded = read_tokens(image, text, make_model("NextDiT", pad_tokens_multiple=32))
+    grid = padded.find_grid({}, 32 + 64)
+    assert (grid.trailing, grid.layout.text_tokens) == (16, 32 + 16)
+    omni = read_tokens(
+        image,
+        text,
+        make_model("NextDiT", pad_tokens_multiple=32),
+        {"ref_latents": [REFERENCE]},
+    )
+    # The references are before the image, and each is padded.
+    grid = omni.find_grid({}, 64 + 32 + 64)
+    assert (grid.trailing, grid.layout.text_tokens) == (16, 96 + 16)
+
+
+def test_text_of_other_encoders_counts_as_text() -> None:
+    latent, text = torch.zeros(1, 4, 3, 8, 12), torch.zeros(1, 7, 24)
+    joint = read_tokens(latent, text, make_model("HunyuanVideo"))
+    layout = find_layout(joint, {}, 72 + 12)
+    assert (layout.text_tokens, layout.text_first, layout.frames) == (12, True, 3)
+    mochi = read_tokens(latent, text, make_model("AsymmDiTJoint"))
+    assert find_layout(mochi, {}, 72 + 12) is None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "patch"),
+    [
+        ({"patch_size": 2}, (1, 2, 2)),
+        ({"patch_size": [1, 4, 4]}, (1, 4, 4)),
+        ({"patch_size": 2, "patch_size_t": 2}, (2, 2, 2)),
+        ({"patch_size": None}, None),
+        ({"patch_size": "2"}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_patch_of_a_model(attributes: dict, patch: tuple | None) -> None:
+    assert read_patch(make_model("X", **attributes)) == patch
+
+
+def test_tokens_of_larger_patches_lie_in_a_grid() -> None:
+    tokens = read_tokens(torch.zeros(1, 4, 4, 8, 12), None, make_model("X", patch_size=[2, 4, 4]))
+    assert tokens.find_refusal({}, 12) is None
+    layout = find_layout(tokens, {}, 12)
+    assert (layout.frames, layout.height, layout.width) == (2, 2, 3)
+    assert tokens.find_refusal({}, 11) == "fewer tokens than the image has"
