@@ -20,7 +20,7 @@ from dit_accel.comfyui.node_declaration import (
     socket_input,
     text_input,
 )
-from dit_accel.comfyui.progress import find_node, show_text
+from dit_accel.comfyui.node_text import find_node, show_text
 from dit_accel.comfyui.settings_nodes import (
     ATTENTION,
     CATEGORY,

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import ComfyExtension, io
 
 from dit_accel.comfyui.node_declaration import Input, Node
-from dit_accel.comfyui.progress import show_text
+from dit_accel.comfyui.node_text import show_text
 
 WIDGETS = {
     "int": io.Int,
