@@ -12,8 +12,9 @@ from uuid import UUID, uuid4, uuid5
 import torch
 from torch import Tensor
 
-from dit_accel.comfyui.model_call import build_wrapper
+from dit_accel.comfyui.model_call import ModelCall, build_wrapper
 from dit_accel.comfyui.native_guidance import PerturbedOverride, add_guidance
+from dit_accel.comfyui.override import Attention, OverrideCall, build_override
 from dit_accel.guidance import ModelShape, PerturbedGuidance
 
 REACHED = "dit_accel_reached"
@@ -98,7 +99,7 @@ class GuidedRun:
 
     Attributes:
         settings: Settings of guidance.
-        layers: Perturbed heads by layer.
+        layers: Perturbed heads by layer, or None for all heads of the layer in the middle of the model.
         model: Shape of the model that the layers belong to, if they come from a head set.
         watch: Record of the conditions that the transformer computed.
         name: Namespace of the extra pass's conditions, so that caches tell them from the clean ones.
@@ -106,21 +107,66 @@ class GuidedRun:
             the transformer's output had in it.
         is_over: True if no chosen layer exists, so that extra passes would change nothing.
         has_warned: True after a warning about missing layers.
+        num_layers: Number of self-attentions over the image, or 0 as long as nobody counted them.
+        passes: Number of extra passes of the run.
+        perturbed_layers: Layers that the last extra pass perturbed.
     """
 
     settings: PerturbedGuidance
-    layers: Mapping[int, tuple[int, ...] | None]
+    layers: Mapping[int, tuple[int, ...] | None] | None
     model: ModelShape | None = None
     watch: ForwardWatch = field(default_factory=ForwardWatch)
     name: UUID = field(default_factory=uuid4)
     last: tuple[Tensor, Tensor] | None = None
     is_over: bool = False
     has_warned: bool = False
+    num_layers: int = 0
+    passes: int = 0
+    perturbed_layers: tuple[int, ...] = ()
 
     def begin_run(self) -> None:
         """Forget the run before."""
+        self.free_state()
+        self.passes, self.perturbed_layers = 0, ()
+
+    def free_state(self) -> None:
+        """Free the state of a run. The counts stay for the report."""
         self.watch.take()
-        self.last, self.is_over, self.has_warned = None, False, False
+        self.last, self.is_over, self.has_warned, self.num_layers = None, False, False, 0
+
+    def report(self) -> str:
+        """Return one line about the run."""
+        layers = ", ".join(map(str, self.perturbed_layers)) or "none"
+        return (
+            f"dit_accel: guidance {self.settings.scale:g}: {self.passes} extra passes, perturbed self-attentions: "
+            f"{layers}"
+        )
+
+    def choose_layers(self) -> Mapping[int, tuple[int, ...] | None]:
+        """Return the perturbed heads by layer."""
+        return {self.num_layers // 2: None} if self.layers is None else self.layers
+
+    def build_counter(self) -> Callable[..., Any]:
+        """Return a wrapper of ComfyUI's ``apply_model`` that counts the self-attentions in the first call of a run."""
+
+        def count_layers(model_call: ModelCall) -> Attention:
+            def answer(call: OverrideCall) -> Tensor:
+                model_call.count_layer(call)
+                return call.pass_on(model_call.previous)
+
+            return build_override(answer)
+
+        def keep_count(model_call: ModelCall) -> None:
+            self.num_layers = model_call.layer + 1
+
+        count = build_wrapper(count_layers, Counter(), keep_count)
+
+        def apply_model(executor: Any, *arguments: Any, **named: Any) -> Any:
+            if self.num_layers:
+                return executor(*arguments, **named)
+            return count(executor, *arguments, **named)
+
+        return apply_model
 
     def guide(self, arguments: dict[str, Any], reached: Mapping[Any, bool]) -> Tensor:
         """Return a guided prediction.
@@ -149,7 +195,7 @@ class GuidedRun:
 
     def compute_difference(self, arguments: dict[str, Any]) -> Tensor | None:
         """Return the clean minus the perturbed prediction, or None if the extra pass computed nothing."""
-        override = PerturbedOverride(self.layers, self.settings, self.model)
+        override = PerturbedOverride(self.choose_layers(), self.settings, self.model)
         conditions = [
             {**condition, "uuid": uuid5(self.name, str(condition["uuid"]))}
             for condition in arguments["cond"]
@@ -158,6 +204,8 @@ class GuidedRun:
         own = [condition["uuid"] for condition in conditions]
         if self.watch.was_skipped(self.watch.take(), own):
             return None
+        self.passes += 1
+        self.perturbed_layers = tuple(sorted(override.perturbed_layers))
         missing = override.missing_layers()
         self.is_over = not override.perturbed_layers
         if missing and not self.has_warned:

@@ -145,6 +145,8 @@ def build_wrapper(
     ) -> Any:
         options = transformer_options or {}
         model = getattr(getattr(executor, "class_obj", None), "diffusion_model", None)
+        # A wrapper of torch.compile puts its own module there.
+        model = getattr(model, "_orig_mod", model)
         tokens = read_tokens(x, c_crossattn, model, kwargs)
         step = read_step(t, options, seen_calls, tokens)
         call = ModelCall(step, options.get(OVERRIDE_KEY))

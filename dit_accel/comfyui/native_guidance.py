@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from dit_accel.comfyui.image_tokens import TokenGrid
 from dit_accel.comfyui.model_call import ModelCall
 from dit_accel.comfyui.override import Attention, OverrideCall, build_override
 from dit_accel.errors import InvalidSettings
@@ -17,7 +18,7 @@ from dit_accel.guidance.difference import rescale_difference
 from dit_accel.guidance.heads import Block
 from dit_accel.guidance.joint_tokens import JointTokens
 from dit_accel.guidance.perturb import soft_perturbation
-from dit_accel_pipelines import UnknownFamily, find_family
+from dit_accel_pipelines import TokenLayout, UnknownFamily, find_family
 
 _LAYERS = re.compile(r"(?:\w+\.)?(\d{1,4})(?:-(\d{1,4}))?")
 _HEADS = re.compile(r"\*|\d{1,4}(?:,\d{1,4})*")
@@ -171,21 +172,31 @@ class PerturbedOverride:
         heads, count = self.layers[model_call.layer], query.shape[2]
         if heads is not None and max(heads) >= count:
             raise InvalidSettings(f"no head {max(heads)}: heads are 0 to {count - 1}")
-        layout = model_call.step.tokens.find_layout(call.transformer_options, query.shape[1])
+        grid = model_call.step.tokens.find_grid(call.transformer_options, query.shape[1])
+        grid = grid or TokenGrid(TokenLayout(1, 1, query.shape[1]))
+        layout = grid.layout
+        query, key, value = (grid.move_to_front(tensor) for tensor in (query, key, value))
         tokens = JointTokens(
             query,
             key,
             value,
             call.scale,
-            call.mask,
-            layout.text_tokens if layout else 0,
-            layout.text_first if layout else False,
-            None
-            if layout is None or layout.is_line
-            else (layout.frames, layout.height, layout.width),
+            _roll_mask(call.mask, grid.trailing),
+            layout.text_tokens,
+            layout.text_first,
+            None if layout.is_line else (layout.frames, layout.height, layout.width),
         )
         indices = None if heads is None else torch.tensor(heads, device=query.device)
-        return soft_perturbation(clean, tokens, indices, self.settings)
+        perturbed = soft_perturbation(grid.move_to_front(clean), tokens, indices, self.settings)
+        return grid.move_back(perturbed)
+
+
+def _roll_mask(mask: Tensor | None, trailing: int) -> Tensor | None:
+    """Return a mask ``[..., S or 1, S]`` for tokens whose trailing ones were moved to the front."""
+    if mask is None or not trailing:
+        return mask
+    axes = [axis for axis in (-2, -1) if mask.shape[axis] > 1]
+    return mask.roll([trailing] * len(axes), axes)
 
 
 def add_guidance(

@@ -20,7 +20,14 @@ from dit_accel.comfyui.node_declaration import (
     socket_input,
     text_input,
 )
-from dit_accel.comfyui.settings_nodes import CATEGORY, HEADS, make_attention
+from dit_accel.comfyui.node_text import find_node, show_text
+from dit_accel.comfyui.settings_nodes import (
+    ATTENTION,
+    CATEGORY,
+    HEADS,
+    check_attention,
+    make_attention,
+)
 from dit_accel.comfyui.sparse_override import SIGMA_TOLERANCE, SparseOverride
 from dit_accel.core.precision import PRECISIONS
 from dit_accel.errors import InvalidSettings
@@ -30,6 +37,12 @@ from dit_accel.methods import METHODS
 from dit_accel.runtime.profile import Profile
 
 log = logging.getLogger("dit_accel")
+
+REPORTS = "dit_accel_reports"
+"""Key of a model's attachment: functions that describe the last run of each of our nodes."""
+
+AUTO = "auto"
+"""Text for the layer in the middle of the model."""
 
 
 def patch_attention(
@@ -41,12 +54,17 @@ def patch_attention(
     end: float,
     min_tokens: int,
     profile: str,
+    attention: Profile | None = None,
 ) -> tuple[Any]:
-    """Return a model with sparse self-attention. Other overrides get the calls that stay dense."""
+    """Return a model with sparse self-attention. Other overrides get the calls that stay dense.
+
+    ``attention`` replaces method, knobs, precision and profile.
+    """
     check_window(start, end)
-    loaded = _make_native_profile(method, knobs, precision, min_tokens, profile)
-    override = SparseOverride(loaded)
-    patched = model.clone()
+    if attention is None:
+        (attention,) = make_attention(method, knobs, 0.0, precision, "full", "off", profile.strip())
+    override = SparseOverride(_make_native_profile(attention, min_tokens))
+    patched, node = model.clone(), find_node()
 
     def begin_run(patcher: Any, *_: Any) -> None:
         override.begin_run()
@@ -55,6 +73,7 @@ def patch_attention(
     def end_run(*_: Any) -> None:
         try:
             log.info(override.report())
+            show_text(override.report(), node)
         finally:
             override.free_state()
 
@@ -62,14 +81,12 @@ def patch_attention(
     add_callback(patched, "ON_CLEANUP", end_run)
     wrapper = build_wrapper(override.build_attention, override.seen_calls, override.finish_call)
     add_wrapper(patched, wrapper)
+    add_report(patched, override.report)
     return (patched,)
 
 
-def _make_native_profile(
-    method: str, knobs: str, precision: str, min_tokens: int, file: str
-) -> Profile:
-    """Return the node's profile. ``min_tokens`` applies if the profile has none."""
-    (profile,) = make_attention(method, knobs, 0.0, precision, "full", "off", file)
+def _make_native_profile(profile: Profile, min_tokens: int) -> Profile:
+    """Return a profile for ComfyUI's own models. ``min_tokens`` applies if the profile has none."""
     if profile.schedule.min_tokens is None:
         schedule = dataclasses.replace(profile.schedule, min_tokens=min_tokens)
         profile = dataclasses.replace(profile, schedule=schedule)
@@ -79,7 +96,9 @@ def _make_native_profile(
         )
     if profile.has_levers:
         log.warning(
-            f"dit_accel: {', '.join(profile.levers())} of a profile has no effect in ComfyUI's own models"
+            "dit_accel: %s of a profile have no effect in ComfyUI's own models. Put EasyCache, a weight dtype or "
+            "TorchCompileModel beside this node.",
+            ", ".join(profile.levers()),
         )
     return profile
 
@@ -99,7 +118,8 @@ def patch_guidance(
     defaults = dict(head_set.settings) if head_set else {}
     values = {"scale": scale, "softness": softness, "rescale": rescale, "interval": (0.0, 1.0)}
     settings = parse_dataclass(PerturbedGuidance, {**defaults, **values}, "guidance")
-    heads = resolve_layers(head_set or layers)
+    is_auto = head_set is None and layers.strip() == AUTO
+    heads = None if is_auto else resolve_layers(head_set or layers)
     shape = head_set.model if head_set else None
 
     run = GuidedRun(settings, heads, shape)
@@ -115,10 +135,30 @@ def patch_guidance(
     patched = model.clone()
     patched.set_model_sampler_post_cfg_function(guide)
     if scale and softness:
+        node = find_node()
+
+        def end_run(*_: Any) -> None:
+            log.info(run.report())
+            show_text(run.report(), node)
+            run.free_state()
+
         add_callback(patched, "ON_PRE_RUN", lambda *_: run.begin_run())
-        add_callback(patched, "ON_CLEANUP", lambda *_: run.begin_run())
+        add_callback(patched, "ON_CLEANUP", end_run)
         add_wrapper(patched, run.watch.build_wrapper())
+        if is_auto:
+            add_wrapper(patched, run.build_counter())
+        add_report(patched, run.report)
     return (patched,)
+
+
+def check_layers(layers: str) -> None:
+    """Check the notation of layers.
+
+    Raises:
+        InvalidSettings: If it is wrong.
+    """
+    if layers.strip() != AUTO:
+        resolve_layers(layers)
 
 
 def check_window(start: float, end: float) -> None:
@@ -146,6 +186,11 @@ def add_callback(model: Any, event: str, callback: Callable[..., None]) -> None:
     model.add_callback_with_key(getattr(CallbacksMP, event), "dit_accel", callback)
 
 
+def add_report(model: Any, describe: Callable[[], str]) -> None:
+    """Attach a function to a patched model that describes what one of our nodes did."""
+    model.set_attachments(REPORTS, [*(model.get_attachment(REPORTS) or ()), describe])
+
+
 def add_wrapper(model: Any, wrapper: Callable[..., Any]) -> None:
     """Run each call of a patched model inside a wrapper. Wrappers that were added before run inside it."""
     from comfy.patcher_extension import WrappersMP
@@ -154,13 +199,17 @@ def add_wrapper(model: Any, wrapper: Callable[..., Any]) -> None:
 
 
 MODEL = socket_input("model", "MODEL", "A diffusion transformer: Wan, Flux, HunyuanVideo, LTX, ...")
-START = float_input("start", 0.0, 0.0, 1.0, 0.01, "Start of the part of the steps, as a fraction.")
-END = float_input("end", 1.0, 0.0, 1.0, 0.01, "End of the part of the steps, as a fraction.")
+START = float_input(
+    "start", 0.0, 0.0, 1.0, 0.01, "Start of the part of the steps, as a fraction.", advanced=True
+)
+END = float_input(
+    "end", 1.0, 0.0, 1.0, 0.01, "End of the part of the steps, as a fraction.", advanced=True
+)
 
 NODES = [
     Node(
         "DitAccelNativeAttention",
-        "DiT-Accel attention",
+        "Sparse attention for MODEL (DiT-Accel)",
         CATEGORY,
         "Make self-attention sparse in ComfyUI's own models. It works together with other attention nodes.",
         [
@@ -175,7 +224,9 @@ NODES = [
             text_input(
                 "knobs", "", "KNOB=VALUE, one per line, such as top_p=0.85.", multiline=True
             ),
-            choice_input("precision", PRECISIONS, "full", "Precision of the sparse calls."),
+            choice_input(
+                "precision", PRECISIONS, "full", "Precision of the sparse calls.", advanced=True
+            ),
             dataclasses.replace(START, default=0.2),
             END,
             int_input("min_tokens", 8192, 0, 1 << 20, "Shorter sequences stay dense.", 256),
@@ -184,15 +235,24 @@ NODES = [
                 "",
                 "A YAML or JSON profile, or a recipe like svg2:wan-2.1-t2v-720p. It replaces method, knobs and "
                 "precision.",
+                advanced=True,
+            ),
+            socket_input(
+                "attention",
+                ATTENTION,
+                "From 'Sparse attention settings'. It replaces method, knobs, precision and profile.",
+                optional=True,
             ),
         ],
         [Output("MODEL", "model")],
         patch_attention,
         files=("profile",),
+        aliases=("sparge", "svg", "sparse video gen", "radial attention", "speed up", "sage"),
+        check=check_attention,
     ),
     Node(
         "DitAccelNativeGuidance",
-        "DiT-Accel perturbed guidance",
+        "Perturbed guidance for MODEL (DiT-Accel)",
         CATEGORY,
         "Add perturbed-attention guidance on layers or heads, with or without CFG. A step costs one more model call.",
         [
@@ -200,8 +260,9 @@ NODES = [
             float_input("scale", 3.0, 0.0, 100.0, 0.1, "Strength. 0 turns guidance off."),
             text_input(
                 "layers",
-                "13",
-                "Self-attentions over the image, counted from 0, and their heads: '13' or '7:0,4; 9:*'.",
+                AUTO,
+                "Self-attentions over the image, counted from 0, and their heads: 'auto' (the middle one), '13', "
+                "'0, 1, 2', '0-2' or '7:0,4; 9:*'.",
             ),
             float_input("softness", 1.0, 0.0, 1.0, 0.05, "Weight of the perturbed attention."),
             START,
@@ -213,10 +274,13 @@ NODES = [
                 1.0,
                 0.05,
                 "How far to keep the standard deviation of the prediction.",
+                advanced=True,
             ),
             socket_input("head_set", HEADS, "From 'Head set'. It replaces layers.", optional=True),
         ],
         [Output("MODEL", "model")],
         patch_guidance,
+        aliases=("pag", "perturbed attention guidance", "softpag", "heads"),
+        check=check_layers,
     ),
 ]

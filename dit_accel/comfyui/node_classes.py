@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from inspect import Parameter, Signature, signature
 from typing import Any
 
 from comfy_api.latest import ComfyExtension, io
 
 from dit_accel.comfyui.node_declaration import Input, Node
+from dit_accel.comfyui.node_text import show_text
 
 WIDGETS = {
     "int": io.Int,
@@ -28,10 +30,17 @@ def build_class(node: Node) -> type[io.ComfyNode]:
             description=node.description,
             inputs=[_build_input(declared) for declared in node.inputs],
             outputs=[io.Custom(o.type).Output(display_name=o.name) for o in node.outputs],
+            **_keep_known(io.Schema, search_aliases=list(node.aliases)),
         )
 
     def execute(cls: Any, /, **inputs: Any) -> io.NodeOutput:
-        return io.NodeOutput(*node.run(**inputs))
+        outputs = node.run(**inputs)
+        if node.shows is not None:
+            show_text(outputs[node.shows])
+        return io.NodeOutput(*outputs)
+
+    def validate_inputs(cls: Any, /, **inputs: Any) -> bool | str:
+        return node.find_error(inputs) or True
 
     def fingerprint_inputs(cls: Any, /, **inputs: Any) -> list[int | None]:
         return node.fingerprint(inputs)
@@ -41,6 +50,12 @@ def build_class(node: Node) -> type[io.ComfyNode]:
         "define_schema": classmethod(define_schema),
         "execute": classmethod(execute),
     }
+    if node.check is not None:
+        # ComfyUI reads the names from the signature, and checks the range of all other inputs itself.
+        names = ("cls", *node.checked_inputs)
+        parameters = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD, default=None) for n in names]
+        validate_inputs.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        members["validate_inputs"] = classmethod(validate_inputs)
     if node.files:
         members["fingerprint_inputs"] = classmethod(fingerprint_inputs)
     return type(node.id, (io.ComfyNode,), members)
@@ -71,4 +86,14 @@ def _build_input(declared: Input) -> Any:
         "multiline": declared.multiline or None,
     }
     options = {name: value for name, value in values.items() if value is not None}
-    return WIDGETS[declared.kind].Input(declared.name, tooltip=declared.tooltip, **options)
+    kind = WIDGETS[declared.kind].Input
+    options |= _keep_known(kind, advanced=declared.advanced or None)
+    return kind(declared.name, optional=declared.optional, tooltip=declared.tooltip, **options)
+
+
+def _keep_known(kind: Any, **options: Any) -> dict[str, Any]:
+    """Return the options that this version of ComfyUI knows."""
+    known = signature(kind).parameters.values()
+    names = {parameter.name for parameter in known}
+    takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known)
+    return {name: value for name, value in options.items() if takes_all or name in names}

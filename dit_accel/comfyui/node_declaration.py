@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
+
+from dit_accel.errors import InvalidSettings
 
 Kind = Literal["int", "float", "string", "boolean", "combo", "socket"]
 
@@ -23,7 +26,8 @@ class Input:
         low, high, step: Range of a number, and the step of its widget.
         options: Choices of a combo.
         multiline: True if a string can have several lines.
-        optional: True if a socket can stay unconnected.
+        optional: True if saved workflows can lack the input. It then has its default, or nothing comes from a socket.
+        advanced: True if the page hides the widget until it is asked for.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Input:
     options: tuple[str, ...] = ()
     multiline: bool = False
     optional: bool = False
+    advanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,10 @@ class Node:
         inputs, outputs: Inputs and outputs in the order of the page.
         run: Function that takes the inputs by name and returns the outputs in order.
         files: Names of the inputs that name files. ComfyUI runs the node again if one of the files changed.
+        aliases: Other words by which people search for the node.
+        check: Function that takes some of the inputs by name and raises `InvalidSettings`. It runs when a workflow is
+            queued, so a wrong text costs no time.
+        shows: Index of the output that the page shows on the node, or None.
     """
 
     id: str
@@ -67,6 +76,24 @@ class Node:
     outputs: Sequence[Output]
     run: Callable[..., tuple[Any, ...]]
     files: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    check: Callable[..., object] | None = None
+    shows: int | None = None
+
+    @property
+    def checked_inputs(self) -> tuple[str, ...]:
+        """Return the names of the inputs that ``check`` takes."""
+        return () if self.check is None else tuple(signature(self.check).parameters)
+
+    def find_error(self, inputs: Mapping[str, Any]) -> str | None:
+        """Return what is wrong with the inputs, or None if they are valid or if some are not known yet."""
+        if self.check is None or any(value is None for value in inputs.values()):
+            return None
+        try:
+            self.check(**inputs)
+        except InvalidSettings as error:
+            return str(error)
+        return None
 
     def fingerprint(self, inputs: Mapping[str, Any]) -> list[int | None]:
         """Return the modification times of the input files in nanoseconds, with None for a missing file."""
@@ -85,17 +112,28 @@ def int_input(name: str, default: int, low: int, high: int, tooltip: str, step: 
 
 
 def float_input(
-    name: str, default: float, low: float, high: float, step: float, tooltip: str
+    name: str,
+    default: float,
+    low: float,
+    high: float,
+    step: float,
+    tooltip: str,
+    *,
+    advanced: bool = False,
 ) -> Input:
     """Declare an input for a real number."""
-    return Input(name, "float", tooltip, default, low=low, high=high, step=step)
+    return Input(name, "float", tooltip, default, low=low, high=high, step=step, advanced=advanced)
 
 
-def text_input(name: str, default: str, tooltip: str, *, multiline: bool = False) -> Input:
+def text_input(
+    name: str, default: str, tooltip: str, *, multiline: bool = False, advanced: bool = False
+) -> Input:
     """Declare a text input."""
-    return Input(name, "string", tooltip, default, multiline=multiline)
+    return Input(name, "string", tooltip, default, multiline=multiline, advanced=advanced)
 
 
-def choice_input(name: str, options: Sequence[str], default: str, tooltip: str) -> Input:
+def choice_input(
+    name: str, options: Sequence[str], default: str, tooltip: str, *, advanced: bool = False
+) -> Input:
     """Declare a choice between names."""
-    return Input(name, "combo", tooltip, default, options=tuple(options))
+    return Input(name, "combo", tooltip, default, options=tuple(options), advanced=advanced)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import Parameter, signature
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from torch import Tensor
 
 from dit_accel.comfyui.node_declaration import (
@@ -17,7 +23,7 @@ from dit_accel.comfyui.node_declaration import (
     socket_input,
     text_input,
 )
-from dit_accel.comfyui.progress import report_progress
+from dit_accel.comfyui.progress import free_memory, report_progress
 from dit_accel.comfyui.settings_nodes import ATTENTION, CATEGORY, GUIDANCE, PIPELINE, Guidance
 from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import load_extension, require_extra
@@ -30,8 +36,12 @@ from dit_accel.generation.settings import RenderSettings, build_profile
 from dit_accel.guidance import ModelShape
 from dit_accel.hooks import config_of
 from dit_accel.hooks.active_pipeline import transformers_of
+from dit_accel.io.images import to_bytes
 from dit_accel.runtime.profile import Profile
 from dit_accel_pipelines import SizeRule, find_family
+
+AUTO = "auto"
+"""Text for the device and the dtype that suit this machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +61,36 @@ class LoadedPipeline:
 
 def load(model: str, dtype: str, device: str, offload: str) -> tuple[LoadedPipeline]:
     """Load a pipeline onto a device, from safetensors files only."""
-    load_options = LoadOptions(device, dtype, offload=offload)
+    load_options = choose_placement(device, dtype, offload)
     load_options.check()
+    if load_options.device != "cpu":
+        free_memory()
     pipe = load_pipeline(read_card(model.strip()), load_options)
     pipe.set_progress_bar_config(disable=True)
     return (LoadedPipeline(pipe, model.strip(), load_options),)
+
+
+def choose_placement(device: str, dtype: str, offload: str) -> LoadOptions:
+    """Return load options in which ``"auto"`` means a GPU if there is one, and the dtype that suits the device."""
+    device = device.strip()
+    if device == AUTO:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == AUTO:
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    return LoadOptions(device, dtype, offload=offload)
+
+
+def check_model(model: str, dtype: str, device: str, offload: str) -> None:
+    """Check a model's name and where it is loaded, without loading it.
+
+    Raises:
+        InvalidSettings: If there is no such model or device.
+    """
+    choose_placement(device, dtype, offload).check()
+    name = model.strip()
+    # A hub id can need the network, which would stop ComfyUI's page.
+    if "/" not in name or Path(name).exists():
+        read_card(name)
 
 
 def render(
@@ -70,6 +105,7 @@ def render(
     seed: int,
     attention: Profile | None = None,
     guidance: Guidance | None = None,
+    image: Tensor | None = None,
 ) -> tuple[Tensor, str]:
     """Render a clip.
 
@@ -79,7 +115,8 @@ def render(
     settings = make_settings(
         pipeline, prompt, negative_prompt, width, height, frames, steps, guidance_scale, seed
     )
-    clip = render_clip(pipeline, settings, attention or Profile(), guidance)
+    with start_image(pipeline, settings, image) as settings:
+        clip = render_clip(pipeline, settings, attention or Profile(), guidance)
     return torch.from_numpy(clip.frames), str(clip.attention)
 
 
@@ -95,6 +132,7 @@ def compare(
     seed: int,
     attention: Profile | None = None,
     guidance: Guidance | None = None,
+    image: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, str]:
     """Render the same seed with dense and with sparse attention.
 
@@ -107,8 +145,9 @@ def compare(
     )
     require_extra("the Compare node", "torchmetrics", "lpips", extra="comfyui")
     profile = attention or Profile()
-    clip = render_clip(pipeline, settings, profile, guidance)
-    dense = render_clip(pipeline, settings, build_profile(settings.as_dense()), guidance)
+    with start_image(pipeline, settings, image) as settings:
+        clip = render_clip(pipeline, settings, profile, guidance)
+        dense = render_clip(pipeline, settings, build_profile(settings.as_dense()), guidance)
     comparison = load_extension("comparison")
     metrics = comparison.quality_metrics(dense.frames, clip.frames, prompt)
     summary = comparison.summary(dense, clip, metrics, profile.method.name)
@@ -160,6 +199,30 @@ def make_settings(
     )
 
 
+@contextmanager
+def start_image(
+    pipeline: LoadedPipeline, settings: RenderSettings, image: Tensor | None
+) -> Iterator[RenderSettings]:
+    """Yield the settings of a render that starts from the first of ComfyUI's images ``[T, H, W, C]``, or without one.
+
+    Raises:
+        InvalidSettings: If the pipeline needs an image and has none, or has one and cannot use it.
+    """
+    kind = type(pipeline.pipe)
+    parameter = signature(kind.__call__).parameters.get("image")
+    if image is None:
+        if parameter is not None and parameter.default is Parameter.empty:
+            raise InvalidSettings(f"{kind.__name__} starts from an image: connect one")
+        yield settings
+        return
+    if parameter is None:
+        raise InvalidSettings(f"{kind.__name__} does not start from an image: disconnect it")
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "image.png")
+        Image.fromarray(to_bytes(image[0, :, :, :3].cpu().float().numpy())).save(file)
+        yield dataclasses.replace(settings, image=str(file))
+
+
 def render_clip(
     pipeline: LoadedPipeline, settings: RenderSettings, profile: Profile, guidance: Guidance | None
 ) -> Clip:
@@ -194,10 +257,19 @@ RENDER_INPUTS = [
     float_input("guidance_scale", 4.0, 0.0, 30.0, 0.1, "Classifier-free guidance. 1 turns it off."),
     int_input("seed", 0, 0, 2**53 - 1, "Seed of the initial noise."),
     socket_input(
-        "attention", ATTENTION, "From 'Sparse attention'. Without it: svg-ear.", optional=True
+        "attention",
+        ATTENTION,
+        "From 'Sparse attention settings'. Without it: svg-ear.",
+        optional=True,
     ),
     socket_input(
-        "guidance", GUIDANCE, "From 'Perturbed guidance'. Without it: no guidance.", optional=True
+        "guidance",
+        GUIDANCE,
+        "From 'Perturbed guidance settings'. Without it: no guidance.",
+        optional=True,
+    ),
+    socket_input(
+        "image", "IMAGE", "First frame, for a pipeline that starts from an image.", optional=True
     ),
 ]
 
@@ -213,14 +285,27 @@ NODES = [
                 "tiny-world",
                 "tiny-world, a folder made by save_pretrained, or owner/name.",
             ),
-            choice_input("dtype", list(DTYPES), "float32", "Data type of the weights."),
-            text_input("device", "cpu", "cpu, cuda or cuda:N."),
             choice_input(
-                "offload", OFFLOADS, "none", "Keep weights in CPU memory, per model or per layer."
+                "dtype",
+                [AUTO, *DTYPES],
+                AUTO,
+                "Data type of the weights. auto: bfloat16, and float32 on a CPU.",
+            ),
+            text_input(
+                "device", AUTO, "auto (a GPU if there is one), cpu, cuda or cuda:N.", advanced=True
+            ),
+            choice_input(
+                "offload",
+                OFFLOADS,
+                "none",
+                "Keep weights in CPU memory, per model or per layer.",
+                advanced=True,
             ),
         ],
         [Output(PIPELINE, "pipeline")],
         load,
+        aliases=("diffusers", "model loader", "wan", "flux", "tiny-world"),
+        check=check_model,
     ),
     Node(
         "DitAccelRender",
@@ -230,10 +315,12 @@ NODES = [
         RENDER_INPUTS,
         [Output("IMAGE", "frames"), Output("STRING", "report")],
         render,
+        aliases=("diffusers", "sampler", "text to video", "image to video"),
+        shows=1,
     ),
     Node(
         "DitAccelCompare",
-        "Compare with dense",
+        "Compare DiT pipeline with dense",
         CATEGORY,
         "Render the same seed with dense and with sparse attention, and measure the difference.",
         RENDER_INPUTS,
@@ -244,5 +331,7 @@ NODES = [
             Output("STRING", "figures"),
         ],
         compare,
+        aliases=("psnr", "dense and sparse", "speedup"),
+        shows=3,
     ),
 ]

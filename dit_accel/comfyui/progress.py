@@ -1,4 +1,4 @@
-"""ComfyUI's progress bar and interrupt while a pipeline runs. Outside ComfyUI they do nothing."""
+"""ComfyUI's progress bar, memory and interrupt while a pipeline runs. Outside ComfyUI they do nothing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ def is_inside_comfyui() -> bool:
     except ImportError:
         return False
     return True
+
+
+def free_memory() -> None:
+    """Let ComfyUI move its own models off the GPU, because a pipeline does not count as one of them."""
+    if is_inside_comfyui():
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache()
 
 
 @contextmanager

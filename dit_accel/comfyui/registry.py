@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from dit_accel.comfyui import native_nodes, settings_nodes
+from dit_accel.comfyui import native_nodes, result_nodes, settings_nodes
 from dit_accel.comfyui.node_declaration import Node
 
 log = logging.getLogger("dit_accel")
@@ -24,4 +24,4 @@ def find_pipeline_nodes() -> list[Node]:
     return pipeline_nodes.NODES
 
 
-NODES = [*find_pipeline_nodes(), *settings_nodes.NODES, *native_nodes.NODES]
+NODES = [*find_pipeline_nodes(), *settings_nodes.NODES, *native_nodes.NODES, *result_nodes.NODES]

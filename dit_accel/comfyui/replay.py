@@ -42,11 +42,15 @@ def read_workflow_settings(nodes: Nodes) -> dict[str, Any]:
             "the workflow in the file has nodes that lead to themselves"
         ) from None
     loaded = inputs.pop("pipeline")
+    placement = pipeline_nodes.choose_placement(
+        *(loaded[n] for n in ("device", "dtype", "offload"))
+    )
     attention, guidance = inputs.pop("attention", None), inputs.pop("guidance", None)
     inputs["negative_prompt"] = inputs["negative_prompt"] or None
     settings = {
         **inputs,
-        **{name: loaded[name] for name in ("model", "device", "dtype", "offload")},
+        "model": loaded["model"],
+        **{name: getattr(placement, name) for name in ("device", "dtype", "offload")},
     }
     if attention is not None:
         settings |= attention.as_settings()

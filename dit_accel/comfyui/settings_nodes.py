@@ -49,6 +49,15 @@ def make_attention(
     return (build_profile(settings),)
 
 
+def check_attention(method: str, knobs: str, profile: str) -> None:
+    """Check the texts of the node.
+
+    Raises:
+        InvalidSettings: If they are invalid.
+    """
+    make_attention(method, knobs, 0.0, "full", "full", "off", profile)
+
+
 @dataclasses.dataclass(frozen=True)
 class Guidance:
     """Perturbed guidance that is not yet bound to a model.
@@ -92,17 +101,26 @@ def load_head_set(path: str) -> tuple[HeadSet]:
     Raises:
         InvalidSettings: If no file is named.
     """
+    check_path(path)
+    return (HeadSet.load(path.strip()),)
+
+
+def check_path(path: str) -> None:
+    """Check that a file is named.
+
+    Raises:
+        InvalidSettings: If none is.
+    """
     if not path.strip():
         raise InvalidSettings("path is empty: name the JSON file of a head set")
-    return (HeadSet.load(path.strip()),)
 
 
 NODES = [
     Node(
         "DitAccelSparse",
-        "Sparse attention",
+        "Sparse attention settings",
         CATEGORY,
-        "Choose how the self-attention of a pipeline runs: method, knobs and precision, or a profile file.",
+        "Choose how self-attention runs: method, knobs and precision, or a profile. Pipelines and a MODEL take them.",
         [
             choice_input("method", list(METHODS), "svg-ear", "Sparse attention method."),
             text_input(
@@ -112,12 +130,19 @@ NODES = [
                 "dense_steps", 0.2, 0.0, 1.0, 0.01, "Fraction of the first steps that stay dense."
             ),
             choice_input("precision", PRECISIONS, "full", "Precision of the sparse calls."),
-            choice_input("dense_precision", PRECISIONS, "full", "Precision of the dense calls."),
+            choice_input(
+                "dense_precision",
+                PRECISIONS,
+                "full",
+                "Precision of the dense calls.",
+                advanced=True,
+            ),
             choice_input(
                 "guard",
                 ("off", "warn", "on"),
                 "off",
                 "Check the output. warn reports faults, and on repairs them as well.",
+                advanced=True,
             ),
             text_input(
                 "profile",
@@ -128,12 +153,14 @@ NODES = [
         [Output(ATTENTION, "attention")],
         make_attention,
         files=("profile",),
+        aliases=("svg", "svg2", "radial", "sage", "profile", "recipe", "speed up"),
+        check=check_attention,
     ),
     Node(
         "DitAccelGuidance",
-        "Perturbed guidance",
+        "Perturbed guidance settings",
         CATEGORY,
-        "Choose perturbed-attention guidance (PAG, SoftPAG, single heads). It works with and without CFG.",
+        "Choose a pipeline's perturbed-attention guidance (PAG, SoftPAG, single heads). It works with and without CFG.",
         [
             float_input("scale", 3.0, 0.0, 100.0, 0.1, "Strength. 0 turns guidance off."),
             text_input(
@@ -163,6 +190,7 @@ NODES = [
         ],
         [Output(GUIDANCE, "guidance")],
         make_guidance,
+        aliases=("pag", "perturbed attention guidance", "softpag"),
     ),
     Node(
         "DitAccelHeadSet",
@@ -173,5 +201,7 @@ NODES = [
         [Output(HEADS, "head_set")],
         load_head_set,
         files=("path",),
+        aliases=("heads", "head search"),
+        check=check_path,
     ),
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_accel.comfyui.image_tokens import TokenGrid
 from dit_accel.comfyui.model_call import ModelCall
 from dit_accel.comfyui.override import Attention, OverrideCall, build_override
 from dit_accel.core.attention_call import AttentionCall, CallContext
@@ -89,7 +90,7 @@ class SparseOverride:
         if torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value)):
             return "gradients flow through the attention"
         tokens = query.shape[1]
-        layout = step.tokens.find_layout(call.transformer_options, tokens)
+        grid = step.tokens.find_grid(call.transformer_options, tokens)
         context = CallContext(
             step=step.step,
             num_steps=step.num_steps,
@@ -102,18 +103,25 @@ class SparseOverride:
             context,
             self.run,
             tokens=tokens,
-            has_grid=layout is not None,
+            has_grid=grid is not None,
             min_tokens=self.profile.schedule.min_tokens or 0,
         )
         if route.reason is not None:
             return route.reason
+        method = route.method or route.observer
+        if method is None:
+            return "dense by schedule"
+        grid = grid or TokenGrid(TokenLayout(1, 1, tokens))
+        if not method.needs_grid:
+            grid = grid.without_grid()
+        query, key, value = (grid.move_to_front(tensor) for tensor in (query, key, value))
         attention = AttentionCall(
             query=query,
             key=key,
             value=value,
             scale=call.scale,
             context=context,
-            layout=layout or TokenLayout(1, 1, tokens),
+            layout=grid.layout,
         )
         owner = (step.stream, model_call.layer, tuple(query.shape))
         if route.observer is not None:
@@ -124,7 +132,7 @@ class SparseOverride:
         if attended is None:
             return f"{route.method.name} found nothing better than dense"
         self.run.stats.count_sparse(f"layer {model_call.layer}", attended.density)
-        return attended.out
+        return grid.move_back(attended.out)
 
     def report(self) -> str:
         """Return one line about the run, for the log."""

@@ -7,24 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from dit_accel.comfyui import native_nodes
+from dit_accel.comfyui.sparse_override import SparseOverride
+
 STEPS, SEED = 2, 1
 
 
 def wan(comfy: Any) -> SimpleNamespace:
-    config = comfy.supported_models.WAN21_T2V(
-        {
-            "image_model": "wan2.1",
-            "model_type": "t2v",
-            "dim": 32,
-            "ffn_dim": 32,
-            "freq_dim": 16,
-            "text_dim": 24,
-            "num_heads": 2,
-            "num_layers": 3,
-            "in_dim": 16,
-            "out_dim": 16,
-        }
-    )
+    config = comfy.supported_models.WAN21_T2V(dict(WAN))
     return build_model(comfy, config, torch.zeros(1, 16, 3, 8, 12), {}, (7, 24))
 
 
@@ -38,11 +28,16 @@ def flux(comfy: Any) -> SimpleNamespace:
 
 
 def hunyuan(comfy: Any) -> SimpleNamespace:
+    config = comfy.supported_models.HunyuanVideo(hunyuan_config(in_channels=16))
+    condition = {"pooled_output": torch.zeros(1, 12), "guidance": 6.0}
+    return build_model(comfy, config, torch.zeros(1, 16, 3, 8, 12), condition, (7, 20))
+
+
+def hunyuan_config(**changes: Any) -> dict[str, Any]:
     from comfy.ldm.hunyuan_video.model import HunyuanVideoParams
 
     values = {
         **FLUX,
-        "in_channels": 16,
         "patch_size": [1, 2, 2],
         "theta": 256,
         "byt5": False,
@@ -50,12 +45,9 @@ def hunyuan(comfy: Any) -> SimpleNamespace:
         "use_cond_type_embedding": False,
         "vision_in_dim": None,
         "meanflow_sum": False,
+        **changes,
     }
-    config = comfy.supported_models.HunyuanVideo(
-        {"image_model": "hunyuan_video", **keep_fields(HunyuanVideoParams, values)}
-    )
-    condition = {"pooled_output": torch.zeros(1, 12), "guidance": 6.0}
-    return build_model(comfy, config, torch.zeros(1, 16, 3, 8, 12), condition, (7, 20))
+    return {"image_model": "hunyuan_video", **keep_fields(HunyuanVideoParams, values)}
 
 
 def ltx_av(comfy: Any) -> SimpleNamespace:
@@ -121,6 +113,18 @@ def nest(*streams: torch.Tensor) -> Any:
     return NestedTensor(streams)
 
 
+WAN = {
+    "image_model": "wan2.1",
+    "model_type": "t2v",
+    "dim": 32,
+    "ffn_dim": 32,
+    "freq_dim": 16,
+    "text_dim": 24,
+    "num_heads": 2,
+    "num_layers": 3,
+    "in_dim": 16,
+    "out_dim": 16,
+}
 FLUX = {
     "out_channels": 16,
     "vec_in_dim": 12,
@@ -165,6 +169,29 @@ def build_model(
     texts = [torch.randn(1, *text, generator=generator) for _ in range(2)]
     conditions = [[[t, dict(condition)]] for t in texts]
     return SimpleNamespace(comfy=comfy, patcher=patcher, latent=latent, conditions=conditions)
+
+
+def patch_attention(patcher: Any, method: str = "svg2", knobs: str = "top_p=1") -> Any:
+    """Return a model with the node for sparse attention, in all steps and for any number of tokens."""
+    return native_nodes.patch_attention(patcher, method, knobs, "full", 0.0, 1.0, 0, "")[0]
+
+
+def patch_guidance(patcher: Any, layers: str = "1") -> Any:
+    """Return a model with the node for guidance, in all steps."""
+    return native_nodes.patch_guidance(patcher, 2.0, layers, 1.0, 0.0, 1.0, 0.0)[0]
+
+
+def find_override(wrapper: Any) -> SparseOverride:
+    """Return the override of a wrapper, from its closure."""
+    values = [cell.cell_contents for cell in wrapper.__closure__]
+    owners = [getattr(value, "__self__", None) for value in values]
+    return next(owner for owner in owners if isinstance(owner, SparseOverride))
+
+
+def only_override(patcher: Any) -> SparseOverride:
+    """Return the override of a patched model."""
+    (wrapper,) = patcher.wrappers["apply_model"]["dit_accel"]
+    return find_override(wrapper)
 
 
 def sample(

@@ -11,6 +11,7 @@ from dit_accel.comfyui.registry import NODES
 WORKFLOWS = {path.stem: path for path in find_workflows()}
 CORE_WIDGETS = {
     "SaveWEBM": ("filename_prefix", "codec", "fps", "crf"),
+    "PreviewAny": (),
     "PreviewImage": (),
     "UNETLoader": ("unet_name", "weight_dtype"),
     "CLIPLoader": ("clip_name", "type", "device"),

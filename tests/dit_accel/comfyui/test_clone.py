@@ -40,6 +40,8 @@ NATIVE = [
     "DitAccelHeadSet",
     "DitAccelNativeAttention",
     "DitAccelNativeGuidance",
+    "DitAccelReport",
+    "DitAccelCompareImages",
 ]
 
 

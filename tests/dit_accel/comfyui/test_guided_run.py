@@ -8,10 +8,12 @@ from uuid import uuid4
 
 import pytest
 import torch
+from support.comfyui_calls import SIGMAS, dense_attention, make_options, make_tensors
 from torch import Tensor
 
 from dit_accel.comfyui import guided_run
 from dit_accel.comfyui.guided_run import ForwardWatch, GuidedRun
+from dit_accel.comfyui.model_call import OVERRIDE_KEY
 from dit_accel.guidance import PerturbedGuidance
 
 
@@ -143,3 +145,28 @@ def test_one_missing_layer_of_two_warns_once_and_the_other_guides(monkeypatch, c
     assert steps.step(0.9) == pytest.approx(2.7)
     assert steps.step(0.5) == pytest.approx(1.5)
     assert caplog.text.count("no self-attention [13]") == 1
+
+
+def test_automatic_layer_is_the_middle_one() -> None:
+    run = GuidedRun(PerturbedGuidance(scale=3.0), None)
+    calls = []
+
+    def apply_model(x: Tensor, *arguments: Any) -> Tensor:
+        options = arguments[-1]
+        calls.append(OVERRIDE_KEY in options)
+        for layer in range(5):
+            if OVERRIDE_KEY in options:
+                tensors = make_tensors(seed=layer)
+                options[OVERRIDE_KEY](dense_attention, *tensors, 2, transformer_options=options)
+        return x
+
+    count = run.build_counter()
+    x = torch.zeros(1, 4, 3, 8, 12)
+    for _ in range(2):
+        count(apply_model, x, SIGMAS[:1], None, None, None, make_options())
+    # Only the first call of a run is counted.
+    assert calls == [True, False]
+    assert run.choose_layers() == {2: None}
+    run.begin_run()
+    assert run.num_layers == 0
+    assert "0 extra passes" in run.report()

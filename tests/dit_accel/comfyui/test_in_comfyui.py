@@ -3,63 +3,25 @@
 The environment needs ComfyUI's requirements.
 """
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from support.comfyui_models import FAMILIES, sample
+from support.comfyui_models import FAMILIES, find_override, only_override, patch_attention, sample
 
 from dit_accel.comfyui import guided_run, native_nodes
 from dit_accel.comfyui.guided_run import GuidedRun
 from dit_accel.comfyui.model_call import OVERRIDE_KEY
 from dit_accel.comfyui.native_guidance import PerturbedOverride
-from dit_accel.comfyui.sparse_override import SparseOverride
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance import PerturbedGuidance
 from dit_accel.methods import METHODS
 
 
-@pytest.fixture(scope="module")
-def comfy(request: pytest.FixtureRequest) -> Any:
-    """ComfyUI's modules, on the CPU."""
-    folder: Path | None = request.config.getoption("--comfyui")
-    if folder is None:
-        pytest.skip("needs a ComfyUI: pytest --comfyui=DIR")
-    sys.path.insert(0, str(folder))
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
-    import comfy.model_patcher
-    import comfy.sample
-    import comfy.supported_models
-
-    yield comfy
-    sys.path.remove(str(folder))
-
-
 @pytest.fixture(params=list(FAMILIES))
 def model(request: pytest.FixtureRequest, comfy: Any) -> SimpleNamespace:
     return FAMILIES[request.param](comfy)
-
-
-def patch_attention(patcher: Any, method: str = "svg2", knobs: str = "top_p=1") -> Any:
-    return native_nodes.patch_attention(patcher, method, knobs, "full", 0.0, 1.0, 0, "")[0]
-
-
-def find_override(wrapper: Any) -> SparseOverride:
-    """Return the override of a wrapper, from its closure."""
-    values = [cell.cell_contents for cell in wrapper.__closure__]
-    owners = [getattr(value, "__self__", None) for value in values]
-    return next(owner for owner in owners if isinstance(owner, SparseOverride))
-
-
-def only_override(patcher: Any) -> SparseOverride:
-    """Return the override of a patched model."""
-    (wrapper,) = patcher.wrappers["apply_model"]["dit_accel"]
-    return find_override(wrapper)
 
 
 def test_full_selection_equals_the_unpatched_model(model) -> None:

@@ -331,6 +331,7 @@ def test_head_set_of_another_model_is_invalid(shape, message, monkeypatch) -> No
     heads = HeadSet(ModelShape("FluxTransformer2DModel", *shape), {(next(iter(shape[0])), 0): (1,)})
     patcher, functions = Mock(), []
     patcher.clone.return_value.set_model_sampler_post_cfg_function = functions.append
+    patcher.clone.return_value.get_attachment.return_value = None
     native_nodes.patch_guidance(patcher, 2.0, "0", 1.0, 0.0, 1.0, 0.0, heads)
     x = torch.randn(1, 4, 3, 8, 12)
     arguments = {"sigma": SIGMAS[:1], "input": x, "denoised": x, "cond_denoised": x}

@@ -11,18 +11,30 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.comfyui_workflows import load_workflow, to_prompt
 
 from dit_accel import SVG2, cli
-from dit_accel.comfyui.pipeline_nodes import LoadedPipeline, compare, load, render
+from dit_accel.comfyui.native_nodes import REPORTS
+from dit_accel.comfyui.pipeline_nodes import (
+    LoadedPipeline,
+    choose_placement,
+    compare,
+    load,
+    render,
+    start_image,
+)
 from dit_accel.comfyui.registry import NODES
 from dit_accel.comfyui.replay import read_workflow_settings
+from dit_accel.comfyui.result_nodes import compare_images, report
 from dit_accel.comfyui.settings_nodes import load_head_set, make_attention, make_guidance
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.placement import LoadOptions
+from dit_accel.generation.settings import RenderSettings
 from dit_accel.guidance import ModelShape, make_head_set
+from dit_accel.io.images import read_image
 from dit_accel.runtime.active_sessions import session_of
 from dit_accel.runtime.profile import Profile
 from dit_accel_pipelines import find_family
@@ -39,7 +51,9 @@ def loaded(wan) -> LoadedPipeline:
 def test_declaration_fits_the_function(node) -> None:
     parameters = inspect.signature(node.run).parameters
     assert {declared.name for declared in node.inputs} == set(parameters)
-    assert set(node.files) <= set(parameters)
+    assert set(node.files) | set(node.checked_inputs) <= set(parameters)
+    assert node.aliases
+    assert len({node.title for node in NODES}) == len(NODES)
     for declared in node.inputs:
         optional = parameters[declared.name].default is not inspect.Parameter.empty
         assert declared.optional == optional
@@ -73,7 +87,7 @@ def classes(monkeypatch) -> dict[str, Any]:
     module.ComfyExtension = type("ComfyExtension", (), {})
     module.io = SimpleNamespace(
         ComfyNode=type("ComfyNode", (), {}),
-        Schema=SimpleNamespace,
+        Schema=lambda **options: SimpleNamespace(**options),
         NodeOutput=lambda *outputs: outputs,
         Custom=FakeType,
         **{name: FakeType(name.lower()) for name in ("Int", "Float", "String", "Boolean", "Combo")},
@@ -95,6 +109,11 @@ def test_classes_say_what_the_declarations_say(classes) -> None:
         schema = kind.define_schema()
         assert (schema.display_name, schema.category) == (node.title, node.category)
         assert schema.description == node.description
+        assert schema.search_aliases == list(node.aliases)
+        assert hasattr(kind, "validate_inputs") == bool(node.check)
+        if node.check:
+            names = inspect.getfullargspec(kind.validate_inputs).args
+            assert names == ["cls", *node.checked_inputs]
         assert [(o.type, o.display_name) for o in schema.outputs] == [
             (output.type, output.name) for output in node.outputs
         ]
@@ -105,9 +124,42 @@ def test_classes_say_what_the_declarations_say(classes) -> None:
                 assert (built.type, built.optional) == (declared.type, declared.optional)
             else:
                 assert built.default == declared.default
+                assert built.optional == declared.optional
+                assert bool(getattr(built, "advanced", None)) == declared.advanced
                 assert getattr(built, "min", None) == declared.low
                 assert getattr(built, "max", None) == declared.high
                 assert tuple(getattr(built, "options", ())) == declared.options
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "error"),
+    [
+        ("DitAccelSparse", {"method": "svg2", "knobs": "top_p=0.5", "profile": ""}, None),
+        ("DitAccelSparse", {"method": "svg2", "knobs": "x=1", "profile": ""}, "unknown svg2 knob"),
+        ("DitAccelSparse", {"method": "svg2", "knobs": None, "profile": ""}, None),
+        ("DitAccelHeadSet", {"path": " "}, "path is empty"),
+        ("DitAccelNativeGuidance", {"layers": "auto"}, None),
+        ("DitAccelNativeGuidance", {"layers": "middle"}, "layers are written like"),
+        (
+            "DitAccelNativeAttention",
+            {"method": "svg2", "knobs": "", "profile": "nowhere.yaml"},
+            "nowhere.yaml",
+        ),
+        (
+            "DitAccelLoad",
+            {"model": "nowhere", "dtype": "auto", "device": "auto", "offload": "none"},
+            "no model 'nowhere'",
+        ),
+        (
+            "DitAccelLoad",
+            {"model": "tiny-world", "dtype": "auto", "device": "gpu", "offload": "none"},
+            "device",
+        ),
+    ],
+)
+def test_wrong_texts_are_told_when_a_workflow_is_queued(classes, name, inputs, error) -> None:
+    told = classes[name].validate_inputs(**inputs)
+    assert told is True if error is None else error in told
 
 
 def test_importing_the_package_loads_no_node() -> None:
@@ -127,6 +179,8 @@ def test_ids_never_change() -> None:
         "DitAccelHeadSet",
         "DitAccelNativeAttention",
         "DitAccelNativeGuidance",
+        "DitAccelReport",
+        "DitAccelCompareImages",
     ]
 
 
@@ -142,6 +196,59 @@ def test_render_restores_the_pipeline(loaded, classes) -> None:
     assert "svg-ear on wan" in report
     assert "guidance 2 in 2 forwards" in report
     assert session_of(loaded.pipe) is None
+
+
+def test_start_image(loaded, monkeypatch) -> None:
+    image = torch.rand(2, 64, 64, 3)
+    with pytest.raises(InvalidSettings, match="does not start from an image: disconnect it"):
+        render(loaded, "a red circle", "", image=image, **SIZE)
+
+    class FromImage:
+        def __call__(self, image: Any) -> None: ...
+
+    other = dataclasses.replace(loaded, pipe=FromImage())
+    settings = RenderSettings("a red circle")
+    with (
+        pytest.raises(InvalidSettings, match="FromImage starts from an image: connect one"),
+        start_image(other, settings, None),
+    ):
+        pass
+    with start_image(other, settings, image) as started:
+        read = torch.from_numpy(np.asarray(read_image(started.image)))
+        assert torch.equal(read, (image[0] * 255 + 0.5).to(torch.uint8))
+    assert not Path(started.image).exists()
+
+
+def test_automatic_device_and_dtype(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_placement("auto", "auto", "none") == LoadOptions("cpu", "float32")
+    assert choose_placement("auto", "float16", "none").dtype == "float16"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_placement(" auto ", "auto", "model") == LoadOptions(
+        "cuda", "bfloat16", offload="model"
+    )
+    assert choose_placement("cpu", "auto", "none") == LoadOptions("cpu", "float32")
+
+
+def test_two_clips_are_compared() -> None:
+    first = torch.full((3, 8, 8, 3), 0.5)
+    second = first.clone()
+    assert compare_images(first, second)[1] == "The clips are equal."
+    second[1] += 0.1
+    difference, figures = compare_images(first, second)
+    assert torch.allclose(difference[1], torch.tensor(0.4), atol=1e-6)
+    assert not difference[0].any()
+    # Two equal frames count as 100 dB, and 0.1 is 20 dB.
+    assert figures.startswith("PSNR 73.33 dB, worst frame 1 with 20.00 dB")
+    with pytest.raises(InvalidSettings, match="the clips have different shapes"):
+        compare_images(first, second[:1])
+
+
+def test_report_of_a_model() -> None:
+    reports = {REPORTS: [lambda: "first", lambda: "second"]}
+    assert report(SimpleNamespace(get_attachment=reports.get), None) == ("first\nsecond",)
+    with pytest.raises(InvalidSettings, match="no node of DiT-Accel changed this model"):
+        report(SimpleNamespace(get_attachment={}.get), None)
 
 
 def test_changed_file_is_read_again(tmp_path: Path, classes) -> None:

@@ -1,5 +1,6 @@
 """The example workflows fit the declarations of the nodes."""
 
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -50,11 +51,34 @@ def test_links_join_outputs_and_inputs_of_one_type(name) -> None:
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for link, source, output, target, position, kind in workflow["links"]:
         start, end = nodes[source]["outputs"][output], nodes[target]["inputs"][position]
-        assert start["type"] == end["type"] == kind
+        assert start["type"] == kind
+        assert end["type"] in (kind, "*")
         assert link in start["links"]
         assert link == end["link"]
     assert workflow["last_link_id"] == len(workflow["links"])
     assert workflow["last_node_id"] == max(nodes)
+
+
+@EVERY_WORKFLOW
+def test_nodes_do_not_overlap(name) -> None:
+    title = 40
+    boxes = [
+        (x, y - title, x + width, y + height)
+        for (x, y), (width, height) in (
+            (node["pos"], node["size"]) for node in load_workflow(name)["nodes"]
+        )
+    ]
+    for one, other in combinations(boxes, 2):
+        apart = one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
+        assert apart, (one, other)
+
+
+def test_page_can_offer_the_files_of_models() -> None:
+    for node in load_workflow("wan_native_attention")["nodes"]:
+        if node["type"].endswith("Loader"):
+            (model,) = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0]
+            assert model["url"].endswith(f"/{model['directory']}/{model['name']}")
 
 
 @pytest.mark.parametrize(
