@@ -30,6 +30,7 @@ from dit_accel.generation.outputs import (
 )
 from dit_accel.generation.placement import Lora
 from dit_accel.generation.settings import RenderSettings, build_profile
+from dit_accel.generation.tiny_world import warn_unreadable
 from dit_accel.generation.validation import validate_batch
 from dit_accel.io.atomic import check_name
 from dit_accel.io.media import format_metadata, join_side_by_side, write_clip, write_strip
@@ -140,6 +141,7 @@ def plan_jobs(
         RunFailed: for a missing package or encoder, naming what brings it.
     """
     validated = validate_batch(requests)
+    warn_unreadable([settings.prompt for settings in requests], requests[0].model)
     check_target(validated, out)
     jobs = make_jobs(validated, out or default, named=names_file(out))
     inputs = [*inputs, *input_files(requests[0])]

@@ -16,6 +16,7 @@ MOVED = {
     "ARCHITECTURE.md": "architecture.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "examples/README.md": "examples.md",
     "eval/results/README.md": "results/index.md",
     "eval/results/methods.md": "results/methods.md",
     "eval/results/composition.md": "results/composition.md",

@@ -29,13 +29,16 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 VERBS = (
-    "enable_sparse_attention",
-    "disable_sparse_attention",
-    "enable_quantized_attention",
-    "disable_quantized_attention",
-    "enable_perturbed_guidance",
-    "disable_perturbed_guidance",
-    "attention_report",
+    "acceleration.enable_acceleration",
+    "acceleration.disable_acceleration",
+    "acceleration.calibrate_mag_cache",
+    "api.enable_sparse_attention",
+    "api.disable_sparse_attention",
+    "api.enable_quantized_attention",
+    "api.disable_quantized_attention",
+    "api.enable_perturbed_guidance",
+    "api.disable_perturbed_guidance",
+    "api.attention_report",
 )
 COMMANDS = """\
 # Command line
@@ -135,7 +138,8 @@ def python_page() -> str:
         "Every verb is also a method of diffusers' pipelines after `import dit_accel`.",
         "",
     ]
-    lines += ["## Verbs", "", *(f"::: dit_accel.api.{verb}" for verb in VERBS)]
+    lines += ["## Verbs", "", *(f"::: dit_accel.{verb}" for verb in VERBS)]
+    lines += ["", "## The bundled model", "", "::: dit_accel.generation.tiny_world.load_tiny_world"]
     for title, names in CLASSES.items():
         lines += ["", f"## {title}", "", *(f"::: {name}" for name in names)]
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from support.documents import (
 from dit_accel import METHODS, Profile
 from dit_accel.cli import cli
 from dit_accel.generation.settings import RenderSettings, attention_settings
+from dit_accel_assets.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 from dit_accel_eval.settings import Setting
 from dit_accel_pipelines import families
 from studies.one_step_tables import find
@@ -40,7 +42,7 @@ from studies.one_step_tables import tables as tables_of_errors
 
 README = ROOT / "README.md"
 OTHERS = [ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-ALL = [*PAGES, *OTHERS, ROOT / "eval/results/README.md"]
+ALL = [*PAGES, *OTHERS, ROOT / "eval/results/README.md", ROOT / "examples/README.md"]
 BANNED = ("likewise", "of which none", "the very same", "as it would be", "such calls", "so that")
 RUNNER = """
 import contextlib, io, json, sys
@@ -194,6 +196,28 @@ def without_seconds(text: str) -> list[str]:
     lines = [line.strip() for line in text.strip().splitlines()]
     kept = [line for line in lines if not line.startswith("seconds")]
     return [re.sub(r"\d\.\d+", lambda n: f"{float(n[0]):.1f}", line) for line in kept]
+
+
+def test_tiny_world_page_has_its_words_and_sizes() -> None:
+    words, sizes = tables(ROOT / "docs/tiny-world.md")
+    kinds: dict[str, Iterable[str]] = {
+        "colour": COLOURS,
+        "shape": SHAPES,
+        "motion": MOTIONS,
+        "background": BACKGROUNDS,
+    }
+    listed = {row[0]: row[1].split(";")[0].split(", ") for row in words[1:]}
+    assert listed == {kind: list(names) for kind, names in kinds.items()}
+    assert sizes[1:] == [
+        [f"`{name}`", f"{height} x {width}", str(frames), f"{count_tokens(name):,}"]
+        for name, (height, width, frames) in SIZES.items()
+    ]
+
+
+def count_tokens(size: str) -> int:
+    """Return the number of tokens of a size: one for 16 x 16 pixels and four frames; the first frame is alone."""
+    height, width, frames = SIZES[size]
+    return (height // 16) * (width // 16) * ((frames - 1) // 4 + 1)
 
 
 def test_extras_of_the_readme_exist() -> None:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import ModelCard
 from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.tiny_world import warn_unreadable
 from dit_accel.generation.validation import check_effect, validate
 from dit_accel.guidance import HeadSet, ModelShape, check_family
 from dit_accel.io.atomic import atomic_write, check_writable
@@ -83,6 +84,7 @@ class Search:
             )
         check_reward(settings.reward, settings.prompts, settings.reward_weights)
         base, card = check_base(replace(base, prompt=settings.prompts[0]))
+        warn_unreadable(settings.prompts, base.model)
         check_family(card.family)
         check_effect(settings.make_guidance(), {}, base.steps)
         warn_of_text_mode(settings, card)
