@@ -231,7 +231,7 @@ def test_the_list_of_examples_is_complete() -> None:
 def read_notebook() -> list[dict[str, Any]]:
     """Return the cells of the notebook, with a size that takes seconds."""
     text = (EXAMPLES / "tour.ipynb").read_text()
-    old = r"{\"height\": 256, \"width\": 256, \"num_frames\": 49, \"num_inference_steps\": 20}"
+    old = r"{\"height\": 256, \"width\": 256, \"num_frames\": 49, \"num_inference_steps\": 12}"
     new = r"{\"height\": 32, \"width\": 32, \"num_frames\": 5, \"num_inference_steps\": 2}"
     assert old in text
     cells: list[dict[str, Any]] = json.loads(text.replace(old, new))["cells"]
