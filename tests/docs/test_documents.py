@@ -19,6 +19,9 @@ import click
 import pytest
 import yaml
 from support.documents import (
+    COMMENT,
+    FENCE,
+    LINK,
     OUTPUT,
     PAGES,
     ROOT,
@@ -196,6 +199,47 @@ def without_seconds(text: str) -> list[str]:
     lines = [line.strip() for line in text.strip().splitlines()]
     kept = [line for line in lines if not line.startswith("seconds")]
     return [re.sub(r"\d\.\d+", lambda n: f"{float(n[0]):.1f}", line) for line in kept]
+
+
+def glossary() -> dict[str, tuple[str, int]]:
+    """Return the definition of each term in the glossary, in lower case, and its place in the order."""
+    entries = re.findall(r"^\*\*(.+?)\.\*\* (.*)$", (ROOT / "docs/glossary.md").read_text(), re.M)
+    return {
+        term: (text.lower(), number)
+        for number, (names, text) in enumerate(entries)
+        for term in re.split(r", | and ", names.lower())
+    }
+
+
+def mention(term: str) -> str:
+    """Return the pattern of a term, also in the plural."""
+    return (
+        rf"\b{term.removesuffix('y')}(?:s|es|y|ies)?\b"
+        if term[-1] == "y"
+        else rf"\b{term}(?:s|es)?\b"
+    )
+
+
+def test_glossary_defines_terms_before_it_uses_them() -> None:
+    terms = glossary()
+    assert len(terms) > 10
+    for term, (text, number) in terms.items():
+        later = [other for other, (_, place) in terms.items() if place > number]
+        assert [other for other in later if re.search(mention(other), text)] == [], term
+
+
+def test_readme_explains_or_links_terms_before_it_uses_them() -> None:
+    text = FENCE.sub("", COMMENT.sub("", README.read_text()))
+    for term in glossary():
+        used = explained = None
+        name = term.removesuffix(" call") if "sparse" in term or "dense" in term else term
+        pattern = rf"\*\*{name}|\b{name} is |\[[^\]]*\b{name}\w*\]\("
+        for number, line in enumerate(text.splitlines()):
+            if used is None and re.search(mention(term), LINK.sub("]", line), re.I):
+                used = number
+            if explained is None and re.search(pattern, line, re.I):
+                explained = number
+        assert used is None or (explained is not None and explained <= used), term
 
 
 def test_tiny_world_page_has_its_words_and_sizes() -> None:
