@@ -141,7 +141,6 @@ def plan_jobs(
         RunFailed: for a missing package or encoder, naming what brings it.
     """
     validated = validate_batch(requests)
-    warn_unreadable([settings.prompt for settings in requests], requests[0].model)
     check_target(validated, out)
     jobs = make_jobs(validated, out or default, named=names_file(out))
     inputs = [*inputs, *input_files(requests[0])]
@@ -198,6 +197,7 @@ def describe_jobs(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
     from dit_accel.generation.forecast import predict_no_effect
     from dit_accel.generation.memory import estimate_state
 
+    warn_unreadable([job.settings.prompt for job in jobs], jobs[0].settings.model)
     described: RenderSettings | None = None
     for job in jobs:
         settings = replace(job.settings, prompt="")  # prompts have one length
@@ -302,6 +302,7 @@ class Batch:
         """Load the model once and render jobs one after the other."""
         load_options = self.process.load_options(jobs[0].settings.load_options)
         writes = self.process.writes
+        warn_unreadable([job.settings.prompt for job in jobs], jobs[0].settings.model)
         options = self.options if writes else replace(self.options, progress=Progress())
         start = time.perf_counter()
         with options.progress.part(f"loading {jobs[0].settings.model}"):

@@ -21,6 +21,7 @@ from dit_accel.generation.settings import (
     build_profile,
     resolve_profile,
 )
+from dit_accel.generation.tiny_world import warn_unreadable
 from dit_accel.generation.validation import validate_with_card
 from dit_accel.methods import METHODS, Dense
 from dit_accel.runtime.recipes import list_recipes
@@ -133,6 +134,7 @@ class Studio:
         with self._lock, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             (job,) = plan_jobs([settings], self.folder, options)
+            warn_unreadable([settings.prompt], settings.model)
             rendered = render_job(self._pipe, job, options)
         ours = [w for w in caught if "dit_accel" in Path(w.filename).parts]
         return describe(rendered, list(dict.fromkeys(str(w.message) for w in ours)))

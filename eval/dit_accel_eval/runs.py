@@ -111,13 +111,13 @@ def check_evaluation(
     cases = evaluation.cases()
     checks = [validate(case) for case in cases]
     request, card = checks[0]
-    warn_unreadable(list(dict.fromkeys(case.prompt for case in cases)), request.model)
     for setting in evaluation.settings:
         setting.identity(cases[0])
     check_writable(out / LOG)
     require_encoder(VP9)
     metrics = {"lpips": backbone_digest(backbone=evaluation.backbone), "clip": has_clip()}
     identity = {**machine(request.device), **ingredients(card, request.load_options)}
+    warn_unreadable(list(dict.fromkeys(case.prompt for case in cases)), request.model)
     return request, card, {**identity, "metrics": metrics}
 
 

@@ -84,7 +84,6 @@ class Search:
             )
         check_reward(settings.reward, settings.prompts, settings.reward_weights)
         base, card = check_base(replace(base, prompt=settings.prompts[0]))
-        warn_unreadable(settings.prompts, base.model)
         check_family(card.family)
         check_effect(settings.make_guidance(), {}, base.steps)
         warn_of_text_mode(settings, card)
@@ -96,6 +95,7 @@ class Search:
         request = make_request(settings, base, card)
         path = out / "search.json"
         check_same_request(path, request)
+        warn_unreadable(settings.prompts, base.model)
         if write and not path.exists():
             check_writable(path)
             with atomic_write(path) as temporary:
