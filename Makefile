@@ -5,7 +5,7 @@ JOBS ?= 2
 READY := $(VENV)/.ready
 TESTED := $(VENV)/.tested
 
-.PHONY: demo test test-all lint interpreted gpu docs
+.PHONY: demo test test-all lint interpreted gpu docs wheel
 
 # An environment with exact versions and what the demo needs; it is made again when they change.
 $(READY): pyproject.toml constraints.txt
@@ -54,3 +54,12 @@ docs:
 	$(VENV)-docs/bin/python -m pip install --quiet --constraint constraints.txt --requirement docs/requirements.txt
 	$(VENV)-docs/bin/python -m pip install --quiet --no-deps --editable .
 	$(VENV)-docs/bin/mkdocs build --strict --quiet
+
+# The packages for a release, in an environment without torch: the wheel is built from the sdist.
+wheel:
+	$(PYTHON) -m venv $(VENV)-build
+	$(VENV)-build/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-build/bin/python -m pip install --quiet --constraint constraints.txt build twine
+	rm -rf dist
+	$(VENV)-build/bin/python -m build
+	$(VENV)-build/bin/twine check --strict dist/*

@@ -27,6 +27,7 @@ from .errors import DitAccelError as DitAccelError
 from .errors import InvalidSettings as InvalidSettings
 from .errors import RunFailed as RunFailed
 from .errors import UnsupportedProcessor as UnsupportedProcessor
+from .generation.tiny_world import load_tiny_world as load_tiny_world
 from .guidance.config import PerturbedGuidance as PerturbedGuidance
 from .guidance.heads import HeadSet as HeadSet
 from .hooks.families import Family as Family

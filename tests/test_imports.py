@@ -101,7 +101,7 @@ FLOORS = (
     ("targets",),
     ("api", "acceleration"),
     ("generation",),
-    ("doctor", "comfyui"),
+    ("doctor", "comfyui", "ui"),
     ("cli",),
 )
 """The rooms of dit_accel from the lowest up. A room imports itself and rooms of lower floors."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from support.documents import links
 
 ROOT = Path(__file__).parent.parent
 SOURCE_ROOTS = ("kernels", "pipelines", "eval", "assets")
@@ -145,14 +146,41 @@ def test_wheel_has_no_top_level_kernels_or_eval(wheel: Path) -> None:
 
 
 def test_wheel_names_its_extras_and_its_project(wheel: Path) -> None:
-    archive = zipfile.ZipFile(wheel)
-    name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
-    lines = archive.read(name).decode().splitlines()
+    lines = read_metadata(wheel).splitlines()
     extras = {line.removeprefix("Provides-Extra: ") for line in lines if "Provides-Extra" in line}
     assert extras >= {"all", "comfyui", "dev", "eval", "video"}
     assert "Author: The dit_accel authors" in lines
     urls = {line.split(",")[0] for line in lines if line.startswith("Project-URL: ")}
     assert urls == {f"Project-URL: {n}" for n in ("Homepage", "Repository", "Issues", "Changelog")}
+
+
+def read_metadata(wheel: Path) -> str:
+    archive = zipfile.ZipFile(wheel)
+    name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+    return archive.read(name).decode()
+
+
+def test_readme_of_the_wheel_needs_no_repository(wheel: Path) -> None:
+    """Its links and pictures are those of the README, and lead to files of this version."""
+    _, readme = read_metadata(wheel).split("\n\n", 1)
+    assert "<!--" not in readme
+    targets = re.findall(r"\]\(([^)\s]+)\)", readme)
+    version = distribution("dit_accel").version
+    home = "https://github.com/dit-accel/dit_accel/blob"
+    pictures = "https://raw.githubusercontent.com/dit-accel/dit_accel"
+    prefixes = (f"{home}/v{version}/", f"{pictures}/v{version}/")
+    assert [t for t in targets if not t.startswith(("https://", "#"))] == []
+    ours = {t for t in targets if t.startswith((home, pictures))}
+    paths = {t.removeprefix(prefixes[0]).removeprefix(prefixes[1]) for t in ours}
+    assert paths == set(links(ROOT / "README.md"))
+    assert {t.startswith(pictures) for t in ours if t.endswith(".png")} == {True}
+
+
+def test_packages_pass_twine(wheel: Path) -> None:
+    pytest.importorskip("twine")
+    command = [sys.executable, "-m", "twine", "check", "--strict", str(wheel)]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
 
 
 def test_installed_wheel_works_from_elsewhere(installed: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "methods": "List the attention methods, or explain one.",
     "models": "List the model families.",
     "doctor": "Check what this machine can run.",
+    "ui": "Compare dense and accelerated in the browser.",
     "comfyui": "Install the ComfyUI nodes, or remove them.",
 }
 

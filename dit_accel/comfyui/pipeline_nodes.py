@@ -33,6 +33,7 @@ from dit_accel.generation.loading import load_pipeline, read_card
 from dit_accel.generation.placement import DTYPES, OFFLOADS, LoadOptions
 from dit_accel.generation.render import Clip, check_finite, render_with
 from dit_accel.generation.settings import RenderSettings, build_profile
+from dit_accel.generation.tiny_world import warn_unreadable
 from dit_accel.guidance import ModelShape
 from dit_accel.hooks import config_of
 from dit_accel.hooks.active_pipeline import transformers_of
@@ -179,6 +180,7 @@ def make_settings(
     error = find_size_rule(pipeline.pipe).find_error(height, width, frames)
     if error:
         raise InvalidSettings(error)
+    warn_unreadable([prompt], pipeline.model)
     kind, config = type(pipeline.pipe), pipeline.pipe.config
     if negative_prompt and not uses_guidance(kind, config, guidance_scale):
         raise InvalidSettings(

@@ -177,10 +177,17 @@ class Progress:
     Args:
         stream: a terminal gets bars, anything else lines; None shows nothing.
         verbose: show every step and the end of each part in lines.
+        display: returns the display of a part, in place of the stream.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, verbose: bool = False) -> None:
-        self._stream, self._verbose = stream, verbose
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        verbose: bool = False,
+        display: Callable[[], Display] | None = None,
+    ) -> None:
+        self._stream, self._verbose, self._new_display = stream, verbose, display
 
     @contextmanager
     def part(
@@ -219,6 +226,8 @@ class Progress:
                 part.update()
 
     def _display(self, *, leave: bool) -> Display | None:
+        if self._new_display is not None:
+            return self._new_display()
         if self._stream is None:
             return None
         if self._stream.isatty():

@@ -30,6 +30,7 @@ from dit_accel.generation.outputs import (
 )
 from dit_accel.generation.placement import Lora
 from dit_accel.generation.settings import RenderSettings, build_profile
+from dit_accel.generation.tiny_world import warn_unreadable
 from dit_accel.generation.validation import check_pipeline, validate_batch
 from dit_accel.io.atomic import check_name
 from dit_accel.io.media import format_metadata, join_side_by_side, write_clip, write_strip
@@ -200,6 +201,7 @@ def describe_jobs(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
     from dit_accel.generation.forecast import predict_no_effect
     from dit_accel.generation.memory import estimate_state
 
+    warn_unreadable([job.settings.prompt for job in jobs], jobs[0].settings.model)
     described: RenderSettings | None = None
     for job in jobs:
         settings = replace(job.settings, prompt="")  # prompts have one length
@@ -305,6 +307,7 @@ class Batch:
         """Load the model once and render jobs one after the other."""
         load_options = self.process.load_options(jobs[0].settings.load_options)
         writes = self.process.writes
+        warn_unreadable([job.settings.prompt for job in jobs], jobs[0].settings.model)
         options = self.options if writes else replace(self.options, progress=Progress())
         start = time.perf_counter()
         with options.progress.part(f"loading {jobs[0].settings.model}"):

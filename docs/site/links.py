@@ -16,13 +16,16 @@ MOVED = {
     "ARCHITECTURE.md": "architecture.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "eval/results/README.md": "results/index.md",
+    "examples/README.md": "examples.md",
+    "eval/results/README.md": "results/files.md",
     "eval/results/methods.md": "results/methods.md",
     "eval/results/composition.md": "results/composition.md",
 }
 RESULTS = "eval/results/"
 PICTURES = (".png", ".svg")
 ORIGINS = {site: repository for repository, site in MOVED.items()}
+# Badges are pictures of another host, for the pages of a repository.
+BADGES = re.compile(r"^(?:!\[[^\]]*\]\(https://img\.shields\.io/[^)]*\) *)+$", re.MULTILINE)
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 # The beginning of a list or of a table, in a quotation or not.
 BEGINNING = re.compile(r"(?P<quote>(?:> ?)?)(?P<kind>\||- )")
@@ -36,7 +39,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     def rewrite(match: re.Match[str]) -> str:
         return match[1] + rewrite_link(match[2], folder, source, config.repo_url) + match[3]
 
-    return LINK.sub(rewrite, separate_blocks(markdown))
+    return LINK.sub(rewrite, separate_blocks(BADGES.sub("", markdown)))
 
 
 def separate_blocks(markdown: str) -> str:

@@ -6,6 +6,7 @@ MkDocs calls `on_files`. It needs neither torch nor diffusers, because the comma
 from __future__ import annotations
 
 import atexit
+import functools
 import importlib.util
 import json
 import os
@@ -29,13 +30,16 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 VERBS = (
-    "enable_sparse_attention",
-    "disable_sparse_attention",
-    "enable_quantized_attention",
-    "disable_quantized_attention",
-    "enable_perturbed_guidance",
-    "disable_perturbed_guidance",
-    "attention_report",
+    "acceleration.enable_acceleration",
+    "acceleration.disable_acceleration",
+    "acceleration.calibrate_mag_cache",
+    "api.enable_sparse_attention",
+    "api.disable_sparse_attention",
+    "api.enable_quantized_attention",
+    "api.disable_quantized_attention",
+    "api.enable_perturbed_guidance",
+    "api.disable_perturbed_guidance",
+    "api.attention_report",
 )
 COMMANDS = """\
 # Command line
@@ -77,6 +81,21 @@ CLASSES = {
 }
 
 
+def on_config(config: Any, **_: Any) -> Any:
+    """Add the page of every family to the navigation."""
+    recipes = next(entry["Recipes"] for entry in config.nav if "Recipes" in entry)
+    for output in ("video", "image"):
+        names = [row["family"] for row in ask("models") if row["output"] == output]
+        pages = [{name: f"recipes/{name}.md"} for name in names]
+        recipes.append({f"{output.capitalize()}s": pages})
+    return config
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Leave out the defaults of options that have none, which mkdocs-click prints as an object of click."""
+    return html.replace("<code>Sentinel.UNSET</code>", "")
+
+
 def on_files(files: Any, config: Any, **_: Any) -> Any:
     """Add the pages to the files of the site."""
     for path, content in (read_pages() | write_pages()).items():
@@ -110,6 +129,7 @@ def write_pages() -> dict[str, str]:
     }
 
 
+@functools.cache
 def ask(*arguments: str) -> Any:
     """Return what a command of dit-accel prints as JSON."""
     command = [sys.executable, "-m", "dit_accel", *arguments, "--json"]
@@ -135,7 +155,8 @@ def python_page() -> str:
         "Every verb is also a method of diffusers' pipelines after `import dit_accel`.",
         "",
     ]
-    lines += ["## Verbs", "", *(f"::: dit_accel.api.{verb}" for verb in VERBS)]
+    lines += ["## Verbs", "", *(f"::: dit_accel.{verb}" for verb in VERBS)]
+    lines += ["", "## The bundled model", "", "::: dit_accel.generation.tiny_world.load_tiny_world"]
     for title, names in CLASSES.items():
         lines += ["", f"## {title}", "", *(f"::: {name}" for name in names)]
     return "\n".join(lines) + "\n"

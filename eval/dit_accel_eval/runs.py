@@ -14,6 +14,7 @@ from dit_accel.generation.distributed import Process, this_process
 from dit_accel.generation.forecast import predict_no_effect
 from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.tiny_world import warn_unreadable
 from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import check_writable, sweep_temporaries
 from dit_accel.io.jsonl import write_json
@@ -118,6 +119,7 @@ def check_evaluation(
     lpips = backbone_digest(backbone=evaluation.backbone)
     metrics = {"lpips": lpips, "clip": has_clip(), **installed_metrics()}
     identity = {**machine(request.device), **ingredients(card, request.load_options)}
+    warn_unreadable(list(dict.fromkeys(case.prompt for case in cases)), request.model)
     return request, card, {**identity, "metrics": metrics}
 
 

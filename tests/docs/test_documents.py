@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ import click
 import pytest
 import yaml
 from support.documents import (
+    COMMENT,
+    FENCE,
+    LINK,
     OUTPUT,
     PAGES,
     ROOT,
@@ -34,6 +38,7 @@ from dit_accel import METHODS, Profile
 from dit_accel.cli import cli
 from dit_accel.generation.settings import RenderSettings, attention_settings
 from dit_accel.runtime.presets import PRESETS
+from dit_accel_assets.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 from dit_accel_eval.settings import Setting
 from dit_accel_pipelines import families
 from studies.one_step_tables import find
@@ -41,7 +46,7 @@ from studies.one_step_tables import tables as tables_of_errors
 
 README = ROOT / "README.md"
 OTHERS = [ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-ALL = [*PAGES, *OTHERS, ROOT / "eval/results/README.md"]
+ALL = [*PAGES, *OTHERS, ROOT / "eval/results/README.md", ROOT / "examples/README.md"]
 BANNED = ("likewise", "of which none", "the very same", "as it would be", "such calls", "so that")
 RUNNER = """
 import contextlib, io, json, sys
@@ -195,6 +200,69 @@ def without_seconds(text: str) -> list[str]:
     lines = [line.strip() for line in text.strip().splitlines()]
     kept = [line for line in lines if not line.startswith("seconds")]
     return [re.sub(r"\d\.\d+", lambda n: f"{float(n[0]):.1f}", line) for line in kept]
+
+
+def glossary() -> dict[str, tuple[str, int]]:
+    """Return the definition of each term in the glossary, in lower case, and its place in the order."""
+    entries = re.findall(r"^\*\*(.+?)\.\*\* (.*)$", (ROOT / "docs/glossary.md").read_text(), re.M)
+    return {
+        term: (text.lower(), number)
+        for number, (names, text) in enumerate(entries)
+        for term in re.split(r", | and ", names.lower())
+    }
+
+
+def mention(term: str) -> str:
+    """Return the pattern of a term, also in the plural."""
+    return (
+        rf"\b{term.removesuffix('y')}(?:s|es|y|ies)?\b"
+        if term[-1] == "y"
+        else rf"\b{term}(?:s|es)?\b"
+    )
+
+
+def test_glossary_defines_terms_before_it_uses_them() -> None:
+    terms = glossary()
+    assert len(terms) > 10
+    for term, (text, number) in terms.items():
+        later = [other for other, (_, place) in terms.items() if place > number]
+        assert [other for other in later if re.search(mention(other), text)] == [], term
+
+
+def test_readme_explains_or_links_terms_before_it_uses_them() -> None:
+    text = FENCE.sub("", COMMENT.sub("", README.read_text()))
+    for term in glossary():
+        used = explained = None
+        name = term.removesuffix(" call") if "sparse" in term or "dense" in term else term
+        pattern = rf"\*\*{name}|\b{name} is |\[[^\]]*\b{name}\w*\]\("
+        for number, line in enumerate(text.splitlines()):
+            if used is None and re.search(mention(term), LINK.sub("]", line), re.I):
+                used = number
+            if explained is None and re.search(pattern, line, re.I):
+                explained = number
+        assert used is None or (explained is not None and explained <= used), term
+
+
+def test_tiny_world_page_has_its_words_and_sizes() -> None:
+    words, sizes = tables(ROOT / "docs/tiny-world.md")
+    kinds: dict[str, Iterable[str]] = {
+        "colour": COLOURS,
+        "shape": SHAPES,
+        "motion": MOTIONS,
+        "background": BACKGROUNDS,
+    }
+    listed = {row[0]: row[1].split(";")[0].split(", ") for row in words[1:]}
+    assert listed == {kind: list(names) for kind, names in kinds.items()}
+    assert sizes[1:] == [
+        [f"`{name}`", f"{height} x {width}", str(frames), f"{count_tokens(name):,}"]
+        for name, (height, width, frames) in SIZES.items()
+    ]
+
+
+def count_tokens(size: str) -> int:
+    """Return the number of tokens of a size: one for 16 x 16 pixels and four frames; the first frame is alone."""
+    height, width, frames = SIZES[size]
+    return (height // 16) * (width // 16) * ((frames - 1) // 4 + 1)
 
 
 def test_extras_of_the_readme_exist() -> None:

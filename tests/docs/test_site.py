@@ -45,7 +45,7 @@ def examples() -> dict[str, dict[str, Any]]:
             "results.md",
             f"{REPOSITORY}/blob/main/eval/results/one_step.json",
         ),
-        ("../../docs/results.md", "results/index.md", "../results.md"),
+        ("../../docs/results.md", "results/files.md", "../results.md"),
         ("#limits", "index.md", "#limits"),
         ("https://arxiv.org/abs/2505.18875", "methods.md", "https://arxiv.org/abs/2505.18875"),
         ("images/svg.png", "methods.md", "images/svg.png"),
@@ -116,3 +116,19 @@ def test_scripts_are_python(families: list[dict[str, Any]]) -> None:
             code = re.search(r"```python\n(.*)```", page, re.DOTALL)
             assert code is not None
             ast.parse(code[1])
+
+
+def test_badges_stay_in_the_repository() -> None:
+    import links
+
+    readme = (ROOT / "README.md").read_text()
+    assert "img.shields.io" in readme
+    assert "img.shields.io" not in links.BADGES.sub("", readme)
+
+
+def test_no_two_pages_have_one_address() -> None:
+    import links
+
+    sources = [path.name for path in (ROOT / "docs").glob("*.md")] + list(links.MOVED.values())
+    addresses = [re.sub(r"(^|/)index\.md$|\.md$", "", source) for source in sources]
+    assert len(addresses) == len(set(addresses))

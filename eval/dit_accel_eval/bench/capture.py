@@ -15,6 +15,7 @@ from dit_accel.errors import InvalidSettings, first_line
 from dit_accel.generation.loading import load_pipeline
 from dit_accel.generation.placement import torch_dtype
 from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.tiny_world import warn_unreadable
 from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import atomic_write, check_writable
 from dit_accel.io.reading import parse_json
@@ -98,6 +99,7 @@ def capture(
     from dit_accel.generation.render import render_with
 
     settings, card = validate(settings.as_dense())
+    warn_unreadable([settings.prompt], settings.model)
     check_writable(out)
     if not layers or not steps:
         raise InvalidSettings("nothing to capture: give at least one layer and one step")

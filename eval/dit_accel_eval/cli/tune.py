@@ -128,6 +128,7 @@ def command(
     chosen = None if levers is None else tuple(levers.split(","))
     progress = show_progress()
     with show_usually_short():
+        from dit_accel.generation.tiny_world import warn_unreadable
         from dit_accel.generation.validation import validate
         from dit_accel_eval.tune.ladders import check_lever_names
         from dit_accel_eval.tune.space import check_methods
@@ -138,6 +139,7 @@ def command(
         goals = tuple(Target.parse(text) for text in targets)
         require_extra("`dit-accel tune`", "filelock", "optuna", *PAGE)
         validate(replace(base, prompt=prompts[0]))
+        warn_unreadable(prompts, base.model)
         from dit_accel_eval.tune import run
         from dit_accel_eval.tune.describe import describe_result
         from dit_accel_eval.tune.goal import Goal

@@ -15,6 +15,7 @@ from typing import TypeAlias
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import ModelCard
 from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.tiny_world import warn_unreadable
 from dit_accel.generation.validation import check_effect, validate
 from dit_accel.guidance import HeadSet, ModelShape, check_family
 from dit_accel.io.atomic import atomic_write, check_writable
@@ -94,6 +95,7 @@ class Search:
         request = make_request(settings, base, card)
         path = out / "search.json"
         check_same_request(path, request)
+        warn_unreadable(settings.prompts, base.model)
         if write and not path.exists():
             check_writable(path)
             with atomic_write(path) as temporary:

@@ -48,6 +48,8 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ("replay --help", 0, "FILE"),
         ("comfyui --help", 0, "install"),
         ("doctor --help", 0, "--json"),
+        ("ui --help", 0, "--port"),
+        ("ui --model ./nonsense", 2, "no model"),
         ("methods", 0, "svg-ear: "),
         ("methods svg-ear", 0, "density: float"),
         ("methods schedule --json", 0, "schedule.dense_steps"),
