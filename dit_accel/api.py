@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dit_accel.core.precision import Precision, check_precision_name
+from dit_accel.core.precision import (
+    DensePrecision,
+    Precision,
+    as_external,
+    check_dense_precision,
+    check_precision_name,
+)
 from dit_accel.core.schedule import Guard, GuardMode, Schedule
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.guidance.config import (
@@ -47,7 +53,7 @@ def enable_sparse_attention(
     *,
     schedule: Schedule | Mapping[str, Any] | None = None,
     precision: Precision | None = None,
-    dense_precision: Precision | None = None,
+    dense_precision: DensePrecision | None = None,
     guard: Guard | GuardMode | Mapping[str, Any] | None = None,
     profile: Profile | str | Path | Mapping[str, Any] | None = None,
 ) -> Session:
@@ -63,7 +69,9 @@ def enable_sparse_attention(
         precision: Precision of the sparse calls. ``"full"`` is the default. ``"int8"`` quantizes queries and keys.
             ``"int8-fp8"`` also quantizes weights and values, from compute capability 8.9 on. ``"auto"`` takes the
             fastest that the device has. A CPU only simulates the quantized ones, which is slow; the report says so.
-        dense_precision: Precision of the calls that the schedule leaves dense.
+        dense_precision: Precision of the calls that the schedule leaves dense. It can name a kernel of another package
+            that is installed: ``"sageattention"``, ``"comfy-kitchen"``, ``"flash-attn"``, ``"flash-attn-3"`` or
+            ``"flash-attn-4"``. Its first call compares it with float32 attention and refuses it if it errs.
         guard: What to do if sparse output is not finite or far from exact attention: ``"off"`` (the default),
             ``"warn"``, ``"on"``, or a `Guard` with its limit.
         profile: All of these settings, a YAML or JSON file with them, or the name of a published recipe, such as
@@ -123,7 +131,9 @@ def disable_sparse_attention(target: Any) -> None:
         session.close()
 
 
-def enable_quantized_attention(target: Any, precision: Precision = "auto") -> QuantizationHandle:
+def enable_quantized_attention(
+    target: Any, precision: DensePrecision = "auto"
+) -> QuantizationHandle:
     """Run the self-attention of a pipeline or a bare transformer in a quantized precision.
 
     The precision applies to dense calls and, if sparse attention is enabled, to sparse calls. Sparse attention and
@@ -131,13 +141,14 @@ def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Qu
 
     Args:
         target: A pipeline, standard or modular, or a transformer module.
-        precision: ``"int8"``, ``"int8-fp8"`` or ``"auto"``, as in `enable_sparse_attention`.
+        precision: ``"int8"``, ``"int8-fp8"`` or ``"auto"``, as in `enable_sparse_attention`. A kernel of another
+            package, as in ``dense_precision`` there, serves dense calls only, and sparse calls keep their precision.
 
     Returns:
         A handle. Its ``close`` and ``disable_quantized_attention`` undo everything.
 
     Raises:
-        InvalidSettings: If the precision is unknown.
+        InvalidSettings: If the precision is unknown, or its package is not installed.
         UnknownFamily: If no family declares the transformer.
         UnsupportedProcessor: If the code of a processor cannot be redirected. The pipeline is unchanged then.
 
@@ -146,8 +157,11 @@ def enable_quantized_attention(target: Any, precision: Precision = "auto") -> Qu
         >>> pipe.enable_quantized_attention("int8-fp8")  # sparse and dense calls in 8 bits
         >>> pipe.disable_quantized_attention()  # sparse attention stays
     """
-    check_precision_name("precision", precision)
-    quantization = Quantization(precision, precision)
+    if as_external(precision) is None:
+        precision = check_precision_name("precision", precision)
+        quantization = Quantization(precision, precision)
+    else:
+        quantization = Quantization(None, check_dense_precision("precision", precision))
     family = check_target(target)
     session = session_of(target)
     if session is not None and session.serves(target):

@@ -21,11 +21,15 @@ from dit_accel.methods import SVG2
 from dit_accel.runtime.cost_model import Rates, Work, find_rates, measured_rates_path
 from dit_accel_assets import tiny_world_path
 from dit_accel_kernels import (
+    EXTERNAL_KERNELS,
     BlockMap,
+    ContractError,
     Precision,
     Skipped,
+    find_external_package,
     group_by_label,
     kmeans,
+    load_external_attention,
     quantized_attention,
     sparse_attention,
     sparse_attention_reference,
@@ -68,6 +72,7 @@ def examine() -> dict[str, dict[str, Any]]:
             for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
             for name, verdict in check_ops(device).items()
         },
+        "kernels of other packages": describe_external_kernels(),
         "rates": describe_rates(),
         "will be used": {
             "sparse attention": "Triton kernels"
@@ -78,6 +83,29 @@ def examine() -> dict[str, dict[str, Any]]:
             "dense attention": "the pipeline's own backend, unchanged",
         },
     }
+
+
+def describe_external_kernels() -> dict[str, str]:
+    """Return for each kernel of another package whether it is installed, and passes its check on the CUDA device.
+
+    The check is in bfloat16 at head_dim 64 and 128. None of these packages is needed.
+    """
+    return {name: _describe_external_kernel(name) for name in EXTERNAL_KERNELS}
+
+
+def _describe_external_kernel(name: str) -> str:
+    try:
+        found, _ = find_external_package(name)
+        if not torch.cuda.is_available():
+            return f"{found}, not usable: no CUDA device"
+        kernels = [
+            load_external_attention(name, torch.device("cuda"), torch.bfloat16, head_dim)
+            for head_dim in (64, 128)
+        ]
+    except ContractError as error:
+        return f"not usable: {error}"
+    largest = max(kernel.error for kernel in kernels)
+    return f"{found}, usable as --dense-precision {name}, relative error {largest:.4f}"
 
 
 def describe_ffmpeg() -> dict[str, str]:

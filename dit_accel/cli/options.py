@@ -196,7 +196,8 @@ def attention_options(command: Command) -> Command:
         ),
         click.option(
             "--dense-precision",
-            help="Run dense calls in this precision: full, int8, int8-fp8 or auto.  [default: full]",
+            help="Run dense calls in this precision, or by another package's kernel, such as comfy-kitchen.  "
+            "[default: full]",
         ),
         click.option(
             "--guard",

@@ -12,7 +12,7 @@ from dit_accel.comfyui.node_declaration import (
     socket_input,
     text_input,
 )
-from dit_accel.core.precision import PRECISIONS
+from dit_accel.core.precision import DENSE_PRECISIONS, PRECISIONS
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.settings import RenderSettings, build_profile, parse_assignments
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, make_head_set
@@ -132,9 +132,9 @@ NODES = [
             choice_input("precision", PRECISIONS, "full", "Precision of the sparse calls."),
             choice_input(
                 "dense_precision",
-                PRECISIONS,
+                DENSE_PRECISIONS,
                 "full",
-                "Precision of the dense calls.",
+                "Precision of the dense calls, or a kernel of another package that is installed.",
                 advanced=True,
             ),
             choice_input(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 
 from dit_accel_kernels import (
+    ExternalAttention,
     GroupStatistics,
     centroid_error,
     centroid_logits,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from dit_accel.core.attention_call import AttentionCall, Plan
     from dit_accel.core.timer import Timer
     from dit_accel_kernels import BlockMap, Precision, Skipped
+
+    DenseKernel = Precision | ExternalAttention
 
 T = TypeVar("T")
 
@@ -273,14 +276,17 @@ class Ops:
             return out.transpose(1, 2).contiguous()
 
     def quantized(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, precision: Precision
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, by: DenseKernel
     ) -> Tensor:
-        """Return the dense attention of ``[B, S, H, D]`` tensors in a quantized precision."""
+        """Return the dense attention of ``[B, S, H, D]`` tensors by a quantized precision or another package."""
         with self.timer("dense", query.device):
             query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-            out, _ = quantized_attention(
-                query, key, value, scale=scale, precision=precision, return_lse=False
-            )
+            if isinstance(by, ExternalAttention):
+                out = by(query, key, value, scale=scale)
+            else:
+                out, _ = quantized_attention(
+                    query, key, value, scale=scale, precision=by, return_lse=False
+                )
             return out.transpose(1, 2).contiguous()
 
     def density(self, block_map: BlockMap) -> Tensor:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 
 from dit_accel.errors import InvalidSettings, first_line
-from dit_accel_kernels import ContractError, check_precision, quantized_attention
+from dit_accel_kernels import (
+    ContractError,
+    check_precision,
+    find_external_package,
+    load_external_attention,
+    quantized_attention,
+)
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_accel_kernels import ExternalAttention
     from dit_accel_kernels import Precision as KernelPrecision
 
 Precision = Literal["full", "int8", "int8-fp8", "auto"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+External = Literal["sageattention", "comfy-kitchen", "flash-attn", "flash-attn-3", "flash-attn-4"]
+DensePrecision = Precision | External
+DENSE_PRECISIONS: tuple[DensePrecision, ...] = (*PRECISIONS, *get_args(External))
 AUTO: tuple[KernelPrecision, ...] = ("int8-fp8", "int8")  # fastest first
 LARGEST_ERROR = {"int8": 0.02, "int8-fp8": 0.045}  # relative L1 error on the inputs of the check
 
@@ -29,6 +41,31 @@ def check_precision_name(argument: str, value: str) -> Precision:
         if value == precision:
             return precision
     raise InvalidSettings(f"unknown {argument} {value!r}: choose one of {', '.join(PRECISIONS)}")
+
+
+def as_external(value: str) -> External | None:
+    """Return a name as that of a kernel of another package, or None if it is none."""
+    names: tuple[External, ...] = get_args(External)
+    return next((name for name in names if name == value), None)
+
+
+def check_dense_precision(argument: str, value: str) -> DensePrecision:
+    """Return a precision of dense calls, or a kernel of another package that is installed.
+
+    Raises:
+        InvalidSettings: With the names that are accepted, or with what is missing.
+    """
+    for precision in DENSE_PRECISIONS:
+        if value != precision:
+            continue
+        if as_external(precision) is not None:
+            try:
+                find_external_package(precision)
+            except ContractError as error:
+                raise InvalidSettings(f"{argument}: {error}") from None
+        return precision
+    known = ", ".join(DENSE_PRECISIONS)
+    raise InvalidSettings(f"unknown {argument} {value!r}: choose one of {known}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +120,8 @@ def _resolve_auto(device: torch.device) -> ResolvedPrecision:
 class PrecisionResolver:
     """Precisions that run on the device of a session. Each request is resolved once."""
 
-    _resolved: dict[Precision, ResolvedPrecision] = field(default_factory=dict)
+    _resolved: dict[DensePrecision, ResolvedPrecision] = field(default_factory=dict)
+    _external: dict[tuple[str, torch.dtype, int], ExternalAttention] = field(default_factory=dict)
 
     def resolve(self, requested: Precision, device: torch.device) -> KernelPrecision:
         """Return the precision that runs."""
@@ -91,14 +129,42 @@ class PrecisionResolver:
             self._resolved[requested] = resolve_precision(requested, device)
         return self._resolved[requested].precision
 
-    def used(self, requested: Precision) -> str:
+    def resolve_dense(
+        self, requested: DensePrecision, query: Tensor
+    ) -> KernelPrecision | ExternalAttention:
+        """Return the precision of a dense call, or the kernel of another package after its check.
+
+        Args:
+            requested: Precision of dense calls.
+            query: The query of the call, ``[..., D]``. Each dtype and head_dim is checked once.
+
+        Raises:
+            InvalidSettings: If the kernel fails its check on the device.
+        """
+        external = as_external(requested)
+        if external is None:
+            return self.resolve(cast("Precision", requested), query.device)
+        key = (external, query.dtype, query.shape[-1])
+        if key not in self._external:
+            try:
+                self._external[key] = load_external_attention(external, query.device, *key[1:])
+            except ContractError as error:
+                raise InvalidSettings(str(error)) from None
+        return self._external[key]
+
+    def used(self, requested: DensePrecision) -> str:
         """Return the precision that ran, or the requested one if nothing ran yet."""
         resolved = self._resolved.get(requested)
         return requested if resolved is None else resolved.precision
 
     def remarks(self) -> list[str]:
-        """Return the remarks on precisions that differ from their requests."""
-        return [resolved.remark for resolved in self._resolved.values() if resolved.remark]
+        """Return the remarks on precisions that differ from their requests, and on kernels of other packages."""
+        resolved = [resolved.remark for resolved in self._resolved.values() if resolved.remark]
+        external = [
+            f"{x.name} {x.version}: relative error {x.error:.4f} in its check on this device"
+            for x in self._external.values()
+        ]
+        return resolved + external
 
 
 def measure_error(precision: KernelPrecision, device: torch.device) -> float:

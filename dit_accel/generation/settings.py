@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dit_accel.core.precision import check_precision_name
+from dit_accel.core.precision import check_dense_precision, check_precision_name
 from dit_accel.core.schedule import Guard, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import TINY_WORLD, read_card
@@ -155,7 +155,7 @@ def build_profile(settings: RenderSettings) -> Profile:
             method=method_of(settings.method, knobs["method"]),
             schedule=parse_knobs(Schedule, knobs["schedule"], "schedule knob"),
             precision=check_precision_name("precision", settings.precision),
-            dense_precision=check_precision_name("dense_precision", settings.dense_precision),
+            dense_precision=check_dense_precision("dense_precision", settings.dense_precision),
             guard=parse_knobs(Guard, {"mode": settings.guard, **knobs["guard"]}, "guard knob"),
             provenance={"preset": dict(settings.preset)} if settings.preset else {},
             **parse_levers(settings.levers or {}),

@@ -107,8 +107,7 @@ class AttentionRunner(MethodRunner):
     def _attend_dense(self, run: Run, dense: DenseCall, call: AttentionCall) -> Tensor:
         """Return dense attention in the precision of dense calls."""
         run.stats.count_dense()
-        device = dense.query.device
-        precision = self.precisions.resolve(self.profile.dense_precision, device)
+        precision = self.precisions.resolve_dense(self.profile.dense_precision, dense.query)
         if precision == "full":
             return _timed(run, dense)
         outputs = [

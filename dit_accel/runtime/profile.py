@@ -21,7 +21,12 @@ from dit_accel.core.levers import (
     compile_of,
     linears_of,
 )
-from dit_accel.core.precision import Precision, check_precision_name
+from dit_accel.core.precision import (
+    DensePrecision,
+    Precision,
+    check_dense_precision,
+    check_precision_name,
+)
 from dit_accel.core.schedule import Guard, Schedule
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
@@ -47,7 +52,7 @@ class Profile:
         method: The method with its knobs.
         schedule: Which calls stay dense, and which use other knobs.
         precision: Precision of the sparse calls.
-        dense_precision: Precision of the dense calls.
+        dense_precision: Precision of the dense calls, or a kernel of another package for them.
         guard: What to do if sparse output is faulty.
         provenance: Free-form metadata on how the profile was made.
         cache: The step cache, which skips parts of some forwards; None without one.
@@ -55,8 +60,8 @@ class Profile:
         compile: How the repeated blocks are compiled; None without.
 
     Raises:
-        InvalidSettings: If a rule has a knob that the method lacks, a precision is unknown, or two settings do not go
-            together.
+        InvalidSettings: If a rule has a knob that the method lacks, a precision is unknown or its package is missing,
+            or two settings do not go together.
 
     Example:
         >>> Profile(SVGEar(density=0.2), Schedule(dense_steps=0.1)).save("wan.yaml")
@@ -66,7 +71,7 @@ class Profile:
     method: Method = field(default_factory=SVGEar)
     schedule: Schedule = field(default_factory=Schedule)
     precision: Precision = "full"
-    dense_precision: Precision = "full"
+    dense_precision: DensePrecision = "full"
     guard: Guard = field(default_factory=Guard)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     cache: Cache | None = None
@@ -83,8 +88,8 @@ class Profile:
         for rule in self.schedule.rules:
             with_knobs(self.method, rule.knobs)  # find a wrong knob now, not in step 12
         self.at(tuple(range(len(self.schedule.rules))))  # find two knobs that do not go together
-        for name in ("precision", "dense_precision"):
-            check_precision_name(name, getattr(self, name))
+        check_precision_name("precision", self.precision)
+        check_dense_precision("dense_precision", self.dense_precision)
         self._check_together()
 
     def _check_together(self) -> None:

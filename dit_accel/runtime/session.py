@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from torch import Tensor
 
 from dit_accel import hooks
-from dit_accel.core.precision import Precision
+from dit_accel.core.precision import DensePrecision, Precision
 from dit_accel.errors import RunFailed
 from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import (
@@ -44,7 +44,7 @@ class Quantization:
     """Precisions that `enable_quantized_attention` sets; None keeps that of the profile."""
 
     sparse: Precision | None
-    dense: Precision | None
+    dense: DensePrecision | None
 
     def apply(self, profile: Profile) -> Profile:
         """Return a profile with these precisions."""

@@ -9,6 +9,12 @@ from dit_accel_kernels.centroid_error import centroid_error
 from dit_accel_kernels.contracts import BlockMap, ContractError, Skipped
 from dit_accel_kernels.dense_tokens import with_dense_tokens
 from dit_accel_kernels.expansion_error import GroupStatistics, expansion_error
+from dit_accel_kernels.external_attention import (
+    EXTERNAL_KERNELS,
+    ExternalAttention,
+    find_external_package,
+    load_external_attention,
+)
 from dit_accel_kernels.grouping import group_by_label
 from dit_accel_kernels.kmeans import (
     group_means,
@@ -41,9 +47,11 @@ from dit_accel_kernels.self_similarity import self_similarity
 from dit_accel_kernels.sparse_attention import sparse_attention, sparse_attention_reference
 
 __all__ = [
+    "EXTERNAL_KERNELS",
     "PRECISIONS",
     "BlockMap",
     "ContractError",
+    "ExternalAttention",
     "GroupStatistics",
     "Precision",
     "Skipped",
@@ -54,6 +62,7 @@ __all__ = [
     "check_precision",
     "dense_attention",
     "expansion_error",
+    "find_external_package",
     "group_by_label",
     "group_logits",
     "group_means",
@@ -61,6 +70,7 @@ __all__ = [
     "kmeans",
     "kmeans_assign",
     "kmeans_update",
+    "load_external_attention",
     "merge_attention",
     "merge_attention_reference",
     "quantized_attention",

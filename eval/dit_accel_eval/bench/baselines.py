@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from dit_accel_kernels import dense_attention, quantized_attention
+from dit_accel_kernels import (
+    EXTERNAL_KERNELS,
+    ContractError,
+    dense_attention,
+    find_external_package,
+    load_external_attention,
+    quantized_attention,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dit_accel_kernels import ExternalAttention
 
 Attention: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
 """Attention of query, key and value ``[B, H, S, D]``."""
@@ -21,7 +30,7 @@ SDPA_BACKENDS = {
     "SDPA cuDNN": "CUDNN_ATTENTION",
     "SDPA efficient": "EFFICIENT_ATTENTION",
 }
-PEERS = ("flash_attn", "sageattention", "flashinfer", "flash_kmeans")
+PEERS = ("flashinfer", "flash_kmeans")
 
 
 def use_sdpa(backend: str) -> Attention:
@@ -35,20 +44,27 @@ def use_sdpa(backend: str) -> Attention:
     return attend
 
 
-def flash_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return the attention ``[B, H, S, D]`` of the package flash-attn."""
-    from flash_attn import flash_attn_func
+class CheckedKernel:
+    """Attention of another package, which is compared with float32 before its first call in each dtype and head_dim.
 
-    out: Tensor = flash_attn_func(*(x.transpose(1, 2) for x in (query, key, value)))
-    return out.transpose(1, 2)
+    Args:
+        name: A name in `dit_accel_kernels.EXTERNAL_KERNELS`.
+    """
 
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._checked: dict[tuple[torch.dtype, int], ExternalAttention] = {}
 
-def sage_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return the attention ``[B, H, S, D]`` of the package sageattention."""
-    from sageattention import sageattn
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return the attention ``[B, H, S, D]``.
 
-    out: Tensor = sageattn(query, key, value, tensor_layout="HND")
-    return out
+        Raises:
+            ContractError: If the package refuses such inputs, or errs too much.
+        """
+        kind = query.dtype, query.shape[-1]
+        if kind not in self._checked:
+            self._checked[kind] = load_external_attention(self.name, query.device, *kind)
+        return self._checked[kind](query, key, value, scale=query.shape[-1] ** -0.5)
 
 
 def full_precision_baselines(device: str) -> dict[str, Attention]:
@@ -57,9 +73,7 @@ def full_precision_baselines(device: str) -> dict[str, Attention]:
         sdpa = torch.nn.functional.scaled_dot_product_attention
         return {"SDPA": sdpa, "plain matmul": dense_attention}
     baselines: dict[str, Attention] = {n: use_sdpa(b) for n, b in SDPA_BACKENDS.items()}
-    if importlib.util.find_spec("flash_attn"):
-        baselines["flash-attn"] = flash_attention
-    return baselines
+    return baselines | external_baselines(16)
 
 
 def quantized_baselines(device: str) -> dict[str, Attention]:
@@ -70,11 +84,22 @@ def quantized_baselines(device: str) -> dict[str, Attention]:
         "dit_accel int8": lambda q, k, v: quantized_attention(q, k, v, precision="int8")[0],
         "dit_accel int8-fp8": lambda q, k, v: quantized_attention(q, k, v, precision="int8-fp8")[0],
     }
-    if importlib.util.find_spec("sageattention"):
-        baselines["sageattention"] = sage_attention
-    return baselines
+    return baselines | external_baselines(8)
+
+
+def external_baselines(bits: int) -> dict[str, Attention]:
+    """Return the attention of other packages that are installed and multiply numbers of some bits."""
+    missing = missing_peers()
+    names = (name for name, kernel in EXTERNAL_KERNELS.items() if kernel.bits == bits)
+    return {name: CheckedKernel(name) for name in names if name not in missing}
 
 
 def missing_peers() -> dict[str, str]:
     """Return the packages that benchmarks would compare with if they were installed, with the reason."""
-    return {name: "not installed" for name in PEERS if importlib.util.find_spec(name) is None}
+    missing = {name: "not installed" for name in PEERS if importlib.util.find_spec(name) is None}
+    for name in EXTERNAL_KERNELS:
+        try:
+            find_external_package(name)
+        except ContractError as error:
+            missing[name] = str(error)
+    return missing

@@ -24,6 +24,7 @@ from dit_accel_eval.bench.cases import Inputs, Shape, make_inputs
 from dit_accel_eval.bench.layer import make_attention_call
 from dit_accel_eval.bench.measure import quick_median_seconds
 from dit_accel_eval.bench.run import machine
+from dit_accel_kernels import ContractError
 
 SHAPES = tuple(
     Shape(heads, tokens, head_dim)
@@ -137,7 +138,7 @@ def add_round(timings: ShapeTimings, tensors: Inputs, device: str) -> None:
     heads_first = [x.transpose(1, 2) for x in tensors]
     for name, attend in full_precision_baselines(device).items():
         # A backend may have no kernel for this shape or dtype.
-        with suppress(RuntimeError):
+        with suppress(RuntimeError, ContractError):
             seconds = quick_median_seconds(partial(attend, *heads_first))
             timings.dense.setdefault(name, []).append(seconds)
     call = make_attention_call(timings.shape, tensors)

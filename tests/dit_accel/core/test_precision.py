@@ -1,10 +1,15 @@
 """Quantized attention through the verbs; on a CPU it is simulated, and the report says so."""
 
+from typing import get_args
+
 import pytest
 import torch
+from support.external_packages import install
 
-from dit_accel import SVG2, Schedule
-from dit_accel.core.precision import resolve_precision
+from dit_accel import SVG2, InvalidSettings, Profile, Schedule
+from dit_accel.core.precision import External, resolve_precision
+from dit_accel.doctor import describe_external_kernels
+from dit_accel_kernels import EXTERNAL_KERNELS
 
 COARSE = SVG2(query_clusters=4, key_clusters=8, top_p=0.7, min_key_share=0.2)
 EVERYWHERE = Schedule(dense_steps=0.0, min_tokens=0)
@@ -62,3 +67,63 @@ def test_auto_is_decided_by_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = resolve_precision("auto", torch.device("cuda"))
     assert chosen.precision == "full"
     assert "int8-fp8: relative error 0.300 is above 0.045" in chosen.remark
+
+
+def test_a_kernel_of_another_package_serves_dense_calls_only(wan, run_wan, monkeypatch) -> None:
+    install(monkeypatch, "comfy-kitchen")
+    plain = run_wan(wan)
+    wan.enable_quantized_attention("comfy-kitchen")
+    assert 0 <= relative(run_wan(wan), plain) < 1e-4
+    report = wan.attention_report()
+    assert report.calls == {"dense": 24, "sparse": 0, "fallback": 0}
+    assert report.precision == {"sparse": "full", "dense": "comfy-kitchen"}
+    (remark,) = report.remarks
+    assert remark.startswith("comfy-kitchen 0.2.40: relative error 0.0000 in its check")
+    wan.enable_sparse_attention(COARSE, schedule=EVERYWHERE, precision="int8")
+    run_wan(wan)
+    report = wan.attention_report()
+    assert report.precision == {"sparse": "int8", "dense": "comfy-kitchen"}
+    assert report.calls["sparse"] == 24
+
+
+def test_an_output_really_comes_from_the_other_package(wan, run_wan, monkeypatch) -> None:
+    install(monkeypatch, "flash-attn-4", fault=lambda out, _: 1.004 * out[0])
+    plain = run_wan(wan)
+    wan.enable_sparse_attention("dense", dense_precision="flash-attn-4")
+    assert relative(run_wan(wan), plain) > 1e-5
+
+
+def test_a_kernel_that_fails_its_check_stops_the_run(wan, run_wan, monkeypatch) -> None:
+    install(monkeypatch, "comfy-kitchen", fault=lambda out, _: 1.2 * out)
+    wan.enable_quantized_attention("comfy-kitchen")
+    with pytest.raises(InvalidSettings, match=r"within a relative error of 0\.045, got 0\.200"):
+        run_wan(wan)
+
+
+def test_a_missing_package_is_refused_before_a_run(wan) -> None:
+    with pytest.raises(
+        InvalidSettings, match="precision: the package of flash-attn must be installed"
+    ):
+        wan.enable_quantized_attention("flash-attn")
+    with pytest.raises(
+        InvalidSettings, match=r"dense_precision: the package of flash-attn-4 must be installed"
+    ):
+        Profile(SVG2(), dense_precision="flash-attn-4")
+    with pytest.raises(
+        InvalidSettings, match=r"unknown dense_precision 'int9': choose one of full"
+    ):
+        wan.enable_sparse_attention("svg2", dense_precision="int9")
+    with pytest.raises(InvalidSettings, match="unknown precision 'comfy-kitchen'"):
+        wan.enable_sparse_attention("svg2", precision="comfy-kitchen")
+
+
+def test_every_kernel_of_another_package_can_be_requested_and_is_described(monkeypatch) -> None:
+    assert set(get_args(External)) == set(EXTERNAL_KERNELS)
+    install(monkeypatch, "comfy-kitchen")
+    described = describe_external_kernels()
+    assert described["comfy-kitchen"] == "0.2.40, not usable: no CUDA device"
+    assert described["flash-attn-3"].startswith("not usable: the package of flash-attn-3 must")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("dit_accel.doctor.torch.device", lambda _: torch.empty(0).device)
+    monkeypatch.setattr(torch, "bfloat16", torch.float32)
+    assert describe_external_kernels()["comfy-kitchen"].startswith("0.2.40, usable as --dense")
