@@ -14,10 +14,9 @@ from dit_accel_kernels import (
     centroid_error,
     centroid_logits,
     expansion_error,
-    group_by_label,
     group_logits,
     group_variance,
-    kmeans,
+    kmeans_groups,
     merge_attention,
     quantized_attention,
     random_centroids,
@@ -91,7 +90,7 @@ class Ops:
         centroids: Tensor | None,
         iterations: tuple[int, int],
         init: Literal["strided", "random"] = "strided",
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Cluster tokens ``[B, H, S, D]`` by k-means.
 
         Args:
@@ -102,18 +101,13 @@ class Ops:
             init: Which tokens to start from.
 
         Returns:
-            Labels ``[B, H, S]`` and centroids ``[B, H, K, D]``.
+            The order ``[B, H, S]`` and the offsets ``[B, H, K + 1]`` of the clusters, and centroids ``[B, H, K, D]``.
         """
         with self.timer("kmeans", tokens.device):
             if centroids is None:
                 first = strided_centroids if init == "strided" else random_centroids
-                return kmeans(tokens, first(tokens, count), iterations[0])
-            return kmeans(tokens, centroids, iterations[1])
-
-    def group(self, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return the order ``[B, H, S]`` and the offsets ``[B, H, G + 1]`` of labelled tokens."""
-        with self.timer("selection", labels.device):
-            return group_by_label(labels, count)
+                return kmeans_groups(tokens, first(tokens, count), iterations[0])
+            return kmeans_groups(tokens, centroids, iterations[1])
 
     def select_top_p(
         self,

@@ -44,10 +44,11 @@ class ShapeOps(Ops):
         centroids: Tensor | None,
         iterations: tuple[int, int],
         init: Literal["strided", "random"] = "strided",
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         batch, heads, size, width = tokens.shape
-        labels = tokens.new_empty(batch, heads, size, dtype=torch.int64)
-        return labels, tokens.new_empty(batch, heads, count, width, dtype=torch.float32)
+        order = tokens.new_empty(batch, heads, size, dtype=torch.int64)
+        offsets = order.new_empty(batch, heads, count + 1)
+        return order, offsets, tokens.new_empty(batch, heads, count, width, dtype=torch.float32)
 
     def read(self, values: Tensor) -> list[float]:
         return [0.5] * values.numel()

@@ -102,30 +102,20 @@ class Clustered(Refreshed):
         self.cluster(call.visual(), state, ops)
 
     def new_plan(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Plan:
-        query_labels, key_labels = self.cluster(call, state, ops)
-        assert state.query_centroids is not None
-        assert state.key_centroids is not None
-        queries, keys = self.clusters(call.tokens)
-        clusters = Clusters(
-            state.query_centroids,
-            state.key_centroids,
-            *ops.group(query_labels, queries),
-            *ops.group(key_labels, keys),
-        )
-        return self.choose(call, clusters, ops)
+        return self.choose(call, self.cluster(call, state, ops), ops)
 
-    def cluster(self, call: AttentionCall, state: ClusterState, ops: Ops) -> tuple[Tensor, Tensor]:
-        """Move the centroids of a state to a call, and return the labels of queries and keys, ``[B, H, S]``."""
+    def cluster(self, call: AttentionCall, state: ClusterState, ops: Ops) -> Clusters:
+        """Move the centroids of a state to a call, and return its clusters."""
         query, key, _ = heads_first(call)
         queries, keys = self.clusters(call.tokens)
         rounds, init = self.kmeans_iterations, self.init
-        query_labels, state.query_centroids = ops.kmeans(
+        *query_groups, state.query_centroids = ops.kmeans(
             query, queries, warm(state.query_centroids, queries), rounds, init
         )
-        key_labels, state.key_centroids = ops.kmeans(
+        *key_groups, state.key_centroids = ops.kmeans(
             key, keys, warm(state.key_centroids, keys), rounds, init
         )
-        return query_labels, key_labels
+        return Clusters(state.query_centroids, state.key_centroids, *query_groups, *key_groups)
 
     @abc.abstractmethod
     def choose(self, call: AttentionCall, clusters: Clusters, ops: Ops) -> Plan:

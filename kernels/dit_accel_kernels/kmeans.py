@@ -232,10 +232,7 @@ def kmeans(tokens: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, 
         ContractError: if ``iterations`` is below 1, or a shape or dtype does not fit.
 
     Example:
-        Groups of keys for a `BlockMap`::
-
-            labels, centroids = kmeans(key, strided_centroids(key, 100), iterations=4)
-            key_order, key_offsets = group_by_label(labels, 100)
+        >>> labels, centroids = kmeans(key, strided_centroids(key, 100), iterations=4)
     """
     if iterations < 1:
         raise ContractError("iterations", "at least 1", iterations)
@@ -246,3 +243,39 @@ def kmeans(tokens: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, 
         labels = kmeans_assign(tokens, centroids)
         centroids = kmeans_update(tokens, labels, centroids)
     return labels, centroids
+
+
+def kmeans_groups(
+    tokens: Tensor, centroids: Tensor, iterations: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run `kmeans`, and list the tokens cluster by cluster.
+
+    The last round averages the clusters in this order, so nothing is sorted twice.
+
+    Args:
+        tokens, centroids, iterations: as in `kmeans`.
+
+    Returns:
+        order int64 ``[B, H, S]`` and offsets int64 ``[B, H, K + 1]`` as `group_by_label` returns them, and
+        centroids float32 ``[B, H, K, D]``.
+
+    Raises:
+        ContractError: as `kmeans` does.
+
+    Example:
+        Groups of keys for a `BlockMap`::
+
+            key_order, key_offsets, means = kmeans_groups(key, strided_centroids(key, 100), iterations=4)
+    """
+    if iterations < 1:
+        raise ContractError("iterations", "at least 1", iterations)
+    if iterations > 1:
+        _, centroids = kmeans(tokens, centroids, iterations - 1)
+    labels = kmeans_assign(tokens, centroids)
+    order, offsets = group_by_label(labels, centroids.shape[2])
+    if not tokens.is_cuda:
+        return order, offsets, kmeans_update(tokens, labels, centroids)
+    from dit_accel_kernels.gpu.kmeans import kmeans_update as kmeans_update_gpu
+
+    with torch.cuda.device_of(tokens):
+        return order, offsets, kmeans_update_gpu(tokens, order, offsets, centroids)

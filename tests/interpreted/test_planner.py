@@ -60,7 +60,7 @@ def test_key_lists_hold_the_selected_groups_in_order() -> None:
     order, offsets = group_by_label(labels, 6)
     selected = torch.rand(1, 2, 3, 6, generator=generator) < 0.5
     block_map = BlockMap(selected, order, offsets, order, offsets)
-    lists, counts = planner.build_key_lists(block_map)
+    lists, counts = planner.build_key_lists(block_map, planner.label_keys(block_map))
     for head in range(2):
         for group in range(3):
             expected = [

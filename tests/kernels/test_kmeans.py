@@ -10,8 +10,10 @@ from support.cpu_kernels import both_kernels
 
 from dit_accel_kernels import (
     ContractError,
+    group_by_label,
     kmeans,
     kmeans_assign,
+    kmeans_groups,
     kmeans_update,
     strided_centroids,
 )
@@ -27,6 +29,19 @@ SHAPES = st.tuples(
 
 def random_tokens(shape: Shape, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_groups_are_the_sorted_labels() -> None:
+    tokens = random_tokens((2, 3, 70, 8))
+    start = strided_centroids(tokens, 5)
+    for rounds in (1, 3):
+        labels, centroids = kmeans(tokens, start, rounds)
+        order, offsets, means = kmeans_groups(tokens, start, rounds)
+        assert torch.equal(order, group_by_label(labels, 5)[0])
+        assert torch.equal(offsets, group_by_label(labels, 5)[1])
+        assert torch.equal(means, centroids)
+    with pytest.raises(ContractError, match="iterations must be at least 1, got 0"):
+        kmeans_groups(tokens, start, 0)
 
 
 @given(SHAPES, st.integers(1, 9), st.integers(0, 99))

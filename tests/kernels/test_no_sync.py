@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_accel import (
     SVG,
@@ -128,6 +129,41 @@ def test_svg_ear_does_not_wait(launches, selection: str, budget: str, skipped: s
     assert not launches["_merge_attention_kernel"].grids
 
 
+@pytest.mark.parametrize("method", [SVG2(), SVGEar(refresh=1)], ids=lambda m: m.name)
+def test_a_warm_call_sorts_queries_and_keys_once(launches, method: Method) -> None:
+    """The last round of k-means sorts, averages, and hands its order on."""
+    attend_twice("full", method)
+    rounds = sum(method.kmeans_iterations)
+    assert len(launches["_kmeans_assign_kernel"].grids) == 2 * rounds
+    assert len(launches["_count_labels_kernel"].grids) == 2 * rounds
+
+
+class SearchCounter(TorchDispatchMode):
+    """Count the calls that look up tiles and key groups."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten.searchsorted.Tensor
+        return function(*args, **(kwargs or {}))
+
+
+def count_searches(method: Method) -> int:
+    with SearchCounter() as counter:
+        attend_twice("full", method)
+    return counter.count
+
+
+def test_tiles_are_made_once_for_all_heads(launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = count_searches(SVG2())
+    attentions = len(launches["_sparse_attention_fwd_kernel"].grids)
+    monkeypatch.setattr(sparse_attention, "MAX_BYTES", 1)
+    apart = count_searches(SVG2())
+    # Four heads are launched one by one.
+    assert len(launches["_sparse_attention_fwd_kernel"].grids) == 5 * attentions
+    assert apart == together > 0
+
+
 def test_a_density_for_each_head_does_not_wait(launches) -> None:
     attend_twice("full", SVGEar(density=(0.1, 0.2, 0.3, 0.4)))
 
@@ -173,8 +209,8 @@ def test_guard_waits_only_when_it_checks() -> None:
 
 @pytest.mark.usefixtures("launches")
 def test_planted_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build_key_lists_and_wait(block_map):
-        lists, counts = planner.build_key_lists(block_map)
+    def build_key_lists_and_wait(block_map, k_labels):
+        lists, counts = planner.build_key_lists(block_map, k_labels)
         return lists[..., : int(counts.max())], counts
 
     monkeypatch.setattr(sparse_attention, "build_key_lists", build_key_lists_and_wait)

@@ -30,7 +30,7 @@ from dit_accel_kernels.gpu.quantize import Quantized, quantize, quantize_dense
 from dit_accel_kernels.gpu.sparse_attention import sparse_attention
 
 HEADS, TOKENS, DENSITY, SIGMA = 8, 16_384, 0.25, 0.5
-BLOCK_M, BLOCK_N, NUM_WARPS, NUM_STAGES = (64, 128), (32, 64, 128), (4, 8), (2, 3)
+BLOCK_M, BLOCK_N, NUM_WARPS, NUM_STAGES = (64, 128), (32, 64, 128), (4, 8), (2, 3, 5)
 
 Attend = Callable[[Launch], Tensor]
 """A kernel that runs with the given tile shape."""

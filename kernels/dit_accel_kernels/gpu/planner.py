@@ -54,11 +54,17 @@ def _key_lists_kernel(
     tl.store(k_list_ptr + list_idx * stride_list + position, k_idx.to(tl.int32), mask_selected)
 
 
-def build_key_lists(block_map: BlockMap) -> tuple[Tensor, Tensor]:
+def label_keys(block_map: BlockMap) -> Tensor:
+    """Return the key group at each position of the order, int32 ``[B, H, Sk]``."""
+    return label_positions(block_map.key_offsets, block_map.key_order.shape[-1]).to(torch.int32)
+
+
+def build_key_lists(block_map: BlockMap, k_labels: Tensor) -> tuple[Tensor, Tensor]:
     """Pack the keys that each query group selects.
 
     Args:
         block_map: map of some heads, as `slice_heads` returns it.
+        k_labels: the result of `label_keys` for these heads, contiguous.
 
     Returns:
         lists int32 ``[B, H, Gq, N]`` with N at least Sk, of which only the first ``count`` entries of a row are
@@ -69,7 +75,6 @@ def build_key_lists(block_map: BlockMap) -> tuple[Tensor, Tensor]:
     group_sizes = block_map.key_offsets.diff(dim=-1)[:, :, None]  # [B, H, 1, Gk]
     selected_sizes = (block_map.selected * group_sizes).to(torch.int32)
     packed_ends = selected_sizes.cumsum(-1, dtype=torch.int32)  # [B, H, Gq, Gk]
-    k_labels = label_positions(block_map.key_offsets, k_len).to(torch.int32)
     # Rows begin at multiples of 256 bytes, which load in wide steps.
     lists = selected_sizes.new_empty(batch, heads, num_q_groups, triton.cdiv(k_len, 64) * 64)
     _key_lists_kernel[(triton.cdiv(k_len, BLOCK_S), num_q_groups, batch * heads)](

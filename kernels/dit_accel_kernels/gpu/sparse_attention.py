@@ -26,6 +26,7 @@ from dit_accel_kernels.gpu.planner import (
     build_key_lists,
     build_query_tiles,
     build_remainder_tiles,
+    label_keys,
     slice_heads,
 )
 from dit_accel_kernels.gpu.quantize import Quantized
@@ -33,6 +34,8 @@ from dit_accel_kernels.gpu.sparse_tiles import attend_to_listed_keys, attend_to_
 from dit_accel_kernels.gpu.stand_ins import MAX_BLOCK_STAND, build_stand_ins
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from dit_accel_kernels.contracts import BlockMap, Skipped
@@ -211,34 +214,48 @@ def sparse_attention(
     large, small = launches or _select_launches(inputs, skipped is not None)
     multiple = min(MAX_BLOCK_STAND, max(large.block_n, small.block_n))
     step = count_heads(query, block_map, skipped)
+    tiles = _plan_tiles(block_map.query_offsets, q_len, (large, small))
+    k_labels = label_keys(block_map)
     for batch in range(batch_size):
         for first in range(0, num_heads, step):
             heads = slice(first, first + step)
+            part = (slice(batch, batch + 1), heads)
             map_of_heads = slice_heads(block_map, batch, heads)
-            raw = [x[batch : batch + 1, heads] for x in (query, key, value)]
+            raw = [x[part] for x in (query, key, value)]
             stand_ins = None
             if skipped is not None:
                 smoothing = inputs.key_mean
-                smoothing = None if smoothing is None else smoothing[batch : batch + 1, heads]
+                smoothing = None if smoothing is None else smoothing[part]
                 stand_ins = build_stand_ins(raw, smoothing, map_of_heads, scale, skipped, multiple)
             work = _HeadsWork(
                 inputs.select_heads(batch, heads),
                 raw[0][0],
                 map_of_heads,
-                *build_key_lists(map_of_heads),
+                *build_key_lists(map_of_heads, k_labels[part].contiguous()),
                 stand_ins,
                 out[batch, heads],
                 None if lse is None else lse[batch, heads],
                 scale,
             )
-            offsets, heights = map_of_heads.query_offsets, (large.block_m, small.block_m)
-            _launch_tiles(work, large, build_query_tiles(offsets, q_len, *heights))
-            _launch_tiles(work, small, build_remainder_tiles(offsets, *heights))
+            for launch, starts_and_groups in tiles:
+                _launch_tiles(work, launch, [x[part].contiguous() for x in starts_and_groups])
             # Free the memory of these heads before that of the next is taken.
             del work, stand_ins
     if lse is not None and inputs.lse_shift is not None:
         lse += scale * inputs.lse_shift
     return out, lse
+
+
+def _plan_tiles(
+    offsets: Tensor, q_len: int, launches: tuple[Launch, Launch]
+) -> list[tuple[Launch, tuple[Tensor, Tensor]]]:
+    """Return the query tiles of all heads, large ones and remainders, each with its launch."""
+    large, small = launches
+    heights = large.block_m, small.block_m
+    return [
+        (large, build_query_tiles(offsets, q_len, *heights)),
+        (small, build_remainder_tiles(offsets, *heights)),
+    ]
 
 
 def count_heads(query: Tensor, block_map: BlockMap, skipped: Skipped | None) -> int:
@@ -287,7 +304,7 @@ class _HeadsWork:
     scale: float
 
 
-def _launch_tiles(work: _HeadsWork, launch: Launch, tiles: tuple[Tensor, Tensor]) -> None:
+def _launch_tiles(work: _HeadsWork, launch: Launch, tiles: Sequence[Tensor]) -> None:
     """Launch the kernel over the query tiles of one height, given by start and group."""
     inputs, out, lse, block_map = work.inputs, work.out, work.lse, work.block_map
     full_q, q, k, v = (

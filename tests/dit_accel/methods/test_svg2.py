@@ -22,8 +22,8 @@ def coarse(refresh: int) -> SVG2:
 @pytest.mark.parametrize(("refresh", "plans"), [(1, 4), (2, 2), (3, 2), (9, 1)])
 def test_a_plan_serves_so_many_steps(wan, run_wan, monkeypatch, refresh: int, plans: int) -> None:
     made = []
-    kmeans = ops.kmeans
-    monkeypatch.setattr(ops, "kmeans", lambda *a: made.append(a) or kmeans(*a))
+    kmeans = ops.kmeans_groups
+    monkeypatch.setattr(ops, "kmeans_groups", lambda *a: made.append(a) or kmeans(*a))
     wan.enable_sparse_attention(coarse(refresh), schedule=EVERYWHERE)
     first = run_wan(wan)
     assert len(made) == plans * LAYERS * BRANCHES * TENSORS

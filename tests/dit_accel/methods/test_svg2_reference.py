@@ -149,13 +149,13 @@ def coarse(**knobs) -> SVG2:
 def record_rounds(monkeypatch) -> list[int]:
     """Return a list that gets the rounds of every k-means."""
     rounds: list[int] = []
-    kmeans = ops.kmeans
+    kmeans = ops.kmeans_groups
 
     def recorded(tokens, centroids, iterations):
         rounds.append(iterations)
         return kmeans(tokens, centroids, iterations)
 
-    monkeypatch.setattr(ops, "kmeans", recorded)
+    monkeypatch.setattr(ops, "kmeans_groups", recorded)
     return rounds
 
 

@@ -31,7 +31,7 @@ from dit_accel_kernels import (
 )
 from dit_accel_kernels.contracts import label_tokens
 from dit_accel_kernels.gpu import grouping, kmeans, merge, planner, stand_ins
-from dit_accel_kernels.gpu.planner import build_key_lists
+from dit_accel_kernels.gpu.planner import build_key_lists, label_keys
 from dit_accel_kernels.gpu.quantize import quantize_e4m3, quantize_int8
 from dit_accel_kernels.precision import rotate, round_int8
 
@@ -212,7 +212,7 @@ def check_grouping(setting: Setting, tokens: int, _head_dim: int) -> Row:
     found = grouping.group_by_label(labels.to(setting.device), count)
     pairs = zip(found, group_by_label(labels, count), strict=True)
     wrong = sum(int((a.cpu() != b).sum()) for a, b in pairs)
-    lists, counts = (x.cpu() for x in build_key_lists(block_map))
+    lists, counts = (x.cpu() for x in build_key_lists(block_map, label_keys(block_map)))
     selected = block_map.to_mask()[0].cpu()  # [H, S, S]
     listed = torch.zeros_like(selected)
     query_labels = label_tokens(block_map.query_order, block_map.query_offsets)[0].tolist()

@@ -180,7 +180,7 @@ def time_lists(layer: Layer) -> Row:
     """Time the key lists of eight heads."""
     heads = slice(0, min(8, layer.shape.heads))
     block_map = planner.slice_heads(layer.block_map(DENSITIES[0]), 0, heads)
-    row = time_op(layer, partial(planner.build_key_lists, block_map))
+    row = time_op(layer, partial(planner.build_key_lists, block_map, planner.label_keys(block_map)))
     return {**row, "heads": heads.stop}
 
 
