@@ -273,9 +273,4 @@ def kmeans_groups(
         _, centroids = kmeans(tokens, centroids, iterations - 1)
     labels = kmeans_assign(tokens, centroids)
     order, offsets = group_by_label(labels, centroids.shape[2])
-    if not tokens.is_cuda:
-        return order, offsets, kmeans_update(tokens, labels, centroids)
-    from dit_accel_kernels.gpu.kmeans import kmeans_update as kmeans_update_gpu
-
-    with torch.cuda.device_of(tokens):
-        return order, offsets, kmeans_update_gpu(tokens, order, offsets, centroids)
+    return order, offsets, _means(tokens, order, offsets, centroids, squared=False)
