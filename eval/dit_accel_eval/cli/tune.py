@@ -163,7 +163,5 @@ def command(
         click.echo(run.describe_cost(tuning, out))
         return
     tuned = run.tune(tuning, out, progress)
-    # Only the first process gets the result.
-    if tuned is None or quiet:
-        return
-    click.echo(f"{describe_result(tuning, tuned)}\nwritten: {out}")
+    if tuned is not None and not quiet:  # only the first process gets the result
+        click.echo(f"{describe_result(tuning, tuned)}\nwritten: {out}")
