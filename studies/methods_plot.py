@@ -28,7 +28,7 @@ PLOTTED = (("psnr", "PSNR against dense (dB)"), ("psnr_objects", "inside the obj
 
 def draw(rows: Sequence[Row]) -> Figure:
     """Plot quality against density over all calls: a line per method and schedule, a point per other row."""
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    figure = Figure(figsize=(12, 8), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, 2), PLOTTED, strict=True):
         draw_curves(axes, rows, name)
         draw_points(axes, rows, name)
@@ -36,7 +36,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         axes.set(xlabel="density over all calls", ylabel=label, title="; ".join(floors))
         axes.grid(alpha=0.25)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, framealpha=0)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, framealpha=0)
     return figure
 
 
