@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dit_accel_kernels.cpu import compiled
+from dit_accel_kernels.cpu.compiled import library_for
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -216,6 +219,9 @@ def select_shared_budget(score: Tensor, cost: Tensor, budget: float) -> Tensor:
     """
     if budget >= 1:
         return torch.ones_like(score, dtype=torch.bool)
+    library = library_for(score)
+    if score.device.type == "cpu" and not isinstance(library, str):
+        return compiled.select_shared_budget(library, score, cost, budget)
     bits = score.nan_to_num(0.0).abs().view(torch.int32)  # faulty tokens are the guard's matter
     allowed = (budget * cost.sum(-1, keepdim=True).double()).long()
     spent = torch.zeros_like(allowed)

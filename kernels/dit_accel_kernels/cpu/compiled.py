@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dit_accel_kernels.contracts import BlockMap
 
 FOLDER = Path(__file__).parent
-SOURCES = ("sparse_attention.cpp", "kmeans.cpp")
+SOURCES = ("sparse_attention.cpp", "kmeans.cpp", "selection.cpp")
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 SKIPPED = {None: 0, "centroid": 1, "expansion": 2}
@@ -202,6 +202,19 @@ def group_by_label(library: ctypes.CDLL, labels: Tensor, count: int) -> tuple[Te
         found = f"{labels.min().item()} .. {labels.max().item()}"
         raise ContractError("labels", f"in 0 .. {count - 1}", found)
     return order, offsets
+
+
+def select_shared_budget(
+    library: ctypes.CDLL, score: Tensor, cost: Tensor, budget: float
+) -> Tensor:
+    """Run `dit_accel_kernels.select_shared_budget`."""
+    score, cost = score.float().contiguous(), cost.long().contiguous()
+    chosen = torch.empty_like(score, dtype=torch.bool)
+    sizes = (ctypes.c_int64(n) for n in score.shape)
+    library.select_shared_budget(
+        *_pointers(score, cost), *sizes, ctypes.c_double(budget), *_pointers(chosen)
+    )
+    return chosen
 
 
 def _describe_tokens(x: Tensor) -> TokensOfCall:
