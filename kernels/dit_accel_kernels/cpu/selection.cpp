@@ -10,14 +10,15 @@ static inline uint32_t order_of(float score) {
   return score == score ? bits & 0x7fffffff : 0;
 }
 
-// Return the highest bin that is not paid for any more, or -1. spent grows by what is.
+// Pay for bins from the highest one down, and add their costs to spent. Return the first bin that is too dear, or -1.
 static long pay(const std::vector<int64_t>& costs, int64_t allowed, int64_t& spent) {
   long bin = long(costs.size()) - 1;
   for (; bin >= 0 && spent + costs[bin] <= allowed; bin--) spent += costs[bin];
   return bin;
 }
 
-// chosen [R, N] from score and cost [R, N]. Items that cross the budget have one score, and are chosen if that comes nearer.
+// Fill chosen [R, N] from score and cost [R, N]. Items at the threshold have one score: take all or none, whichever comes
+// nearer to the budget.
 extern "C" void select_shared_budget(const float* score, const int64_t* cost, int64_t rows, int64_t items, double budget, bool* chosen) {
   constexpr long BINS = 1 << 16;
   for (long row = 0; row < rows; row++, score += items, cost += items, chosen += items) {

@@ -38,7 +38,7 @@ SPACE = Space(
     compiles=True,
 )
 GOAL = Goal((Target.parse("psnr>=30"),))
-# What a cache does at a threshold. It breaks above .45.
+# Caches of the bench lose much quality above this threshold.
 STEEP = 0.45
 
 
