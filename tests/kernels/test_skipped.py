@@ -73,6 +73,17 @@ def test_it_is_the_formula(tokens: int, share: float, skipped: Skipped) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("groups", [(3, 150), (40, 70)], ids=str)
+def test_many_groups_and_large_ones(groups: tuple[int, int], skipped: Skipped) -> None:
+    """Use more queries in a group and more groups of keys than the compiled kernel takes at a time."""
+    query, key, value, block_map = skipping_case(1_700, groups=groups, share=0.2)
+    found = sparse_attention(query, key, value, block_map, scale=0.3, skipped=skipped)
+    expected = sparse_attention_reference(query, key, value, block_map, scale=0.3, skipped=skipped)
+    for result, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(result, exact, rtol=2e-5, atol=2e-5)
+
+
+@BOTH
 def test_the_output_does_not_depend_on_the_log_sum_exp(skipped: Skipped) -> None:
     query, key, value, block_map = skipping_case(200)
     out, _ = sparse_attention(query, key, value, block_map, skipped=skipped)

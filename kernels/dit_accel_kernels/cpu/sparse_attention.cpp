@@ -8,9 +8,10 @@
 #include "vectors.h"
 
 constexpr int LANES = 16;  // query groups that are expanded together
-constexpr int CHUNK = 128;  // keys that a tile of queries attends to at a time
+constexpr int CHUNK = 192;  // keys that a tile of queries attends to at a time
 constexpr int PAD = 16;    // rows of every matrix are a multiple of this
 constexpr int MOST = 768;  // queries of a group that share a chunk of keys
+constexpr int BLOCK = 64;  // key groups that are expanded and attended to before the next ones, while caches hold them
 constexpr int CENTROID = 1, EXPANSION = 2;
 constexpr float LOG2E = 1.44269504f, LOWEST = -1e30f;
 
@@ -40,11 +41,12 @@ struct Call {
   int32_t is_bfloat16, skipped, threads;  // skipped: 0, CENTROID or EXPANSION
 };
 
-// What stands for each key group: a mean key, a mean value and the logit of a query of 0, for each of some lanes.
+// What stands for each key group from one on: a mean key, a mean value and the logit of a query of 0, for some lanes.
 struct StandIns {
-  float *rows = nullptr, *bias = nullptr;  // [lanes, Gk, width], [Gk, LANES]
+  float *rows = nullptr, *bias = nullptr;  // [lanes, key groups, width], [key groups, LANES]
+  long first = 0;                          // key group
   long stride = 0;                         // from lane to lane
-  Buffer row_memory, bias_memory, weights, means;
+  Buffer row_memory, bias_memory, weights;
 };
 
 template <typename T>
@@ -106,13 +108,14 @@ static Vec normalize(float* weights, long count) {
   return bias;
 }
 
-// Expand all key groups about the columns of means [half, LANES].
-static void expand(const Head& h, StandIns& to, const float* means, int lanes) {
+// Expand key groups from first to last about the columns of means [half, LANES].
+static void expand(const Head& h, StandIns& to, const float* means, int lanes, long from, long end) {
   static const float zeros[PAD] = {};
-  to.stride = h.c.key_groups * h.width + PAD;  // PAD keeps lanes apart in the cache
+  to.first = from;
+  to.stride = (end - from) * h.width + PAD;  // PAD keeps lanes apart in the cache
   to.rows = to.row_memory.get(lanes * to.stride);
-  to.bias = to.bias_memory.get(h.c.key_groups * LANES);
-  for (long j = 0; j < h.c.key_groups; j++) {
+  to.bias = to.bias_memory.get((end - from) * LANES);
+  for (long j = from; j < end; j++) {
     const long first = h.key_offsets[j], count = h.key_offsets[j + 1] - first;
     if (!count) continue;
     const float* rows = h.rows + first * h.width;
@@ -121,9 +124,9 @@ static void expand(const Head& h, StandIns& to, const float* means, int lanes) {
       for (long k = 0; k < count; k += 8)
         add_rows<1, 8, false>(rows + k * h.width, 1, h.width, means + v, LANES, h.c.head_dim, zeros,
                               weights + k * LANES + v, LANES);
-      store(to.bias + j * LANES + v, normalize(weights + v, count));
+      store(to.bias + (j - from) * LANES + v, normalize(weights + v, count));
     }
-    float* target = to.rows + j * h.width;
+    float* target = to.rows + (j - from) * h.width;
     long column = 0;
     for (; column + 2 * W <= h.width; column += 2 * W)
       add_product<2, true>(weights, LANES, 1, rows + column, h.width, count, zeros, target + column, to.stride, lanes);
@@ -143,10 +146,16 @@ struct Tile {
   float top[3 * W], total[3 * W];
 };
 
+// A query group: the lane of its expansions, and its tiles from first to last.
+struct Group {
+  long index, lane, first, last;
+};
+
 // Memory of a thread.
 struct Scratch {
   StandIns expansions;
-  Buffer query, sums, scores, keys, values, key_bias;
+  Buffer means, mean, query, sums, scores, keys, values, key_bias;
+  std::vector<Group> groups;
   std::vector<Tile> tiles;
 };
 
@@ -222,23 +231,24 @@ static void attend(const Head& h, Tile& t, const E* keys, const E* values, const
 template <typename E>
 class Chunk {
   const Head& h;
-  Scratch& s;
+  Tile *first, *last;
   const float* rows[CHUNK];  // of keys and values
   float *bias, *scores;
   E *keys, *values;
   long count = 0;
 
  public:
-  Chunk(const Head& h, Scratch& s)
-      : h(h), s(s), bias(s.key_bias.get(CHUNK)), scores(s.scores.get(CHUNK * 3 * W)),
-        keys(reinterpret_cast<E*>(s.keys.get(CHUNK * h.half))), values(reinterpret_cast<E*>(s.values.get(CHUNK * h.half))) {}
+  Chunk(const Head& h, Scratch& s, const Group& g)
+      : h(h), first(&s.tiles[g.first]), last(first + (g.last - g.first)), bias(s.key_bias.get(CHUNK)),
+        scores(s.scores.get(CHUNK * 3 * W)), keys(reinterpret_cast<E*>(s.keys.get(CHUNK * h.half))),
+        values(reinterpret_cast<E*>(s.values.get(CHUNK * h.half))) {}
 
-  void add(const float* first, float row_bias, long n) {
+  void add(const float* row, float row_bias, long n) {
     while (n) {
       const long taken = std::min(n, CHUNK - count), width = h.width;
-      for (long k = 0; k < taken; k++) rows[count + k] = first + k * width;
+      for (long k = 0; k < taken; k++) rows[count + k] = row + k * width;
       std::fill(bias + count, bias + count + taken, row_bias / (h.c.scale * LOG2E));
-      count += taken, first += taken * width, n -= taken;
+      count += taken, row += taken * width, n -= taken;
       if (count == CHUNK) flush();
     }
   }
@@ -249,8 +259,8 @@ class Chunk {
     std::fill(rows + count, rows + padded, h.rows + h.c.keys * h.width);
     std::fill(bias + count, bias + padded, LOWEST);
     copy_rows(h, rows, padded, keys, values);
-    for (Tile& t : s.tiles)
-      (t.count <= W ? attend<1, E> : t.count <= 2 * W ? attend<2, E> : attend<3, E>)(h, t, keys, values, bias, padded, scores);
+    for (Tile* t = first; t < last; t++)
+      (t->count <= W ? attend<1, E> : t->count <= 2 * W ? attend<2, E> : attend<3, E>)(h, *t, keys, values, bias, padded, scores);
     count = 0;
   }
 };
@@ -283,56 +293,81 @@ static void finish(const Head& h, const Tile& t) {
   }
 }
 
-// Attend from the queries of group i, positions first to last.
+// Split queries of each group from first to last into tiles: MOST of them after the first skip ones.
+// Return whether queries are left.
 template <typename T>
-static void attend_group(const Head& h, Scratch& s, const StandIns& stand_ins, long i, int lane, long first, long last) {
-  const long vectors = (last - first + W - 1) / W, count = (vectors + 2) / 3;  // only the last vector has lanes left
-  float* query = s.query.get(count * h.half * 3 * W);
-  float* sums = s.sums.get(count * h.half * 3 * W);
-  s.tiles.resize(count);
-  for (long t = 0; t < count; t++) {
-    Tile& tile = s.tiles[t];
-    tile.first = first + vectors * t / count * W;
-    tile.count = std::min(last, first + vectors * (t + 1) / count * W) - tile.first;
-    tile.query = query + t * h.half * 3 * W, tile.sums = sums + t * h.half * 3 * W;
-    start<T>(h, tile);
+static bool split(const Head& h, Scratch& s, long first, long last, long skip) {
+  bool left = false;
+  s.groups.clear(), s.tiles.clear();
+  for (long i = first; i < last; i++) {
+    const long from = h.query_offsets[i] + skip, to = std::min(from + MOST, long(h.query_offsets[i + 1]));
+    const long vectors = (to - from + W - 1) / W, count = (vectors + 2) / 3;  // only the last vector has lanes left
+    if (from >= to) continue;
+    left |= to < h.query_offsets[i + 1];
+    s.groups.push_back({i, i - first, long(s.tiles.size()), long(s.tiles.size()) + count});
+    for (long t = 0; t < count; t++) {
+      const long begin = from + vectors * t / count * W, end = std::min(to, from + vectors * (t + 1) / count * W);
+      s.tiles.push_back({begin, end - begin});
+    }
   }
-  Chunk<Element<T>> chunk(h, s);
-  for (long j = 0; j < h.c.key_groups; j++) {
-    const long n = h.key_offsets[j + 1] - h.key_offsets[j];
-    if (h.selected[i * h.c.key_groups + j]) chunk.add(h.rows + h.key_offsets[j] * h.width, 0.0f, n);
+  const long step = h.half * 3 * W, count = s.tiles.size();
+  float *query = s.query.get(count * step), *sums = s.sums.get(count * step);
+  for (long t = 0; t < count; t++) {
+    s.tiles[t].query = query + t * step, s.tiles[t].sums = sums + t * step;
+    start<T>(h, s.tiles[t]);
+  }
+  return left;
+}
+
+// Attend from the queries of a group to key groups from first to last.
+template <typename T>
+static void attend(const Head& h, Scratch& s, const Group& g, const StandIns& stand_ins, long first, long last) {
+  const long lane = h.c.skipped == EXPANSION ? g.lane : 0;
+  Chunk<Element<T>> chunk(h, s, g);
+  for (long j = first; j < last; j++) {
+    const long n = h.key_offsets[j + 1] - h.key_offsets[j], at = j - stand_ins.first;
+    if (h.selected[g.index * h.c.key_groups + j]) chunk.add(h.rows + h.key_offsets[j] * h.width, 0.0f, n);
     else if (h.c.skipped && n)
-      chunk.add(stand_ins.rows + lane * stand_ins.stride + j * h.width, stand_ins.bias[j * LANES + lane], 1);
+      chunk.add(stand_ins.rows + lane * stand_ins.stride + at * h.width, stand_ins.bias[at * LANES + lane], 1);
   }
   chunk.flush();
-  for (const Tile& tile : s.tiles) finish<T>(h, tile);
+}
+
+// Write the scaled mean query of each group from first to last to a column of means [half, LANES].
+template <typename T>
+static void average(const Head& h, Scratch& s, float* means, long first, long last) {
+  const Call& c = h.c;
+  std::fill(means, means + h.half * LANES, 0.0f);
+  float* mean = s.mean.get(h.half);
+  for (long i = first; i < last; i++) {
+    std::fill(mean, mean + c.head_dim, 0.0f);
+    for (long q = h.query_offsets[i]; q < h.query_offsets[i + 1]; q++) {
+      const T* from = h.token(0, static_cast<const T*>(c.query), h.query_order[q]);
+      for (long d = 0, n = c.head_dim; d < n; d++) mean[d] += read(from[d]);
+    }
+    const float share = c.scale * LOG2E / (h.query_offsets[i + 1] - h.query_offsets[i]);
+    for (long d = 0; d < c.head_dim; d++) means[d * LANES + i - first] = share * mean[d];
+  }
 }
 
 // Attend from LANES query groups of a head.
 template <typename T>
 static void attend_groups(const Head& h, Scratch& s, long first) {
   const Call& c = h.c;
-  const long last = std::min(first + LANES, long(c.query_groups));
-  if (c.skipped == EXPANSION) {
-    float* means = s.expansions.means.get(h.half * LANES);
-    std::fill(means, means + h.half * LANES, 0.0f);
-    for (long i = first; i < last; i++) {
-      float* mean = s.query.get(h.half);
-      std::fill(mean, mean + c.head_dim, 0.0f);
-      for (long q = h.query_offsets[i]; q < h.query_offsets[i + 1]; q++) {
-        const T* from = h.token(0, static_cast<const T*>(c.query), h.query_order[q]);
-        for (long d = 0, n = c.head_dim; d < n; d++) mean[d] += read(from[d]);
-      }
-      const float share = c.scale * LOG2E / (h.query_offsets[i + 1] - h.query_offsets[i]);
-      for (long d = 0; d < c.head_dim; d++) means[d * LANES + i - first] = share * mean[d];
+  const bool expands = c.skipped == EXPANSION;
+  const long last = std::min(first + LANES, long(c.query_groups)), block = expands ? BLOCK : c.key_groups;
+  float* means = s.means.get(h.half * LANES);
+  if (expands) average<T>(h, s, means, first, last);
+  bool left = true;
+  for (long skip = 0; left; skip += MOST) {
+    left = split<T>(h, s, first, last, skip);
+    for (long j = 0; j < c.key_groups; j += block) {
+      const long end = std::min(j + block, long(c.key_groups));
+      if (expands) expand(h, s.expansions, means, LANES, j, end);
+      for (const Group& g : s.groups) attend<T>(h, s, g, expands ? s.expansions : h.centroids, j, end);
     }
-    expand(h, s.expansions, means, LANES);
+    for (const Tile& tile : s.tiles) finish<T>(h, tile);
   }
-  const bool centroids = c.skipped == CENTROID;
-  for (long i = first; i < last; i++)
-    for (long q = h.query_offsets[i]; q < h.query_offsets[i + 1]; q += MOST)
-      attend_group<T>(h, s, centroids ? h.centroids : s.expansions, i, centroids ? 0 : i - first, q,
-                      std::min(q + MOST, long(h.query_offsets[i + 1])));
 }
 
 template <typename T>
@@ -343,8 +378,10 @@ static void attend_heads(const Call& c) {
     for (long i = first; i < std::min(first + step, heads); i++) some.emplace_back(c, i);
     share_work<Scratch>(some.size(), c.threads, [&](long i, Scratch& s) {
       some[i].template sort<T>();
-      float* zeros = s.expansions.means.get(some[i].half * LANES);
-      if (c.skipped == CENTROID) expand(some[i], some[i].centroids, zeros, 8);
+      if (c.skipped != CENTROID) return;
+      float* zeros = s.means.get(some[i].half * LANES);
+      std::fill(zeros, zeros + some[i].half * LANES, 0.0f);
+      expand(some[i], some[i].centroids, zeros, 8, 0, c.key_groups);
     });
     share_work<Scratch>(some.size() * parts, c.threads,
                [&](long i, Scratch& s) { attend_groups<T>(some[i / parts], s, i % parts * LANES); });
