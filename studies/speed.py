@@ -46,13 +46,18 @@ def measure(_setting: Setting, case: RenderSettings, dense: Clip, clip: Clip) ->
 
 
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return medians of the times, means of the quality, and how often the oracle saw the same as in dense."""
+    """Return medians of the times, means of the quality, and how often the caption reader saw the same as in dense."""
     return {
         "clips": len(records),
+        "speedup": mean_ci([r["speedup"] for r in records]),
         "speedup_median": statistics.median(r["speedup"] for r in records),
         "speedup_lowest": min(r["speedup"] for r in records),
         "dense_denoise_median": statistics.median(r["dense_denoise"] for r in records),
         "denoise_median": statistics.median(r["denoise"] for r in records),
+        "seconds_median": {
+            part: statistics.median(r["seconds"][part] for r in records)
+            for part in records[0]["seconds"]
+        },
         "density_sparse_calls": mean_ci([r["density"]["sparse_calls"] for r in records]),
         "density_all_calls": mean_ci([r["density"]["all_calls"] for r in records]),
         "psnr": mean_ci([r["psnr"] for r in records]),
