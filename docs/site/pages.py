@@ -116,9 +116,13 @@ def write_pages() -> dict[str, str]:
     """Return the pages that are made, by their paths on the site."""
     families = ask("models")
     examples = yaml.safe_load((HERE / "models.yaml").read_text())
+    facts = json.loads((HERE / "models.json").read_text())
+    figures = yaml.safe_load((HERE / "figures.yaml").read_text())
     recipes = {
-        f"recipes/{family['family']}.md": recipe_page(family, examples.get(family["family"]))
-        for family in families
+        f"recipes/{name}.md": recipe_page(
+            family, examples.get(name), facts[name], figures.get(name, ())
+        )
+        for name, family in ((family["family"], family) for family in families)
     }
     return recipes | {
         "recipes/index.md": index_page(families),

@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -14,9 +15,11 @@ from click.testing import CliRunner
 from support.documents import ROOT, sentences
 
 from dit_accel.cli import cli
+from dit_accel_pipelines import families as all_families
 
 SITE = ROOT / "docs/site"
 REPOSITORY = "https://example.org/project"
+FAMILIES = {family.name: family for family in all_families()}
 
 
 @pytest.fixture(autouse=True)
@@ -76,9 +79,15 @@ def test_lists_and_tables_stand_apart(text: str, separated: str) -> None:
 def test_every_family_has_a_page_in_plain_words(families: list[dict[str, Any]]) -> None:
     import recipe_page
 
+    facts = json.loads((SITE / "models.json").read_text())
+    figures = yaml.safe_load((SITE / "figures.yaml").read_text())
+    assert {family["family"] for family in families} == set(facts) >= set(figures)
     index = recipe_page.index_page(families)
     for family in families:
-        page = recipe_page.recipe_page(family, examples().get(family["family"]))
+        name = family["family"]
+        page = recipe_page.recipe_page(
+            family, examples().get(name), facts[name], figures.get(name, ())
+        )
         assert f"({family['family']}.md)" in index
         assert all(recipe["name"] in page for recipe in family["recipes"])
         assert max(len(sentence) for sentence in sentences(page)) <= 35, page
@@ -106,16 +115,64 @@ def test_examples_are_of_families_and_of_diffusers(families: list[dict[str, Any]
         assert "image" not in needed or example.get("image"), name
 
 
-def test_scripts_are_python(families: list[dict[str, Any]]) -> None:
+def run_script(family: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run the script of a family with its real pipeline's signature and a result as that class returns it.
+
+    Returns the names of what the script wrote.
+    """
     import recipe_page
 
-    for family in families:
-        example = examples().get(family["family"])
-        if example:
-            page = "\n".join(recipe_page.script(family, example))
-            code = re.search(r"```python\n(.*)```", page, re.DOTALL)
-            assert code is not None
-            ast.parse(code[1])
+    example = examples()[family["family"]]
+    page = "\n".join(recipe_page.script(family, example))
+    code = re.search(r"```python\n(.*)```", page, re.DOTALL)
+    assert code is not None
+    pipeline = getattr(diffusers, example["pipeline"])
+    if "dummy" in pipeline.__module__:  # it needs a package that is not installed
+        ast.parse(code[1])
+        return []
+    signature, source = (f(pipeline.__call__) for f in (inspect.signature, inspect.getsource))
+    output = set(re.findall(r"return \w+Output\(\s*(\w+)=", source))
+    written: list[str] = []
+    image = SimpleNamespace(save=written.append)
+
+    class Pipe(SimpleNamespace):
+        def __call__(self, *args: Any, **kwargs: Any) -> SimpleNamespace:
+            signature.bind(self, *args, **kwargs)
+            return SimpleNamespace(**{name: [image] for name in output})
+
+    pipe = Pipe(enable_sparse_attention=lambda: None, attention_report=lambda: "report")
+    pipe.to = lambda _: pipe
+    monkeypatch.setattr(pipeline, "from_pretrained", lambda *_, **__: pipe)
+    monkeypatch.setattr(
+        diffusers.utils, "export_to_video", lambda _, path, **__: written.append(path)
+    )
+    monkeypatch.setattr(diffusers.utils, "load_image", lambda path: path)
+    exec(compile(code[1], family["family"], "exec"), {})
+    return written
+
+
+@pytest.mark.parametrize("name", list(examples()))
+def test_scripts_fit_their_pipelines(
+    name: str, families: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (family,) = (row for row in families if row["family"] == name)
+    written = run_script(family, monkeypatch)
+    assert set(written) <= {"clip.mp4", "image.png"}
+    assert written or name == "consisid"
+
+
+QUICK = ("wan", "flux", "cogvideox", "cosmos", "latte")
+OTHERS = [name for name in FAMILIES if name not in QUICK]
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)]
+)
+def test_facts_are_those_of_diffusers_and_the_declarations(name: str) -> None:
+    import collect
+
+    facts = json.loads((SITE / "models.json").read_text())
+    assert collect.collect(FAMILIES[name], examples().get(name)) == facts[name]
 
 
 def test_badges_stay_in_the_repository() -> None:
