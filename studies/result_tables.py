@@ -106,10 +106,10 @@ def methods() -> Iterator[str]:
 def methods_short() -> Iterator[str]:
     """Yield a table of the main methods at one density."""
     at = "0.15, 20 % dense steps"
-    names = (f"svg2 {at}", f"svg-ear with centroids {at}")
-    names += (f"re-ttention paper on neighborhood {at}", f"svg-ear {at}")
+    parts = ("svg2", "svg-ear with centroids", "re-ttention paper on neighborhood", "svg-ear")
+    names = (FLOOR, *(f"{part} {at}" for part in parts))
     measured = load("methods.json")["rows"]
-    rows = ((name, *summary(find(measured, {"label": name}))) for name in (FLOOR, *names))
+    rows = ((name, *summary(find(measured, {"label": name}))) for name in names)
     return table("setting | density, all calls | PSNR, dB | captions right", rows)
 
 

@@ -33,7 +33,8 @@ def test_a_table_changes_with_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     def changed(name: str) -> Any:
         assert name == "methods.json"
         results = load(name)
-        find(results["rows"], {"label": "svg2 0.15, 20 % dense steps"})["correct"] += 1
+        for row in results["rows"]:
+            row["correct"] += 1
         return results
 
     page = (ROOT / README).read_text()
@@ -116,7 +117,7 @@ def error_sentences() -> Iterator[tuple[str, str]]:
         spreads.append(max(gains) - min(gains))
     psnr = other["psnr"]
     plans = load("shared_plans.json")
-    own, even, odd = (statistics.mean(values) for values in plans["output_db"].values())
+    own, even, _ = (statistics.mean(values) for values in plans["output_db"].values())
     losses = [mean(loss) for loss in list(plans["loss_db"].values())[1:]]
     for phrase in (
         f"each of the {outputs['gains'][0]['n']} forwards",
