@@ -11,9 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dit_accel_eval.pareto import MARKERS
-from dit_accel_eval.statistics import MedianInterval
+from dit_accel_eval.statistics import MeanInterval, MedianInterval
 from studies.levers_summary import JOIN
-from studies.methods_plot import format_mean
 
 matplotlib.use("Agg")
 
@@ -118,3 +117,8 @@ def format_median(interval: MedianInterval) -> str:
     if interval.n < 6:
         return f"{interval.median:.2f}"
     return f"{interval.median:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+
+
+def format_mean(mean: MeanInterval, digits: int) -> str:
+    """Return a mean and the half width of its interval as text."""
+    return f"{mean.mean:.{digits}f} +- {mean.half_width:.{digits}f}"

@@ -1,9 +1,9 @@
-"""Draw the table of all methods, and write it as Markdown."""
+"""Draw the table of all methods."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -12,17 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dit_accel_eval.pareto import MARKERS
-from dit_accel_eval.statistics import MeanInterval
 
 matplotlib.use("Agg")
 
 Row = Mapping[str, Any]
 
 CURVE = re.compile(r"(?P<method>.+) (?P<density>[\d.]+), (?P<schedule>.*dense steps?)")
-COLUMNS = (
-    *("setting", "clips", "density, sparse calls", "density, all calls"),
-    *("PSNR, dB", "inside objects, dB", "SSIM", "captions right"),
-)
 PLOTTED = (("psnr", "PSNR against dense (dB)"), ("psnr_objects", "inside the objects (dB)"))
 
 
@@ -73,26 +68,3 @@ def draw_points(axes: Axes, rows: Sequence[Row], name: str) -> None:
         point = (row["density_all_calls"].mean, row[name].mean)
         axes.plot(*point, "o", color="grey", ms=3, label=f"{number}: {row['label']}")
         axes.annotate(str(number), point, xytext=(3, 3), textcoords="offset points", fontsize=8)
-
-
-def markdown_table(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the lines of a Markdown table, with 95 % intervals."""
-    yield f"| {' | '.join(COLUMNS)} |"
-    yield f"|{'---|' * len(COLUMNS)}"
-    for row in rows:
-        cells = [
-            row["label"],
-            str(row["clips"]),
-            f"{row['density_sparse_calls'].mean:.2f}",
-            f"{row['density_all_calls'].mean:.2f}",
-            format_mean(row["psnr"], 1),
-            format_mean(row["psnr_objects"], 1),
-            format_mean(row["ssim"], 3),
-            f"{row['correct']} (dense {row['correct_dense']})",
-        ]
-        yield f"| {' | '.join(cells)} |"
-
-
-def format_mean(mean: MeanInterval, digits: int) -> str:
-    """Return a mean and the half width of its interval as text."""
-    return f"{mean.mean:.{digits}f} +- {mean.half_width:.{digits}f}"

@@ -31,7 +31,7 @@ from dit_accel.runtime.recipes import find_recipe
 from dit_accel_eval.noise_floor import RoundedAttention
 from dit_accel_eval.oracle_blocks import OracleBlocks
 from studies.controls import CachedDifference, RoundedSums
-from studies.methods_plot import draw, markdown_table
+from studies.methods_plot import draw
 from studies.paired_table import Entry, paired_gain, paired_table, run_paired
 
 # The density of svg2 follows from its knobs. These give about the named density on the bundled model.
@@ -155,7 +155,7 @@ def entries(pairs: int, few: int) -> list[Entry]:
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
 def main(size: str, pairs: int, few: int, steps: int, guidance_scale: float, out: Path) -> None:
-    """Append missing records to OUT/methods.jsonl, then write OUT/methods.json, .png and .md."""
+    """Append missing records to OUT/methods.jsonl, then write OUT/methods.json and OUT/methods.png."""
     log = out / "methods.jsonl"
     results = run_paired(entries(pairs, few), size, steps, log, guidance_scale)
     if results is None:
@@ -166,10 +166,6 @@ def main(size: str, pairs: int, few: int, steps: int, guidance_scale: float, out
     write_json(out / "methods.json", {"settings": common, "rows": rows, "gains": gains})
     with atomic_write(out / "methods.png") as temporary:
         draw(rows).savefig(temporary, dpi=110)
-    table = "\n".join(markdown_table(rows))
-    with atomic_write(out / "methods.md") as temporary:
-        temporary.write_text(table + "\n")
-    click.echo(table)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,6 @@ from dit_accel.runtime.presets import PRESETS
 from dit_accel_assets.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 from dit_accel_eval.settings import Setting
 from dit_accel_pipelines import families
-from studies.one_step_tables import find
-from studies.one_step_tables import tables as tables_of_errors
 
 README = ROOT / "README.md"
 OTHERS = [ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -302,77 +300,8 @@ def test_methods_page_lists_every_knob(name: str) -> None:
     assert listed == knobs
 
 
-@each_page
-def test_rows_of_methods_are_those_of_the_results(page: Path) -> None:
-    """In a table of settings, a row has only cells of the row of methods.md with the same label."""
-    measured = {row[0]: row for row in tables(ROOT / "eval/results/methods.md")[0][1:]}
-    for table in (t for t in tables(page) if t[0][0] == "setting"):
-        for row in table[1:]:
-            assert set(row) <= set(measured[row[0]])
-
-
-def test_figures_of_the_demo_are_those_of_its_file() -> None:
-    demo = json.loads((ROOT / "eval/results/demo.json").read_text())
-    page = (ROOT / "docs/command-line.md").read_text()
-    assert f" {demo['quality']['psnr']:.1f} dB PSNR" in README.read_text()
-    for value in (demo["dense_seconds"]["denoise"], demo["seconds"]["denoise"]):
-        assert f" {value:.3f} " in page
-    assert f" {demo['quality']['psnr']:.3f} " in page
-    assert f"speed-up of the denoising loop: {demo['speedup']:.2f}," in page
-
-
 def test_presets_of_the_page_are_those_of_the_package() -> None:
     page = ROOT / "docs/schedules-and-profiles.md"
     (table,) = (t for t in tables(page) if t[0][0] == "Preset")
     listed = {row[0].strip("`"): (float(row[1]), float(row[2])) for row in table[1:]}
     assert listed == {name: (p.density, p.threshold) for name, p in PRESETS.items()}
-
-
-def test_section_on_the_budget_has_the_figures_of_its_file() -> None:
-    results = json.loads((ROOT / "eval/results/budget.json").read_text())
-    section = (ROOT / "docs/results.md").read_text().split("\n## One budget, and expansions\n")[1]
-    section = section.split("\n## ")[0]
-    for row in results["rows"]:
-        psnr = f"{row['psnr']['mean']:.1f} +- {row['psnr']['half_width']:.1f}"
-        right = f"{row['correct']} (dense {row['correct_dense']})"
-        density = f"{row['density_all_calls']['mean']:.2f}"
-        assert (
-            f", {row['label'].split(', ')[-1]} | {row['clips']} | {density} | {psnr} | {right} |"
-            in section
-        )
-    for gain in results["gains"]:
-        value = gain["psnr_gain"]
-        assert f"| {value['mean']:.1f} +- {value['half_width']:.1f} | {value['n']} |" in section
-
-
-def test_section_on_error_has_the_figures_of_its_file() -> None:
-    results = json.loads((ROOT / "eval/results/one_step.json").read_text())
-    section = (ROOT / "docs/results.md").read_text().split("\n## Where the error is made\n")[1]
-    section = section.split("\n## ")[0]
-    for table in tables_of_errors(results):
-        assert table in section
-    outputs, layers, other = (results[name] for name in ("outputs", "layers", "other_model"))
-    pair = [find(outputs["by_density"], {"method": m, "density": 0.15}) for m in ("old", "new")]
-    areas = [round(100 * row["objects_area"]) for row in pair]
-    shares = [round(100 * row["objects_share"]) for row in pair]
-    sums, spreads = [], []
-    for method in ("old", "new"):
-        rows = [row for row in layers["by_layer"] if row["method"] == method]
-        gains = [row["square_gain_db"] for row in rows if row["layer"] > 0]
-        sums.append(rows[0]["sum_over_all_db"])
-        spreads.append(max(gains) - min(gains))
-    psnr, gain = other["psnr"], other["psnr_gain"]
-    for phrase in (
-        f"each of the {outputs['gains'][0]['n']} forwards",
-        f"Objects cover {areas[0]} % of the latents and hold {shares[0]} % (old) and {shares[1]} % (new)",
-        f"Their sum is {sums[0]:.1f} dB (old) and {sums[1]:.1f} dB (new) from",
-        f"within {spreads[0]:.1f} dB (old) and {spreads[1]:.1f} dB (new)",
-        f"{psnr['old']['mean']:.1f} dB (old) and {psnr['new']['mean']:.1f} dB (new)",
-        f"a gain of {gain['mean']:.1f} +- {gain['half_width']:.1f} dB",
-    ):
-        assert phrase in section, phrase
-    for layer in range(8):
-        old, new = (find(layers["by_layer"], {"method": m, "layer": layer}) for m in ("old", "new"))
-        assert old["output_db"] - new["output_db"] >= old["attention_db"] - new["attention_db"]
-    for source in (outputs, other["outputs"]):
-        assert min(gain["least"] for gain in source["gains"]) > 0
