@@ -159,19 +159,24 @@ def budget_gains() -> Iterator[str]:
 
 
 def speed() -> Iterator[str]:
-    """Yield the table of loops at 3,328 tokens."""
-    measured = load("speed-methods.json")["methods"]
-    dense = next(iter(measured.values()))["dense_denoise_median"]
+    """Yield the table of loops at 3,328 tokens: seconds by part, with the CPU kernels of now and of before."""
 
     def rows() -> Iterator[tuple[str, ...]]:
-        yield "dense (SDPA)", f"{dense:.1f} s", "-", "1.00"
-        for name, row in measured.items():
-            if not name.startswith(WITHDRAWN):
-                density = f"{row['density_all_calls']['mean']:.2f}"
-                seconds = f"{row['denoise_median']:.1f} s"
-                yield f"`{name}`", seconds, f"{row['speedup_median']:.2f}", density
+        now, before = (load(f"speed-{name}.json")["methods"] for name in ("methods", "before"))
+        for kernels, methods in (("now", now), ("before", before)):
+            for name, row in methods.items():
+                parts = dict(row["seconds_median"])
+                attention = parts.pop("attention") + parts.pop("dense", 0.0)
+                planning = sum(parts.values())
+                loop, dense = row["denoise_median"], row["dense_denoise_median"]
+                rest = loop - attention - planning
+                seconds = (f"{x:.1f} s" for x in (dense, loop, attention, planning, rest))
+                yield f"`{name}`", kernels, *seconds, mean(row["speedup"], 2), mean(row["psnr"])
 
-    return table("Setting | Loop, median | Speed-up | Density, all calls", rows())
+    return table(
+        "Setting | Kernels | Dense loop | Loop | Attention | Planning | Rest | Speed-up | PSNR, dB",
+        rows(),
+    )
 
 
 def evaluation() -> Iterator[str]:

@@ -73,7 +73,7 @@ def test_it_is_the_formula(tokens: int, share: float, skipped: Skipped) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("tokens, groups", [(1_700, (3, 150)), (300, (40, 70))], ids=str)
+@pytest.mark.parametrize(("tokens", "groups"), [(1_700, (3, 150)), (300, (40, 70))], ids=str)
 def test_many_groups_and_large_ones(tokens: int, groups: tuple[int, int], skipped: Skipped) -> None:
     """Use more queries in a group and more groups of keys than the compiled kernel takes at a time."""
     query, key, value, block_map = skipping_case(tokens, groups=groups, share=0.2)
