@@ -13,7 +13,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel_eval.metrics.caption import caption_correct
 from dit_accel_eval.metrics.cvvdp import cvvdp, cvvdp_or_reason
 from dit_accel_eval.metrics.lpips import lpips, lpips_or_reason
-from dit_accel_eval.metrics.psnr import HIGHEST, psnr
+from dit_accel_eval.metrics.psnr import psnr
 from dit_accel_eval.metrics.ssim import ssim, ssim_or_reason
 from dit_accel_eval.metrics.st_lpips import st_lpips, st_lpips_or_reason
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 Metric: TypeAlias = "Callable[[np.ndarray, np.ndarray, str, Path | None], float]"
+
+
+# PSNR in dB from which a target does not tell clips apart. Rounding to 8 bits alone makes an error of 59 dB.
+FINEST = 60.0
 
 
 def _caption(clip: np.ndarray, _dense: np.ndarray, prompt: str, _backbone: Path | None) -> float:
@@ -39,8 +43,11 @@ def _psnr_objects(clip: np.ndarray, dense: np.ndarray, *_: object) -> float:
 
 
 def _capped(value: float) -> float:
-    """Return `HIGHEST` for the infinite PSNR of equal clips. NaN stays NaN."""
-    return HIGHEST if value > HIGHEST else value
+    """Return a PSNR of at most `FINEST`. NaN stays NaN.
+
+    Nobody sees a smaller error, and a few almost equal clips would widen the interval of the mean.
+    """
+    return FINEST if value > FINEST else value
 
 
 METRICS: dict[str, Metric] = {
@@ -58,7 +65,7 @@ LOWER = ("lpips", "st_lpips")
 LARGE = 64
 # Best value of each metric.
 BEST = {
-    **{"psnr": HIGHEST, "psnr_objects": HIGHEST, "ssim": 1.0, "caption": 1.0},
+    **{"psnr": FINEST, "psnr_objects": FINEST, "ssim": 1.0, "caption": 1.0},
     **{"lpips": 0.0, "st_lpips": 0.0, "cvvdp": 10.0},
 }
 

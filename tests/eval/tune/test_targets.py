@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from dit_accel.errors import InvalidSettings
-from dit_accel_eval.tune.targets import METRICS, Target, check_targets
+from dit_accel_eval.tune.targets import FINEST, METRICS, Target, check_targets
 
 VALUES = [30.0, 32.0, 35.0, 31.0]
 
@@ -59,7 +59,14 @@ def test_a_share_has_an_interval_even_if_all_clips_are_correct() -> None:
 def test_a_clip_without_objects_has_no_psnr_inside_them() -> None:
     blank = np.zeros((2, 48, 48, 3), np.float32)
     assert np.isnan(METRICS["psnr_objects"](blank, blank, "", None))
-    assert METRICS["psnr"](blank, blank, "", None) == 100.0
+    assert METRICS["psnr"](blank, blank, "", None) == FINEST
+
+
+def test_almost_equal_clips_do_not_widen_the_interval() -> None:
+    clip = np.full((2, 48, 48, 3), 0.5, np.float32)
+    # Errors of 70, 90 and 40 dB.
+    values = [METRICS["psnr"](clip + error, clip, "", None) for error in (3.2e-4, 3.2e-5, 0.01)]
+    assert values == pytest.approx([FINEST, FINEST, 40.0], abs=0.1)
 
 
 def test_targets_that_cannot_be_measured_are_refused_first(tmp_path, monkeypatch) -> None:
