@@ -117,6 +117,15 @@ def make_table(only: str = "") -> dict[str, Any]:
     return table
 
 
+def format_tables(tables: dict[str, dict[str, Any]]) -> str:
+    """Return tables by version of Triton as JSON with a line for each kernel."""
+    versions = []
+    for version, table in sorted(tables.items()):
+        rows = [f" {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(table.items())]
+        versions.append(f"{json.dumps(version)}: {{\n" + ",\n".join(rows) + "\n}")
+    return "{" + ",\n".join(versions) + "}\n"
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
 @click.option("--only", default="", help="Compile only kernels whose key contains this text.")
@@ -125,7 +134,7 @@ def main(out: Path, only: str) -> None:
     tables = json.loads(out.read_text()) if out.exists() else {}
     table = make_table(only)
     tables[triton.__version__] = {**tables.get(triton.__version__, {}), **table}
-    out.write_text(json.dumps(tables, indent=1, sort_keys=True) + "\n")
+    out.write_text(format_tables(tables))
     for name, row in table.items():
         loops = ", ".join(f"{x['instructions']} ({x['issue']})" for x in row["loops"])
         figures = f"{row['registers']:3} registers, {row['spilled']} spilled, {row['shared']} B"

@@ -91,7 +91,8 @@ def select_assign_launch(dtype: torch.dtype, block_d: int, arch: int) -> Launch:
     if dtype.itemsize == 2:
         if block_d == 128 and arch // 10 == 9:
             return Launch(128, 128, 8, 2)
-        return Launch(128, 64, 8 if block_d == 128 else 4, 3)
+        wide = block_d == 128 or arch // 10 == 10
+        return Launch(128, 64, 8 if wide else 4, 3)
     return Launch(64, 64 if block_d == 64 else 32, 4, 2)
 
 

@@ -57,6 +57,7 @@ WARPGROUP: dict[tuple[str, int, int, int], Launch] = {
     ("dense", 1, 1, 128): Launch(128, 128, 8, 3),
     ("sparse", 4, 4, 64): Launch(32, 16, 8, 2),
     ("sparse", 4, 4, 128): Launch(16, 16, 8, 2),
+    ("sparse", 1, 4, 128): Launch(32, 32, 8, 2, tail_mask=False),
     ("sparse", 2, 2, 64): Launch(128, 64, 4, 3),
     ("sparse", 2, 2, 128): Launch(128, 64, 8, 3),
     ("sparse", 1, 2, 64): Launch(128, 64, 8, 3),
@@ -79,7 +80,6 @@ WARP: dict[tuple[str, int, int, int], Launch] = WARPGROUP | {
     ("dense", 2, 2, 128): Launch(128, 64, 8, 2, tail_mask=False),
     ("dense", 1, 2, 64): Launch(64, 64, 4, 3),
     ("dense", 1, 2, 128): Launch(128, 64, 8, 3),
-    ("dense", 1, 1, 64): Launch(64, 64, 4, 3),
     ("dense", 1, 1, 128): Launch(128, 64, 8, 3),
     ("sparse", 2, 2, 64): Launch(128, 32, 8, 3),
     ("sparse", 2, 2, 128): Launch(128, 32, 8, 3, tail_mask=False),
@@ -98,7 +98,6 @@ WARP: dict[tuple[str, int, int, int], Launch] = WARPGROUP | {
 # Sparse tiles of compute capability 8.0 alone, where those above spill. Keys are as above.
 WARP_80 = {
     ("sparse", 1, 2, 64): Launch(64, 32, 4, 2, tail_mask=False),
-    ("sparse", 1, 4, 128): Launch(32, 32, 8, 2, tail_mask=False),
     ("small", 1, 2, 64): Launch(64, 32, 4, 2, tail_mask=False),
 }
 
@@ -108,8 +107,11 @@ PADDED_WARP = {("dense", 2, 2, 128): Launch(128, 32, 8, 3, tail_mask=False)}
 
 # Sparse tiles of a kernel that also attends to stand-ins, whose loop takes more registers. Keys are as above.
 STAND_INS = {("sparse", 1, 4, 128): Launch(32, 16, 8, 2, tail_mask=False)}
-STAND_INS_WARPGROUP = STAND_INS | {("sparse", 1, 2, 128): Launch(128, 64, 8, 3)}
-STAND_INS_WARP = STAND_INS | {("small", 2, 2, 128): Launch(32, 32, 4, 2)}
+STAND_INS_WARPGROUP = STAND_INS | {
+    ("sparse", 1, 2, 128): Launch(128, 64, 8, 3),
+    ("small", 1, 4, 128): Launch(16, 16, 8, 2),
+}
+STAND_INS_WARP = STAND_INS | {("small", 2, 2, 128): Launch(32, 32, 4, 2, tail_mask=False)}
 
 
 def select_untuned_launch(kind: Kind, value_bytes: int, width: int) -> Launch:
