@@ -41,7 +41,7 @@ class Server:
         request = urllib.request.Request(
             self.url + path, data, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             text = answer.read()
         return json.loads(text) if text else None
 
@@ -151,6 +151,27 @@ def test_images_and_mp4_contain_the_workflow_of_a_cached_render(server: Server) 
         settings = read_settings(file)
         assert (settings["method"], settings["steps"]) == ("svg-ear", 12)
         assert settings["knobs"]["density"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "options"),
+    [
+        ("SaveAnimatedWEBP", "webp", {"lossless": False, "quality": 80, "method": "fastest"}),
+        ("SaveAnimatedPNG", "png", {"compress_level": 4}),
+    ],
+)
+@pytest.mark.parametrize("frames", [17, 1])
+def test_animations_contain_the_settings(server, kind, suffix, options, frames) -> None:
+    prompt = to_prompt(RENDER)
+    name = f"animated{frames}"
+    inputs = {"images": ["2", 0], "filename_prefix": name, "fps": 16, **options}
+    prompt["2"]["inputs"] |= {"frames": frames, "steps": 2}
+    prompt["3"] = {"class_type": kind, "inputs": inputs}
+    outcome = server.outcome(server.queue(prompt))
+    assert outcome["status"]["status_str"] == "success", outcome["status"]
+    (file,) = (server.base / "output").glob(f"{name}_*.{suffix}")
+    settings = read_settings(file)
+    assert (settings["frames"], settings["knobs"]["density"]) == (frames, 0.3)
 
 
 def test_invalid_input_is_a_node_error_in_one_line(server: Server) -> None:
