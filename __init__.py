@@ -7,6 +7,6 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(_ROOT / name) for name in ("", "kernels", "pipelines", "assets", "eval")]
 
-from dit_accel.comfyui import comfy_entrypoint  # noqa: E402
+from dit_accel.comfyui import WEB_DIRECTORY, comfy_entrypoint  # noqa: E402
 
-__all__ = ["comfy_entrypoint"]
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

@@ -3,9 +3,13 @@
 Importing this package loads no node, so the command line can install the pack without torch.
 """
 
+from pathlib import Path
 from typing import Any
 
-__all__ = ["comfy_entrypoint"]
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
+
+WEB_DIRECTORY = str(Path(__file__).parent / "web")
+"""Folder with help pages, which ComfyUI reads from a node pack."""
 
 
 async def comfy_entrypoint() -> Any:

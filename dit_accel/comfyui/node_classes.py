@@ -40,7 +40,8 @@ def build_class(node: Node) -> type[io.ComfyNode]:
         return io.NodeOutput(*outputs)
 
     def validate_inputs(cls: Any, /, **inputs: Any) -> bool | str:
-        return node.find_error(inputs) or True
+        checked = {name: inputs.get(name) for name in node.checked_inputs}
+        return node.find_error(checked) or True
 
     def fingerprint_inputs(cls: Any, /, **inputs: Any) -> list[int | None]:
         return node.fingerprint(inputs)
@@ -51,9 +52,12 @@ def build_class(node: Node) -> type[io.ComfyNode]:
         "execute": classmethod(execute),
     }
     if node.check is not None:
-        # ComfyUI reads the names from the signature, and checks the range of all other inputs itself.
+        # ComfyUI reads the names from the signature, and checks the range of all other inputs itself. It gives the
+        # values of a dynamic choice only to a function that takes all inputs.
         names = ("cls", *node.checked_inputs)
         parameters = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD, default=None) for n in names]
+        if node.is_dynamic:
+            parameters.append(Parameter("others", Parameter.VAR_KEYWORD))
         validate_inputs.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         members["validate_inputs"] = classmethod(validate_inputs)
     if node.files:
@@ -62,8 +66,12 @@ def build_class(node: Node) -> type[io.ComfyNode]:
 
 
 def build_extension(nodes: list[Node]) -> ComfyExtension:
-    """Return the extension object that ComfyUI asks a node pack for."""
-    classes = [build_class(node) for node in nodes]
+    """Return the extension object that ComfyUI asks a node pack for.
+
+    Old versions of ComfyUI have no dynamic inputs, so they lack the nodes with some.
+    """
+    has_dynamic = hasattr(io, "DynamicCombo")
+    classes = [build_class(node) for node in nodes if has_dynamic or not node.is_dynamic]
 
     class DitAccel(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
@@ -77,6 +85,15 @@ def _build_input(declared: Input) -> Any:
         return io.Custom(declared.type).Input(
             declared.name, optional=declared.optional, tooltip=declared.tooltip
         )
+    if declared.kind == "dynamic":
+        return io.DynamicCombo.Input(
+            declared.name,
+            options=[
+                io.DynamicCombo.Option(choice, [_build_input(added) for added in inputs])
+                for choice, inputs in _default_first(declared).items()
+            ],
+            tooltip=declared.tooltip,
+        )
     values = {
         "default": declared.default,
         "min": declared.low,
@@ -89,6 +106,11 @@ def _build_input(declared: Input) -> Any:
     kind = WIDGETS[declared.kind].Input
     options |= _keep_known(kind, advanced=declared.advanced or None)
     return kind(declared.name, optional=declared.optional, tooltip=declared.tooltip, **options)
+
+
+def _default_first(declared: Input) -> dict[str, tuple[Input, ...]]:
+    """Return the choices of a dynamic combo. The page starts with the first, because there is no default."""
+    return {declared.default: declared.choices[declared.default], **declared.choices}
 
 
 def _keep_known(kind: Any, **options: Any) -> dict[str, Any]:

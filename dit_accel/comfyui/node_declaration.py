@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 from dit_accel.errors import InvalidSettings
 
-Kind = Literal["int", "float", "string", "boolean", "combo", "socket"]
+Kind = Literal["int", "float", "string", "boolean", "combo", "dynamic", "socket"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,14 @@ class Input:
 
     Attributes:
         name: Name of the parameter of the node's function. Saved workflows contain it.
-        kind: Kind of widget, or ``"socket"`` for another node's output.
+        kind: Kind of widget, or ``"socket"`` for another node's output. ``"dynamic"`` is a combo whose choice adds
+            inputs, which old versions of ComfyUI lack.
         tooltip: One sentence for people.
         default: Initial value of a widget.
         type: Type of a socket, such as ``MODEL``.
         low, high, step: Range of a number, and the step of its widget.
         options: Choices of a combo.
+        choices: Inputs that each choice of a dynamic combo adds.
         multiline: True if a string can have several lines.
         optional: True if saved workflows can lack the input. It then has its default, or nothing comes from a socket.
         advanced: True if the page hides the widget until it is asked for.
@@ -39,6 +41,7 @@ class Input:
     high: float | None = None
     step: float | None = None
     options: tuple[str, ...] = ()
+    choices: Mapping[str, tuple[Input, ...]] = field(default_factory=dict)
     multiline: bool = False
     optional: bool = False
     advanced: bool = False
@@ -79,6 +82,11 @@ class Node:
     aliases: tuple[str, ...] = ()
     check: Callable[..., object] | None = None
     shows: int | None = None
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Return True if a choice on the node adds inputs."""
+        return any(declared.kind == "dynamic" for declared in self.inputs)
 
     @property
     def checked_inputs(self) -> tuple[str, ...]:

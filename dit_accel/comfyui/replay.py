@@ -17,9 +17,16 @@ Nodes = Mapping[str, Mapping[str, Any]]
 """ComfyUI's ``prompt``: nodes with ``class_type`` and ``inputs``, by id."""
 
 RENDER_NODES = ("DitAccelRender", "DitAccelCompare")
-SETTINGS_NODES = ("DitAccelSparse", "DitAccelGuidance", "DitAccelHeadSet")
+SETTINGS_NODES = tuple(node.id for node in settings_nodes.NODES)
 DECLARED = {node.id: node for node in (*pipeline_nodes.NODES, *settings_nodes.NODES)}
-TYPES = {"int": int, "float": int | float, "string": str, "combo": str, "boolean": bool}
+TYPES = {
+    "int": int,
+    "float": int | float,
+    "string": str,
+    "combo": str,
+    "boolean": bool,
+    "dynamic": dict,
+}
 
 
 def read_workflow_settings(nodes: Nodes) -> dict[str, Any]:
@@ -89,8 +96,23 @@ def read_inputs(nodes: Nodes, name: str) -> dict[str, Any]:
     node = DECLARED[nodes[name]["class_type"]]
     inputs = nodes[name]["inputs"]
     values = {key: resolve_input(nodes, name, key, value) for key, value in inputs.items()}
+    values = nest_choices(node, values)
     check_inputs(node, values)
     return values
+
+
+def nest_choices(node: Node, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return inputs in which a dynamic choice holds the inputs that it adds, stored as ``CHOICE.INPUT``."""
+    nested = dict(values)
+    for declared in node.inputs:
+        if declared.kind == "dynamic" and declared.name in nested:
+            prefix = f"{declared.name}."
+            added = {key: nested.pop(key) for key in values if key.startswith(prefix)}
+            choice = {declared.name: nested[declared.name]}
+            nested[declared.name] = choice | {
+                key.removeprefix(prefix): value for key, value in added.items()
+            }
+    return nested
 
 
 def check_inputs(node: Node, values: Mapping[str, Any]) -> None:
@@ -147,5 +169,4 @@ def resolve_input(nodes: Nodes, name: str, key: str, value: Any) -> Any:
         )
     if kind == "DitAccelLoad":
         return read_inputs(nodes, source)
-    (output,) = DECLARED[kind].run(**read_inputs(nodes, source))
-    return output
+    return DECLARED[kind].run(**read_inputs(nodes, source))[int(value[1])]

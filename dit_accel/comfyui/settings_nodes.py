@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
+import yaml
+
+from dit_accel.comfyui.knob_inputs import changed_knobs, method_input
 from dit_accel.comfyui.node_declaration import (
     Node,
     Output,
@@ -18,11 +23,15 @@ from dit_accel.generation.settings import RenderSettings, build_profile, parse_a
 from dit_accel.guidance import HeadSet, ModelShape, PerturbedGuidance, make_head_set
 from dit_accel.io.parsing import parse_dataclass
 from dit_accel.methods import METHODS
+from dit_accel.runtime.presets import PRESETS
 from dit_accel.runtime.profile import Profile
-from dit_accel.runtime.recipes import read_profile
+from dit_accel.runtime.recipes import read_profile, recipe_names
 
 CATEGORY = "DiT-Accel"
 PIPELINE, ATTENTION, GUIDANCE, HEADS = "DIT_PIPELINE", "DIT_ATTENTION", "DIT_GUIDANCE", "DIT_HEADS"
+
+FILE = "file"
+"""Choice of a profile that comes from a file."""
 
 
 def make_attention(
@@ -47,6 +56,70 @@ def make_attention(
         guard=guard,
     )
     return (build_profile(settings),)
+
+
+def make_method_attention(
+    method: Mapping[str, Any],
+    dense_steps: float,
+    precision: str,
+    dense_precision: str,
+    guard: str,
+    more: str,
+) -> tuple[Profile]:
+    """Return a profile of a method whose knobs have widgets.
+
+    Args:
+        method: The name as ``method``, and the values of the knobs by name.
+        dense_steps, precision, dense_precision, guard: As in `make_attention`.
+        more: Other knobs, as ``KNOB=VALUE``.
+    """
+    values = dict(method)
+    name = values.pop("method")
+    knobs = "\n".join([*changed_knobs(values, name), more])
+    return make_attention(name, knobs, dense_steps, precision, dense_precision, guard, "")
+
+
+def check_method(method: Mapping[str, Any], more: str) -> None:
+    """Check the knobs of the node.
+
+    Raises:
+        InvalidSettings: If they are invalid.
+    """
+    if None not in method.values():
+        make_method_attention(method, 0.0, "full", "full", "off", more)
+
+
+def choose_profile(profile: str, file: str) -> tuple[Profile, str]:
+    """Return a profile that has a name, or one from a file, and its content as text.
+
+    Raises:
+        InvalidSettings: If the file cannot be read, or if none is named.
+    """
+    check_profile(profile, file)
+    chosen = read_profile(file.strip() if profile == FILE else profile)
+    values = {key: value for key, value in chosen.to_dict().items() if key != "provenance"}
+    lines = [yaml.safe_dump(values, sort_keys=False).strip()]
+    if chosen.has_levers:
+        lines.append(
+            f"A MODEL takes no {', '.join(chosen.levers())} of a profile: put EasyCache, a weight dtype or "
+            "TorchCompileModel beside it."
+        )
+    return chosen, "\n".join(lines)
+
+
+def check_profile(profile: str, file: str) -> None:
+    """Check that there is such a profile.
+
+    Raises:
+        InvalidSettings: If there is none.
+    """
+    if profile == FILE and not file.strip():
+        raise InvalidSettings("file is empty: name a YAML or JSON profile, or choose a profile")
+    if profile != FILE and file.strip():
+        raise InvalidSettings(
+            f"file has no effect with profile {profile}: choose {FILE}, or clear it"
+        )
+    read_profile(file.strip() if profile == FILE else profile)
 
 
 def check_attention(method: str, knobs: str, profile: str) -> None:
@@ -115,6 +188,25 @@ def check_path(path: str) -> None:
         raise InvalidSettings("path is empty: name the JSON file of a head set")
 
 
+RUN_INPUTS = (
+    float_input("dense_steps", 0.2, 0.0, 1.0, 0.01, "Fraction of the first steps that stay dense."),
+    choice_input("precision", PRECISIONS, "full", "Precision of the sparse calls."),
+    choice_input(
+        "dense_precision",
+        DENSE_PRECISIONS,
+        "full",
+        "Precision of the dense calls, or a kernel of another package that is installed.",
+        advanced=True,
+    ),
+    choice_input(
+        "guard",
+        ("off", "warn", "on"),
+        "off",
+        "Check the output. warn reports faults, and on repairs them as well.",
+        advanced=True,
+    ),
+)
+
 NODES = [
     Node(
         "DitAccelSparse",
@@ -126,24 +218,7 @@ NODES = [
             text_input(
                 "knobs", "", "KNOB=VALUE, one per line, such as density=0.1.", multiline=True
             ),
-            float_input(
-                "dense_steps", 0.2, 0.0, 1.0, 0.01, "Fraction of the first steps that stay dense."
-            ),
-            choice_input("precision", PRECISIONS, "full", "Precision of the sparse calls."),
-            choice_input(
-                "dense_precision",
-                DENSE_PRECISIONS,
-                "full",
-                "Precision of the dense calls, or a kernel of another package that is installed.",
-                advanced=True,
-            ),
-            choice_input(
-                "guard",
-                ("off", "warn", "on"),
-                "off",
-                "Check the output. warn reports faults, and on repairs them as well.",
-                advanced=True,
-            ),
+            *RUN_INPUTS,
             text_input(
                 "profile",
                 "",
@@ -155,6 +230,48 @@ NODES = [
         files=("profile",),
         aliases=("svg", "svg2", "radial", "sage", "profile", "recipe", "speed up"),
         check=check_attention,
+    ),
+    Node(
+        "DitAccelMethod",
+        "Sparse attention settings with knobs",
+        CATEGORY,
+        "Choose a method, and set each of its knobs on a widget of its own. Pipelines and a MODEL take the settings.",
+        [
+            method_input("method", "svg-ear", "Sparse attention method."),
+            *RUN_INPUTS,
+            text_input(
+                "more",
+                "",
+                "KNOB=VALUE, one per line, of schedule, guard and mask, such as schedule.min_tokens=0.",
+                multiline=True,
+                advanced=True,
+            ),
+        ],
+        [Output(ATTENTION, "attention")],
+        make_method_attention,
+        aliases=("knobs", "density", "top_p", "svg", "svg2", "radial", "speed up"),
+        check=check_method,
+    ),
+    Node(
+        "DitAccelProfile",
+        "Sparse attention profile",
+        CATEGORY,
+        "Choose a preset, published settings or a profile from a file. Pipelines and a MODEL take it.",
+        [
+            choice_input(
+                "profile",
+                [*PRESETS, *recipe_names(), FILE],
+                "balanced",
+                "quality, balanced and fast choose by the run. METHOD:NAME is published for that model.",
+            ),
+            text_input("file", "", "A YAML or JSON profile, such as one of `dit-accel tune`."),
+        ],
+        [Output(ATTENTION, "attention"), Output("STRING", "content")],
+        choose_profile,
+        files=("file",),
+        aliases=("preset", "recipe", "balanced", "tune"),
+        check=check_profile,
+        shows=1,
     ),
     Node(
         "DitAccelGuidance",

@@ -89,18 +89,34 @@ def read_tags(path: Path) -> dict[str, str]:
         RunFailed: for a video without imageio-ffmpeg.
     """
     check_regular_file(path, "file")
-    is_png = path.suffix.lower() == ".png"
-    return _read_png_tags(path) if is_png else read_video_tags(path)
+    is_image = path.suffix.lower() in (".png", ".webp")
+    return _read_image_tags(path) if is_image else read_video_tags(path)
 
 
-def _read_png_tags(path: Path) -> dict[str, str]:
+def _read_image_tags(path: Path) -> dict[str, str]:
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return {str(k).lower(): v for k, v in image.info.items() if isinstance(v, str)}
+            texts = {str(k).lower(): v for k, v in image.info.items() if isinstance(v, str)}
+            return texts or _read_animation_tags(image)
     except (OSError, ValueError, SyntaxError):
         return {}
+
+
+def _read_animation_tags(image: Image.Image) -> dict[str, str]:
+    """Return the texts that ComfyUI puts into animations: chunks of a PNG, and EXIF values of a WEBP."""
+    pairs = [
+        value.partition(":")[::2] for value in image.getexif().values() if isinstance(value, str)
+    ]
+    # Chunks behind the pixels are known once the last frame is read.
+    image.seek(getattr(image, "n_frames", 1) - 1)
+    image.load()
+    for name, data, *_ in getattr(image, "private_chunks", ()):
+        if name == b"comf":
+            key, _, text = data.decode("latin-1").partition("\0")
+            pairs.append((key, text))
+    return {key.lower(): text for key, text in pairs}
 
 
 def join_side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:

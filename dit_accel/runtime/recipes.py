@@ -234,6 +234,15 @@ def task_of(pipeline: str, output: str) -> Task:
     return "i2v" if re.search("ImageToVideo|Image2Video|I2V|VideoToWorld", pipeline) else "t2v"
 
 
+def recipe_names() -> list[str]:
+    """Return the names of all recipes without reading them."""
+    return sorted(
+        f"{folder.name}:{file.name.removesuffix('.yaml')}"
+        for folder in (files("dit_accel") / "recipes").iterdir()
+        for file in folder.iterdir()
+    )
+
+
 @functools.cache
 def _read_all() -> tuple[Recipe, ...]:
     """Read the recipes in the package, sorted by name."""

@@ -146,7 +146,7 @@ def qwen_edit(comfy: Any) -> SimpleNamespace:
 
 
 def lumina2(comfy: Any, **values: Any) -> SimpleNamespace:
-    condition = {"attention_mask": torch.ones(1, TEXT)}
+    condition = {"attention_mask": torch.ones(1, TEXT, dtype=torch.int64)}
     config = comfy.supported_models.Lumina2(
         {
             "image_model": "lumina2",

@@ -36,6 +36,8 @@ print([node.id for node in NODES])
 
 NATIVE = [
     "DitAccelSparse",
+    "DitAccelMethod",
+    "DitAccelProfile",
     "DitAccelGuidance",
     "DitAccelHeadSet",
     "DitAccelNativeAttention",

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ from dit_accel.generation.placement import LoadOptions
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.guidance import ModelShape, make_head_set
 from dit_accel.io.images import read_image
+from dit_accel.methods import METHODS
 from dit_accel.runtime.active_sessions import session_of
 from dit_accel.runtime.profile import Profile
 from dit_accel_pipelines import find_family
@@ -58,7 +60,7 @@ def test_declaration_fits_the_function(node) -> None:
         optional = parameters[declared.name].default is not inspect.Parameter.empty
         assert declared.optional == optional
         assert declared.tooltip.endswith(".")
-        if declared.kind == "combo":
+        if declared.kind in ("combo", "dynamic"):
             assert declared.default in declared.options
         if declared.kind in ("int", "float"):
             assert declared.low <= declared.default <= declared.high
@@ -80,6 +82,13 @@ class FakeType:
         return SimpleNamespace(type=self.name, **options)
 
 
+class FakeDynamicCombo(FakeType):
+    """A combo of ComfyUI whose choice adds inputs."""
+
+    def Option(self, key: str, inputs: list) -> SimpleNamespace:
+        return SimpleNamespace(key=key, inputs=inputs)
+
+
 @pytest.fixture
 def classes(monkeypatch) -> dict[str, Any]:
     """The classes that ComfyUI would register, by id of the node."""
@@ -90,6 +99,7 @@ def classes(monkeypatch) -> dict[str, Any]:
         Schema=lambda **options: SimpleNamespace(**options),
         NodeOutput=lambda *outputs: outputs,
         Custom=FakeType,
+        DynamicCombo=FakeDynamicCombo("dynamic"),
         **{name: FakeType(name.lower()) for name in ("Int", "Float", "String", "Boolean", "Combo")},
     )
     monkeypatch.setitem(sys.modules, "comfy_api", ModuleType("comfy_api"))
@@ -112,15 +122,19 @@ def test_classes_say_what_the_declarations_say(classes) -> None:
         assert schema.search_aliases == list(node.aliases)
         assert hasattr(kind, "validate_inputs") == bool(node.check)
         if node.check:
-            names = inspect.getfullargspec(kind.validate_inputs).args
-            assert names == ["cls", *node.checked_inputs]
+            signature = inspect.getfullargspec(kind.validate_inputs)
+            assert signature.args == ["cls", *node.checked_inputs]
+            assert bool(signature.varkw) == node.is_dynamic
         assert [(o.type, o.display_name) for o in schema.outputs] == [
             (output.type, output.name) for output in node.outputs
         ]
         assert hasattr(kind, "fingerprint_inputs") == bool(node.files)
         for declared, built in zip(node.inputs, schema.inputs, strict=True):
             assert (built.name, built.tooltip) == (declared.name, declared.tooltip)
-            if declared.kind == "socket":
+            if declared.kind == "dynamic":
+                assert {option.key for option in built.options} == set(METHODS)
+                assert built.options[0].key == declared.default
+            elif declared.kind == "socket":
                 assert (built.type, built.optional) == (declared.type, declared.optional)
             else:
                 assert built.default == declared.default
@@ -137,6 +151,14 @@ def test_classes_say_what_the_declarations_say(classes) -> None:
         ("DitAccelSparse", {"method": "svg2", "knobs": "top_p=0.5", "profile": ""}, None),
         ("DitAccelSparse", {"method": "svg2", "knobs": "x=1", "profile": ""}, "unknown svg2 knob"),
         ("DitAccelSparse", {"method": "svg2", "knobs": None, "profile": ""}, None),
+        ("DitAccelMethod", {"method": {"method": "svg2", "top_p": 0.5}, "more": ""}, None),
+        ("DitAccelMethod", {"method": {"method": "svg2", "top_p": 1.5}, "more": ""}, "top_p"),
+        ("DitAccelMethod", {"method": {"method": "svg2", "top_p": None}, "more": "x=1"}, None),
+        ("DitAccelMethod", {"method": {"method": "svg2"}, "more": "x=1"}, "unknown svg2 knob"),
+        ("DitAccelProfile", {"profile": "balanced", "file": ""}, None),
+        ("DitAccelProfile", {"profile": "balanced", "file": "a.yaml"}, "file has no effect"),
+        ("DitAccelProfile", {"profile": "file", "file": " "}, "file is empty"),
+        ("DitAccelProfile", {"profile": "file", "file": "nowhere.yaml"}, "nowhere.yaml"),
         ("DitAccelHeadSet", {"path": " "}, "path is empty"),
         ("DitAccelNativeGuidance", {"layers": "auto"}, None),
         ("DitAccelNativeGuidance", {"layers": "middle"}, "layers are written like"),
@@ -175,6 +197,8 @@ def test_ids_never_change() -> None:
         "DitAccelRender",
         "DitAccelCompare",
         "DitAccelSparse",
+        "DitAccelMethod",
+        "DitAccelProfile",
         "DitAccelGuidance",
         "DitAccelHeadSet",
         "DitAccelNativeAttention",
@@ -376,8 +400,8 @@ def test_install_and_uninstall(tmp_path: Path, capsys) -> None:
     for _ in range(2):
         assert cli.main(["comfyui", "install", str(tmp_path)]) == 0
     pack = tmp_path / "custom_nodes/dit_accel"
-    names: dict = {}
-    exec((pack / "__init__.py").read_text(), names)
+    names = runpy.run_path(str(pack / "__init__.py"))
+    assert (Path(names["WEB_DIRECTORY"]) / "docs/DitAccelSparse.md").is_file()
     assert inspect.iscoroutinefunction(names["comfy_entrypoint"])
     installed = pack / "example_workflows/tiny_world_render.json"
     assert json.loads(installed.read_text()) == load_workflow("tiny_world_render")

@@ -16,6 +16,8 @@ from support.comfyui_workflows import WORKFLOWS, load_workflow, read_widgets, to
 
 from dit_accel import cli
 from dit_accel.cli.replay import read_settings
+from dit_accel.comfyui.help_pages import format_page
+from dit_accel.comfyui.knob_inputs import knob_inputs
 from dit_accel.comfyui.registry import NODES
 from dit_accel.io.media import read_tags
 
@@ -41,7 +43,7 @@ class Server:
         request = urllib.request.Request(
             self.url + path, data, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             text = answer.read()
         return json.loads(text) if text else None
 
@@ -88,7 +90,11 @@ def server(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Server]
 
 def test_server_starts_with_all_nodes_and_without_warnings(server: Server) -> None:
     classes = server.ask("/object_info")
+    has_dynamic = "COMFY_DYNAMICCOMBO_V3" in json.dumps(classes)
     for node in NODES:
+        if node.is_dynamic and not has_dynamic:
+            assert node.id not in classes
+            continue
         registered = classes[node.id]
         assert registered["display_name"] == node.title
         assert registered["output"] == [output.type for output in node.outputs]
@@ -98,6 +104,37 @@ def test_server_starts_with_all_nodes_and_without_warnings(server: Server) -> No
     assert not [line for line in ours if "warn" in line.lower() or "fail" in line.lower()]
     examples = server.ask("/workflow_templates")
     assert sorted(examples["dit_accel"]) == sorted(WORKFLOWS)
+
+
+def test_page_finds_the_help_of_nodes(server: Server) -> None:
+    for node in NODES:
+        url = f"{server.url}/extensions/dit_accel/docs/{node.id}.md"
+        with urllib.request.urlopen(url, timeout=120) as answer:
+            assert answer.read().decode() == format_page(node)
+
+
+def test_widgets_of_knobs_render(server: Server) -> None:
+    """The page stores the widgets that a choice adds as CHOICE.INPUT."""
+    classes = server.ask("/object_info")
+    if "DitAccelMethod" not in classes:
+        pytest.skip("this ComfyUI has no dynamic inputs")
+    prompt = to_prompt(RENDER)
+    run = {"dense_steps": 0.2, "precision": "full", "dense_precision": "full", "guard": "off"}
+    knobs = {f"method.{knob.name}": knob.default for knob in knob_inputs("svg2")}
+    knobs |= {"method": "svg2", "method.top_p": 0.4, "more": "schedule.min_tokens=0"}
+    prompt["1"] = {"class_type": "DitAccelMethod", "inputs": {**knobs, **run}}
+    prompt["2"]["inputs"] |= {"steps": 3}
+    prompt["3"]["inputs"]["filename_prefix"] = "knobs"
+    outcome = server.outcome(server.queue(prompt))
+    assert outcome["status"]["status_str"] == "success", outcome["status"]
+    (video,) = (server.base / "output").glob("knobs_*.webm")
+    settings = read_settings(video)
+    assert (settings["method"], settings["knobs"]["top_p"]) == ("svg2", 0.4)
+    assert any("svg2 on wan" in text for text in outcome["outputs"]["4"]["text"])
+    prompt["1"]["inputs"]["method.top_p"] = 4.0
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.queue(prompt)
+    assert b"top_p must be" in refused.value.read()
 
 
 def list_inputs(registered: dict) -> list[str]:
@@ -151,6 +188,27 @@ def test_images_and_mp4_contain_the_workflow_of_a_cached_render(server: Server) 
         settings = read_settings(file)
         assert (settings["method"], settings["steps"]) == ("svg-ear", 12)
         assert settings["knobs"]["density"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "options"),
+    [
+        ("SaveAnimatedWEBP", "webp", {"lossless": False, "quality": 80, "method": "fastest"}),
+        ("SaveAnimatedPNG", "png", {"compress_level": 4}),
+    ],
+)
+@pytest.mark.parametrize("frames", [17, 1])
+def test_animations_contain_the_settings(server, kind, suffix, options, frames) -> None:
+    prompt = to_prompt(RENDER)
+    name = f"animated{frames}"
+    inputs = {"images": ["2", 0], "filename_prefix": name, "fps": 16, **options}
+    prompt["2"]["inputs"] |= {"frames": frames, "steps": 2}
+    prompt["3"] = {"class_type": kind, "inputs": inputs}
+    outcome = server.outcome(server.queue(prompt))
+    assert outcome["status"]["status_str"] == "success", outcome["status"]
+    (file,) = (server.base / "output").glob(f"{name}_*.{suffix}")
+    settings = read_settings(file)
+    assert (settings["frames"], settings["knobs"]["density"]) == (frames, 0.3)
 
 
 def test_invalid_input_is_a_node_error_in_one_line(server: Server) -> None:

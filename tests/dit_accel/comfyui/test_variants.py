@@ -70,6 +70,14 @@ def test_all_variants_are_expected() -> None:
     assert list(EXPECTED) == [*FAMILIES, *VARIANTS]
 
 
+DENSE = (
+    "cross attention",
+    "fewer tokens than the image has",
+    "attention over another stream than the image",
+)
+"""Reasons why calls of an unmasked model stay dense."""
+
+
 # A neighborhood needs the grid: with the wrong one, the wrong tokens are neighbors.
 @pytest.mark.parametrize(
     ("method", "full", "part"),
@@ -81,18 +89,18 @@ def test_all_variants_are_expected() -> None:
 def test_full_selection_equals_the_unpatched_model(name, model, method, full, part) -> None:
     plain = sample(model, model.patcher)
     assert torch.isfinite(plain).all()
+    expected, reasons = EXPECTED[name].sparse, set(DENSE)
+    if name == "lumina2" and not hasattr(model.comfy.supported_models, "ZImage"):
+        # Old versions of ComfyUI give the refiner of the image a mask of zeros.
+        expected, reasons = expected - 2, reasons | {"attention mask"}
     for knobs, is_full in ((full, True), (part, False)):
         patched = patch_attention(model.patcher, method, knobs)
         latent = sample(model, patched)
         error = float((latent - plain).abs().max() / plain.abs().max())
         assert error < 2e-5 if is_full else error > 1e-3, (knobs, error)
         run = only_override(patched).run
-        assert run.stats.calls["sparse"] == EXPECTED[name].sparse
-        assert set(run.stats.fallbacks) <= {
-            "cross attention",
-            "fewer tokens than the image has",
-            "attention over another stream than the image",
-        }
+        assert run.stats.calls["sparse"] == expected
+        assert set(run.stats.fallbacks) <= reasons
     assert torch.equal(sample(model, model.patcher), plain), "the patch changed the original model"
 
 

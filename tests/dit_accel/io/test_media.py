@@ -15,10 +15,11 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.io.images import read_image
-from dit_accel.io.media import LARGEST_METADATA, read_metadata, write_clip, write_strip
+from dit_accel.io.media import LARGEST_METADATA, read_metadata, read_tags, write_clip, write_strip
 from dit_accel.io.video import H264, VP9, count_frames, require_encoder
 from dit_accel_eval.frames import write_webm
 
@@ -141,6 +142,20 @@ def test_settings_come_back(tmp_path: Path, name: str, length: int) -> None:
     assert read_metadata(tmp_path / name) == settings
     with pytest.raises(InvalidSettings, match="shorten the prompt"):
         write_clip(tmp_path / name, NOISE, 16, {"prompt": "x" * LARGEST_METADATA})
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_texts_of_comfyuis_animations(tmp_path: Path, suffix: str, count: int) -> None:
+    """ComfyUI keeps them in chunks behind the pixels of a PNG, and in EXIF values of a WEBP."""
+    first, *others = [Image.new("RGB", (8, 8), (90 * i, 0, 0)) for i in range(count)]
+    text, chunks, exif = '{"a": "b:c"}', PngInfo(), first.getexif()
+    chunks.add(b"comf", b"prompt\0" + text.encode(), after_idat=True)
+    exif[0x0110] = f"prompt:{text}"
+    path = tmp_path / f"a.{suffix}"
+    extra = {"pnginfo": chunks} if suffix == "png" else {"exif": exif}
+    first.save(path, save_all=True, append_images=others, **extra)
+    assert read_tags(path) == {"prompt": text}
 
 
 def test_odd_sizes_lose_a_row_and_a_column_and_are_not_scaled(tmp_path: Path) -> None:
