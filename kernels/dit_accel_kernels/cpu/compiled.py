@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import importlib.util
 import platform
 import shutil
 import subprocess
@@ -60,10 +59,10 @@ def load_library() -> ctypes.CDLL | str:
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         return f"no C++ compiler ({' or '.join(COMPILERS)})"
-    if importlib.util.find_spec("platformdirs") is None:
-        return "platformdirs is not installed"
     try:
         return ctypes.CDLL(str(_compile(compiler)))
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         return f"{compiler} failed: {detail.strip().splitlines()[0]}"
