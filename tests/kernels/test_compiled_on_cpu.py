@@ -1,6 +1,7 @@
 """Compile the CPU's kernel, keep it, and say why it cannot be compiled."""
 
 import ctypes
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,8 @@ def test_reasons_for_plain_products(
     monkeypatch.setattr(compiled, "FOLDER", tmp_path)
     assert "failed" in compiled.load_library.__wrapped__()
     assert not list(cache.iterdir())
+    monkeypatch.setitem(sys.modules, "platformdirs", None)
+    assert compiled.load_library.__wrapped__() == "platformdirs is not installed"
     monkeypatch.setattr(compiled.shutil, "which", lambda _: None)
     assert compiled.load_library.__wrapped__() == "no C++ compiler (g++ or clang++)"
 
