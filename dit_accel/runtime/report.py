@@ -107,8 +107,7 @@ class AttentionReport:
             share = self.plans["reused"] / total
             made = self.plans["made"]
             lines.append(f"  plans {made} made, {share:.0%} of {total} calls reused one")
-        seconds = ", ".join(f"{name} {value:.2f}" for name, value in sorted(self.seconds.items()))
-        lines.append(f"  seconds {seconds}")
+        lines += self._seconds_lines()
         if self.guidance and self.guidance["forwards"]:
             lines.append(_guidance_line(self.guidance))
         return "\n".join(lines)
@@ -166,6 +165,21 @@ class AttentionReport:
             lines.append(f"  linears {linears['kind']} in {linears['changed']} layers")
         if "compile" in levers:
             lines.append(f"  compiled {levers['compile']['blocks']} blocks")
+        return lines
+
+    def _seconds_lines(self) -> list[str]:
+        """Return the seconds of dense and of sparse calls, and how long a sparse one took beside a dense one."""
+        parts = dict(sorted(self.seconds.items()))
+        dense, sparse = parts.pop("dense", 0.0), sum(parts.values())
+        line = f"  seconds {dense:.2f} in dense calls"
+        if not self.calls["sparse"]:
+            return [line]
+        named = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+        lines = [f"{line}, {sparse:.2f} in sparse ones ({named})"]
+        dense_calls = self.calls["dense"] + self.calls["fallback"]
+        if dense_calls and dense:
+            ratio = sparse / self.calls["sparse"] / (dense / dense_calls)
+            lines.append(f"  a sparse call took {ratio:.2f} times as long as a dense one")
         return lines
 
     def _density_line(self) -> str:
