@@ -13,8 +13,19 @@ EXAMPLES = "example_workflows"
 """Name of the subfolder in which ComfyUI looks for a pack's example workflows."""
 
 SHIM = '''"""DiT-Accel: the nodes live in the installed package dit_accel."""
-from dit_accel.comfyui import *  # noqa: F403
-from dit_accel.comfyui import __all__  # noqa: F401
+import sys
+from pathlib import Path
+
+# With custom_nodes on the path, this folder would hide the package of the same name.
+if __name__ == "dit_accel":
+    del sys.modules[__name__]
+_NODES, _PATH = Path(__file__).resolve().parent.parent, sys.path[:]
+sys.path[:] = [folder for folder in _PATH if Path(folder).resolve() != _NODES]
+try:
+    from dit_accel.comfyui import *  # noqa: F403
+    from dit_accel.comfyui import __all__  # noqa: F401
+finally:
+    sys.path[:] = _PATH
 '''
 
 

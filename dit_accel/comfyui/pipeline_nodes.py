@@ -234,8 +234,11 @@ def render_clip(
         transformer = next(iter(transformers_of(pipe).values()))
         shape = ModelShape.from_transformer(transformer, find_family(transformer))
         settings = dataclasses.replace(settings, heads=guidance.bind(shape).to_dict())
-    assert settings.steps is not None
-    with report_progress(pipe, settings.steps):
+    steps, height, width = settings.steps, settings.height, settings.width
+    assert steps is not None
+    assert height is not None
+    assert width is not None
+    with report_progress(pipe, steps, height, width):
         clip = render_with(pipe, settings, profile)
     return check_finite(clip, dataclasses.replace(settings, method=profile.method.name))
 

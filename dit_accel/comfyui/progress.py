@@ -1,4 +1,4 @@
-"""ComfyUI's progress bar, memory and interrupt while a pipeline runs. Outside ComfyUI they do nothing."""
+"""ComfyUI's progress bar, previews, memory and interrupt while a pipeline runs. Outside ComfyUI they do nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from dit_accel.comfyui.previews import preview_steps
 from dit_accel.hooks.active_pipeline import transformers_of
 
 if TYPE_CHECKING:
@@ -31,14 +32,15 @@ def free_memory() -> None:
 
 
 @contextmanager
-def report_progress(pipe: DiffusionPipeline, steps: int) -> Iterator[None]:
-    """Move ComfyUI's progress bar with a pipeline's steps, and let its interrupt end the run.
+def report_progress(pipe: DiffusionPipeline, steps: int, height: int, width: int) -> Iterator[None]:
+    """Move ComfyUI's progress bar with a pipeline's steps, show previews, and let its interrupt end the run.
 
     An interrupt ends the run before the next forward of a transformer.
 
     Args:
         pipe: The pipeline that runs inside the block.
         steps: Number of its steps.
+        height, width: Pixels of its frames.
     """
     if not is_inside_comfyui():
         yield
@@ -48,13 +50,17 @@ def report_progress(pipe: DiffusionPipeline, steps: int) -> Iterator[None]:
 
     bar = comfy.utils.ProgressBar(steps)
 
-    def update_bar(*_: Any) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+    def update_bar(preview: Any = None) -> None:
         step = getattr(pipe.scheduler, "step_index", None) or 0
-        bar.update_absolute(min(step, steps), steps)
+        bar.update_absolute(min(step, steps), steps, preview)
+
+    def begin_forward(*_: Any) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        update_bar()
 
     with ExitStack() as hooks:
+        hooks.enter_context(preview_steps(pipe, height, width, update_bar))
         for transformer in transformers_of(pipe).values():
-            hooks.callback(transformer.register_forward_pre_hook(update_bar).remove)
+            hooks.callback(transformer.register_forward_pre_hook(begin_forward).remove)
         yield
     bar.update_absolute(steps, steps)

@@ -90,10 +90,10 @@ def check_finite(clip: Clip, settings: RenderSettings) -> Clip:
     """
     if np.isfinite(clip.frames).all():
         return clip
-    remedy = "" if settings.method == "dense" else ", or try --method dense"
+    remedy = "" if settings.method == "dense" else ", or try the method dense"
     raise RunFailed(
         f"the frames of {settings.prompt[:60]!r} are not finite in {settings.dtype} with method {settings.method}: "
-        f"choose another --dtype{remedy}"
+        f"choose another dtype{remedy}"
     )
 
 

@@ -167,7 +167,7 @@ def find_recipe(name: str, model: ModelTraits | None = None) -> Recipe:
     recipes = list_recipes(method=method)
     if not recipes:
         raise InvalidSettings(
-            f"unknown recipe {name!r}: {method} has none, so give --method {method}"
+            f"unknown recipe {name!r}: {method} has none, so give the method {method}"
         )
     names = ", ".join(recipe.name for recipe in recipes)
     if is_published(name):

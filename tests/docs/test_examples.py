@@ -20,7 +20,7 @@ from diffusers import WanImageToVideoPipeline, WanPipeline, WanTransformer3DMode
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
-from support.documents import ROOT, links
+from support.documents import ROOT, links, run_code
 from support.launching import launch
 from support.tiny_ltx2 import ltx2
 from support.tiny_pipelines import TINY, embeds, pooled
@@ -49,10 +49,9 @@ def read_example(name: str, changes: dict[str, str]) -> str:
 
 def run_example(name: str, changes: dict[str, str] | None = None) -> tuple[dict[str, Any], str]:
     """Run an example. Return its names and what it prints."""
-    names: dict[str, Any] = {"__name__": "example"}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(read_example(name, changes or {}), name, "exec"), names)
+        names = run_code(read_example(name, changes or {}), Path(name))
     return names, printed.getvalue()
 
 
@@ -238,12 +237,12 @@ def read_notebook() -> list[dict[str, Any]]:
     return cells
 
 
-def test_the_notebook_is_code_that_runs_and_holds_its_outputs() -> None:
+def test_the_notebook_is_code_that_runs_and_holds_its_outputs(tmp_path: Path) -> None:
     cells = [cell for cell in read_notebook() if cell["cell_type"] == "code"]
-    names: dict[str, Any] = {"__name__": "example"}
+    code = "\n".join("".join(cell["source"]) for cell in cells)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile("\n".join("".join(cell["source"]) for cell in cells), "tour", "exec"), names)
+        names = run_code(code, tmp_path / "tour.py")
     assert printed.getvalue().splitlines()[-1] == "True"  # bit for bit as before
     assert "sparse calls" in names["report"]._repr_html_()
     assert all(cell["outputs"] for cell in cells[1:])

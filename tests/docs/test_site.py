@@ -12,7 +12,7 @@ import diffusers
 import pytest
 import yaml
 from click.testing import CliRunner
-from support.documents import ROOT, sentences
+from support.documents import ROOT, run_code, sentences
 
 from dit_accel.cli import cli
 from dit_accel_pipelines import families as all_families
@@ -115,7 +115,7 @@ def test_examples_are_of_families_and_of_diffusers(families: list[dict[str, Any]
         assert "image" not in needed or example.get("image"), name
 
 
-def run_script(family: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def run_script(family: dict[str, Any], monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
     """Run the script of a family with its real pipeline's signature and a result as that class returns it.
 
     Returns the names of what the script wrote.
@@ -147,16 +147,16 @@ def run_script(family: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[
         diffusers.utils, "export_to_video", lambda _, path, **__: written.append(path)
     )
     monkeypatch.setattr(diffusers.utils, "load_image", lambda path: path)
-    exec(compile(code[1], family["family"], "exec"), {})
+    run_code(code[1], folder / "script.py")
     return written
 
 
 @pytest.mark.parametrize("name", list(examples()))
 def test_scripts_fit_their_pipelines(
-    name: str, families: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    name: str, families: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (family,) = (row for row in families if row["family"] == name)
-    written = run_script(family, monkeypatch)
+    written = run_script(family, monkeypatch, tmp_path)
     assert set(written) <= {"clip.mp4", "image.png"}
     assert written or name == "consisid"
 

@@ -10,6 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from support.planted_backbone import seeded, torchvision_state
 from support.tiny_clip import save_tiny_clip
 from torchmetrics.functional.image.lpips import _NoTrainLpips
+from torchvision.models import AlexNet_Weights
 
 from dit_accel.errors import InvalidSettings
 from dit_accel_assets.world import render, sample_scenes
@@ -147,7 +148,7 @@ def test_lpips_does_not_depend_on_its_batches(tmp_path, monkeypatch) -> None:
 def test_lpips_without_a_backbone_says_where_to_put_one(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     first, second = clips(64, 64)
-    with pytest.raises(NoBackbone, match=r"put alexnet-owt-7be5be79\.pth into .*--lpips-backbone"):
+    with pytest.raises(NoBackbone, match=r"put .*/alexnet-owt-7be5be79\.pth into .*--download"):
         lpips(first, second)
     (tmp_path / "checkpoints").mkdir()
     cached = tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth"
@@ -169,7 +170,7 @@ def test_a_given_backbone_must_work(tmp_path, monkeypatch) -> None:
     first, second = clips(64, 64)
     value, reason = lpips_or_reason(first, second)
     assert value is None
-    assert "LPIPS needs torchvision's alex weights" in reason
+    assert f"torchvision's alex weights: put {AlexNet_Weights.IMAGENET1K_V1.url} into" in reason
     wrong = tmp_path / "wrong.safetensors"
     save_file({"features.0.weight": torch.zeros(1)}, wrong)
     with pytest.raises(InvalidSettings, match="holds neither torchvision's alex nor vgg"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -120,3 +122,9 @@ def tables(page: Path) -> list[list[list[str]]]:
             found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
         inside = row
     return found
+
+
+def run_code(code: str, file: Path) -> dict[str, Any]:
+    """Write code into a file, run it under the name of an example, and return its names."""
+    file.write_text(code)
+    return runpy.run_path(str(file), run_name="example")

@@ -30,6 +30,7 @@ LEAST_SIZES: dict[Net, int] = {"alex": 31, "vgg": 16}
 BANDS = ((0.30, "same trajectory"), (0.55, "scene preserved"))
 DIVERGED = "diverged"
 CACHED = "alexnet-owt-7be5be79.pth"
+ORIGIN = "https://download.pytorch.org/models/"
 
 
 def lpips(clip: np.ndarray, reference: np.ndarray, *, backbone: Path | None = None) -> float:
@@ -93,8 +94,8 @@ def cached_backbone() -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / CACHED
     if not path.is_file():
         raise NoBackbone(
-            f"LPIPS needs torchvision's alex weights: give --download once, put {CACHED} into "
-            "checkpoints of torch's hub folder, or give --lpips-backbone FILE"
+            f"LPIPS needs torchvision's alex weights: put {ORIGIN}{CACHED} into hub/checkpoints of torch's cache "
+            "(~/.cache/torch by default), or run dit-accel compare with --download"
         )
     return path
 

@@ -6,6 +6,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from dit_accel.comfyui.install import install
+
 ROOT = Path(__file__).parents[3]
 
 WITHOUT_DIFFUSERS = """
@@ -17,7 +21,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 """
 
-LOAD_CLONE = """
+LOAD_PACK = """
 import asyncio, importlib.util
 from pathlib import Path
 file = Path({root!r}, "__init__.py")
@@ -27,12 +31,17 @@ pack = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = pack
 spec.loader.exec_module(pack)
 assert asyncio.iscoroutinefunction(pack.comfy_entrypoint)
+"""
+LOAD_CLONE = (
+    LOAD_PACK
+    + """
 import dit_accel, dit_accel_kernels, dit_accel_pipelines
 for package in (dit_accel, dit_accel_kernels, dit_accel_pipelines):
     assert Path(package.__file__).is_relative_to(file.resolve().parent), package.__file__
 from dit_accel.comfyui.registry import NODES
 print([node.id for node in NODES])
 """
+)
 
 NATIVE = [
     "DitAccelSparse",
@@ -67,6 +76,26 @@ def test_clone_loads_without_diffusers(tmp_path: Path) -> None:
     assert done.stdout.strip() == str(NATIVE)
     assert "the nodes for diffusers pipelines are missing" in done.stderr
     assert "no diffusers here" in done.stderr
+
+
+@pytest.mark.parametrize("pack", ["clone", "installed"])
+@pytest.mark.parametrize("first", ["pack", "package"])
+def test_pack_does_not_hide_the_package(tmp_path: Path, pack: str, first: str) -> None:
+    """Other packs put custom_nodes on the path, where the folder has the name of the package."""
+    nodes = tmp_path / "custom_nodes"
+    nodes.mkdir()
+    path = [str(nodes)]
+    if pack == "clone":
+        (nodes / "dit_accel").symlink_to(ROOT)
+    else:
+        install(tmp_path)
+        path += [str(ROOT / name) for name in ("", "kernels", "pipelines", "assets", "eval")]
+    steps = [LOAD_PACK.format(root=str(nodes / "dit_accel")), "import dit_accel.comfyui.install\n"]
+    code = "".join(steps if first == "pack" else reversed(steps))
+    code += "import dit_accel; print(dit_accel.__file__)"
+    done = run_python(f"import sys\nsys.path[:0] = {path}\n{code}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).resolve() == ROOT / "dit_accel/__init__.py"
 
 
 def test_requirements_of_a_clone_leave_torch_and_transformers_alone() -> None:

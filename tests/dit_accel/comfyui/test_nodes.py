@@ -295,17 +295,18 @@ def test_progress_follows_the_steps_and_interrupt_restores_the_pipeline(
         def __init__(self, total: int) -> None:
             self.total = total
 
-        def update_absolute(self, value: int, total: int) -> None:
+        def update_absolute(self, value: int, total: int, preview: object = None) -> None:
             assert value <= total == self.total == 3
+            assert preview is None
             steps.append(value)
 
     def throw() -> None:
         if interrupted and len(steps) > 5:
             raise InterruptedError("interrupted by its user")
 
-    modules = {
-        name: ModuleType(name) for name in ("comfy", "comfy.model_management", "comfy.utils")
-    }
+    names = ("comfy", "comfy.model_management", "comfy.utils", "comfy.latent_formats")
+    modules = {name: ModuleType(name) for name in names}
+    modules["comfy"].latent_formats = modules["comfy.latent_formats"]
     modules["comfy"].model_management = modules["comfy.model_management"]
     modules["comfy"].utils = modules["comfy.utils"]
     modules["comfy.utils"].ProgressBar = ProgressBar

@@ -268,7 +268,7 @@ def test_frames_that_are_not_finite_exit_1_without_a_file(
     assert cli.main(["render", PROMPT, *SIZE, *sparse, *options, "-o", "x.mp4", "--quiet"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: the frames of 'a red circle' are not finite in float32")
-    assert "choose another --dtype" in error
+    assert "choose another dtype" in error
     assert not list(Path().iterdir())
 
 
