@@ -93,8 +93,8 @@ def cached_backbone() -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / CACHED
     if not path.is_file():
         raise NoBackbone(
-            f"LPIPS needs torchvision's alex weights: give --download once, put {CACHED} into "
-            "checkpoints of torch's hub folder, or give --lpips-backbone FILE"
+            "LPIPS needs torchvision's alex weights: give --download once to `dit-accel compare`, `eval` or `tune`, "
+            f"put {CACHED} into checkpoints of torch's hub folder, or give --lpips-backbone FILE"
         )
     return path
 

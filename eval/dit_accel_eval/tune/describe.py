@@ -10,13 +10,8 @@ from dit_accel_eval.bench.run import machine
 from dit_accel_eval.metrics.lpips import net_of
 from dit_accel_eval.tune.goal import Measurements
 from dit_accel_eval.tune.search import Search, read_fastest
-from dit_accel_eval.tune.validation import (
-    Tuned,
-    describe_measurements,
-    describe_profile,
-    intervals,
-    shortfall,
-)
+from dit_accel_eval.tune.shortfall import describe_measurements, describe_profile, shortfall
+from dit_accel_eval.tune.validation import Tuned, intervals
 
 if TYPE_CHECKING:
     from dit_accel_eval.tune.run import Tuning
@@ -62,6 +57,7 @@ def describe_result(tuning: Tuning, tuned: Tuned) -> str:
         *(describe_alone(name, row) for name, row in tuned.alone.items()),
         *tuned.cliffs,
         *describe_idle(tuned.winner),
+        *([tuned.ended] if tuned.ended else []),
     ]
     return "\n".join(lines)
 

@@ -50,6 +50,7 @@ from dit_accel_eval.tune.search import (
     stored_trials,
     trial_seconds,
 )
+from dit_accel_eval.tune.shortfall import describe_end
 from dit_accel_eval.tune.space import METHODS, Space, check_methods
 from dit_accel_eval.tune.targets import BEST, LARGE, check_targets
 from dit_accel_eval.tune.validation import (
@@ -214,7 +215,8 @@ def tune(tuning: Tuning, out: Path, progress: Progress | None = None) -> Tuned |
         if process.rank > 0:
             return None
         try:
-            tuned = validate_winners(search, bench, tuning.cases()[1])
+            ended = describe_end(len(search.finished()), tuning.trials, tuning.minutes)
+            tuned = validate_winners(search, bench, tuning.cases()[1], ended)
             tuned = replace(tuned, alone=Plan(search).alone() if search.space.has_levers else {})
             provenance = describe_promise(tuning, tuned, search, made_of)
             profile = replace(tuned.profile, provenance=provenance)

@@ -1,15 +1,18 @@
 """A dry run predicts the sparse calls that the run reports."""
 
 import json
+import re
 
 import pytest
 
 from dit_accel import Profile, Schedule, cli
-from dit_accel.generation.forecast import predict_no_effect
+from dit_accel.cli.render import command as render_command
+from dit_accel.generation.forecast import count_tokens, predict_no_effect
 from dit_accel.generation.loading import read_card
 from dit_accel.generation.render import render_with
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.methods import SVG2, Dense
+from dit_accel_assets.sizes import SIZES
 
 SMALL = RenderSettings("a red circle", height=32, width=32, frames=5, steps=2, guidance_scale=1.0)
 
@@ -39,6 +42,16 @@ def test_nothing_is_predicted_for_dense_attention_and_unknown_sizes() -> None:
     assert predict_no_effect(SMALL, card, Profile(Dense())) is None
     unknown = RenderSettings("a red circle", steps=2)
     assert predict_no_effect(unknown, card, Profile(SVG2())) is None
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_help_gives_frames_and_tokens_of_each_size(size: str) -> None:
+    height, width, frames = SIZES[size]
+    settings = RenderSettings("a red circle", height=height, width=width, frames=frames)
+    tokens = count_tokens(settings, read_card(settings.model))
+    option = next(o for o in render_command.params if o.name == "size")
+    text = f"{size} is {height} x {width} x {frames}"
+    assert re.search(rf"{text}( frames)?, {tokens:,} tokens", option.help)
 
 
 def test_a_dry_run_of_render_says_that_no_call_will_be_sparse(tmp_path, capsys) -> None:
