@@ -7,8 +7,8 @@ import math
 import numpy as np
 from optuna.trial import TrialState
 
-from dit_accel import Profile
 from dit_accel_eval.statistics import mean_ci, median_ci
+from dit_accel_eval.tune.bench import describe_profile
 from dit_accel_eval.tune.goal import AMPLE, Goal, Measurements, read_measurements
 from dit_accel_eval.tune.search import Search, read_profile
 from dit_accel_eval.tune.targets import WIDE, Target, widening
@@ -145,14 +145,6 @@ def count_stopped(search: Search) -> str:
     counts = [f"{early} stopped early as out of reach"] if early else []
     counts += [f"{failed} failed"] if failed else []
     return f" ({', '.join(counts)})" if counts else ""
-
-
-def describe_profile(profile: Profile) -> str:
-    """Return the levers of a profile in words."""
-    levers = [profile.method.name]
-    levers += [f"{profile.cache.kind} cache"] if profile.cache else []
-    levers += [f"{profile.linears.kind} linears"] if profile.linears else []
-    return " + ".join([*levers, *(["compiled blocks"] if profile.compile else [])])
 
 
 def describe_measurements(measured: Measurements) -> str:

@@ -13,14 +13,13 @@ from dit_accel.errors import RunFailed, first_line
 from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.digest import digest
 from dit_accel_eval.statistics import median_ci
-from dit_accel_eval.tune.bench import FAILURES, Bench
+from dit_accel_eval.tune.bench import FAILURES, Bench, describe_profile
 from dit_accel_eval.tune.goal import Goal, Measurements, read_measurements
 from dit_accel_eval.tune.plan import Plan
 from dit_accel_eval.tune.search import Search, read_profile
 from dit_accel_eval.tune.shortfall import (
     describe_measurements,
     describe_nearest,
-    describe_profile,
     next_steps,
     shortfall,
 )

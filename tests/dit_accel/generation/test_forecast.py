@@ -15,12 +15,13 @@ from dit_accel.methods import SVG2, Dense
 from dit_accel_assets.sizes import SIZES
 
 SMALL = RenderSettings("a red circle", height=32, width=32, frames=5, steps=2, guidance_scale=1.0)
+PAYS = "where sparse attention begins to pay"
 
 
 @pytest.mark.parametrize(
     ("schedule", "reason"),
     [
-        (Schedule(), "8 tokens, fewer than 768"),
+        (Schedule(), f"8 tokens, fewer than 768, {PAYS}"),
         (Schedule(min_tokens=9), "8 tokens, fewer than 9"),
         (Schedule(min_tokens=8, dense_steps=1.0), "the schedule leaves all 2 steps dense"),
         (Schedule(min_tokens=8, dense_steps=0.51), "the schedule leaves all 2 steps dense"),
@@ -66,6 +67,6 @@ def test_a_dry_run_of_render_says_that_no_call_will_be_sparse(tmp_path, capsys) 
     ]
     assert cli.main(command) == 0
     reason = json.loads(capsys.readouterr().out)["no_effect"]
-    assert reason == "no call will be sparse: 320 tokens, fewer than 768"
+    assert reason == f"no call will be sparse: 320 tokens, fewer than 768, {PAYS}"
     assert cli.main([*command, "--set", "schedule.min_tokens=0"]) == 0
     assert json.loads(capsys.readouterr().out)["no_effect"] is None

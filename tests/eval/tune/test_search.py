@@ -1,6 +1,7 @@
 """The search on made-up figures, and the whole command on the bundled model."""
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,9 @@ class FakeBench:
         bonus = 4.0 if method.name == "svg-ear" else 0.0
         scatter = np.random.default_rng([case.seed, len(case.prompt)]).normal(0, 0.5)
         return 1 / (0.4 + 0.6 * work), {"psnr": self.ceiling - 20 * (1 - work) + bonus + scatter}
+
+    def prepare(self, case: RenderSettings) -> None:
+        pass
 
     def forget_times(self) -> None:
         pass
@@ -166,7 +170,7 @@ class FakeRunner:
             frames=np.zeros((1, 16, 16, 3), np.float32), seconds={"denoise": 2.0}
         )
 
-    def render(self, setting: object, case: RenderSettings) -> SimpleNamespace:
+    def render(self, setting: object, case: RenderSettings, name: str) -> SimpleNamespace:
         clip = self.dense(case)
         reason = "0 of 24 calls were sparse: fewer than 9 tokens"
         clip.attention = SimpleNamespace(
@@ -364,6 +368,9 @@ def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -
     printed = capsys.readouterr().out
     assert "times the speed of dense" in printed
     assert "the shipped default on the same clips" in printed
+    assert re.search(
+        r"fastest dense attention of this machine: (native|plain products) \(", printed
+    )
     profile = Profile.load(out)
     promise = profile.provenance
     assert promise["promise"] == "speedup>=0.01, ssim>=-1"
@@ -383,5 +390,12 @@ def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -
     monkeypatch.undo()
     before = out.read_text()
     assert cli.main([*command, "--target", "psnr>=60"]) == 1
-    assert "no setting holds psnr>=60: the nearest" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no setting holds psnr>=60: the nearest" in told
+    nearest = tmp_path / "mine.nearest.yaml"
+    assert f"not validated: render --profile {nearest}" in told
+    kept = Profile.load(nearest).provenance
+    assert kept["not_validated"] == "the nearest to psnr>=60, which no setting of the search held"
+    assert "promise" not in kept
+    assert kept["searched"]["psnr"]["mean"] < 60
     assert out.read_text() == before
