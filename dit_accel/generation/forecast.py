@@ -36,6 +36,17 @@ def predict_no_effect(settings: RenderSettings, card: ModelCard, profile: Profil
     return f"no call will be sparse: {tokens:,} tokens, fewer than {least:,}{pays}"
 
 
+def find_few_tokens(settings: RenderSettings, card: ModelCard) -> str | None:
+    """Return in words that a call has fewer tokens than sparse attention pays for, or None."""
+    tokens, least = (
+        count_tokens(settings, card),
+        crossover_tokens(settings.device.partition(":")[0]),
+    )
+    if tokens is None or tokens >= least:
+        return None
+    return f"{tokens:,} tokens are fewer than {least:,}, where sparse attention begins to pay"
+
+
 def count_tokens(settings: RenderSettings, card: ModelCard) -> int | None:
     """Return the number of tokens of a call, with the longest text, or None if the size is left to the pipeline."""
     frames = 1 if card.output == "image" else settings.frames

@@ -169,7 +169,8 @@ def test_a_given_backbone_must_work(tmp_path, monkeypatch) -> None:
     first, second = clips(64, 64)
     value, reason = lpips_or_reason(first, second)
     assert value is None
-    assert "LPIPS needs torchvision's alex weights" in reason
+    hint = "give --download once to `dit-accel compare`, `eval` or `tune`"
+    assert f"LPIPS needs torchvision's alex weights: {hint}" in reason
     wrong = tmp_path / "wrong.safetensors"
     save_file({"features.0.weight": torch.zeros(1)}, wrong)
     with pytest.raises(InvalidSettings, match="holds neither torchvision's alex nor vgg"):

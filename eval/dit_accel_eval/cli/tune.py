@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     type=click.IntRange(2, 10_000),
     default=5,
     show_default=True,
-    help="Try every setting on this many clips. Two or three make the interval wide, so that few settings hold.",
+    help="Try every setting on this many clips. Two or three widen the interval, and then few settings hold.",
 )
 @click.option(
     "--validate",

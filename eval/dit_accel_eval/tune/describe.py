@@ -29,14 +29,14 @@ REQUEST_FIELDS = (
 )
 
 
-def warn_doubtful(tuning: Tuning, no_effect: str | None) -> None:
-    """Warn if few clips widen the interval much, or if sparse attention has no effect on such clips."""
+def warn_doubtful(tuning: Tuning, few_tokens: str | None) -> None:
+    """Warn if few clips widen the interval much, or if clips have too few tokens for sparse attention."""
     if (factor := widening(tuning.clips)) > WIDE:
         text = f"--clips {tuning.clips} makes the 95 % interval {factor:.1f} times as wide as many clips would"
         warnings.warn(f"{text}, so few settings hold: give 5 or more", stacklevel=2)
-    if tuning.tried_methods and no_effect:
+    if tuning.tried_methods and few_tokens:
         warnings.warn(
-            f"{no_effect}: leave attention out of --levers, or render larger", stacklevel=2
+            f"{few_tokens}: leave attention out of --levers, or render larger", stacklevel=2
         )
 
 

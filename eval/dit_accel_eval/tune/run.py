@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from dit_accel import Profile
 from dit_accel.core.precision import Precision
 from dit_accel.core.progress import Progress
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.distributed import this_process
-from dit_accel.generation.forecast import predict_no_effect
+from dit_accel.generation.forecast import find_few_tokens
 from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
@@ -241,7 +240,7 @@ def check_tuning(tuning: Tuning, out: Path) -> tuple[ModelCard, Path]:
         raise InvalidSettings(f"profile {out} must end in {', '.join(SUFFIXES)}")
     base, card = validate(tuning.cases()[0][0])
     usable_levers(tuning.levers, base, card)
-    warn_doubtful(tuning, predict_no_effect(base, card, Profile()))
+    warn_doubtful(tuning, find_few_tokens(base, card))
     journal = out.with_suffix(".trials.jsonl")
     for path in (out, journal):
         check_writable(path)

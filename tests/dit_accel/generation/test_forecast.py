@@ -7,7 +7,7 @@ import pytest
 
 from dit_accel import Profile, Schedule, cli
 from dit_accel.cli.render import command as render_command
-from dit_accel.generation.forecast import count_tokens, predict_no_effect
+from dit_accel.generation.forecast import count_tokens, find_few_tokens, predict_no_effect
 from dit_accel.generation.loading import read_card
 from dit_accel.generation.render import render_with
 from dit_accel.generation.settings import RenderSettings
@@ -53,6 +53,8 @@ def test_the_help_gives_frames_and_tokens_of_each_size(size: str) -> None:
     option = next(o for o in render_command.params if o.name == "size")
     text = f"{size} is {height} x {width} x {frames}"
     assert re.search(rf"{text}( frames)?, {tokens:,} tokens", option.help)
+    few = f"{tokens:,} tokens are fewer than 768, {PAYS}" if tokens < 768 else None
+    assert find_few_tokens(settings, read_card(settings.model)) == few
 
 
 def test_a_dry_run_of_render_says_that_no_call_will_be_sparse(tmp_path, capsys) -> None:
@@ -70,3 +72,9 @@ def test_a_dry_run_of_render_says_that_no_call_will_be_sparse(tmp_path, capsys) 
     assert reason == f"no call will be sparse: 320 tokens, fewer than 768, {PAYS}"
     assert cli.main([*command, "--set", "schedule.min_tokens=0"]) == 0
     assert json.loads(capsys.readouterr().out)["no_effect"] is None
+
+
+def test_a_render_says_first_that_no_call_will_be_sparse(tmp_path, capsys) -> None:
+    command = ["render", "a red circle", "--height", "32", "--width", "32", "--frames", "5"]
+    assert cli.main([*command, "--steps", "2", "-o", str(tmp_path / "x.mp4")]) == 0
+    assert f"no call will be sparse: 8 tokens, fewer than 768, {PAYS}\n" in capsys.readouterr().err

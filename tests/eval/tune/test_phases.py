@@ -89,7 +89,7 @@ def test_the_progress_names_the_levers_of_a_trial() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clips", "levers", "no_effect", "messages"),
+    ("clips", "levers", "few_tokens", "messages"),
     [
         (
             2,
@@ -98,13 +98,13 @@ def test_the_progress_names_the_levers_of_a_trial() -> None:
             ["--clips 2 makes the 95 % interval 6.5 times as wide as many clips would"],
         ),
         (5, None, None, []),
-        (5, None, "no call will be sparse", ["no call will be sparse: leave attention out"]),
-        (5, ("cache",), "no call will be sparse", []),
+        (5, None, "8 tokens are fewer", ["8 tokens are fewer: leave attention out"]),
+        (5, ("cache",), "8 tokens are fewer", []),
     ],
     ids=["few-clips", "clips", "small", "small-cache"],
 )
-def test_doubtful_requests_are_warned_about(recwarn, clips, levers, no_effect, messages) -> None:
+def test_doubtful_requests_are_warned_about(recwarn, clips, levers, few_tokens, messages) -> None:
     tuning = Tuning(GOAL, RenderSettings(""), ["a", "b"], clips=clips, levers=levers)
-    warn_doubtful(tuning, no_effect)
+    warn_doubtful(tuning, few_tokens)
     told = [str(warning.message) for warning in recwarn]
     assert [text[: len(begin)] for text, begin in zip(told, messages, strict=True)] == messages
