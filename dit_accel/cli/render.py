@@ -15,6 +15,7 @@ from dit_accel.cli.messages import (
     quiet_option,
     show_progress,
     show_usually_short,
+    tell,
     verbose_option,
 )
 from dit_accel.cli.options import (
@@ -142,8 +143,13 @@ def render_jobs(jobs: Sequence[Job], options: BatchOptions, *, quiet: bool) -> N
     """Render planned jobs, and print the files and figures of each unless ``quiet``."""
     from dit_accel.generation.batch import Batch
     from dit_accel.generation.distributed import this_process
+    from dit_accel.generation.forecast import predict_no_effect
+    from dit_accel.generation.settings import build_profile
 
-    process = this_process(jobs[0].settings.ulysses)
+    process, settings = this_process(jobs[0].settings.ulysses), jobs[0].settings
+    reason = predict_no_effect(settings, jobs[0].card, build_profile(settings))
+    if reason and process.rank == 0:
+        tell(reason)
     batch = Batch(jobs, options, process)
     summary = batch.run(None if quiet else lambda rendered: click.echo(describe(rendered)))
     if not quiet and len(jobs) > 1 and process.writes:

@@ -27,11 +27,24 @@ def predict_no_effect(settings: RenderSettings, card: ModelCard, profile: Profil
     if steps is not None and schedule.step_is_dense(steps - 1, steps):
         return f"no call will be sparse: the schedule leaves all {steps} steps dense"
     tokens, least = count_tokens(settings, card), schedule.min_tokens
+    pays = ""
     if least is None:
         least = crossover_tokens(settings.device.partition(":")[0])
+        pays = ", where sparse attention begins to pay"
     if tokens is None or tokens >= least:
         return None
-    return f"no call will be sparse: {tokens:,} tokens, fewer than {least:,}"
+    return f"no call will be sparse: {tokens:,} tokens, fewer than {least:,}{pays}"
+
+
+def find_few_tokens(settings: RenderSettings, card: ModelCard) -> str | None:
+    """Return in words that a call has fewer tokens than sparse attention pays for, or None."""
+    tokens, least = (
+        count_tokens(settings, card),
+        crossover_tokens(settings.device.partition(":")[0]),
+    )
+    if tokens is None or tokens >= least:
+        return None
+    return f"{tokens:,} tokens are fewer than {least:,}, where sparse attention begins to pay"
 
 
 def count_tokens(settings: RenderSettings, card: ModelCard) -> int | None:

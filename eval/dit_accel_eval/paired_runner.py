@@ -171,11 +171,17 @@ class PairedRunner:
                     save_frames(path, frames)
         return replace(timed, frames=frames)
 
-    def render(self, setting: Setting, case: RenderSettings) -> Clip:
-        """Render a clip with a setting. The first render of a label is preceded by a warm-up."""
+    def render(self, setting: Setting, case: RenderSettings, name: str = "") -> Clip:
+        """Render a clip with a setting. The first render of a label is preceded by a warm-up.
+
+        Args:
+            setting: How the clip is rendered.
+            case: Request of the clip.
+            name: Name of the setting in the progress; empty takes its label.
+        """
         with (
             warnings.catch_warnings(),
-            show_call(self.pipe, self.progress, clip=setting.label, patience=PATIENCE),
+            show_call(self.pipe, self.progress, clip=name or setting.label, patience=PATIENCE),
         ):
             # The run measures what this warning predicts.
             warnings.simplefilter("ignore", SlowdownWarning)

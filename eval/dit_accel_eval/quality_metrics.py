@@ -161,7 +161,7 @@ def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> s
     lines = [idle] if idle else []
     lines.append(format_table(rows))
     if ratio is not None:
-        backend = f"diffusers' dense attention ({active_backend_name()})"
+        backend = f"the dense attention that diffusers uses ({active_backend_name()})"
         lines.append(f"speed-up of the denoising loop: {ratio:.2f}, over {backend}")
     lines += [
         f"{name} spent {describe_times(clip)}" for name, clip in (("dense", dense), (method, other))

@@ -153,7 +153,7 @@ def test_a_dry_run_of_eval_counts_renders_and_says_what_has_no_effect(tmp_path, 
     printed = capsys.readouterr().out.splitlines()
     assert printed == [
         "2 clips, each with dense attention and with 6 settings: 14 renders",
-        "svg2: no call will be sparse: 32 tokens, fewer than 768",
+        "svg2: no call will be sparse: 32 tokens, fewer than 768, where sparse attention begins to pay",
         "svg2:schedule.dense_steps=1: no call will be sparse: the schedule leaves all 3 steps dense",
     ]
     assert not (tmp_path / "out").exists()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
 
 
-@click.command("eval")
+@click.command("eval", short_help="Compare settings with dense attention on prompts.")
 @prompts_option()
 @click.option(
     "--methods",

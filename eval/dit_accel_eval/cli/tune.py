@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
 
 
-@click.command("tune")
+@click.command("tune", short_help="Find the fastest profile that holds a quality target.")
 @click.option(
     "--target",
     "targets",
     multiple=True,
     help="Hold this quality against dense attention: psnr>=30, psnr_objects>=30, ssim>=0.9, lpips<=0.1, "
-    "st_lpips<=0.1, cvvdp>=9 or caption>=0.9; may be repeated.",
+    "st_lpips<=0.1, cvvdp>=9 or caption>=0.9; may be repeated. The whole 95 % interval of the mean must hold it.",
 )
 @click.option(
     "--speedup",
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     type=click.IntRange(2, 10_000),
     default=5,
     show_default=True,
-    help="Try every setting on this many clips.",
+    help="Try every setting on this many clips. Two or three widen the interval, and then few settings hold.",
 )
 @click.option(
     "--validate",
@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1e6, min_open=True),
     default=60.0,
     show_default=True,
-    help="End the search after this many minutes.",
+    help="Begin no trial after this many minutes of trials, those of earlier runs included. A trial that runs ends "
+    "later. Dense reference clips and the validation do not count.",
 )
 @click.option(
     "--levers",
@@ -123,7 +124,10 @@ def command(
     lpips_backbone: Path | None,
     base: RenderSettings,
 ) -> None:
-    """Search for the fastest profile that holds a quality on prompts that the search does not use."""
+    """Find the fastest profile that holds a quality target.
+
+    The search uses some of the prompts. The winner must also hold the target on the others.
+    """
     prompts, names = read_prompts(prompt_source), tuple(methods.split(","))
     chosen = None if levers is None else tuple(levers.split(","))
     progress = show_progress()

@@ -64,6 +64,17 @@ class Bench:
         idle = [clip.attention.no_effect] if clip.attention.no_effect else []
         return speedup(dense, clip), values, [*idle, *clip.attention.idle_levers]
 
+    def prepare(self, case: RenderSettings) -> None:
+        """Render the dense reference of a clip, which every setting is compared with.
+
+        Raises:
+            RunFailed: if dense attention fails, because then no setting can be measured.
+        """
+        try:
+            self.runner.dense(case)
+        except FAILURES as error:
+            raise RunFailed(f"the dense reference failed: {first_line(error)}") from error
+
     def calibrate(self, profile: Profile, case: RenderSettings) -> Profile:
         """Return a profile with the ratios of its MagCache, measured on a clip."""
         pipe, (settings, _) = self.runner.pipe, validate(case)
@@ -77,7 +88,8 @@ class Bench:
 
     def _render(self, profile: Profile, case: RenderSettings) -> Clip:
         try:
-            return self.runner.render(Setting(warm_up_label(profile), profile), case)
+            setting = Setting(warm_up_label(profile), profile)
+            return self.runner.render(setting, case, describe_profile(profile))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -92,3 +104,11 @@ def warm_up_label(profile: Profile) -> str:
     compiled = "compiled" if profile.compile else "eager"
     parts = (profile.method.name, profile.precision, profile.dense_precision, linears, compiled)
     return " ".join(parts)
+
+
+def describe_profile(profile: Profile) -> str:
+    """Return the levers of a profile in words."""
+    levers = ["dense attention" if isinstance(profile.method, Dense) else profile.method.name]
+    levers += [f"{profile.cache.kind} cache"] if profile.cache else []
+    levers += [f"{profile.linears.kind} linears"] if profile.linears else []
+    return " + ".join([*levers, *(["compiled blocks"] if profile.compile else [])])

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_accel.errors import RunFailed
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.metrics.lpips import net_of
-from dit_accel_eval.tune.goal import Measurements
-from dit_accel_eval.tune.search import Search, read_fastest
-from dit_accel_eval.tune.validation import (
-    Tuned,
-    describe_measurements,
-    describe_profile,
-    intervals,
-    shortfall,
-)
+from dit_accel_eval.tune.bench import describe_profile
+from dit_accel_eval.tune.goal import Measurements, read_measurements
+from dit_accel_eval.tune.search import NEVER, Search, constraints, read_fastest, read_profile
+from dit_accel_eval.tune.shortfall import describe_measurements, shortfall
+from dit_accel_eval.tune.targets import WIDE, widening
+from dit_accel_eval.tune.validation import Tuned, intervals
 
 if TYPE_CHECKING:
     from dit_accel_eval.tune.run import Tuning
@@ -28,11 +29,21 @@ REQUEST_FIELDS = (
 )
 
 
+def warn_doubtful(tuning: Tuning, few_tokens: str | None) -> None:
+    """Warn if few clips widen the interval much, or if clips have too few tokens for sparse attention."""
+    if (factor := widening(tuning.clips)) > WIDE:
+        text = f"--clips {tuning.clips} makes the 95 % interval {factor:.1f} times as wide as many clips would"
+        warnings.warn(f"{text}, so few settings hold: give 5 or more", stacklevel=2)
+    if tuning.tried_methods and few_tokens:
+        warnings.warn(
+            f"{few_tokens}: leave attention out of --levers, or render larger", stacklevel=2
+        )
+
+
 def describe_promise(
     tuning: Tuning, tuned: Tuned, search: Search, made_of: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the provenance of a profile: what it promises, and how that was measured."""
-    request = asdict(tuning.base)
     return {
         "promise": str(tuning.goal),
         **describe_levers(tuned, search),
@@ -43,6 +54,14 @@ def describe_promise(
         "clips": len(tuned.winner.speedups),
         "prompts": len({case.prompt for case in tuning.cases()[1]}),
         **({"budget_clips": tuning.budgets} if tuning.budgets else {}),
+        **describe_origin(tuning, search, made_of),
+    }
+
+
+def describe_origin(tuning: Tuning, search: Search, made_of: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model, the request and the machine that figures were measured with."""
+    request = asdict(tuning.base)
+    return {
         "model": tuning.base.model,
         **made_of,
         "dense": str(read_fastest(search)),
@@ -52,6 +71,39 @@ def describe_promise(
     }
 
 
+@contextmanager
+def keeping_nearest(
+    tuning: Tuning, search: Search, out: Path, made_of: Mapping[str, Any]
+) -> Iterator[None]:
+    """Save the nearest setting if the block finds none that holds, and name its file in the error."""
+    try:
+        yield
+    except RunFailed as error:
+        path = save_nearest(tuning, search, out, made_of)
+        if path is None:
+            raise
+        raise RunFailed(f"{error}; the nearest, not validated: render --profile {path}") from None
+
+
+def save_nearest(
+    tuning: Tuning, search: Search, out: Path, made_of: Mapping[str, Any]
+) -> Path | None:
+    """Write the best candidate of a search, or its nearest setting, beside a profile. Return None if there is none."""
+    trial = next(iter(search.winners()), search.nearest())
+    if trial is None or max(constraints(trial)) >= NEVER:
+        return None
+    measured = read_measurements(trial)
+    provenance = {
+        "not_validated": f"the nearest to {tuning.goal}, which no setting of the search held",
+        "searched": intervals(tuning.goal, measured),
+        "clips": len(measured.speedups),
+        **describe_origin(tuning, search, made_of),
+    }
+    path = out.with_suffix(f".nearest{out.suffix}")
+    replace(read_profile(trial), provenance=provenance).save(path)
+    return path
+
+
 def describe_result(tuning: Tuning, tuned: Tuned) -> str:
     """Return the figures of the winner and of the shipped default as text."""
     winner, default = (describe_measurements(m) for m in (tuned.winner, tuned.default))
@@ -59,9 +111,11 @@ def describe_result(tuning: Tuning, tuned: Tuned) -> str:
     lines = [
         f"{describe_profile(tuned.profile)} on fresh clips: {winner}",
         f"the shipped default on the same clips: {default}{f', {missed}' if missed else ''}",
+        f"dense is the fastest dense attention of this machine: {tuned.profile.provenance['dense']}",
         *(describe_alone(name, row) for name, row in tuned.alone.items()),
         *tuned.cliffs,
         *describe_idle(tuned.winner),
+        *([tuned.ended] if tuned.ended else []),
     ]
     return "\n".join(lines)
 

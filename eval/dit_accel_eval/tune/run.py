@@ -16,6 +16,7 @@ from dit_accel.core.precision import Precision
 from dit_accel.core.progress import Progress
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.distributed import this_process
+from dit_accel.generation.forecast import find_few_tokens
 from dit_accel.generation.loading import ModelCard, ingredients
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
@@ -36,7 +37,7 @@ from dit_accel_eval.tune.budgets import (
     average_curves,
     measure_curves,
 )
-from dit_accel_eval.tune.describe import describe_promise
+from dit_accel_eval.tune.describe import describe_promise, keeping_nearest, warn_doubtful
 from dit_accel_eval.tune.goal import Goal, read_measurements
 from dit_accel_eval.tune.ladders import check_lever_names
 from dit_accel_eval.tune.levers import usable_levers
@@ -50,6 +51,7 @@ from dit_accel_eval.tune.search import (
     stored_trials,
     trial_seconds,
 )
+from dit_accel_eval.tune.shortfall import describe_end
 from dit_accel_eval.tune.space import METHODS, Space, check_methods
 from dit_accel_eval.tune.targets import BEST, LARGE, check_targets
 from dit_accel_eval.tune.validation import (
@@ -214,7 +216,9 @@ def tune(tuning: Tuning, out: Path, progress: Progress | None = None) -> Tuned |
         if process.rank > 0:
             return None
         try:
-            tuned = validate_winners(search, bench, tuning.cases()[1])
+            ended = describe_end(len(search.finished()), tuning.trials, tuning.minutes)
+            with keeping_nearest(tuning, search, out, made_of):
+                tuned = validate_winners(search, bench, tuning.cases()[1], ended)
             tuned = replace(tuned, alone=Plan(search).alone() if search.space.has_levers else {})
             provenance = describe_promise(tuning, tuned, search, made_of)
             profile = replace(tuned.profile, provenance=provenance)
@@ -236,6 +240,7 @@ def check_tuning(tuning: Tuning, out: Path) -> tuple[ModelCard, Path]:
         raise InvalidSettings(f"profile {out} must end in {', '.join(SUFFIXES)}")
     base, card = validate(tuning.cases()[0][0])
     usable_levers(tuning.levers, base, card)
+    warn_doubtful(tuning, find_few_tokens(base, card))
     journal = out.with_suffix(".trials.jsonl")
     for path in (out, journal):
         check_writable(path)

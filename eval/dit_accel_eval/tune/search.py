@@ -73,10 +73,16 @@ class Search:
     ) -> None:
         """Try settings until the study has enough trials, or the time is over.
 
-        The time of earlier runs counts. Several processes may run one study at once.
+        The time of earlier trials counts, that of dense references does not. Several processes may run one study at
+        once.
         """
-        end = clock() + 60 * minutes - busy_seconds(self.finished())
         done = min(trials, len(self.finished()))
+        left = 60 * minutes - busy_seconds(self.finished())
+        if done == trials or left <= 0:
+            return
+        for case in self.progress.iterate(self.cases, "rendering dense references", unit="clip"):
+            bench.prepare(case)
+        end = clock() + left
         with self.progress.part("tuning", trials, unit="trial", initial=done) as part:
             while len(self.finished()) < trials and clock() < end:
                 self.plan_trial()

@@ -61,6 +61,8 @@ METRICS: dict[str, Metric] = {
 }
 LOWER = ("lpips", "st_lpips")
 """Metrics whose smaller values are better."""
+# From this `widening` on, more clips narrow an interval more than a longer validation does.
+WIDE = 2.0
 # Height and width that suffice for every metric.
 LARGE = 64
 # Best value of each metric.
@@ -158,6 +160,18 @@ class Target:
     def is_out_of_reach(self, values: Sequence[float]) -> bool:
         """Return True if even the better end of the interval is on the wrong side."""
         return self.margins(values)[1] < 0
+
+
+def widening(clips: int) -> float:
+    """Return how many times wider the interval of a mean is because a few clips estimate the spread.
+
+    It is the ratio of the quantiles of Student's and of the normal distribution; infinite for fewer than two clips.
+    """
+    if clips < 2:
+        return math.inf
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, clips - 1) / stats.norm.ppf(0.975))
 
 
 def check_targets(

@@ -12,11 +12,17 @@ from dit_accel import Profile
 from dit_accel.errors import RunFailed, first_line
 from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.digest import digest
-from dit_accel_eval.statistics import mean_ci, median_ci
-from dit_accel_eval.tune.bench import FAILURES, Bench
+from dit_accel_eval.statistics import median_ci
+from dit_accel_eval.tune.bench import FAILURES, Bench, describe_profile
 from dit_accel_eval.tune.goal import Goal, Measurements, read_measurements
 from dit_accel_eval.tune.plan import Plan
 from dit_accel_eval.tune.search import Search, read_profile
+from dit_accel_eval.tune.shortfall import (
+    describe_measurements,
+    describe_nearest,
+    next_steps,
+    shortfall,
+)
 from dit_accel_eval.tune.targets import Target
 
 # Number of winners that are validated before the search has failed.
@@ -33,6 +39,7 @@ class Tuned:
         attempts: Number of settings that were validated.
         cliffs: Levers whose next bolder step breaks a target by far, in words.
         alone: How far each lever went alone in the search.
+        ended: What ended the search before all its trials, in words.
     """
 
     profile: Profile
@@ -41,17 +48,23 @@ class Tuned:
     attempts: int
     cliffs: tuple[str, ...] = ()
     alone: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    ended: str | None = None
 
 
-def validate_winners(search: Search, bench: Bench, fresh: Sequence[RenderSettings]) -> Tuned:
+def validate_winners(
+    search: Search, bench: Bench, fresh: Sequence[RenderSettings], ended: str | None = None
+) -> Tuned:
     """Return the first winner that holds the goal on fresh clips.
 
     A further winner must have had more margin in the search, by what the one before it missed. It must also hold at a
     higher level, because the clips are the same: 95 %, 97.5 % and 98.3 %. One end of each interval counts, so a promise
     is wrong in at most 4.6 % of the cases.
 
+    Args:
+        ended: What ended the search before all its trials, in words.
+
     Raises:
-        RunFailed: if no winner holds the goal. The message has the figures.
+        RunFailed: if no winner holds the goal. The message has the figures, and what to do next.
     """
     default: Measurements | None = None
     failures: list[str] = []
@@ -65,14 +78,16 @@ def validate_winners(search: Search, bench: Bench, fresh: Sequence[RenderSetting
         missed = shortfall(search.goal, measured, 1 - 0.05 / attempt)
         if missed is None:
             cliffs = Plan(search).cliffs(trial.params)
-            return Tuned(profile, measured, default, attempt, tuple(cliffs))
+            return Tuned(profile, measured, default, attempt, tuple(cliffs), ended=ended)
         figures = describe_measurements(measured)
         failures.append(f"{describe_profile(profile)} on fresh clips: {figures}, {missed}")
         winners = winners[1:]
         if measured.failed is None:
             winners = [w for w in winners if has_more_margin(search, w, trial, measured)]
-    reason = "; ".join(failures) or describe_nearest(search)
-    raise RunFailed(f"no setting holds {search.goal}: {reason}")
+    if not failures:
+        raise RunFailed(f"no setting holds {search.goal}: {describe_nearest(search, ended)}")
+    reasons = [*failures, *next_steps(search.goal, measured, "--validate", ended)]
+    raise RunFailed(f"no setting holds {search.goal}: {'; '.join(reasons)}")
 
 
 def has_more_margin(
@@ -88,50 +103,6 @@ def has_more_margin(
     if least is None:
         return True
     return measured.speedup * median_ci(fresh.speedups).low >= earlier.speedup * least
-
-
-def shortfall(goal: Goal, measured: Measurements, level: float) -> str | None:
-    """Return what a profile misses on fresh clips in words, or None."""
-    if measured.failed is not None:
-        return "which could not be measured"
-    for target in goal.targets:
-        if not target.holds(measured.values[target.metric], level):
-            return f"whose {100 * level:.3g} % interval does not hold {target}"
-    if goal.speedup is not None and not median_ci(measured.speedups, level).low >= goal.speedup:
-        return f"whose {100 * level:.3g} % interval does not hold speedup>={goal.speedup:g}"
-    if goal.speedup is None and measured.speedup <= 1.0:
-        return "which is slower than dense attention"
-    return None
-
-
-def describe_nearest(search: Search) -> str:
-    """Return the setting that came nearest to the goal in words."""
-    trial = search.nearest()
-    if trial is None:
-        reasons = [t.user_attrs["failed"] for t in search.finished() if "failed" in t.user_attrs]
-        return f"none could be measured: {reasons[0] if reasons else 'give more --minutes'}"
-    tried, figures = len(search.finished()), describe_measurements(read_measurements(trial))
-    nearest = describe_profile(read_profile(trial))
-    return f"the nearest of {tried} tried was {nearest} with {figures}"
-
-
-def describe_profile(profile: Profile) -> str:
-    """Return the levers of a profile in words."""
-    levers = [profile.method.name]
-    levers += [f"{profile.cache.kind} cache"] if profile.cache else []
-    levers += [f"{profile.linears.kind} linears"] if profile.linears else []
-    return " + ".join([*levers, *(["compiled blocks"] if profile.compile else [])])
-
-
-def describe_measurements(measured: Measurements) -> str:
-    """Return figures in words."""
-    if measured.failed is not None:
-        return measured.failed
-    figures = []
-    for name, values in measured.values.items():
-        mean = mean_ci(values)
-        figures.append(f"{name} {mean.mean:.3g} +- {mean.half_width:.2g} ({mean.n} clips)")
-    return f"{', '.join(figures)} at {measured.speedup:.2f} times the speed of dense"
 
 
 def intervals(goal: Goal, measured: Measurements) -> dict[str, Any]:

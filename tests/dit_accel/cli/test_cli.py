@@ -319,3 +319,10 @@ def test_missing_packages_are_reported_before_rendering(
     assert cli.main([*render, "--compare"]) == 1
     error = capsys.readouterr().err.strip()
     assert error == "error: a comparison needs torchmetrics: pip install 'dit_accel[eval]'"
+
+
+def test_the_list_of_commands_cuts_no_sentence(capsys) -> None:
+    assert cli.main(["--help"]) == 0
+    commands = capsys.readouterr().out.partition("Commands:")[2]
+    assert "Find the fastest profile that holds a quality target." in commands
+    assert "..." not in commands

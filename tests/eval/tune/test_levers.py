@@ -53,6 +53,9 @@ class LeverBench:
         cache = MagCache(num_inference_steps=4, mag_ratios={"transformer": (1.0, 0.9, 0.9, 0.9)})
         return Profile(profile.method, cache=cache)
 
+    def prepare(self, case: RenderSettings) -> None:
+        pass
+
     def measure(self, profile: Profile, case: RenderSettings):
         self.profiles.append(profile)
         effects, idle = [], []

@@ -1,6 +1,7 @@
 """The search on made-up figures, and the whole command on the bundled model."""
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,9 @@ class FakeBench:
         bonus = 4.0 if method.name == "svg-ear" else 0.0
         scatter = np.random.default_rng([case.seed, len(case.prompt)]).normal(0, 0.5)
         return 1 / (0.4 + 0.6 * work), {"psnr": self.ceiling - 20 * (1 - work) + bonus + scatter}
+
+    def prepare(self, case: RenderSettings) -> None:
+        pass
 
     def forget_times(self) -> None:
         pass
@@ -93,20 +97,23 @@ def test_the_whole_interval_of_the_speed_up_must_hold(tmp_path: Path) -> None:
             return speed * (0.7 if case.prompt == "q" and case.seed < 2 else 1.0), values
 
     search = searched(tmp_path, Goal((), speedup=1.4), 20, FakeBench())
-    with pytest.raises(RunFailed, match=r"whose 95 % interval does not hold speedup>=1\.4"):
+    with pytest.raises(
+        RunFailed, match=r"interval of the speed-up starts at [\d.]+, below 1\.4; the mean"
+    ):
         validate_winners(search, Wavering(), FRESH)
 
 
 def test_a_target_out_of_reach_names_the_nearest_setting(tmp_path: Path) -> None:
     search = searched(tmp_path, Goal((Target.parse("psnr>=60"),)), 8, FakeBench())
-    message = r"no setting holds psnr>=60: the nearest of 8 tried was .* with psnr .* clips\) at [\d.]+ times"
+    tried = r"the nearest of 8 tried \(\d stopped early as out of reach\) was"
+    message = rf"no setting holds psnr>=60: {tried} .* with psnr .* clips\) at [\d.]+ times"
     with pytest.raises(RunFailed, match=message):
         validate_winners(search, FakeBench(), FRESH)
 
 
 def test_a_winner_that_fails_on_fresh_clips_is_named_with_its_figures(tmp_path: Path) -> None:
     search = searched(tmp_path, Goal((Target.parse("psnr>=36"),)), 20, FakeBench())
-    message = r"no setting holds psnr>=36: svg-ear on fresh clips: psnr .*, whose 95 % interval does not hold"
+    message = r"no setting holds psnr>=36: svg-ear on fresh clips: psnr .*, whose 95 % interval of psnr starts at"
     with pytest.raises(RunFailed, match=message):
         validate_winners(search, FakeBench(ceiling=30.0), FRESH)
 
@@ -163,7 +170,7 @@ class FakeRunner:
             frames=np.zeros((1, 16, 16, 3), np.float32), seconds={"denoise": 2.0}
         )
 
-    def render(self, setting: object, case: RenderSettings) -> SimpleNamespace:
+    def render(self, setting: object, case: RenderSettings, name: str) -> SimpleNamespace:
         clip = self.dense(case)
         reason = "0 of 24 calls were sparse: fewer than 9 tokens"
         clip.attention = SimpleNamespace(
@@ -361,6 +368,9 @@ def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -
     printed = capsys.readouterr().out
     assert "times the speed of dense" in printed
     assert "the shipped default on the same clips" in printed
+    assert re.search(
+        r"fastest dense attention of this machine: (native|plain products) \(", printed
+    )
     profile = Profile.load(out)
     promise = profile.provenance
     assert promise["promise"] == "speedup>=0.01, ssim>=-1"
@@ -380,5 +390,12 @@ def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -
     monkeypatch.undo()
     before = out.read_text()
     assert cli.main([*command, "--target", "psnr>=60"]) == 1
-    assert "no setting holds psnr>=60: the nearest" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no setting holds psnr>=60: the nearest" in told
+    nearest = tmp_path / "mine.nearest.yaml"
+    assert f"not validated: render --profile {nearest}" in told
+    kept = Profile.load(nearest).provenance
+    assert kept["not_validated"] == "the nearest to psnr>=60, which no setting of the search held"
+    assert "promise" not in kept
+    assert kept["searched"]["psnr"]["mean"] < 60
     assert out.read_text() == before
