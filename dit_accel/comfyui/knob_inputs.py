@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dit_accel.comfyui.node_declaration import Input
-from dit_accel.core.knob_docs import read_attributes
+from dit_accel.core.knob_docs import find_default, read_attributes
 from dit_accel.methods import METHODS, find_method
 
 KNOB_LIMIT = 1 << 20
@@ -25,13 +25,9 @@ def knob_inputs(method: str) -> list[Input]:
     kind = find_method(method)
     hints, sentences = get_type_hints(kind), read_attributes(kind)
     return [
-        _knob_input(knob.name, hints[knob.name], _default(knob), sentences[knob.name])
+        _knob_input(knob.name, hints[knob.name], find_default(knob), sentences[knob.name])
         for knob in dataclasses.fields(kind)
     ]
-
-
-def _default(knob: dataclasses.Field[Any]) -> Any:
-    return knob.default if knob.default_factory is dataclasses.MISSING else knob.default_factory()
 
 
 def _knob_input(name: str, hint: Any, default: Any, tooltip: str) -> Input:

@@ -23,7 +23,7 @@ def describe(target: type[Any], name: str) -> dict[str, Any]:
             {
                 "name": prefix + knob.name,
                 "type": _format_type(hints[knob.name], str(knob.type)),
-                "default": _find_default(knob),
+                "default": find_default(knob),
                 "about": sentences.get(knob.name, ""),
             }
             for knob in dataclasses.fields(target)
@@ -36,7 +36,7 @@ def _format_type(hint: Any, name: str) -> str:
     return " | ".join(get_args(hint)) if get_origin(hint) is Literal else name
 
 
-def _find_default(knob: dataclasses.Field[Any]) -> Any:
+def find_default(knob: dataclasses.Field[Any]) -> Any:
     """Return the default value of a knob, which JSON can hold."""
     return knob.default if knob.default_factory is dataclasses.MISSING else knob.default_factory()
 

@@ -390,9 +390,8 @@ def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -
     monkeypatch.undo()
     before = out.read_text()
     assert cli.main([*command, "--target", "psnr>=60"]) == 1
-    told = capsys.readouterr().err
+    nearest, told = tmp_path / "mine.nearest.yaml", capsys.readouterr().err
     assert "no setting holds psnr>=60: the nearest" in told
-    nearest = tmp_path / "mine.nearest.yaml"
     assert f"not validated: render --profile {nearest}" in told
     kept = Profile.load(nearest).provenance
     assert kept["not_validated"] == "the nearest to psnr>=60, which no setting of the search held"
