@@ -137,7 +137,7 @@ def describe_alone(name: str, row: Mapping[str, Any]) -> str:
     """Return in words how far a lever went alone."""
     (knob, value), *figures = row.items()
     words = ", ".join(f"{metric} {figure:.3g}" for metric, figure in figures[1:])
-    return f"{name} alone holds up to {knob} {value}: {row['speedup']:.2f} times, {words}"
+    return f"{name} alone holds with {knob} {value}: {row['speedup']:.2f} times, {words}"
 
 
 def describe_idle(measured: Measurements) -> list[str]:

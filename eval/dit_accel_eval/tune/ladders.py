@@ -73,23 +73,38 @@ def attention_ladders(methods: Mapping[str, Mapping[str, Any]]) -> Iterator[Ladd
 
 
 def cache_ladders(kinds: Sequence[str]) -> Iterator[Ladder]:
-    """Yield the ladders of caches."""
-    knobs: dict[str, tuple[str, Sequence[float], dict[str, Any]]] = {
-        "first-block": ("first_block_threshold", (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), {}),
-        "taylorseer": ("taylorseer_interval", (2, 3, 4, 5, 6), {"taylorseer_before": 3}),
-        "magcache": ("magcache_threshold", (0.02, 0.05, 0.1, 0.2, 0.4), {"magcache_skips": 3}),
-        "seacache": (
-            *("seacache_threshold", (0.1, 0.2, 0.4, 0.6, 0.8, 1.1, 1.5)),
-            {"seacache_skips": 2},
-        ),
+    """Yield the ladders of caches. All but first-block have one over the warm-up, too."""
+    warm_ups = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+    knobs: dict[str, list[tuple[str, Sequence[float], dict[str, Any]]]] = {
+        "first-block": [("first_block_threshold", (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), {})],
+        "taylorseer": [
+            ("cache_warm_up", warm_ups, {"taylorseer_interval": 2}),
+            ("taylorseer_interval", (2, 3, 4, 5, 6), {"cache_warm_up": 0.12}),
+        ],
+        "magcache": [
+            ("cache_warm_up", warm_ups, {"magcache_threshold": 0.1, "magcache_skips": 2}),
+            (
+                *("magcache_threshold", (0.02, 0.05, 0.1, 0.2, 0.4)),
+                {"magcache_skips": 3, "cache_warm_up": 0.2},
+            ),
+        ],
+        "seacache": [
+            ("cache_warm_up", warm_ups, {"seacache_threshold": 1.5, "seacache_skips": 1}),
+            (
+                *("seacache_threshold", (0.1, 0.2, 0.4, 0.6, 0.8, 1.1, 1.5)),
+                {"seacache_skips": 2, "cache_warm_up": 0.04},
+            ),
+        ],
     }
     for kind in kinds:
-        knob, values, others = knobs[kind]
-        steps = tuple({"cache": kind, **others, knob: value} for value in values)
-        yield Ladder("cache", kind, knob, steps)
+        for knob, values, others in knobs[kind]:
+            steps = tuple({"cache": kind, **others, knob: value} for value in values)
+            yield Ladder("cache", kind, knob, steps)
 
 
-def suggest_cache(trial: optuna.trial.BaseTrial, kinds: Sequence[str]) -> Cache | None:
+def suggest_cache(
+    trial: optuna.trial.BaseTrial, kinds: Sequence[str], num_steps: int
+) -> Cache | None:
     """Return the cache that a trial's parameters describe. MagCache has no ratios yet."""
     kind = trial.suggest_categorical("cache", (NONE, *kinds))
     if kind == "first-block":
@@ -97,15 +112,28 @@ def suggest_cache(trial: optuna.trial.BaseTrial, kinds: Sequence[str]) -> Cache 
     if kind == "taylorseer":
         return TaylorSeerCache(
             cache_interval=trial.suggest_int("taylorseer_interval", 2, 6),
-            disable_cache_before_step=trial.suggest_int("taylorseer_before", 1, 6),
+            disable_cache_before_step=max(1, round(_warm_up(trial) * num_steps)),
         )
     if kind == "magcache":
         skips = trial.suggest_int("magcache_skips", 1, 4)
-        return MagCache(threshold=_threshold(trial, kind), max_skip_steps=skips)
+        return MagCache(
+            threshold=_threshold(trial, kind),
+            max_skip_steps=skips,
+            retention_ratio=_warm_up(trial),
+        )
     if kind == "seacache":
         skips = trial.suggest_int("seacache_skips", 1, 4)
-        return SeaCache(threshold=_threshold(trial, kind), max_consecutive_cached=skips)
+        return SeaCache(
+            threshold=_threshold(trial, kind),
+            max_consecutive_cached=skips,
+            retention_steps=max(1, round(_warm_up(trial) * num_steps)),
+        )
     return None
+
+
+def _warm_up(trial: optuna.trial.BaseTrial) -> float:
+    """Return the share of the first steps that are computed."""
+    return round(float(trial.suggest_float("cache_warm_up", 0.0, 0.8)), 2)
 
 
 def _threshold(trial: optuna.trial.BaseTrial, kind: str) -> float:

@@ -341,7 +341,8 @@ def search_space(tuning: Tuning, card: ModelCard) -> Space:
     layers = card.family.attention_shape(card.transformer).layers
     device = torch.device(tuning.base.device)
     quantized = [p for p in QUANTIZED if device.type == "cuda" and has_kernel(p, device)]
-    usable = usable_levers(tuning.levers, tuning.cases()[0][0], card)
+    case = tuning.cases()[0][0]
+    usable = usable_levers(tuning.levers, case, card)
     return Space(
         tuning.tried_methods,
         layers,
@@ -349,6 +350,7 @@ def search_space(tuning: Tuning, card: ModelCard) -> Space:
         caches=usable.caches,
         linears=usable.linears,
         compiles=usable.compiles,
+        num_steps=validate(case)[0].steps or Space.num_steps,
     )
 
 

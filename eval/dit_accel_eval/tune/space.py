@@ -52,6 +52,7 @@ class Space:
         caches: Kinds of step caches.
         linears: Kinds of cheaper linear layers.
         compiles: True if compiled blocks are tried.
+        num_steps: Number of denoising steps, of which a cache's warm-up is a share.
     """
 
     methods: tuple[str, ...]
@@ -61,6 +62,7 @@ class Space:
     caches: tuple[str, ...] = ()
     linears: tuple[str, ...] = ()
     compiles: bool = False
+    num_steps: int = 50
 
     @property
     def has_levers(self) -> bool:
@@ -99,7 +101,7 @@ class Space:
         profile = self._attention(trial)
         if not self.has_levers:
             return profile
-        cache = suggest_cache(trial, self.caches) if self.caches else None
+        cache = suggest_cache(trial, self.caches, self.num_steps) if self.caches else None
         kinds = (NONE, *self.linears)
         linears: Any = trial.suggest_categorical("linears", kinds) if self.linears else NONE
         compiles = self.compiles and trial.suggest_categorical("compile", (False, True))

@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from dit_accel import Profile, cli
-from dit_accel.core.levers import FirstBlockCache, MagCache
+from dit_accel.core.levers import Cache, FirstBlockCache, MagCache, SeaCache, TaylorSeerCache
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.methods import Dense
@@ -137,7 +137,8 @@ def test_a_cliff_beside_the_winner_is_named(tmp_path: Path) -> None:
     assert cliff.startswith("first-block is near a cliff: first_block_threshold 0.41 is in use")
     assert "0.5 alone has psnr 1" in cliff
     assert Plan(search).cliffs({**parameters, "first_block_threshold": 0.2}) == []
-    assert Plan(search).cliffs({**parameters, "cache": "magcache", "magcache_threshold": 0.1}) == []
+    mag = {"cache": "magcache", "magcache_threshold": 0.1, "cache_warm_up": 0.2}
+    assert Plan(search).cliffs({**parameters, **mag}) == []
 
 
 def test_the_best_quality_at_a_speed_joins_levers(tmp_path: Path) -> None:
@@ -215,6 +216,25 @@ def test_what_did_nothing_is_counted_by_clip() -> None:
     assert describe_idle(measured) == ["in 2 of 3 clips, the cache skipped nothing"]
 
 
+def test_the_warm_up_of_a_cache_is_a_share_of_the_steps() -> None:
+    space = Space((), 8, caches=("taylorseer", "seacache", "magcache"), num_steps=25)
+    warm_ups = {}
+    for ladder in space.ladders():
+        for step in ladder.steps:
+            profile = space.profile(optuna.trial.FixedTrial({**space.neutral, **step}))
+            warm_ups.setdefault(ladder.name, set()).add(warm_up_of(profile.cache))
+    assert warm_ups["taylorseer"] == {3, *(round(25 * s) for s in (0.7, 0.6, 0.5, 0.4, 0.3, 0.2))}
+    assert warm_ups["seacache"] == {1, *(round(25 * s) for s in (0.7, 0.6, 0.5, 0.4, 0.3, 0.2))}
+    assert warm_ups["magcache"] == {0.7, 0.6, 0.5, 0.4, 0.3, 0.2}
+
+
+def warm_up_of(cache: Cache) -> float:
+    """Return the knob that says how many first steps are computed."""
+    if isinstance(cache, TaylorSeerCache):
+        return cache.disable_cache_before_step
+    return cache.retention_steps if isinstance(cache, SeaCache) else cache.retention_ratio
+
+
 def test_levers_are_chosen_by_name_or_by_what_can_run(tmp_path: Path, monkeypatch) -> None:
     tuning = {"goal": GOAL, "base": RenderSettings(""), "prompts": ["a", "b"]}
     cost = describe_cost(Tuning(**tuning, levers=("cache",)), tmp_path / "p.yaml")
@@ -243,6 +263,6 @@ def test_the_command_tunes_levers_of_the_bundled_model(tmp_path: Path, capsys) -
     assert profile.cache is not None
     assert isinstance(profile.method, Dense)
     assert profile.provenance["levers"] in printed
-    assert "first-block alone holds up to first_block_threshold" in printed
+    assert "first-block alone holds with first_block_threshold" in printed
     assert profile.provenance["alone"]["first-block"]["speedup"] > 0
     assert profile.provenance["promise"] == "ssim>=-1"
