@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 PLOTTED = (("psnr", "PSNR against dense (dB)"), ("ssim", "SSIM against dense"))
 COLUMNS = (
-    *("setting", "clips", "speed-up (CPU time)", "PSNR, dB", "SSIM"),
+    *("setting", "clips", "speed-up (CPU time)", "PSNR, dB", "SSIM", "ST-LPIPS"),
     *("captions right", "forwards skipped", "density"),
 )
 JOINT_COLUMNS = (
@@ -84,6 +84,7 @@ def markdown_table(rows: Sequence[Row], composed: Sequence[Row]) -> Iterator[str
         cells = [
             *(row["setting"], str(row["clips"]), format_median(row["speedup"])),
             *(format_psnr(row), format_mean(row["ssim"], 3)),
+            format_mean(row["st_lpips"], 3) if row["st_lpips"].n else "-",
             *(f"{right.right} (dense {dense.right})", skipped),
             f"{row['density_all_calls'].mean:.2f}",
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,9 +81,10 @@ def rows(
     elif group == "others":
         for label, section in SECTIONS.items():
             yield label, {**attention(None), **section}
-    else:  # the middle threshold of each cache, with sparse attention and each further lever
-        for (label, profile), (name, section) in itertools.product(both[1::3], SECTIONS.items()):
-            yield f"{label} + {name}", {**profile, **section}
+    else:  # the middle threshold of each cache, with sparse attention and all further levers
+        sections = {key: value for section in SECTIONS.values() for key, value in section.items()}
+        for label, profile in both[1::3]:
+            yield " + ".join((label, *SECTIONS)), {**profile, **sections}
 
 
 def entries(

@@ -14,6 +14,7 @@ import numpy as np
 import platformdirs
 import torch
 
+from dit_accel.core.caller import caller_stacklevel
 from dit_accel.errors import InvalidSettings
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.reading import read_json
@@ -268,4 +269,4 @@ class SlowdownAdvisor:
 
     def _warn(self, remark: str, kind: type[Warning] = UserWarning) -> None:
         self.remarks.append(remark)
-        warnings.warn(remark, kind, stacklevel=3)
+        warnings.warn(remark, kind, stacklevel=caller_stacklevel())

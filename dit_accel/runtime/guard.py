@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dit_accel.core.caller import caller_stacklevel
 from dit_accel.core.ops import heads_first
 from dit_accel_kernels import sampled_attention, spread_rows
 
@@ -74,7 +75,8 @@ class GuardMonitor:
 
     def _add_fault(self, layer: str, fault: str) -> None:
         if not self.faults[fault]:
-            warnings.warn(f"sparse attention: {fault}", RuntimeWarning, stacklevel=2)
+            level = caller_stacklevel()
+            warnings.warn(f"sparse attention: {fault}", RuntimeWarning, stacklevel=level)
         self.faults[fault] += 1
         if self.guard.mode == "on":
             self._faulty[layer] = fault

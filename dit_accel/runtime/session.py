@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from torch import Tensor
 
 from dit_accel import hooks
+from dit_accel.core.caller import caller_stacklevel
 from dit_accel.core.precision import DensePrecision, Precision
 from dit_accel.errors import RunFailed
 from dit_accel.guidance.perturbed_branch import PerturbedBranch
@@ -281,7 +282,8 @@ class Session(Closable):
             raise RunFailed(
                 f"{cause}, so this run would not be guided: the forward is hooked again, so run the pipeline again"
             )
-        warnings.warn(f"{cause}: one forward ran dense, and it is hooked again", stacklevel=2)
+        remark = f"{cause}: one forward ran dense, and it is hooked again"
+        warnings.warn(remark, stacklevel=caller_stacklevel())
 
     def _begin_forward(
         self, context: RunContext, call: hooks.ForwardCall, pipe: Any, own_loop: bool

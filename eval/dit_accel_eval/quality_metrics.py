@@ -179,6 +179,6 @@ def summary(dense: Clip, other: Clip, figures: dict[str, Any], method: str) -> s
         lines.append(f"ColorVideoVDP: {figures['cvvdp']:.2f} JOD")
     if "seen" in figures:
         lines.append(f"PSNR inside the objects: {figures['psnr_objects']:.2f}")
-        lines.append(f"oracle sees, dense:  {figures['seen_dense']}")
-        lines.append(f"oracle sees, {method}: {figures['seen']}")
+        lines.append(f"the dense clip shows: {figures['seen_dense']}")
+        lines.append(f"the {method} clip shows: {figures['seen']}")
     return "\n".join(lines)

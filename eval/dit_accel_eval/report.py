@@ -207,7 +207,7 @@ def is_worst(record: Record, row: Row) -> bool:
 def player(record: Record, fps: int, out: Path) -> Player:
     """Return a player of the dense clip, the setting's clip, and their difference."""
     seen = (
-        f" The oracle sees {record['seen_dense']} in the dense clip, and {record['seen']} in this one."
+        f" The dense clip shows {record['seen_dense']}, and this one {record['seen']}."
         if "seen" in record
         else ""
     )

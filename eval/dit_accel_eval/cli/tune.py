@@ -69,8 +69,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--levers",
-    help="Try these levers, separated by commas: attention, cache, linears, compile.  [default: all that the model and "
-    "the device can use]",
+    help="Try these levers, separated by commas: attention, cache, linears, compile; or kinds of caches and linear "
+    "layers, such as taylorseer and int8-dynamic.  [default: all that the model and the device can use]",
 )
 @click.option(
     "--methods",

@@ -75,23 +75,25 @@ def describe_origin(tuning: Tuning, search: Search, made_of: Mapping[str, Any]) 
 def keeping_nearest(
     tuning: Tuning, search: Search, out: Path, made_of: Mapping[str, Any]
 ) -> Iterator[None]:
-    """Save the nearest setting if the block finds none that holds, and name its file in the error."""
+    """Save the nearest setting if the block finds none that holds, and name its file in the error.
+
+    A setting that holds replaces the nearest one of an earlier search.
+    """
+    path = out.with_suffix(f".nearest{out.suffix}")
     try:
         yield
     except RunFailed as error:
-        path = save_nearest(tuning, search, out, made_of)
-        if path is None:
+        if not save_nearest(tuning, search, path, made_of):
             raise
         raise RunFailed(f"{error}; the nearest, not validated: render --profile {path}") from None
+    path.unlink(missing_ok=True)
 
 
-def save_nearest(
-    tuning: Tuning, search: Search, out: Path, made_of: Mapping[str, Any]
-) -> Path | None:
-    """Write the best candidate of a search, or its nearest setting, beside a profile. Return None if there is none."""
+def save_nearest(tuning: Tuning, search: Search, path: Path, made_of: Mapping[str, Any]) -> bool:
+    """Write the best candidate of a search, or its nearest setting, and return True; False if there is none."""
     trial = next(iter(search.winners()), search.nearest())
     if trial is None or max(constraints(trial)) >= NEVER:
-        return None
+        return False
     measured = read_measurements(trial)
     provenance = {
         "not_validated": f"the nearest to {tuning.goal}, which no setting of the search held",
@@ -99,9 +101,8 @@ def save_nearest(
         "clips": len(measured.speedups),
         **describe_origin(tuning, search, made_of),
     }
-    path = out.with_suffix(f".nearest{out.suffix}")
     replace(read_profile(trial), provenance=provenance).save(path)
-    return path
+    return True
 
 
 def describe_result(tuning: Tuning, tuned: Tuned) -> str:

@@ -6,7 +6,6 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dit_accel.core.levers import CACHES as CACHE_CLASSES
 from dit_accel.errors import InvalidSettings
@@ -14,10 +13,7 @@ from dit_accel.generation.lever_checks import check_levers
 from dit_accel.generation.loading import ModelCard
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.hooks.step_cache import check_cache_kind
-from dit_accel_eval.tune.ladders import CACHES, LEVERS
-
-# Kinds of linear layers by device; diffusers' fp8 storage saves no time.
-LINEARS = {"cpu": ("int8-dynamic", "int8-weights"), "cuda": ("int8-dynamic", "fp8-dynamic")}
+from dit_accel_eval.tune.ladders import CACHES, KINDS, LINEARS
 
 
 @dataclass(frozen=True)
@@ -39,33 +35,32 @@ def usable_levers(names: Sequence[str] | None, base: RenderSettings, card: Model
     """Return what a model and a device can use.
 
     Args:
-        names: Names among `LEVERS`; None takes all that can be used.
+        names: Names among `LEVERS` and of kinds; None takes all that can be used.
         base: Request of all clips.
         card: Card of the model.
 
     Raises:
-        InvalidSettings: if a lever that was named cannot be used, with the reason.
+        InvalidSettings: if a lever or a kind that was named cannot be used, with the reason.
     """
-    chosen: dict[str, Any] = {}
-    finders: dict[str, Callable[[RenderSettings, ModelCard], Any]] = {
-        "cache": _caches,
-        "linears": _linears,
-        "compile": _compiles,
+    device = "cpu" if base.device == "cpu" else "cuda"
+    checks: dict[str, tuple[tuple[str, ...], Callable[[str], None]]] = {
+        "cache": (CACHES, lambda kind: _check_cache(kind, card)),
+        "linears": (LINEARS[device], lambda kind: _check_linears(kind, base, card)),
+        "compile": (("compile",), lambda _: _check_compile(base, card)),
     }
-    for name in LEVERS if names is None else names:
-        if name not in finders:
-            continue
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(checks, ())
+    for lever, (kinds, check) in checks.items():
         try:
-            chosen[name] = finders[name](base, card)
+            if names is None or lever in names:
+                found[lever] = _without_refused(kinds, check)
         except InvalidSettings:
             if names is not None:
                 raise
-    caches, linears = tuple(chosen.get("cache", ())), tuple(chosen.get("linears", ()))
-    return Usable(caches, linears, bool(chosen.get("compile")))
-
-
-def _caches(base: RenderSettings, card: ModelCard) -> list[str]:
-    return _without_refused(CACHES, lambda kind: _check_cache(kind, card))
+    for lever, kinds in KINDS.items():
+        for kind in (kind for kind in kinds if kind in (names or ())):
+            checks[lever][1](kind)
+            found[lever] = tuple(dict.fromkeys((*found[lever], kind)))
+    return Usable(found["cache"], found["linears"], bool(found["compile"]))
 
 
 def _check_cache(kind: str, card: ModelCard) -> None:
@@ -75,22 +70,19 @@ def _check_cache(kind: str, card: ModelCard) -> None:
     check_cache_kind(model, CACHE_CLASSES[kind](), card.family)
 
 
-def _linears(base: RenderSettings, card: ModelCard) -> list[str]:
-    kinds = LINEARS["cpu" if base.device == "cpu" else "cuda"]
-    sections = {kind: {"linears": {"kind": kind}} for kind in kinds}
-    return _without_refused(kinds, lambda k: check_levers(replace(base, levers=sections[k]), card))
+def _check_linears(kind: str, base: RenderSettings, card: ModelCard) -> None:
+    check_levers(replace(base, levers={"linears": {"kind": kind}}), card)
 
 
-def _compiles(base: RenderSettings, card: ModelCard) -> bool:
+def _check_compile(base: RenderSettings, card: ModelCard) -> None:
     check_levers(replace(base, levers={"compile": {}}), card)
     if base.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         raise InvalidSettings("compile needs a C++ compiler on a CPU: install g++, or leave it out")
     if base.device != "cpu" and importlib.util.find_spec("triton") is None:
         raise InvalidSettings("compile needs triton on a GPU: install it, or leave compile out")
-    return True
 
 
-def _without_refused(names: Sequence[str], check: Callable[[str], None]) -> list[str]:
+def _without_refused(names: Sequence[str], check: Callable[[str], None]) -> tuple[str, ...]:
     """Return the names that pass a check.
 
     Raises:
@@ -107,7 +99,7 @@ def _without_refused(names: Sequence[str], check: Callable[[str], None]) -> list
             else:
                 yield name
 
-    passed = list(passing())
+    passed = tuple(passing())
     if not passed:
         raise reasons[0]
     return passed

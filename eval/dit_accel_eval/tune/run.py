@@ -76,7 +76,7 @@ class Tuning:
         clips, validation: Numbers of clips of the search and of the validation.
         trials, minutes: The search ends with whichever comes first.
         methods: Names among `METHODS`.
-        levers: Names among `LEVERS`; None takes all that the model and the device can use.
+        levers: Names among `LEVERS` and `KINDS`; None takes all that the model and the device can use.
         backbone: Weights for LPIPS. None takes those in torch's cache.
         budgets: Number of clips of the search on which svg-ear's error is measured in each layer and range of steps,
             so that the search can spend a density where it counts. 0 measures nothing.

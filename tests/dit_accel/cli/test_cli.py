@@ -146,8 +146,8 @@ def test_render_compare_report_and_replay(tmp_path: Path, capsys) -> None:
         "density",
         "PSNR",
         "SSIM",
-        "oracle sees, dense",
-        "oracle sees, svg-ear",
+        "the dense clip shows: ",
+        "the svg-ear clip shows: ",
     ):
         assert word in printed
     record = json.loads(report.read_text())

@@ -16,11 +16,13 @@ from dit_accel import Profile, cli
 from dit_accel.core.levers import Cache, FirstBlockCache, MagCache, SeaCache, TaylorSeerCache
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.generation.settings import RenderSettings
+from dit_accel.generation.validation import validate
 from dit_accel.methods import Dense
 from dit_accel_eval.tune.bench import NoEffect, warm_up_label
 from dit_accel_eval.tune.describe import describe_idle
 from dit_accel_eval.tune.goal import Goal, Measurements
 from dit_accel_eval.tune.ladders import CACHES, check_lever_names
+from dit_accel_eval.tune.levers import Usable, usable_levers
 from dit_accel_eval.tune.plan import MOST_JOINT, Plan
 from dit_accel_eval.tune.run import Tuning, describe_cost
 from dit_accel_eval.tune.search import Search, open_study, read_profile
@@ -137,7 +139,7 @@ def test_a_cliff_beside_the_winner_is_named(tmp_path: Path) -> None:
     assert cliff.startswith("first-block is near a cliff: first_block_threshold 0.41 is in use")
     assert "0.5 alone has psnr 1" in cliff
     assert Plan(search).cliffs({**parameters, "first_block_threshold": 0.2}) == []
-    mag = {"cache": "magcache", "magcache_threshold": 0.1, "cache_warm_up": 0.2}
+    mag = {"cache": "magcache", "magcache_threshold": 0.1, "cache_warm_up": 0.4}
     assert Plan(search).cliffs({**parameters, **mag}) == []
 
 
@@ -223,8 +225,8 @@ def test_the_warm_up_of_a_cache_is_a_share_of_the_steps() -> None:
         for step in ladder.steps:
             profile = space.profile(optuna.trial.FixedTrial({**space.neutral, **step}))
             warm_ups.setdefault(ladder.name, set()).add(warm_up_of(profile.cache))
-    assert warm_ups["taylorseer"] == {3, *(round(25 * s) for s in (0.7, 0.6, 0.5, 0.4, 0.3, 0.2))}
-    assert warm_ups["seacache"] == {1, *(round(25 * s) for s in (0.7, 0.6, 0.5, 0.4, 0.3, 0.2))}
+    assert warm_ups["taylorseer"] == {18, 15, 12, 10, 8, 5}
+    assert warm_ups["seacache"] == {18, 15, 12, 10, 8, 5}
     assert warm_ups["magcache"] == {0.7, 0.6, 0.5, 0.4, 0.3, 0.2}
 
 
@@ -248,6 +250,11 @@ def test_levers_are_chosen_by_name_or_by_what_can_run(tmp_path: Path, monkeypatc
         describe_cost(Tuning(**tuning, levers=("compile",)), tmp_path / "p.yaml")
     with pytest.raises(InvalidSettings, match="--budgets belongs to svg-ear"):
         describe_cost(Tuning(**tuning, levers=("cache",), budgets=1), tmp_path / "p.yaml")
+    kinds = ("taylorseer", "int8-dynamic")
+    base, card = validate(RenderSettings("a"))
+    assert usable_levers(kinds, base, card) == Usable(("taylorseer",), ("int8-dynamic",))
+    with pytest.raises(InvalidSettings, match="fp8-dynamic"):
+        describe_cost(Tuning(**tuning, levers=("fp8-dynamic",)), tmp_path / "p.yaml")
     with pytest.raises(InvalidSettings, match="unknown lever 'magic'"):
         check_lever_names(("cache", "magic"))
 
@@ -257,7 +264,10 @@ def test_the_command_tunes_levers_of_the_bundled_model(tmp_path: Path, capsys) -
     command = ["tune", "--prompts", "tiny-world-held-out", "--clips", "2", "--validate", "2"]
     command += ["--trials", "2", "--levers", "cache", "--out", str(out)]
     command += ["--height", "64", "--width", "64", "--frames", "5", "--steps", "6"]
+    nearest = tmp_path / "mine.nearest.yaml"
+    nearest.write_text("{method: dense}  # of an earlier search that found nothing")
     assert cli.main([*command, "--target", "ssim>=-1"]) == 0
+    assert not nearest.exists()
     printed = capsys.readouterr().out
     profile = Profile.load(out)
     assert profile.cache is not None
