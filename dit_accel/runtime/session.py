@@ -282,7 +282,7 @@ class Session(Closable):
             raise RunFailed(
                 f"{cause}, so this run would not be guided: the forward is hooked again, so run the pipeline again"
             )
-        warnings.warn(f"{cause}: one forward ran dense", stacklevel=caller_stacklevel())
+        warnings.warn(f"{cause}: only this forward is dense", stacklevel=caller_stacklevel())
 
     def _begin_forward(
         self, context: RunContext, call: hooks.ForwardCall, pipe: Any, own_loop: bool
