@@ -1,8 +1,8 @@
-"""Draw speed-up against quality of levers, and write their tables as Markdown."""
+"""Draw speed-up against quality of levers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dit_accel_eval.pareto import MARKERS
-from dit_accel_eval.statistics import MeanInterval, MedianInterval
 from studies.levers_summary import JOIN
 
 matplotlib.use("Agg")
@@ -19,14 +18,8 @@ matplotlib.use("Agg")
 Row = Mapping[str, Any]
 
 PLOTTED = (("psnr", "PSNR against dense (dB)"), ("ssim", "SSIM against dense"))
-COLUMNS = (
-    *("setting", "clips", "speed-up (CPU time)", "PSNR, dB", "SSIM", "ST-LPIPS"),
-    *("captions right", "forwards skipped", "density"),
-)
-JOINT_COLUMNS = (
-    *("setting", "clips", "error / sum of parts", "error / largest part"),
-    *("speed-up / product", "PSNR, dB", "PSNR of the sum, dB"),
-)
+# Clips nearer than this differ by less than anybody sees. The axis ends there.
+HIGHEST_PSNR = 60.0
 
 
 def draw(rows: Sequence[Row]) -> Figure:
@@ -42,6 +35,8 @@ def draw(rows: Sequence[Row]) -> Figure:
         axes.axvline(1.0, lw=1, ls="--", color="grey", zorder=0)
         axes.set(xlabel="speed-up of the denoising loop (median, CPU time)", ylabel=label)
         axes.grid(alpha=0.25)
+        if name == "psnr":
+            axes.set_ylim(top=HIGHEST_PSNR)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, framealpha=0)
     return figure
@@ -73,53 +68,3 @@ def curve_of(setting: str) -> str:
     """Return a label without the threshold of its first part."""
     first, *rest = setting.split(JOIN)
     return JOIN.join([first.split(" ")[0], *rest])
-
-
-def markdown_table(rows: Sequence[Row], composed: Sequence[Row]) -> Iterator[str]:
-    """Yield the lines of both tables, with 95 % intervals."""
-    yield from header(COLUMNS)
-    for row in rows:
-        right, dense = row["correct"], row["correct_dense"]
-        skipped = f"{row['skipped'].mean:.2f}" if row["skipped"].n else "-"
-        cells = [
-            *(row["setting"], str(row["clips"]), format_median(row["speedup"])),
-            *(format_psnr(row), format_mean(row["ssim"], 3)),
-            format_mean(row["st_lpips"], 3) if row["st_lpips"].n else "-",
-            *(f"{right.right} (dense {dense.right})", skipped),
-            f"{row['density_all_calls'].mean:.2f}",
-        ]
-        yield f"| {' | '.join(cells)} |"
-    if composed:
-        yield ""
-        yield from header(JOINT_COLUMNS)
-    for row in composed:
-        ratios = ("error_by_sum", "error_by_largest", "speedup_by_product")
-        cells = [
-            *(row["setting"], str(row["clips"]), *(format_median(row[name]) for name in ratios)),
-            *(format_mean(row["psnr"], 1), format_mean(row["psnr_of_sum"], 1)),
-        ]
-        yield f"| {' | '.join(cells)} |"
-
-
-def header(columns: Sequence[str]) -> Iterator[str]:
-    """Yield the first two lines of a Markdown table."""
-    yield f"| {' | '.join(columns)} |"
-    yield f"|{'---|' * len(columns)}"
-
-
-def format_psnr(row: Row) -> str:
-    """Return the mean PSNR as text, with the number of clips that equal dense and are not in it."""
-    mean = format_mean(row["psnr"], 1) if row["psnr"].n else "-"
-    return f"{mean} ({row['equal']} equal)" if row["equal"] else mean
-
-
-def format_median(interval: MedianInterval) -> str:
-    """Return a median and the ends of its interval, which fewer than six clips do not have."""
-    if interval.n < 6:
-        return f"{interval.median:.2f}"
-    return f"{interval.median:.2f} ({interval.low:.2f} to {interval.high:.2f})"
-
-
-def format_mean(mean: MeanInterval, digits: int) -> str:
-    """Return a mean and the half width of its interval as text."""
-    return f"{mean.mean:.{digits}f} +- {mean.half_width:.{digits}f}"

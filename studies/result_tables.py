@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
+from studies.lever_tables import joint_table, setting_table, tuned_table
+from studies.markdown import mean, table
 from studies.one_step_tables import error_table, find, layer_table
 
 Row = Mapping[str, Any]
@@ -30,34 +33,16 @@ PAGES = tuple(
 MARKED = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end of table -->", re.DOTALL)
 
 FLOOR = "noise floor: attention in bfloat16"
-# Rows of a mask that has changed since they were measured.
-WITHDRAWN = "re-ttention"
 
 
 def load(name: str) -> Any:
-    """Return a file of eval/results: JSON, or the records of a JSONL file."""
+    """Return a file of eval/results: JSON, YAML, or the records of a JSONL file."""
     text = (RESULTS / name).read_text()
+    if name.endswith(".yaml"):
+        return yaml.safe_load(text)
     if name.endswith(".jsonl"):
         return [json.loads(line) for line in text.splitlines()]
     return json.loads(text)
-
-
-def table(heading: str, rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:
-    """Yield the lines of a Markdown table.
-
-    Args:
-        heading: Names of the columns, separated by "|".
-        rows: Cells of each row.
-    """
-    yield f"| {heading} |"
-    yield f"|{'---|' * (heading.count('|') + 1)}"
-    for cells in rows:
-        yield f"| {' | '.join(map(str, cells))} |"
-
-
-def mean(interval: Row, digits: int = 1) -> str:
-    """Return a mean and the half width of its interval as text."""
-    return f"{interval['mean']:.{digits}f} +- {interval['half_width']:.{digits}f}"
 
 
 def captions(row: Row) -> str:
@@ -177,27 +162,6 @@ def speed() -> Iterator[str]:
         "Setting | Kernels | Dense loop | Loop | Attention | Planning | Rest | Speed-up | PSNR, dB",
         rows(),
     )
-
-
-def evaluation() -> Iterator[str]:
-    """Yield the table of `dit-accel eval` at 1,296 tokens."""
-    rows = (
-        (
-            "noise floor: bfloat16"
-            if row["setting"].startswith("floor")
-            else f"`{row['setting'].removesuffix(':schedule.min_tokens=0')}`",
-            "{median:.2f} ({low:.2f} to {high:.2f})".format(**row["speedup"]),
-            mean(row["psnr"]),
-            mean(row["psnr_objects"]),
-            f"{row['ssim']['mean']:.3f}",
-            "{right} of {n}".format(**row["correct"]),
-            f"{row['density_all']['mean']:.2f}",
-        )
-        for row in load("eval-study.json")["settings"]
-        if not row["setting"].startswith(WITHDRAWN)
-    )
-    heading = "Setting | Speed-up, median | PSNR, dB | Inside objects, dB | SSIM | Right | Density"
-    return table(heading, rows)
 
 
 def one_call() -> Iterator[str]:
@@ -341,7 +305,9 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "budget": budget,
     "budget-gains": budget_gains,
     "speed": speed,
-    "evaluation": evaluation,
+    "levers": lambda: setting_table(load("levers.json")["rows"]),
+    "levers-joint": lambda: joint_table(load("levers.json")["composition"]),
+    "tuned": lambda: tuned_table(load("tuned-show.yaml")["provenance"]),
     "one-call": one_call,
     "errors": lambda: error_table(load("one_step.json")),
     "layers": lambda: layer_table(load("one_step.json")["layers"]),

@@ -103,8 +103,14 @@ class RenderSettings:
 
     @property
     def label(self) -> str:
-        """Return the name of the preset, or else of the method."""
-        return self.preset["name"] if self.preset else self.method
+        """Return the name of the preset, or else the method with the other levers, which tells it from plain dense."""
+        if self.preset:
+            return self.preset["name"]
+        levers = (self.levers or {}).items()
+        parts = [f"{lever['kind']} {name}" if "kind" in lever else name for name, lever in levers]
+        if self.method == "dense" and self.dense_precision != "full":
+            parts.append(f"{self.dense_precision} attention")
+        return " + ".join([self.method, *parts])
 
     @property
     def is_guided(self) -> bool:

@@ -151,12 +151,14 @@ def _general(preset: Preset) -> Profile:
 
 
 def describe_measured(profile: Profile) -> str:
-    """Return what was measured of a shipped profile, by its provenance."""
+    """Return what was measured of a shipped profile, by its provenance: that of `tune`, or of an evaluation."""
     made = profile.provenance
-    if "psnr" not in made:
+    figures = made.get("measured", made)
+    if "psnr" not in figures:
         return "chosen for the bundled model, and not measured"
+    how = f"tuned to {made['promise']}, and measured" if "promise" in made else "measured"
     size = f"{made['width']}x{made['height']}x{made['frames']}, {made['steps']} steps"
     return (
-        f"measured on the bundled model at {size}: {made['psnr']['mean']:.1f} dB PSNR to dense and "
-        f"{made['speedup']['median']:.2f} times as fast, over {made['clips']} clips"
+        f"{how} on the bundled model at {size}: {figures['psnr']['mean']:.1f} dB PSNR to dense and "
+        f"{figures['speedup']['median']:.2f} times as fast, over {made['clips']} clips"
     )

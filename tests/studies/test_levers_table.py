@@ -1,9 +1,12 @@
+import json
 import math
 
 import pytest
 
+from dit_accel.io.jsonl import to_json
 from dit_accel.methods import Dense
-from studies.levers_plot import curve_of, draw, markdown_table
+from studies import lever_tables
+from studies.levers_plot import curve_of, draw
 from studies.levers_summary import composition_table, lever_table
 from studies.levers_table import CACHES, GROUPS, entries
 
@@ -13,7 +16,7 @@ RATIOS = {None: {}, 0.15: {"mag_ratios": {"transformer": (1.0, 0.9)}, "num_infer
 def record(label: str, seed: int, psnr: float, cpu: float, skipped: int | None = None) -> dict:
     cache = {"cache": {"forwards": 4, "skipped": skipped}} if skipped is not None else {}
     return {
-        **{"label": label, "prompt": "p", "seed": seed, "psnr": psnr, "ssim": 0.9},
+        **{"label": label, "prompt": "p", "seed": seed, "psnr": psnr, "ssim": 0.9, "st_lpips": 0.1},
         **{"psnr_objects": psnr, "correct": psnr > 25, "correct_dense": True},
         **{"seconds": cpu, "dense_seconds": 8.0, "cpu_seconds": cpu, "dense_cpu_seconds": 8.0},
         **{"lever_effects": cache, "idle_levers": ["idle"] if skipped == 0 else []},
@@ -40,6 +43,7 @@ def test_joint_rows_name_parts_that_are_rows() -> None:
     assert len(labels) == len(table)
     assert {part for label in labels for part in label.split(" + ")} <= labels
     assert sum(isinstance(e.profile.method, Dense) for e in table) == 3 * len(CACHES) + 2
+    assert len(table) == 3 * len(CACHES) + 3 + 2 + 2 * len(CACHES)
     joint = [e.profile for e in table if "magcache 0.1 + svg-ear" in e.label]
     assert all(profile.cache.num_inference_steps == 2 for profile in joint)
     assert len(joint) == 2
@@ -59,8 +63,11 @@ def test_joint_errors_are_compared_with_the_sum_and_the_largest(joint, by_sum, b
     assert composition_table(records(joint)[:1]) == []
 
 
-def test_the_table_and_the_plot_hold_every_row() -> None:
-    measured = lever_table(records(29.0))
+def test_the_tables_and_the_plot_hold_every_row() -> None:
+    measured, composed = lever_table(records(29.0)), composition_table(records(29.0))
+    results = json.loads(to_json({"rows": measured, "composition": composed}))
+    assert len(list(lever_tables.setting_table(results["rows"]))) == 2 + len(measured)
+    assert len(list(lever_tables.joint_table(results["composition"]))) == 2 + len(composed) == 3
     rows = {row["setting"]: row for row in measured}
     assert rows["first-block 0.4"]["speedup"].median == 2
     assert rows["first-block 0.4"]["skipped"].mean == 0.5
@@ -69,11 +76,8 @@ def test_the_table_and_the_plot_hold_every_row() -> None:
         "first-block 0.4",
         "first-block 0.4 + svg-ear 0.15",
     ]
-    lines = list(markdown_table(measured, composition_table(records(29.0))))
-    assert len([line for line in lines if line.startswith("| first-block")]) == 3
     equal = lever_table([record("first-block 0.4", seed, math.inf, 4.0, 0) for seed in range(2)])
-    assert "| - (2 equal) |" in list(markdown_table(equal, []))[2]
-    assert equal[0]["idle"] == 2
+    assert (equal[0]["idle"], equal[0]["equal"]) == (2, 2)
     labels = [text.get_text() for text in draw(measured).legends[0].get_texts()]
     assert set(labels) == {"front", *(curve_of(label) for label in rows)}
     assert curve_of("magcache 0.1 + svg-ear 0.15") == "magcache + svg-ear 0.15"

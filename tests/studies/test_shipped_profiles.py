@@ -40,5 +40,15 @@ def test_figures_become_provenance(tmp_path) -> None:
         measured(profile, "quality", SUMMARY)
 
 
+def test_a_tuned_profile_says_its_promise() -> None:
+    figures = {"psnr": {"mean": 35.27}, "speedup": {"median": 1.889}}
+    origin = {"height": 256, "width": 192, "frames": 49, "steps": 25, "clips": 20}
+    tuned = Profile(provenance={"promise": "psnr>=30", "measured": figures, **origin})
+    assert describe_measured(tuned) == (
+        "tuned to psnr>=30, and measured on the bundled model at 192x256x49, 25 steps: 35.3 dB PSNR to dense and 1.89 "
+        "times as fast, over 20 clips"
+    )
+
+
 def test_a_profile_without_figures_says_so() -> None:
     assert describe_measured(Profile()) == "chosen for the bundled model, and not measured"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.errors import RunFailed
+from dit_accel.generation.validation import validate
 from dit_accel_eval.bench.run import machine
 from dit_accel_eval.metrics.lpips import net_of
 from dit_accel_eval.tune.bench import describe_profile
@@ -60,7 +61,7 @@ def describe_promise(
 
 def describe_origin(tuning: Tuning, search: Search, made_of: Mapping[str, Any]) -> dict[str, Any]:
     """Return the model, the request and the machine that figures were measured with."""
-    request = asdict(tuning.base)
+    request = asdict(validate(tuning.cases()[0][0])[0])
     return {
         "model": tuning.base.model,
         **made_of,

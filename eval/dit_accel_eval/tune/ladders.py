@@ -68,7 +68,7 @@ def attention_ladders(methods: Mapping[str, Mapping[str, Any]]) -> Iterator[Ladd
             *("svg2_top_p", (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),
             {"svg2_share": 0.1, "svg2_refresh": 2, "dense_steps": 0.12},
         ),
-        "svg-ear": ("ear_density", densities, {"ear_refresh": 2, "dense_steps": 0.0}),
+        "svg-ear": ("ear_density", densities, {"ear_refresh": 2, "dense_steps": 0.16}),
         "re-ttention": (
             *("re_density", densities),
             {"re_refresh": 3, "re_reuse_below": 1.0, "dense_steps": 0.2},

@@ -153,3 +153,12 @@ def test_explain_needs_a_comparison() -> None:
 def test_levers_are_checked_before_a_batch_is_planned(tmp_path) -> None:
     with pytest.raises(InvalidSettings, match="needs mag_ratios of transformer"):
         plan_jobs([with_levers(cache={"kind": "magcache"})], tmp_path / "clip.mp4", BatchOptions())
+
+
+def test_a_label_tells_levers_from_plain_dense() -> None:
+    levers = {"cache": {"kind": "first-block", "threshold": 0.1}, "compile": {}}
+    cached = RenderSettings("p", method="dense", levers=levers)
+    assert cached.label == "dense + first-block cache + compile"
+    assert cached.as_dense().label == "dense"
+    assert RenderSettings("p", method="dense", dense_precision="int8").label != "dense"
+    assert RenderSettings("p", method="svg2").label == "svg2"
