@@ -140,10 +140,10 @@ def describe_miss(search: Search, measured: Measurements) -> str:
 def count_stopped(search: Search) -> str:
     """Return in words how many trials ended early and why, empty if none."""
     pruned = [t for t in search.finished() if t.state == TrialState.PRUNED]
-    failed = sum("failed" in t.user_attrs for t in pruned)
-    early = len(pruned) - failed
+    failed = [t.user_attrs["failed"] for t in pruned if "failed" in t.user_attrs]
+    early = len(pruned) - len(failed)
     counts = [f"{early} stopped early as out of reach"] if early else []
-    counts += [f"{failed} failed"] if failed else []
+    counts += [f"{len(failed)} failed, the first because {failed[0]}"] if failed else []
     return f" ({', '.join(counts)})" if counts else ""
 
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from dit_accel import Profile
 from dit_accel.errors import RunFailed
 from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.tune.goal import Goal, Measurements
 from dit_accel_eval.tune.search import Search, open_study
-from dit_accel_eval.tune.shortfall import describe_end, distinct, next_steps, shortfall
+from dit_accel_eval.tune.shortfall import (
+    count_stopped,
+    describe_end,
+    distinct,
+    next_steps,
+    shortfall,
+)
 from dit_accel_eval.tune.space import METHODS, Space
 from dit_accel_eval.tune.targets import Target, widening
 from dit_accel_eval.tune.validation import validate_winners
@@ -110,3 +119,13 @@ def test_an_end_close_to_its_bound_keeps_its_digits() -> None:
 def test_few_clips_widen_the_interval() -> None:
     assert widening(2) == pytest.approx(12.706 / 1.960, rel=1e-3)
     assert widening(5) == pytest.approx(2.776 / 1.960, rel=1e-3)
+
+
+def test_the_reason_of_a_failed_trial_is_told() -> None:
+    reason = "the first-block cache skipped 0 of 8 forwards"
+    pruned = [
+        optuna.trial.create_trial(state=TrialState.PRUNED, user_attrs=a)
+        for a in ({"failed": reason}, {})
+    ]
+    told = count_stopped(SimpleNamespace(finished=lambda: pruned))
+    assert told == f" (1 stopped early as out of reach, 1 failed, the first because {reason})"
