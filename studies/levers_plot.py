@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dit_accel_eval.pareto import MARKERS
+from dit_accel_eval.tune.targets import FINEST
 from studies.levers_summary import JOIN
 
 matplotlib.use("Agg")
@@ -18,8 +19,6 @@ matplotlib.use("Agg")
 Row = Mapping[str, Any]
 
 PLOTTED = (("psnr", "PSNR against dense (dB)"), ("ssim", "SSIM against dense"))
-# Clips nearer than this differ by less than anybody sees. The axis ends there.
-HIGHEST_PSNR = 60.0
 
 
 def draw(rows: Sequence[Row]) -> Figure:
@@ -36,7 +35,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         axes.set(xlabel="speed-up of the denoising loop (median, CPU time)", ylabel=label)
         axes.grid(alpha=0.25)
         if name == "psnr":
-            axes.set_ylim(top=HIGHEST_PSNR)
+            axes.set_ylim(top=FINEST)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, framealpha=0)
     return figure

@@ -326,6 +326,14 @@ class Compile:
             )
 
 
+def name_levers(levers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the levers of a profile in words, by their sections."""
+    return [
+        "compiled blocks" if name == "compile" else f"{lever['kind']} {name}"
+        for name, lever in levers.items()
+    ]
+
+
 def cache_of(values: Mapping[str, Any]) -> Cache:
     """Return a cache from plain values: its ``kind`` and its knobs.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dit_accel.core.levers import name_levers
 from dit_accel.core.precision import check_dense_precision, check_precision_name
 from dit_accel.core.schedule import Guard, Schedule
 from dit_accel.errors import InvalidSettings
@@ -106,8 +107,7 @@ class RenderSettings:
         """Return the name of the preset, or else the method with the other levers, which tells it from plain dense."""
         if self.preset:
             return self.preset["name"]
-        levers = (self.levers or {}).items()
-        parts = [f"{lever['kind']} {name}" if "kind" in lever else name for name, lever in levers]
+        parts = name_levers(self.levers or {})
         if self.method == "dense" and self.dense_precision != "full":
             parts.append(f"{self.dense_precision} attention")
         return " + ".join([self.method, *parts])

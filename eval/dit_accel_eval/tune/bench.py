@@ -10,6 +10,7 @@ import torch
 
 from dit_accel import Profile
 from dit_accel.acceleration import calibrate_mag_cache
+from dit_accel.core.levers import name_levers
 from dit_accel.errors import RunFailed, first_line
 from dit_accel.generation.render import Clip, call_pipeline
 from dit_accel.generation.settings import RenderSettings
@@ -108,7 +109,6 @@ def warm_up_label(profile: Profile) -> str:
 
 def describe_profile(profile: Profile) -> str:
     """Return the levers of a profile in words."""
-    levers = ["dense attention" if isinstance(profile.method, Dense) else profile.method.name]
-    levers += [f"{profile.cache.kind} cache"] if profile.cache else []
-    levers += [f"{profile.linears.kind} linears"] if profile.linears else []
-    return " + ".join([*levers, *(["compiled blocks"] if profile.compile else [])])
+    is_dense = isinstance(profile.method, Dense)
+    method = "dense attention" if is_dense else profile.method.name
+    return " + ".join([method, *name_levers(profile.levers())])

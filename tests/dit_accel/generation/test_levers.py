@@ -158,7 +158,7 @@ def test_levers_are_checked_before_a_batch_is_planned(tmp_path) -> None:
 def test_a_label_tells_levers_from_plain_dense() -> None:
     levers = {"cache": {"kind": "first-block", "threshold": 0.1}, "compile": {}}
     cached = RenderSettings("p", method="dense", levers=levers)
-    assert cached.label == "dense + first-block cache + compile"
+    assert cached.label == "dense + first-block cache + compiled blocks"
     assert cached.as_dense().label == "dense"
     assert RenderSettings("p", method="dense", dense_precision="int8").label != "dense"
     assert RenderSettings("p", method="svg2").label == "svg2"
