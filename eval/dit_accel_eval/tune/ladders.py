@@ -86,8 +86,12 @@ def cache_ladders(kinds: Sequence[str]) -> Iterator[Ladder]:
     knobs: dict[str, list[tuple[str, Sequence[float], dict[str, Any]]]] = {
         "first-block": [("first_block_threshold", (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), {})],
         "taylorseer": [
-            ("cache_warm_up", warm_ups, {"taylorseer_interval": 2}),
-            ("taylorseer_interval", (2, 3, 4, 5, 6), {"cache_warm_up": 0.4}),
+            ("cache_warm_up", warm_ups, {"taylorseer_interval": 3, "taylorseer_order": 0}),
+            ("cache_warm_up", warm_ups, {"taylorseer_interval": 2, "taylorseer_order": 1}),
+            (
+                *("taylorseer_interval", (2, 3, 4, 5, 6)),
+                {"cache_warm_up": 0.4, "taylorseer_order": 0},
+            ),
         ],
         "magcache": [
             ("cache_warm_up", warm_ups, {"magcache_threshold": 0.1, "magcache_skips": 2}),
@@ -121,6 +125,9 @@ def suggest_cache(
         return TaylorSeerCache(
             cache_interval=trial.suggest_int("taylorseer_interval", 2, 6),
             disable_cache_before_step=max(1, round(_warm_up(trial) * num_steps)),
+            # The last step has no later one that could mend it.
+            disable_cache_after_step=num_steps - 1,
+            max_order=trial.suggest_int("taylorseer_order", 0, 2),
         )
     if kind == "magcache":
         skips = trial.suggest_int("magcache_skips", 1, 4)
