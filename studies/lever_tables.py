@@ -49,8 +49,7 @@ def tuned_table(about: Row) -> Iterator[str]:
 
     def rows() -> Iterator[tuple[str, ...]]:
         for name, figures in about["alone"].items():
-            (knob, value), *_ = figures.items()
-            setting = name if knob == "linears" else f"{name}, {knob} {value}"
+            setting = f"{name}: {figures['setting']}" if figures["setting"] else name
             yield setting, "search", f"{figures['speedup']:.2f}", f"{figures['psnr']:.1f}"
         for name, row in (("the profile", "measured"), ("`svg-ear` by default", "default")):
             quality = "{mean:.1f} ({low:.1f} to {high:.1f})".format(**about[row]["psnr"])

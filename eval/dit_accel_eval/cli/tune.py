@@ -144,7 +144,7 @@ def command(
         require_extra("`dit-accel tune`", "filelock", "optuna", *PAGE)
         validate(replace(base, prompt=prompts[0]))
         warn_unreadable(prompts, base.model)
-        from dit_accel_eval.tune import run
+        from dit_accel_eval.tune import cost, run
         from dit_accel_eval.tune.describe import describe_result
         from dit_accel_eval.tune.goal import Goal
 
@@ -164,7 +164,7 @@ def command(
         levers=chosen,
     )
     if dry_run:
-        click.echo(run.describe_cost(tuning, out))
+        click.echo(cost.describe_cost(tuning, out))
         return
     tuned = run.tune(tuning, out, progress)
     if tuned is not None and not quiet:  # only the first process gets the result

@@ -92,12 +92,14 @@ def keeping_nearest(
 
 def save_nearest(tuning: Tuning, search: Search, path: Path, made_of: Mapping[str, Any]) -> bool:
     """Write the best candidate of a search, or its nearest setting, and return True; False if there is none."""
-    trial = next(iter(search.winners()), search.nearest())
+    winners = search.winners()
+    trial = winners[0] if winners else search.nearest()
     if trial is None or max(constraints(trial)) >= NEVER:
         return False
+    reason = "it failed on fresh clips" if winners else "no setting of the search held it"
     measured = read_measurements(trial)
     provenance = {
-        "not_validated": f"the nearest to {tuning.goal}, which no setting of the search held",
+        "not_validated": f"the nearest to {tuning.goal}: {reason}",
         "searched": intervals(tuning.goal, measured),
         "clips": len(measured.speedups),
         **describe_origin(tuning, search, made_of),
@@ -137,9 +139,10 @@ def describe_levers(tuned: Tuned, search: Search) -> dict[str, Any]:
 
 def describe_alone(name: str, row: Mapping[str, Any]) -> str:
     """Return in words how far a lever went alone."""
-    (knob, value), *figures = row.items()
-    words = ", ".join(f"{metric} {figure:.3g}" for metric, figure in figures[1:])
-    return f"{name} alone holds with {knob} {value}: {row['speedup']:.2f} times, {words}"
+    figures = {metric: v for metric, v in row.items() if metric not in ("setting", "speedup")}
+    words = ", ".join(f"{metric} {figure:.3g}" for metric, figure in figures.items())
+    knobs = f" with {row['setting']}" if row["setting"] else ""
+    return f"{name} alone holds{knobs}: {row['speedup']:.2f} times, {words}"
 
 
 def describe_idle(measured: Measurements) -> list[str]:

@@ -22,6 +22,8 @@ KINDS = {
     "linears": tuple(dict.fromkeys(kind for kinds in LINEARS.values() for kind in kinds)),
 }
 NONE = "none"
+# Parameters of a step that say nothing about how bold it is.
+PLAIN = ("method", "cache", "precision", "dense_layers", "budget_middle", "budget_last")
 
 
 def check_lever_names(names: Sequence[str] | None) -> None:
@@ -51,6 +53,19 @@ class Ladder:
     name: str
     knob: str
     steps: tuple[Mapping[str, Any], ...]
+
+    def holds_common(self, parameters: Mapping[str, Any]) -> bool:
+        """Return True if parameters agree with all steps in what the steps have in common, besides the precision."""
+        varied = (self.knob, "precision")
+        common = {name: value for name, value in self.steps[0].items() if name not in varied}
+        return common.items() <= parameters.items()
+
+    def describe(self, step: Mapping[str, Any]) -> str:
+        """Return the knobs of a step in words, first the one that the steps differ in; empty if it has none."""
+        if self.lever in ("linears", "compile"):
+            return ""
+        names = dict.fromkeys((self.knob, *(name for name in step if name not in PLAIN)))
+        return ", ".join(f"{name} {step[name]}" for name in names)
 
     def neighbour(self, value: Any) -> int | None:
         """Return the index of the first step that is bolder than a value of the knob, or None."""
@@ -115,9 +130,18 @@ def cache_ladders(kinds: Sequence[str]) -> Iterator[Ladder]:
 
 
 def suggest_cache(
-    trial: optuna.trial.BaseTrial, kinds: Sequence[str], num_steps: int
+    trial: optuna.trial.BaseTrial, kinds: Sequence[str], num_steps: int, last: int | None = None
 ) -> Cache | None:
-    """Return the cache that a trial's parameters describe. MagCache has no ratios yet."""
+    """Return the cache that a trial's parameters describe. MagCache has no ratios yet.
+
+    Args:
+        trial: Trial of the search.
+        kinds: Kinds of caches; none gives no cache.
+        num_steps: Number of steps, of which the warm-up is a share.
+        last: Number of the step that is always computed, counted from 1, or None.
+    """
+    if not kinds:
+        return None
     kind = trial.suggest_categorical("cache", (NONE, *kinds))
     if kind == "first-block":
         return FirstBlockCache(threshold=_threshold(trial, kind))
@@ -125,8 +149,7 @@ def suggest_cache(
         return TaylorSeerCache(
             cache_interval=trial.suggest_int("taylorseer_interval", 2, 6),
             disable_cache_before_step=max(1, round(_warm_up(trial) * num_steps)),
-            # The last step has no later one that could mend it.
-            disable_cache_after_step=num_steps - 1,
+            disable_cache_after_step=None if last is None else last - 1,
             max_order=trial.suggest_int("taylorseer_order", 0, 2),
         )
     if kind == "magcache":

@@ -245,8 +245,8 @@ class Plan:
                 figures = {n: round(float(np.mean(v)), 4) for n, v in measured.values.items()}
                 speed = round(measured.speedup, 3)
                 if speed > table.get(ladder.name, {"speedup": 0.0})["speedup"]:
-                    row = {ladder.knob: step[ladder.knob], "speedup": speed, **figures}
-                    table[ladder.name] = row
+                    setting = {"setting": ladder.describe(step)}
+                    table[ladder.name] = {**setting, "speedup": speed, **figures}
         return table
 
     def holds(self, trial: FrozenTrial) -> bool:
@@ -257,13 +257,16 @@ class Plan:
         return all(loss <= bound for loss, bound in zip(losses, self.allowed, strict=False))
 
     def cliffs(self, parameters: Mapping[str, Any]) -> list[str]:
-        """Return the levers of a setting whose next bolder step breaks a target by far, in words."""
+        """Return the levers of a setting whose next bolder step breaks a target by far, in words.
+
+        A setting between two steps of a ladder has a next step. One with other knobs than all ladders has none.
+        """
         found = []
         for ladder in self.ladders:
             if parameters.get(ladder.lever, parameters.get("method")) != ladder.name:
                 continue
             value = parameters[ladder.knob]
-            index = ladder.neighbour(value)
+            index = ladder.neighbour(value) if ladder.holds_common(parameters) else None
             trial = None if index is None else self.find(ladder.steps[index])
             if index is None or trial is None or "measured" not in trial.user_attrs:
                 continue

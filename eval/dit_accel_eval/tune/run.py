@@ -17,7 +17,8 @@ from dit_accel.core.progress import Progress
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.distributed import this_process
 from dit_accel.generation.forecast import find_few_tokens
-from dit_accel.generation.loading import ModelCard, ingredients
+from dit_accel.generation.identity import find_ingredients
+from dit_accel.generation.loading import ModelCard
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import check_writable, sweep_temporaries
@@ -38,7 +39,8 @@ from dit_accel_eval.tune.budgets import (
     measure_curves,
 )
 from dit_accel_eval.tune.describe import describe_promise, keeping_nearest, warn_doubtful
-from dit_accel_eval.tune.goal import Goal, read_measurements
+from dit_accel_eval.tune.earlier import copy_constants, earlier_figures, earlier_studies
+from dit_accel_eval.tune.goal import Goal
 from dit_accel_eval.tune.ladders import check_lever_names
 from dit_accel_eval.tune.levers import usable_levers
 from dit_accel_eval.tune.plan import Plan
@@ -48,15 +50,12 @@ from dit_accel_eval.tune.search import (
     open_study,
     read_fastest,
     remove_stale_locks,
-    stored_trials,
-    trial_seconds,
 )
 from dit_accel_eval.tune.shortfall import describe_end
 from dit_accel_eval.tune.space import METHODS, Space, check_methods
 from dit_accel_eval.tune.targets import BEST, LARGE, check_targets
 from dit_accel_eval.tune.validation import (
     FEWEST_RATIOS,
-    MOST_ATTEMPTS,
     Tuned,
     validate_winners,
 )
@@ -159,7 +158,24 @@ class Tuning:
         return [replace(self.base, prompt=p, seed=s).as_dense() for p, s in clips]
 
     def study_name(self, made_of: Mapping[str, Any]) -> str:
-        """Return a digest of everything that decides a trial's figures.
+        """Return a digest of everything that decides a search.
+
+        Args:
+            made_of: Digests of the files that the pipeline is loaded from.
+        """
+        return digest(
+            {
+                "clips": self.clips_name(made_of),
+                "goal": str(self.goal),
+                "cases": [(c.prompt, c.seed) for part in self.cases() for c in part],
+                "methods": self.tried_methods,
+                "levers": self.levers,
+                "budgets": self.budgets,
+            }
+        )
+
+    def clips_name(self, made_of: Mapping[str, Any]) -> str:
+        """Return a digest of all that decides the figures of a profile in the search.
 
         Args:
             made_of: Digests of the files that the pipeline is loaded from.
@@ -167,12 +183,8 @@ class Tuning:
         measures_lpips = "lpips" in self.goal.metrics
         return digest(
             {
-                "goal": str(self.goal),
                 "base": asdict(self.base),
-                "cases": [(c.prompt, c.seed) for part in self.cases() for c in part],
-                "methods": self.tried_methods,
-                "levers": self.levers,
-                "budgets": self.budgets,
+                "cases": [(case.prompt, case.seed) for case in self.cases()[0]],
                 "backbone": backbone_digest(backbone=self.backbone) if measures_lpips else None,
                 **made_of,
                 **machine(self.base.device),
@@ -193,12 +205,12 @@ def tune(tuning: Tuning, out: Path, progress: Progress | None = None) -> Tuned |
     process = this_process()
     progress = progress if progress and process.rank == 0 else Progress()
     lock = lock_journal(journal) if process.rank == 0 else nullcontext()
-    made_of = ingredients(card, tuning.base.load_options)
-    name = tuning.study_name(made_of)
+    made_of = find_ingredients(tuning.base, card)
     with lock, dense_folder(out, remove=process.rank == 0) as folder:
         pipe = load_silently(card, process.load_options(tuning.base.load_options), progress)
         with progress.part("timing dense attention", patience=PATIENCE):
-            search = replace(open_search(tuning, card, journal, name, pipe), progress=progress)
+            search = open_search(tuning, card, journal, made_of, pipe)
+        search = replace(search, progress=progress)
         if tuning.budgets:
             curves = budget_curves(search, tuning, card, pipe)
             search = replace(search, space=replace(search.space, curves=tuple(curves)))
@@ -206,7 +218,7 @@ def tune(tuning: Tuning, out: Path, progress: Progress | None = None) -> Tuned |
         if process.rank == 0:
             search.begin()
         process.wait()
-        made_by = {"study": name}
+        made_by = {"study": search.study.study_name}
         runner = PairedRunner(
             lambda: pipe, read_fastest(search), folder, made_by, progress=progress
         )
@@ -286,20 +298,28 @@ def dense_folder(out: Path, *, remove: bool) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def open_search(tuning: Tuning, card: ModelCard, journal: Path, name: str, pipe: Any) -> Search:
-    """Return the search of a study. The first process creates the study, and times dense attention once."""
+def open_search(
+    tuning: Tuning, card: ModelCard, journal: Path, made_of: Mapping[str, Any], pipe: Any
+) -> Search:
+    """Return the search of a request. The first process creates its study, and times dense attention once.
+
+    What other searches of the journal measured on the same clips counts again.
+    """
     process = this_process()
     cases, fresh = tuning.cases()
     if process.rank > 0:
         process.wait()
-    study = open_study(journal, name, tuning.seed, process.rank)
-    search = Search(tuning.goal, search_space(tuning, card), cases, len(fresh), study)
+    study = open_study(journal, tuning.study_name(made_of), tuning.seed, process.rank)
+    clips = tuning.clips_name(made_of)
     if process.rank == 0:
+        study.set_user_attr("clips", clips)
+        copy_constants(earlier_studies(journal, clips), study)
         if "dense" not in study.user_attrs:
-            fastest = fastest_dense(pipe, validate(cases[0])[0])
-            study.set_user_attr("dense", asdict(fastest))
+            study.set_user_attr("dense", asdict(fastest_dense(pipe, validate(cases[0])[0])))
         process.wait()
-    return search
+    earlier = earlier_figures(earlier_studies(journal, clips), tuning.goal.metrics)
+    space = search_space(tuning, card)
+    return Search(tuning.goal, space, cases, len(fresh), study, earlier=earlier)
 
 
 def budget_curves(search: Search, tuning: Tuning, card: ModelCard, pipe: Any) -> list[ErrorCurve]:
@@ -337,7 +357,10 @@ def forwards_per_clip(card: ModelCard) -> int:
 
 
 def search_space(tuning: Tuning, card: ModelCard) -> Space:
-    """Return the profiles to try. Quantized attention is among them on a GPU only, because a CPU simulates it."""
+    """Return the profiles to try. Quantized attention is among them on a GPU only, because a CPU simulates it.
+
+    Two transformers share the steps, so neither knows which one is its last.
+    """
     layers = card.family.attention_shape(card.transformer).layers
     device = torch.device(tuning.base.device)
     quantized = [p for p in QUANTIZED if device.type == "cuda" and has_kernel(p, device)]
@@ -350,7 +373,8 @@ def search_space(tuning: Tuning, card: ModelCard) -> Space:
         caches=usable.caches,
         linears=usable.linears,
         compiles=usable.compiles,
-        num_steps=validate(case)[0].steps or Space.num_steps,
+        num_steps=validate(case)[0].steps,
+        computes_last=card.transformers == 1,
     )
 
 
@@ -361,27 +385,3 @@ def has_kernel(precision: Precision, device: torch.device) -> bool:
     except ContractError:
         return False
     return True
-
-
-def describe_cost(tuning: Tuning, out: Path) -> str:
-    """Check a request, and return what `tune` would render at most. It writes nothing.
-
-    The answer has minutes once the journal has trials.
-    """
-    card, journal = check_tuning(tuning, out)
-    clips = tuning.clips * (tuning.trials + 1) + (1 + 2 * MOST_ATTEMPTS) * tuning.validation
-    seconds = []
-    if journal.exists():
-        made_of = ingredients(card, tuning.base.load_options)
-        for trial in stored_trials(journal, tuning.study_name(made_of)):
-            if trial.duration and "measured" in trial.user_attrs:
-                seconds.append(trial_seconds(trial) / len(read_measurements(trial).speedups))
-    most = f"at most {clips} clips (and dense ones timed anew now and then) and {tuning.minutes:g} minutes of search"
-    if tuning.budgets:
-        forwards = tuning.budgets * forwards_per_clip(card)
-        most = f"{most}, after {forwards} single forwards that measure budgets"
-    if "magcache" in usable_levers(tuning.levers, tuning.cases()[0][0], card).caches:
-        most = f"{most}; and one clip for each attention that magcache is calibrated under"
-    if not seconds:
-        return f"{most}; a clip's seconds are not known yet"
-    return f"{most}; about {clips * sum(seconds) / len(seconds) / 60:.0f} minutes in all"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -45,6 +45,7 @@ class Search:
         cases: Dense requests of the clips.
         validation: Number of clips for the winner, which sets the width of its interval.
         progress: What shows the progress.
+        earlier: Figures that searches of the same clips had measured when this one began, by the digest of the profile.
     """
 
     goal: Goal
@@ -53,6 +54,7 @@ class Search:
     validation: int
     study: optuna.Study
     progress: Progress = field(default_factory=Progress)
+    earlier: Mapping[str, Measurements] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Queue the first trials, and those that a killed run left unfinished."""
@@ -117,7 +119,10 @@ class Search:
                 if number == 0:
                     profile = self.calibrated(profile, bench)
                     trial.set_user_attr("profile", profile.to_dict())
-                measured.add(*bench.measure(profile, case))
+                    measured = self.measured_earlier(profile)
+                    trial.set_user_attr("earlier_clips", len(measured.speedups))
+                if number >= len(measured.speedups):
+                    measured.add(*bench.measure(profile, case))
             except FAILURES as error:
                 trial.set_user_attr("failed", first_line(error))
                 trial.set_user_attr("no_effect", isinstance(error, NoEffect))
@@ -129,6 +134,12 @@ class Search:
             if number + 1 >= FEWEST_CLIPS and self.cannot_win(measured, best):
                 raise optuna.TrialPruned
         return self.value(measured)
+
+    def measured_earlier(self, profile: Profile) -> Measurements:
+        """Return what is known about a profile on the first clips, maybe on none."""
+        found = self.earlier.get(digest(profile.to_dict()), Measurements())
+        values = {name: list(numbers) for name, numbers in found.values.items()}
+        return Measurements(list(found.speedups), values, dict(found.idle))
 
     def calibrated(self, profile: Profile, bench: Bench) -> Profile:
         """Return a profile whose MagCache has ratios. The study keeps those of every attention."""

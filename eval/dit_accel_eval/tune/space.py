@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 METHODS = ("svg2", "svg-ear", "re-ttention")
 DENSE = Dense.name
+# Number of steps that a warm-up is a share of where the pipeline chooses the number.
+USUAL_STEPS = 50
 # Name of the knob that sets the share of the keys.
 SHARE = {"svg2": "min_key_share", "svg-ear": "density", "re-ttention": "density"}
 
@@ -52,7 +54,8 @@ class Space:
         caches: Kinds of step caches.
         linears: Kinds of cheaper linear layers.
         compiles: True if compiled blocks are tried.
-        num_steps: Number of denoising steps, of which a cache's warm-up is a share.
+        num_steps: Number of denoising steps, of which a cache's warm-up is a share; None if the pipeline chooses it.
+        computes_last: True if the last step of a transformer is the last one of the run.
     """
 
     methods: tuple[str, ...]
@@ -62,7 +65,8 @@ class Space:
     caches: tuple[str, ...] = ()
     linears: tuple[str, ...] = ()
     compiles: bool = False
-    num_steps: int = 50
+    num_steps: int | None = None
+    computes_last: bool = True
 
     @property
     def has_levers(self) -> bool:
@@ -101,7 +105,8 @@ class Space:
         profile = self._attention(trial)
         if not self.has_levers:
             return profile
-        cache = suggest_cache(trial, self.caches, self.num_steps) if self.caches else None
+        last = self.num_steps if self.computes_last else None
+        cache = suggest_cache(trial, self.caches, self.num_steps or USUAL_STEPS, last)
         kinds = (NONE, *self.linears)
         linears: Any = trial.suggest_categorical("linears", kinds) if self.linears else NONE
         compiles = self.compiles and trial.suggest_categorical("compile", (False, True))

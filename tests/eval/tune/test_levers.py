@@ -18,13 +18,16 @@ from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate
 from dit_accel.methods import Dense
+from dit_accel_eval.digest import digest
 from dit_accel_eval.tune.bench import NoEffect, warm_up_label
+from dit_accel_eval.tune.cost import describe_cost, rendered_clips
 from dit_accel_eval.tune.describe import describe_idle
-from dit_accel_eval.tune.goal import Goal, Measurements
-from dit_accel_eval.tune.ladders import CACHES, check_lever_names
+from dit_accel_eval.tune.earlier import copy_constants, earlier_figures, earlier_studies
+from dit_accel_eval.tune.goal import Goal, Measurements, read_measurements
+from dit_accel_eval.tune.ladders import CACHES, cache_ladders, check_lever_names
 from dit_accel_eval.tune.levers import Usable, usable_levers
 from dit_accel_eval.tune.plan import MOST_JOINT, Plan
-from dit_accel_eval.tune.run import Tuning, describe_cost
+from dit_accel_eval.tune.run import Tuning
 from dit_accel_eval.tune.search import Search, open_study, read_profile
 from dit_accel_eval.tune.space import METHODS, Space
 from dit_accel_eval.tune.targets import Target
@@ -95,8 +98,12 @@ def fixed_parameters(trial: optuna.trial.FrozenTrial) -> dict | None:
 
 
 def searched(tmp_path: Path, bench: LeverBench, trials: int, goal: Goal = GOAL) -> Search:
-    study = open_study(tmp_path / "t.jsonl", "s", 0)
-    search = Search(goal, SPACE, CASES, len(FRESH), study)
+    journal = tmp_path / "t.jsonl"
+    study = open_study(journal, str(goal), 0)
+    study.set_user_attr("clips", "c")
+    copy_constants(earlier_studies(journal, "c"), study)
+    earlier = earlier_figures(earlier_studies(journal, "c"), goal.metrics)
+    search = Search(goal, SPACE, CASES, len(FRESH), study, earlier=earlier)
     search.begin()
     search.run(bench, trials, 60)
     return search
@@ -106,7 +113,8 @@ def test_levers_go_alone_to_the_target_and_are_then_shrunk_together(tmp_path: Pa
     bench = LeverBench()
     search = searched(tmp_path, bench, 30)
     alone = Plan(search).alone()
-    assert alone["first-block"]["first_block_threshold"] == 0.4, "the boldest step before .5 breaks"
+    boldest = "first_block_threshold 0.4"
+    assert alone["first-block"]["setting"] == boldest, "the step before .5 breaks"
     assert {"svg-ear", "magcache", "int8-dynamic", "compile"} <= alone.keys()
     tuned = validate_winners(search, bench, FRESH)
     assert GOAL.targets[0].holds(tuned.winner.values["psnr"])
@@ -175,6 +183,49 @@ def test_a_search_with_levers_resumes_where_it_was_killed(tmp_path: Path) -> Non
         if isinstance(p.cache, MagCache)
     }
     assert 0 < whole.calibrated == len(calibrated), "the ratios of an attention are kept"
+
+
+def test_a_weaker_target_counts_what_an_earlier_search_measured(tmp_path: Path) -> None:
+    weaker, other_metric = Goal((Target.parse("psnr>=27"),)), Goal((Target.parse("ssim>=0"),))
+    first, second, alone = LeverBench(), LeverBench(), LeverBench()
+    strict = searched(tmp_path, first, 20)
+    reused = searched(tmp_path, second, 20, weaker)
+    fresh = searched(tmp_path / "other", alone, 20, weaker)
+    assert 0 < len(second.profiles) < len(alone.profiles)
+    assert [t.params for t in reused.finished()] == [t.params for t in fresh.finished()]
+    for trial, same in zip(reused.measured(), fresh.measured(), strict=True):
+        known = read_measurements(same).speedups
+        assert read_measurements(trial).speedups[: len(known)] == known
+    whole = {
+        str(t.user_attrs["profile"])
+        for t in strict.finished()
+        if len(t.user_attrs.get("measured", {"speedups": []})["speedups"]) == len(CASES)
+    }
+    assert not whole & {str(profile.to_dict()) for profile in second.profiles}
+    key, measured = next(iter(reused.earlier.items()))
+    assert reused.measured_earlier(read_profile_of(reused, key)).to_dict() == measured.to_dict()
+    studies = earlier_studies(tmp_path / "t.jsonl", "c")
+    assert not earlier_figures(studies, other_metric.metrics)
+    assert not earlier_studies(tmp_path / "t.jsonl", "other clips")
+    assert sum(map(rendered_clips, reused.finished())) == len(second.profiles)
+    assert second.calibrated < alone.calibrated, "ratios of an attention are kept"
+
+
+def read_profile_of(search: Search, key: str) -> Profile:
+    """Return the profile of a digest."""
+    trials = (t for t in search.measured() if digest(t.user_attrs["profile"]) == key)
+    return read_profile(next(trials))
+
+
+def test_a_setting_with_other_knobs_than_a_ladder_has_no_next_step() -> None:
+    reuse, linear, _ = cache_ladders(["taylorseer"])
+    setting = {"cache": "taylorseer", "cache_warm_up": 0.5, "taylorseer_order": 0}
+    setting |= {"taylorseer_interval": 3, "method": "dense"}
+    assert reuse.holds_common(setting)
+    assert not linear.holds_common(setting)
+    assert linear.describe(linear.steps[2]) == (
+        "cache_warm_up 0.5, taylorseer_interval 2, taylorseer_order 1"
+    )
 
 
 def test_a_lever_that_fails_in_a_run_is_left_out(tmp_path: Path) -> None:

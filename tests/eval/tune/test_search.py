@@ -16,9 +16,10 @@ from dit_accel import Profile, cli
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.tune.bench import Bench
+from dit_accel_eval.tune.cost import describe_cost
 from dit_accel_eval.tune.goal import AMPLE, Goal, read_measurements
 from dit_accel_eval.tune.plot import draw
-from dit_accel_eval.tune.run import Tuning, describe_cost, lock_journal
+from dit_accel_eval.tune.run import Tuning, lock_journal
 from dit_accel_eval.tune.search import Search, busy_seconds, open_study, read_profile
 from dit_accel_eval.tune.space import METHODS, Space, first_trials
 from dit_accel_eval.tune.targets import Target
@@ -394,7 +395,7 @@ def test_the_command_on_the_bundled_model(tmp_path: Path, capsys, monkeypatch) -
     assert "no setting holds psnr>=60: the nearest" in told
     assert f"not validated: render --profile {nearest}" in told
     kept = Profile.load(nearest).provenance
-    assert kept["not_validated"] == "the nearest to psnr>=60, which no setting of the search held"
+    assert kept["not_validated"] == "the nearest to psnr>=60: no setting of the search held it"
     assert "promise" not in kept
     assert kept["searched"]["psnr"]["mean"] < 60
     assert out.read_text() == before
