@@ -68,7 +68,8 @@ def enable_sparse_attention(
         schedule: Which steps and layers stay dense, and where knobs differ.
         precision: Precision of the sparse calls. ``"full"`` is the default. ``"int8"`` quantizes queries and keys.
             ``"int8-fp8"`` also quantizes weights and values, from compute capability 8.9 on. ``"auto"`` takes the
-            fastest that the device has. A CPU only simulates the quantized ones, which is slow; the report says so.
+            fastest that passes a check on the device; on Hopper, where 8 bits were slower, it takes ``"full"``. A CPU
+            only simulates the quantized ones, which is slow; the report says so.
         dense_precision: Precision of the calls that the schedule leaves dense. It can name a kernel of another package
             that is installed: ``"sageattention"``, ``"comfy-kitchen"``, ``"flash-attn"``, ``"flash-attn-3"`` or
             ``"flash-attn-4"``. Its first call compares it with float32 attention and refuses it if it errs.

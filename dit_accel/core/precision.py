@@ -28,6 +28,8 @@ External = Literal["sageattention", "comfy-kitchen", "flash-attn", "flash-attn-3
 DensePrecision = Precision | External
 DENSE_PRECISIONS: tuple[DensePrecision, ...] = (*PRECISIONS, *get_args(External))
 AUTO: tuple[KernelPrecision, ...] = ("int8-fp8", "int8")  # fastest first
+# Major compute capability on which sparse attention in 8 bits was slower than in bfloat16, measured on an H200.
+SLOW_IN_8_BITS = 9
 LARGEST_ERROR = {"int8": 0.02, "int8-fp8": 0.045}  # relative L1 error on the inputs of the check
 
 
@@ -122,12 +124,20 @@ class PrecisionResolver:
 
     _resolved: dict[DensePrecision, ResolvedPrecision] = field(default_factory=dict)
     _external: dict[tuple[str, torch.dtype, int], ExternalAttention] = field(default_factory=dict)
+    _keeps_sparse_full: bool = False
 
     def resolve(self, requested: Precision, device: torch.device) -> KernelPrecision:
         """Return the precision that runs."""
         if requested not in self._resolved:
             self._resolved[requested] = resolve_precision(requested, device)
         return self._resolved[requested].precision
+
+    def resolve_sparse(self, requested: Precision, device: torch.device) -> KernelPrecision:
+        """Return the precision of a sparse call. ``"auto"`` keeps full precision where 8 bits are slower."""
+        if requested == "auto" and is_slow_in_8_bits(device):
+            self._keeps_sparse_full = True
+            return "full"
+        return self.resolve(requested, device)
 
     def resolve_dense(
         self, requested: DensePrecision, query: Tensor
@@ -157,14 +167,25 @@ class PrecisionResolver:
         resolved = self._resolved.get(requested)
         return requested if resolved is None else resolved.precision
 
+    def used_sparse(self, requested: Precision) -> str:
+        """Return the precision that sparse calls ran in, or the requested one if nothing ran yet."""
+        return "full" if self._keeps_sparse_full and requested == "auto" else self.used(requested)
+
     def remarks(self) -> list[str]:
         """Return the remarks on precisions that differ from their requests, and on kernels of other packages."""
         resolved = [resolved.remark for resolved in self._resolved.values() if resolved.remark]
+        if self._keeps_sparse_full:
+            resolved.append("auto: full precision in sparse calls, which 8 bits slow on this GPU")
         external = [
             f"{x.name} {x.version}: relative error {x.error:.4f} in its check on this device"
             for x in self._external.values()
         ]
         return resolved + external
+
+
+def is_slow_in_8_bits(device: torch.device) -> bool:
+    """Return True for a device on which sparse attention was slower in 8 bits than in full precision."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == SLOW_IN_8_BITS
 
 
 def measure_error(precision: KernelPrecision, device: torch.device) -> float:

@@ -182,7 +182,7 @@ class MethodRunner:
         Returns:
             The attention and its density, or None if the method prefers dense attention.
         """
-        precision = self.precisions.resolve(self.profile.precision, call.query.device)
+        precision = self.precisions.resolve_sparse(self.profile.precision, call.query.device)
         call = replace(call, precision=precision)
         return method.attend(call, run.state_of(key, method), run.ops)
 

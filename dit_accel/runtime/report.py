@@ -97,7 +97,7 @@ class AttentionReport:
         calls = ", ".join(f"{n} {kind}" for kind, n in self.calls.items())
         lines = [self.no_effect] if self.no_effect else []
         lines += [f"{self.method} on {self.family}: {calls}"]
-        lines += [f"  fallback x{n}: {reason}" for reason, n in self.fallbacks.items()]
+        lines += [f"  fallback x{n}: {reason}" for reason, n in self._told_fallbacks().items()]
         lines += [f"  {remark}" for remark in self.remarks]
         lines += [f"  guard x{n}: {fault}" for fault, n in self.faults.items()]
         lines.append(self._density_line())
@@ -123,7 +123,7 @@ class AttentionReport:
         rows += [
             (f"density, {kind.replace('_', ' ')}", _number(v)) for kind, v in self.density.items()
         ]
-        rows += [(f"fallback x{n}", reason) for reason, n in self.fallbacks.items()]
+        rows += [(f"fallback x{n}", reason) for reason, n in self._told_fallbacks().items()]
         rows += [(f"guard x{n}", fault) for fault, n in self.faults.items()]
         rows += [("remark", remark) for remark in self.remarks]
         rows += [("levers", line.strip()) for line in self._lever_lines()]
@@ -148,6 +148,10 @@ class AttentionReport:
                 f"the {cache['kind']} cache rests in runs of fewer than {cache['min_steps']} steps"
             ]
         return [f"{_cache_line(cache)}, so it had no effect: raise its threshold or its range"]
+
+    def _told_fallbacks(self) -> dict[str, int]:
+        """Return the fallbacks by reason, without a single reason that the first line gives."""
+        return {} if self.no_effect and len(self.fallbacks) == 1 else self.fallbacks
 
     def _lever_lines(self) -> list[str]:
         levers = self.levers
@@ -309,10 +313,10 @@ def make_report(
             "guard": dataclasses.asdict(profile.guard),
         },
         precision={
-            "sparse": precisions.used(profile.precision),
+            "sparse": precisions.used_sparse(profile.precision),
             "dense": precisions.used(profile.dense_precision),
         },
-        remarks=_remarks(run, guidance),
+        remarks=_remarks(run, guidance, levers),
         family=family.name,
         calls={kind: stats.calls[kind] for kind in ("dense", "sparse", "fallback")},
         fallbacks=dict(stats.fallbacks),
@@ -353,11 +357,12 @@ def _forward_line(name: str, counts: dict[str, int], seconds: dict[str, float]) 
     return f"  forwards of {name}: {', '.join(parts)}"
 
 
-def _remarks(run: Run, guidance: PerturbedBranch | None) -> list[str]:
+def _remarks(run: Run, guidance: PerturbedBranch | None, levers: Levers | None) -> list[str]:
     """Collect remarks: changed precisions, deviating guidance, slow sizes, settings without effect."""
     remarks = run.precisions.remarks()
     remarks += sorted(guidance.remarks) if guidance else []
     remarks += run.advisor.remarks
+    remarks += _other_steps(run, levers)
     if run.under_cache_dit:
         reused = sum(forward.reused for forward in run.stats.forwards)
         remarks.append(f"cache-dit, which was enabled beside, left out {reused} attention calls")
@@ -376,3 +381,19 @@ def _remarks(run: Run, guidance: PerturbedBranch | None) -> list[str]:
         remarks += [all_dense] if all_dense else []
     unmatched = (i for i in range(len(schedule.rules)) if i not in run.matched_rules)
     return remarks + [f"rule {i} of the schedule never matched a call" for i in unmatched]
+
+
+def _other_steps(run: Run, levers: Levers | None) -> list[str]:
+    """Return a remark if the cache of a tuned profile was tuned for another number of steps."""
+    cache = levers.profile.cache if levers is not None else None
+    tuned = run.profile.provenance.get("steps")
+    if (
+        cache is None
+        or tuned is None
+        or run.num_steps in (None, tuned)
+        or cache.rests(run.num_steps)
+    ):
+        return []
+    return [
+        f"the {cache.kind} cache was tuned for {tuned} steps, and this run has {run.num_steps}: tune it again"
+    ]

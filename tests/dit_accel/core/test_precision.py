@@ -7,7 +7,7 @@ import torch
 from support.external_packages import install
 
 from dit_accel import SVG2, InvalidSettings, Profile, Schedule
-from dit_accel.core.precision import External, resolve_precision
+from dit_accel.core.precision import External, PrecisionResolver, resolve_precision
 from dit_accel.doctor import describe_external_kernels
 from dit_accel_kernels import EXTERNAL_KERNELS
 
@@ -67,6 +67,22 @@ def test_auto_is_decided_by_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = resolve_precision("auto", torch.device("cuda"))
     assert chosen.precision == "full"
     assert "int8-fp8: relative error 0.300 is above 0.045" in chosen.remark
+
+
+def test_auto_keeps_sparse_calls_full_where_8_bits_are_slower(monkeypatch) -> None:
+    monkeypatch.setattr("dit_accel.core.precision.measure_error", lambda *_: 0.01)
+    capability = {"cuda:0": (9, 0), "cuda:1": (12, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d: capability[str(d)])
+    hopper, blackwell = torch.device("cuda:0"), torch.device("cuda:1")
+    resolver, other = PrecisionResolver(), PrecisionResolver()
+    assert resolver.resolve_sparse("auto", hopper) == "full"
+    assert resolver.resolve("auto", hopper) == "int8-fp8", "dense calls"
+    assert resolver.resolve_sparse("int8", hopper) == "int8", "a name is kept"
+    assert (resolver.used_sparse("auto"), resolver.used("auto")) == ("full", "int8-fp8")
+    assert "auto: full precision in sparse calls, which 8 bits slow on this GPU" in (
+        resolver.remarks()
+    )
+    assert other.resolve_sparse("auto", blackwell) == other.used_sparse("auto") == "int8-fp8"
 
 
 def test_a_kernel_of_another_package_serves_dense_calls_only(wan, run_wan, monkeypatch) -> None:
