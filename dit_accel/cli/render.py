@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,13 +146,17 @@ def render_jobs(jobs: Sequence[Job], options: BatchOptions, *, quiet: bool) -> N
     from dit_accel.generation.distributed import this_process
     from dit_accel.generation.forecast import predict_no_effect
     from dit_accel.generation.settings import build_profile
+    from dit_accel.runtime.cost_model import SlowdownWarning
 
     process, settings = this_process(jobs[0].settings.ulysses), jobs[0].settings
     reason = predict_no_effect(settings, jobs[0].card, build_profile(settings))
     if reason and process.rank == 0:
         tell(reason)
     batch = Batch(jobs, options, process)
-    summary = batch.run(None if quiet else lambda rendered: click.echo(describe(rendered)))
+    with warnings.catch_warnings():
+        if reason:  # it was told above
+            warnings.simplefilter("ignore", SlowdownWarning)
+        summary = batch.run(None if quiet else lambda rendered: click.echo(describe(rendered)))
     if not quiet and len(jobs) > 1 and process.writes:
         click.echo(f"{summary.rendered} rendered, {summary.skipped} already done")
 

@@ -231,7 +231,11 @@ class SlowdownWarning(UserWarning):
 
 
 class SlowdownAdvisor:
-    """Warns once for each method and size at which sparse attention is predicted to be slower than dense."""
+    """Warns once for each method and size at which sparse attention is predicted to be slower than dense.
+
+    Attributes:
+        remarks: Warnings about calls that ran sparse. The report has another reason for calls that ran dense.
+    """
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
@@ -265,8 +269,11 @@ class SlowdownAdvisor:
                 f"{method.name} cannot pay at {tokens} tokens: a call is predicted to take {1 / speedup:.1f} times "
                 f"as long as dense, by the rates of `dit-accel doctor`{rates.caveat}{then}",
                 SlowdownWarning,
+                is_remark=runs,
             )
 
-    def _warn(self, remark: str, kind: type[Warning] = UserWarning) -> None:
-        self.remarks.append(remark)
+    def _warn(
+        self, remark: str, kind: type[Warning] = UserWarning, *, is_remark: bool = True
+    ) -> None:
+        self.remarks += [remark] if is_remark else []
         warnings.warn(remark, kind, stacklevel=caller_stacklevel())

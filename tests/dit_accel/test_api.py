@@ -305,6 +305,7 @@ def test_a_run_without_sparse_calls_says_so_first(wan, run_wan, schedule, reason
     report = wan.attention_report()
     assert report.no_effect == reason
     assert str(report).startswith(reason)
+    assert str(report).count("fewer than 768 tokens") == reason.count("fewer than 768 tokens")
     assert reason in report._repr_html_()
 
 

@@ -77,4 +77,7 @@ def test_a_dry_run_of_render_says_that_no_call_will_be_sparse(tmp_path, capsys) 
 def test_a_render_says_first_that_no_call_will_be_sparse(tmp_path, capsys) -> None:
     command = ["render", "a red circle", "--height", "32", "--width", "32", "--frames", "5"]
     assert cli.main([*command, "--steps", "2", "-o", str(tmp_path / "x.mp4")]) == 0
-    assert f"no call will be sparse: 8 tokens, fewer than 768, {PAYS}\n" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert f"no call will be sparse: 8 tokens, fewer than 768, {PAYS}\n" in told.err
+    assert "cannot pay" not in told.err + told.out
+    assert told.out.count("fewer than 768 tokens") == 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dit_accel.runtime.cost_model
-from dit_accel import SVG2, Radial, SVGEar, doctor
+from dit_accel import SVG2, Radial, Schedule, SVGEar, doctor
 from dit_accel.errors import InvalidSettings
 from dit_accel.runtime.cost_model import (
     Rates,
@@ -175,7 +175,11 @@ def test_advice_is_said_once_with_its_figure(folders) -> None:
         advisor.check(Radial(), small, runs=True)  # no rates
         advisor.check(SVGEar(), small, runs=True)  # none of svg-ear were measured here
         advisor.check(SVG2(min_key_share=0.1), small.half(), runs=True)
-    assert len(advisor.remarks) == 1
+    assert advisor.remarks == [], "the report says why the calls ran dense"
+    running = SlowdownAdvisor()
+    with pytest.warns(SlowdownWarning, match="as long as dense"):
+        running.check(method, small, runs=True)
+    assert len(running.remarks) == 1
     rare = SVG2(min_key_share=0.1, refresh=5)  # planning is shared by five steps
     assert predict_speedup(rare, small, rates) > predict_speedup(method, small, rates)
 
@@ -204,7 +208,11 @@ def test_damaged_rates_do_not_stop_a_run(folders) -> None:
 
 def test_a_run_that_cannot_pay_says_so(folders, wan, run_wan) -> None:
     fit_rates(sizes(), "float32", "cpu").save(measured_rates_path("cpu", "float32"))
-    session = wan.enable_sparse_attention("svg2")
-    with pytest.warns(SlowdownWarning, match="svg2 cannot pay at"):
-        run_wan(wan)
-    assert any("cannot pay" in remark for remark in session.report().remarks)
+    for least, is_remark in ((None, False), (0, True)):
+        schedule = Schedule(dense_steps=0, min_tokens=least)
+        session = wan.enable_sparse_attention("svg2", schedule=schedule)
+        with pytest.warns(SlowdownWarning, match="svg2 cannot pay at"):
+            run_wan(wan)
+        report = session.report()
+        assert any("cannot pay" in remark for remark in report.remarks) is is_remark
+        assert ("fewer than 768 tokens" in str(report)) is not is_remark

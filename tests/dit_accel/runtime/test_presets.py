@@ -123,6 +123,18 @@ def test_a_cache_rests_in_short_runs(build_wan, kind: str, guidance: str) -> Non
     assert torch.equal(render(pipe, case), plain)
 
 
+@pytest.mark.parametrize(("tuned", "told"), [(4, False), (25, True), (None, False)], ids=str)
+def test_a_cache_tuned_for_other_steps_says_so(build_wan, tuned: int | None, told: bool) -> None:
+    pipe = build_wan()
+    provenance = {} if tuned is None else {"steps": tuned}
+    profile = {**NOTHING, "cache": SKIPPING["taylorseer"], "provenance": provenance}
+    with pipe.enable_acceleration(profile) as handle:
+        render(pipe, CASES["separate"])
+        text = str(handle.report())
+    remark = "the taylorseer cache was tuned for 25 steps, and this run has 4: tune it again"
+    assert (remark in text) is told
+
+
 def test_a_resting_cache_stays_off_for_guidance(build_wan) -> None:
     pipe = build_wan()
     pipe.enable_perturbed_guidance(2.0)
