@@ -24,14 +24,18 @@ from studies.paired_table import Entry, dense_requests, held_out_prompts, run_pa
 GUIDANCE_SCALE = 1.0
 # Seed of the captions for calibration; those of the table have seed 0.
 CALIBRATION_SEED = 1
-# The knob that varies, and its values from careful to bold. TaylorSeer computes the first steps, then every second one.
-CACHES: Mapping[str, tuple[str, tuple[float, ...]]] = {
-    "first-block": ("threshold", (0.35, 0.5, 0.65)),
-    "taylorseer": ("disable_cache_before_step", (12, 8, 3)),
-    "magcache": ("threshold", (0.05, 0.1, 0.2)),
-    "seacache": ("threshold", (0.6, 0.9, 1.3)),
+# Caches by label: the knob that varies, its values from careful to bold, and the other settings.
+# "taylorseer" computes the first steps, then every second one, and extrapolates. "taylorseer-reuse" computes the first
+# steps, then every third one and the last, and takes the latest output.
+TAYLORSEER: Mapping[str, Any] = {"kind": "taylorseer", "cache_interval": 2}
+REUSE = {**TAYLORSEER, "cache_interval": 3, "max_order": 0, "disable_cache_after_step": 19}
+CACHES: Mapping[str, tuple[str, tuple[float, ...], Mapping[str, Any]]] = {
+    "first-block": ("threshold", (0.35, 0.5, 0.65), {"kind": "first-block"}),
+    "taylorseer": ("disable_cache_before_step", (12, 8, 3), TAYLORSEER),
+    "taylorseer-reuse": ("disable_cache_before_step", (12, 8, 5), REUSE),
+    "magcache": ("threshold", (0.05, 0.1, 0.2), {"kind": "magcache"}),
+    "seacache": ("threshold", (0.6, 0.9, 1.3), {"kind": "seacache"}),
 }
-TAYLORSEER = {"cache_interval": 2}
 DENSITIES = (0.08, 0.15, 0.3)
 JOINT_DENSITY = 0.15
 SECTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -51,10 +55,10 @@ def attention(density: float | None) -> dict[str, Any]:
 
 def cache_rows(ratios: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the label and the section of every cache at its three thresholds."""
-    for kind, (knob, values) in CACHES.items():
-        others = {"magcache": ratios, "taylorseer": TAYLORSEER}.get(kind, {})
+    for label, (knob, values, settings) in CACHES.items():
+        others = ratios if settings["kind"] == "magcache" else {}
         for value in values:
-            yield f"{kind} {value:g}", {"cache": {"kind": kind, knob: value, **others}}
+            yield f"{label} {value:g}", {"cache": {**settings, knob: value, **others}}
 
 
 def rows(
