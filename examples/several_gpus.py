@@ -1,4 +1,4 @@
-"""Split one clip among GPUs with diffusers' Ulysses attention: `torchrun --nproc-per-node 2 several_gpus.py`.
+"""Split one clip among GPUs with diffusers' Ulysses attention: `torchrun --nproc-per-node 2 examples/several_gpus.py`.
 
 Each GPU gets a part of the heads, so their number must be a multiple of the number of GPUs. Wan 2.1 1.3B has 12.
 """

@@ -19,7 +19,7 @@ if main(["tune", *search, *size, *where, "--out", "mine.yaml"]):
     raise SystemExit("no settings hold the target: lower it, or give more minutes")
 
 pipe = WanPipeline.from_pretrained(model, dtype=torch.bfloat16).to("cuda")
-dit_accel.enable_sparse_attention(pipe, profile="mine.yaml")
+dit_accel.enable_acceleration(pipe, "mine.yaml")
 video = pipe("a red fox in the snow", height=480, width=832, num_frames=81).frames[0]
 export_to_video(video, "fox.mp4", fps=16)
 print(pipe.attention_report())
