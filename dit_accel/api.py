@@ -258,7 +258,10 @@ def enable_perturbed_guidance(
     }
     changes = {name: value for name, value in requested.items() if value is not None}
     warn_of_changes(head_set, changes)
-    settings = PerturbedGuidance(**{**head_set.settings, **changes}, share_prefix=share_prefix)
+    found = dict(head_set.settings)
+    if perturbation not in (None, "blurred-query"):
+        found.pop("sigma", None)  # it belongs to the blur of the head set
+    settings = PerturbedGuidance(**{**found, **changes}, share_prefix=share_prefix)
     check_map(family, settings)
     scheduler = getattr(target, "scheduler", None)
     if settings.adaptive and getattr(scheduler, "timesteps", None) is not None:

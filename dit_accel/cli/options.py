@@ -203,7 +203,8 @@ def attention_options(command: Command) -> Command:
         click.option(
             "--guard",
             type=click.Choice(["off", "warn", "on"]),
-            help="Watch sparse output for faults: warn reports them, on also runs them again dense.  [default: off]",
+            help="Watch sparse output for faults: warn reports them; on also runs a forward again, dense, if its "
+            "output is not finite, and keeps faulty layers dense from then on.  [default: off]",
         ),
     ]
     names = ("preset", "profile", "method", "assignments", "precision", "dense_precision", "guard")
@@ -212,11 +213,18 @@ def attention_options(command: Command) -> Command:
 
 def _with_attention(base: RenderSettings, values: Mapping[str, Any]) -> RenderSettings:
     from dit_accel.generation.settings import attention_settings, parse_assignments
+    from dit_accel.runtime.profile import Profile
+    from dit_accel.runtime.recipes import read_profile
+    from dit_accel.runtime.tuned_steps import other_steps
 
     if values["preset"] and values["profile"]:
         raise InvalidSettings("--preset is a profile by name, so it excludes --profile: keep one")
     named = values["preset"] or values["profile"]
     source = named and _resolve_profile(named)
+    if source and values["profile"]:
+        source = source if isinstance(source, Profile) else read_profile(source)
+        remark = other_steps(source, click.get_current_context().params["steps"])
+        tell(remark) if remark else None
     overrides = {name: values[name] for name in ("method", "precision", "dense_precision", "guard")}
     knobs = parse_assignments(values["assignments"])
     return dataclasses.replace(base, **attention_settings(source, overrides, knobs))

@@ -153,6 +153,11 @@ class MagCache(Cache):
         if not 0 <= self.retention_ratio <= 1:
             raise InvalidSettings(f"retention_ratio must be in [0, 1], got {self.retention_ratio}")
 
+    @property
+    def measured_steps(self) -> int | None:
+        """Return the number of steps that the ratios are for, by their number if it is not given; None without."""
+        return self.num_inference_steps or sum(map(len, self.mag_ratios.values())) or None
+
 
 @dataclass(frozen=True, kw_only=True)
 class SeaCache(Cache):

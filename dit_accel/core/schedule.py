@@ -195,6 +195,12 @@ class Guard:
 _SPAN = re.compile(r"(-?\d+)(%?)(?:(-)(?:(-?\d+)(%?))?)?")
 
 
+def numbers_in(text: str) -> list[int]:
+    """Return the numbers that a text such as ``"0,47-49"`` names."""
+    spans = _spans(text, percent=False)
+    return [n for first, last, _ in spans for n in (first, last) if n is not None]
+
+
 @functools.cache
 def _spans(text: str, percent: bool) -> tuple[tuple[int, int | None, bool], ...]:
     """Parse a text into (first, last or None if open, is a percentage); empty if the text is invalid."""
@@ -210,6 +216,8 @@ def _spans(text: str, percent: bool) -> tuple[tuple[int, int | None, bool], ...]
             return ()
         if first_percent and dash is None:
             return ()
+        if first_percent and not 0 <= int(first) <= int(last or 100) <= 100:
+            return ()  # a share lies in the run
         end = int(last) if last is not None else (None if dash else int(first))
         if end is not None and (end < 0) == (int(first) < 0) and end < int(first):
             return ()  # backwards

@@ -27,9 +27,9 @@ def check_levers(settings: RenderSettings, card: ModelCard) -> None:
         check_cache_kind(model, cache, card.family)
     if isinstance(cache, MagCache):
         check_ratios(cache, dict.fromkeys(COMPONENTS[: card.transformers]))
-        if settings.steps is not None and cache.num_inference_steps not in (None, settings.steps):
+        if settings.steps is not None and cache.measured_steps not in (None, settings.steps):
             raise InvalidSettings(
-                f"the magcache ratios were measured in {cache.num_inference_steps} steps, and --steps is "
+                f"the magcache ratios were measured in {cache.measured_steps} steps, and --steps is "
                 f"{settings.steps}: call calibrate_mag_cache for it"
             )
     if profile.compile is not None and not getattr(model, "_repeated_blocks", None):

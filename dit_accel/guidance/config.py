@@ -46,8 +46,8 @@ class PerturbedGuidance:
             ``"fisher-rao"``, ``"slerp"`` and ``"log-linear"``. Those need text mode ``"joint"``.
         text_mode: Tokens that are perturbed in joint attention over visual and text tokens. ``"visual"`` perturbs
             only attention from visual to visual tokens, ``"joint"`` all of it.
-        rescale: How far the difference shrinks, from 0 to 1. At 1 the result keeps the standard deviation of
-            ``cond``, separately for each sample.
+        rescale: How far the difference is rescaled, from 0 to 1. At 1 it is multiplied by the ratio of the standard
+            deviation of ``cond`` to that of ``cond`` plus the difference, separately for each sample.
         adaptive: Decrease of the scale per unit of noise level below 1000. The scale stays at 0 or above. The noise
             level is the timestep, or 1000 minus the timestep if the scheduler counts up, as Mochi's does.
         share_prefix: Reuse the clean forward's outputs of the blocks before the first perturbed one.
@@ -101,7 +101,8 @@ class PerturbedGuidance:
             )
         if blurs != (self.sigma is not None):
             raise InvalidSettings(
-                f"sigma and the perturbation blurred-query go together, got sigma {self.sigma} and {self.perturbation}"
+                f"sigma and the perturbation blurred-query go together, got sigma {self.sigma} and "
+                f"{self.perturbation}: give both, or neither"
             )
         if blurs and self.text_mode == "joint":
             raise InvalidSettings(

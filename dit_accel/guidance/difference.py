@@ -19,7 +19,8 @@ def rescale_difference(
     Args:
         cond: Conditional prediction ``[B, C, ...]``.
         difference: Term to add to it, of the same shape.
-        rescale: 0 returns the difference unchanged. 1 keeps the standard deviation of ``cond`` in each sample.
+        rescale: 0 returns the difference unchanged. 1 multiplies it by the ratio of the standard
+            deviations before and after it is added, in each sample.
         channels: Channels that the standard deviation is taken over.
 
     Returns:

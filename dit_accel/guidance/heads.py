@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.core.attention_call import CallContext
-from dit_accel.core.schedule import Rule
+from dit_accel.core.schedule import Rule, numbers_in
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.config import PerturbedGuidance
 from dit_accel.io.atomic import atomic_write
@@ -255,6 +255,11 @@ def select_all_heads(layers: str | None, model: ModelShape) -> HeadSet:
         rule = Rule(layers=layers)
     except ValueError as error:
         raise InvalidSettings(str(error)) from None
+    for number in numbers_in(layers):
+        if not -len(order) <= number < len(order):
+            raise InvalidSettings(
+                f"there is no layer {number}: layers are 0 to {len(order) - 1}, or -1 to -{len(order)}"
+            )
     contexts = (CallContext(layer=i, num_layers=len(order)) for i in range(len(order)))
     selected = {order[c.layer]: all_heads for c in contexts if rule.matches(c)}
     if not selected:

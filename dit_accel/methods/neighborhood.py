@@ -79,7 +79,9 @@ class Neighborhood(Method):
             return [choose_window(lengths, self.density)]
         windows = _boxes(self.window)
         if len(windows) not in (1, heads):
-            raise InvalidSettings(f"window has {len(windows)} windows for {heads} heads")
+            raise InvalidSettings(
+                f"window has {len(windows)} windows for {heads} heads: give one for all, or {heads}"
+            )
         return windows
 
 

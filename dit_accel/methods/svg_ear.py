@@ -102,7 +102,9 @@ class SVGEar(Clustered):
     def choose(self, call: AttentionCall, clusters: Clusters, ops: Ops) -> Plan:
         heads = call.query.shape[2]
         if len(self.densities) not in (1, heads):
-            raise InvalidSettings(f"density has {len(self.densities)} shares for {heads} heads")
+            raise InvalidSettings(
+                f"density has {len(self.densities)} shares for {heads} heads: give one for all, or {heads}"
+            )
         score = self._score(call, clusters, ops)
         key_sizes = clusters.key_offsets.diff(dim=-1)
         if self.budget == "top_p":

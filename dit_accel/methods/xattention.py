@@ -83,7 +83,9 @@ class XAttention(Refreshed):
         """Return the threshold of all heads, or those of the heads, ``[H, 1, 1]``."""
         shares, heads = self.thresholds, call.query.shape[2]
         if len(shares) not in (1, heads):
-            raise InvalidSettings(f"threshold has {len(shares)} shares for {heads} heads")
+            raise InvalidSettings(
+                f"threshold has {len(shares)} shares for {heads} heads: give one for all, or {heads}"
+            )
         if len(shares) == 1:
             return shares[0]
         # Filled on the device, because a copy from the host would wait for it.

@@ -45,12 +45,16 @@ class GuardMonitor:
         return None if fault is None else f"guard: {fault}"
 
     def record(self, call: AttentionCall, out: Tensor, layer: str) -> None:
-        """Store the error of a sparse call's output ``[B, S, H, D]`` without waiting for the device."""
+        """Store the error of a sparse call's output ``[B, S, H, D]`` without waiting for the device.
+
+        Of several calls of a layer in one forward, such as one for each sample, the largest error counts.
+        """
         context = call.context
         if self._errors is None or self._errors.numel() != context.num_layers:
             self._errors = torch.zeros(context.num_layers, dtype=torch.float32, device=out.device)
         self._names[context.layer] = layer
-        self._errors[context.layer] = sampled_error(call, out, self.guard.samples)
+        error = sampled_error(call, out, self.guard.samples)
+        self._errors[context.layer] = torch.maximum(self._errors[context.layer], error)
 
     def check(self) -> bool:
         """Count the faults of the forward that ends now, and warn about new ones.

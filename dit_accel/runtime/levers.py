@@ -242,7 +242,7 @@ class Levers:
 
     def _check_run(self, info: StepInfo, pipe: Any) -> None:
         cache, steps = self.profile.cache, info.num_steps
-        measured = cache.num_inference_steps if isinstance(cache, MagCache) else None
+        measured = cache.measured_steps if isinstance(cache, MagCache) else None
         if steps is not None and measured not in (None, steps) and not self._calibrating:
             raise RunFailed(
                 f"the magcache ratios were measured in {measured} steps, and this run has {steps}: call "

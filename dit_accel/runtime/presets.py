@@ -15,6 +15,7 @@ from dit_accel.core.levers import FirstBlockCache
 from dit_accel.core.schedule import Rule, Schedule, crossover_tokens
 from dit_accel.methods import Dense, SVGEar
 from dit_accel.runtime.profile import Profile
+from dit_accel.runtime.tuned_steps import other_steps
 from dit_accel_assets import profiles, tiny_world_path
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def preset_profile(name: str, model: ModelTraits | None = None) -> Profile:
         model: The model, the size of its clips and its number of steps.
 
     Example:
-        >>> preset_profile("balanced", ModelTraits("wan", steps=4, tokens=1000, device="cpu")).method
+        >>> preset_profile("balanced", ModelTraits("wan", steps=4, tokens=500, device="cpu")).method
         Dense()
     """
     is_bundled = model is not None and model.is_bundled
@@ -94,7 +95,8 @@ def preset_profile(name: str, model: ModelTraits | None = None) -> Profile:
     profile = replace(base, cache=None) if no_cache else base
     profile = profile.with_method(Dense()) if no_sparse else profile
     nothing = "nothing can pay here, so it runs dense" if no_cache and no_sparse else None
-    parts = [part for part in (nothing, no_cache, no_sparse, made_of) if part]
+    other = other_steps(profile, model.steps) if model else None
+    parts = [part for part in (nothing, no_cache, no_sparse, made_of, other) if part]
     return with_statement(profile, name, f"preset {name}: {'; '.join(parts)}")
 
 

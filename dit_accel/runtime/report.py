@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dit_accel.core.timer import Timer
 from dit_accel.methods import Dense
 from dit_accel.runtime.profile import knobs_of
+from dit_accel.runtime.tuned_steps import other_steps
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,7 @@ class AttentionReport:
             made = self.plans["made"]
             lines.append(f"  plans {made} made, {share:.0%} of {total} calls reused one")
         lines += self._seconds_lines()
-        if self.guidance and self.guidance["forwards"]:
+        if self.guidance and sum(self.calls.values()):
             lines.append(_guidance_line(self.guidance))
         return "\n".join(lines)
 
@@ -196,6 +197,8 @@ def _number(value: float | None) -> str:
 
 
 def _guidance_line(guidance: dict[str, Any]) -> str:
+    if not guidance["forwards"]:
+        return "  guidance guided no forward: widen its interval, or raise scale or softness"
     seconds, forwards = guidance["seconds"], guidance["forwards"]
     clean, perturbed = (seconds[name] / forwards for name in ("clean", "perturbed"))
     return (
@@ -384,16 +387,13 @@ def _remarks(run: Run, guidance: PerturbedBranch | None, levers: Levers | None) 
 
 
 def _other_steps(run: Run, levers: Levers | None) -> list[str]:
-    """Return a remark if the cache of a tuned profile was tuned for another number of steps."""
+    """Return a remark if a cache does not fit the number of steps, or if that number is unknown."""
     cache = levers.profile.cache if levers is not None else None
-    tuned = run.profile.provenance.get("steps")
-    if (
-        cache is None
-        or tuned is None
-        or run.num_steps in (None, tuned)
-        or cache.rests(run.num_steps)
-    ):
+    if levers is None or cache is None:
         return []
-    return [
-        f"the {cache.kind} cache was tuned for {tuned} steps, and this run has {run.num_steps}: tune it again"
-    ]
+    if cache.min_steps and run.num_steps is None:
+        return [
+            f"the number of steps is unknown, so min_steps of the {cache.kind} cache had no effect"
+        ]
+    remark = other_steps(levers.profile, run.num_steps)
+    return [remark] if remark else []

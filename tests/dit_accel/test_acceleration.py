@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -327,8 +328,11 @@ def test_magcache_is_calibrated_under_the_attention_of_the_profile(build_wan) ->
     pipe.enable_acceleration(profile)
     render(pipe, CASES["separate"])
     assert pipe.attention_report().forwards["transformer_2"]["skipped"] == 4
-    with pytest.raises(RunFailed, match="measured in 4 steps, and this run has 5"):
-        pipe("a red circle", height=64, width=64, num_frames=5, num_inference_steps=5)
+    unnamed = replace(profile, cache=replace(profile.cache, num_inference_steps=None))
+    for ratios in (profile, unnamed):  # the number of ratios tells the number of steps
+        pipe.enable_acceleration(ratios)
+        with pytest.raises(RunFailed, match="measured in 4 steps, and this run has 5"):
+            pipe("a red circle", height=64, width=64, num_frames=5, num_inference_steps=5)
 
 
 def test_a_bare_transformer_in_a_loop_without_contexts(build_wan) -> None:
@@ -337,10 +341,13 @@ def test_a_bare_transformer_in_a_loop_without_contexts(build_wan) -> None:
         "hidden_states": torch.randn(1, 8, 6, 8, 8, generator=torch.Generator().manual_seed(0)),
         "encoder_hidden_states": torch.randn(1, 7, 32),
     }
-    dit_accel.enable_acceleration(transformer, {**NOTHING, "cache": SKIPPING["first-block"]})
+    cache = {**SKIPPING["first-block"], "min_steps": 20}
+    dit_accel.enable_acceleration(transformer, {**NOTHING, "cache": cache})
     with torch.no_grad():
         for timestep in (900, 600, 300):
             transformer(timestep=torch.tensor([timestep]), **inputs)
+    told = "the number of steps is unknown, so min_steps of the first-block cache had no effect"
+    assert told in dit_accel.attention_report(transformer).remarks
     counts = dit_accel.attention_report(transformer).forwards["transformer"]
     assert counts == {"computed": 1, "skipped": 2}
     dit_accel.disable_acceleration(transformer)

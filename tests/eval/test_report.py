@@ -247,6 +247,8 @@ def test_compare_refuses_ambiguous_folders_first(clips, capsys) -> None:
     first, second = map(str, clips)
     assert cli.main(["compare", first, second, "--fps", "0"]) == 2
     assert "Invalid value for '--fps'" in capsys.readouterr().err
+    assert cli.main(["compare", first, second, "--fps", "30"]) == 2
+    assert "--fps is for the page: also give --out" in capsys.readouterr().err
     Image.new("RGB", (8, 8)).save(clips[1] / "sheet.png")
     assert cli.main(["compare", first, second]) == 2
     assert "holds videos and images" in capsys.readouterr().err

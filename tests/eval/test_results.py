@@ -131,6 +131,15 @@ def test_quiet_redraws_without_a_word(tmp_path: Path, capsys) -> None:
     assert (out / "report.html").exists()
 
 
+@pytest.mark.parametrize("option", [["--fps", "30"], ["--dry-run"]], ids=str)
+def test_redraw_refuses_what_it_would_ignore(tmp_path: Path, capsys, option: list[str]) -> None:
+    out = tmp_path / "out"
+    write_evaluation(out, ("a",))
+    assert cli.main(["eval", "--redraw", "--out", str(out), *option]) == 2
+    assert "--redraw renders nothing: leave --fps and --dry-run out" in capsys.readouterr().err
+    assert not (out / "report.html").exists()
+
+
 def test_a_folder_without_results_is_refused(tmp_path: Path, capsys) -> None:
     assert redraw(tmp_path) == 2
     assert "holds no evaluation" in capsys.readouterr().err

@@ -8,8 +8,9 @@ import click
 
 from dit_accel.cli.messages import show_progress, show_usually_short, verbose_option
 from dit_accel.cli.options import backbone_option
+from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import require_extra
-from dit_accel_eval.cli.extra import PAGE, download_option, download_weights
+from dit_accel_eval.cli.extra import PAGE, download_option, download_weights, is_given
 
 
 @click.command("compare")
@@ -42,6 +43,8 @@ def command(
 
     Both are videos, folders of images, or folders of clips with the same names.
     """
+    if out is None and is_given("fps"):
+        raise InvalidSettings("--fps is for the page: also give --out, or leave it out")
     require_extra("`dit-accel compare`", *PAGE)
     from dit_accel_eval.compare_files import compare, write_page
 

@@ -20,7 +20,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import require_extra
 from dit_accel.io.parsing import parse_integers
 from dit_accel.io.prompts import read_prompts
-from dit_accel_eval.cli.extra import PAGE, download_option, download_weights
+from dit_accel_eval.cli.extra import PAGE, download_option, download_weights, is_given
 
 if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
@@ -85,6 +85,8 @@ def command(
 ) -> None:
     """Render every prompt and seed with dense attention and with each setting, and compare the frames."""
     if redraw:
+        if dry_run or is_given("fps"):
+            raise InvalidSettings("--redraw renders nothing: leave --fps and --dry-run out")
         require_extra("`dit-accel eval`", *PAGE)
         write_results(out, quiet=quiet)
         return

@@ -17,6 +17,12 @@ download_option = click.option(
 )
 
 
+def is_given(name: str) -> bool:
+    """Return True if an option of the current command was given on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
 def download_weights(*, wanted: bool) -> None:
     """Download the weights of LPIPS if they are wanted and missing."""
     if wanted:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from click.core import ParameterSource
 
 from dit_accel.cli.options import prompts_option
 from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.config import Interpolation, Perturbation, TextMode
 from dit_accel.io.parsing import parse_integers
 from dit_accel.io.prompts import read_prompts
+from dit_accel_eval.cli.extra import is_given
 from dit_accel_eval.heads.published import SETTINGS, PublishedSetting, choose_seeds
 
 if TYPE_CHECKING:
@@ -195,12 +195,6 @@ def fill_base(base: RenderSettings, name: str, setting: PublishedSetting) -> Ren
         if getattr(base, key) is None or (key == "dtype" and not is_given(key))
     }
     return dataclasses.replace(base, **missing)
-
-
-def is_given(name: str) -> bool:
-    """Return True if an option is on the command line."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source is not ParameterSource.DEFAULT
 
 
 def parse_interval(text: str) -> tuple[float, float]:

@@ -15,9 +15,10 @@ from dit_accel.cli.messages import (
     verbose_option,
 )
 from dit_accel.cli.options import backbone_option, model_options, prompts_option
+from dit_accel.errors import InvalidSettings
 from dit_accel.extensions import require_extra
 from dit_accel.io.prompts import read_prompts
-from dit_accel_eval.cli.extra import PAGE, download_option, download_weights
+from dit_accel_eval.cli.extra import PAGE, download_option, download_weights, is_given
 
 if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
@@ -129,7 +130,7 @@ def command(
     The search uses some of the prompts. The winner must also hold the target on the others.
     """
     prompts, names = read_prompts(prompt_source), tuple(methods.split(","))
-    chosen = None if levers is None else tuple(levers.split(","))
+    chosen = read_levers(levers)
     progress = show_progress()
     with show_usually_short():
         from dit_accel.generation.tiny_world import warn_unreadable
@@ -169,3 +170,17 @@ def command(
     tuned = run.tune(tuning, out, progress)
     if tuned is not None and not quiet:  # only the first process gets the result
         click.echo(f"{describe_result(tuning, tuned)}\nwritten: {out}")
+
+
+def read_levers(levers: str | None) -> tuple[str, ...] | None:
+    """Return the names of levers in a text, or None for all.
+
+    Raises:
+        InvalidSettings: if --methods was given, and attention is not among the levers.
+    """
+    chosen = None if levers is None else tuple(levers.split(","))
+    if chosen and "attention" not in chosen and is_given("methods"):
+        raise InvalidSettings(
+            f"--methods has no effect with --levers {levers}: add attention there, or leave --methods out"
+        )
+    return chosen

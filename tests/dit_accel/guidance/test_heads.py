@@ -82,8 +82,9 @@ def test_all_heads_of_layers(layers, blocks) -> None:
 def test_invalid_layers() -> None:
     with pytest.raises(InvalidSettings, match="layers must be written like"):
         select_all_heads("first", MODEL)
-    with pytest.raises(InvalidSettings, match="selects none of the 15 layers"):
-        select_all_heads("15-20", MODEL)
+    for layers, missing in (("15-20", 15), ("0,99", 99), ("-16", -16), ("3-15", 15)):
+        with pytest.raises(InvalidSettings, match=f"no layer {missing}: layers are 0 to 14"):
+            select_all_heads(layers, MODEL)
     with pytest.raises(InvalidSettings, match="layers goes with heads='all'"):
         make_head_set("dual.1", "0", MODEL)
 

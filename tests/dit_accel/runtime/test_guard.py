@@ -6,10 +6,12 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 from diffusers.hooks import apply_first_block_cache
+from support.attention_inputs import attention_call
 
 from dit_accel import Guard, Plan, Schedule, SVGEar
 from dit_accel.api import enable_sparse_attention
 from dit_accel.runtime import guard
+from dit_accel_pipelines import TokenLayout
 
 ALWAYS = Schedule(dense_steps=0, min_tokens=0)
 NEAR_DENSE = SVGEar(density=0.6)
@@ -122,6 +124,18 @@ def test_errors_are_read_once_per_forward(wan, run_wan, monkeypatch, mode: str) 
     run_wan(wan)
     forwards, calls = (0, 0) if mode == "off" else (8, 24)
     assert (len(reads), len(looked)) == (forwards, calls)
+
+
+def test_the_largest_error_of_several_calls_of_a_layer_counts() -> None:
+    call = attention_call(TokenLayout(1, 4, 4))
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in (call.query, call.key, call.value)), scale=call.scale
+    ).transpose(1, 2)
+    monitor = guard.GuardMonitor(Guard("warn"))
+    for out in (exact * torch.nan, exact):  # one call for each sample
+        monitor.record(call, out, "layer")
+    monitor.check()
+    assert monitor.faults == {"output of layer was not finite": 1}
 
 
 def test_the_limit_is_a_knob(wan, run_wan) -> None:

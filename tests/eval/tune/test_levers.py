@@ -217,6 +217,13 @@ def read_profile_of(search: Search, key: str) -> Profile:
     return read_profile(next(trials))
 
 
+def test_methods_without_attention_are_refused(tmp_path: Path, capsys) -> None:
+    command = ["tune", "--target", "psnr>=30", "--prompts", "tiny-world-held-out"]
+    command += ["--levers", "cache", "--out", str(tmp_path / "p.yaml"), "--dry-run"]
+    assert cli.main([*command, "--methods", "svg-ear"]) == 2
+    assert "--methods has no effect with --levers cache" in capsys.readouterr().err
+
+
 def test_a_setting_with_other_knobs_than_a_ladder_has_no_next_step() -> None:
     reuse, linear, _ = cache_ladders(["taylorseer"])
     setting = {"cache": "taylorseer", "cache_warm_up": 0.5, "taylorseer_order": 0}
