@@ -224,7 +224,8 @@ def _with_attention(base: RenderSettings, values: Mapping[str, Any]) -> RenderSe
     if source and values["profile"]:
         source = source if isinstance(source, Profile) else read_profile(source)
         remark = other_steps(source, click.get_current_context().params["steps"])
-        tell(remark) if remark else None
+        if remark:
+            tell(remark)
     overrides = {name: values[name] for name in ("method", "precision", "dense_precision", "guard")}
     knobs = parse_assignments(values["assignments"])
     return dataclasses.replace(base, **attention_settings(source, overrides, knobs))

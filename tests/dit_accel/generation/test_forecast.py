@@ -12,6 +12,7 @@ from dit_accel.generation.loading import read_card
 from dit_accel.generation.render import render_with
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.methods import SVG2, Dense
+from dit_accel.runtime.presets import read_shipped
 from dit_accel_assets.sizes import SIZES
 
 SMALL = RenderSettings("a red circle", height=32, width=32, frames=5, steps=2, guidance_scale=1.0)
@@ -72,6 +73,20 @@ def test_a_dry_run_of_render_says_that_no_call_will_be_sparse(tmp_path, capsys) 
     assert reason == f"no call will be sparse: 320 tokens, fewer than 768, {PAYS}"
     assert cli.main([*command, "--set", "schedule.min_tokens=0"]) == 0
     assert json.loads(capsys.readouterr().out)["no_effect"] is None
+
+
+@pytest.mark.parametrize("steps", [25, 30], ids=str)
+@pytest.mark.parametrize("source", ["--preset", "--profile"])
+def test_a_render_says_first_that_a_cache_was_tuned_for_other_steps(
+    tmp_path, capsys, source: str, steps: int
+) -> None:
+    shipped = tmp_path / "tuned.yaml"
+    read_shipped("balanced").save(shipped)
+    name = "balanced" if source == "--preset" else str(shipped)
+    command = ["render", "a red circle", source, name, "--steps", str(steps), "--dry-run"]
+    assert cli.main([*command, "-o", str(tmp_path / "x.mp4")]) == 0
+    told = f"cache was tuned for 25 steps, and this run has {steps}: tune it again"
+    assert (told in capsys.readouterr().err) is (steps != 25)
 
 
 def test_a_render_says_first_that_no_call_will_be_sparse(tmp_path, capsys) -> None:
