@@ -33,6 +33,7 @@ from dit_accel.io.parsing import parse_dataclass
 from dit_accel.methods import Method, find_method
 from dit_accel.runtime.active_sessions import session_of, sessions_of
 from dit_accel.runtime.handles import GuidanceHandle, QuantizationHandle
+from dit_accel.runtime.presets import with_changes
 from dit_accel.runtime.profile import Profile
 from dit_accel.runtime.report import AttentionReport
 from dit_accel.runtime.session import Quantization, Session
@@ -107,7 +108,8 @@ def enable_sparse_attention(
         "guard": _guard(guard),
     }
     changes = {name: value for name, value in requested.items() if value is not None}
-    chosen = dataclasses.replace(chosen, **changes)
+    given = [*(["method"] if method is not None else []), *changes]
+    chosen = with_changes(dataclasses.replace(chosen, **changes), given)
     family = check_target(target)
     before = session_of(target)
     quantization = before.quantization if before else None

@@ -7,7 +7,7 @@ that was measured on it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,21 @@ def with_statement(profile: Profile, name: str, statement: str) -> Profile:
     """Return a profile whose provenance holds the statement of a preset."""
     preset = {"name": name, "statement": statement}
     return replace(profile, provenance={**profile.provenance, "preset": preset})
+
+
+def with_changes(profile: Profile, given: Sequence[str]) -> Profile:
+    """Return the profile of a verb for attention alone, whose statement tells what is not as in its preset.
+
+    Args:
+        profile: Profile with the changes. Its levers besides attention are left out.
+        given: Names of the settings that were given beside it.
+    """
+    preset = profile.provenance.get("preset")
+    parts = [f"then changed: {', '.join(given)}"] if given else []
+    parts += [f"without its {', '.join(profile.levers())}"] if profile.has_levers else []
+    if preset is None or not parts:
+        return profile
+    return with_statement(profile, preset["name"], "; ".join([preset["statement"], *parts]))
 
 
 def without_cache(profile: Profile, reason: str) -> Profile:

@@ -143,6 +143,18 @@ def test_a_resting_cache_stays_off_for_guidance(build_wan) -> None:
     assert torch.equal(render(pipe, CASES["separate"]), guided)
 
 
+@pytest.mark.filterwarnings("ignore:the profile also sets cache")
+def test_attention_alone_of_a_preset_says_what_is_left_out(wan) -> None:
+    for changes, told in (
+        ({}, "; without its cache"),
+        ({"schedule": {"dense_steps": 0.1}}, "; then changed: schedule; without its cache"),
+    ):
+        wan.enable_sparse_attention(profile="balanced", **changes)
+        render(wan, CASES["separate"])
+        (statement,) = (r for r in wan.attention_report().remarks if r.startswith("preset "))
+        assert statement.endswith(told)
+
+
 def test_a_short_run_of_a_preset_is_dense(wan) -> None:
     plain, before = render(wan, CASES["separate"]), snapshot(wan)
     with wan.enable_acceleration("balanced") as handle:
