@@ -11,7 +11,6 @@ import optuna
 import pytest
 import torch
 
-import dit_accel_eval.tune.run
 from dit_accel import Profile, cli
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.generation.settings import RenderSettings
