@@ -139,8 +139,9 @@ def colour_masks(frames: np.ndarray) -> dict[str, np.ndarray]:
     """Return for each colour the pixels of its largest solid piece in each frame, bool ``[T, H, W]``."""
     names = [*COLOURS, *BACKGROUNDS]
     palette = np.array([*COLOURS.values(), *BACKGROUNDS.values()], np.float32) / 255  # [9, 3]
-    distance = np.stack([np.linalg.norm(frames - rgb, axis=-1) for rgb in palette])  # [9, T, H, W]
-    nearest, is_near = distance.argmin(0), distance.min(0) < COLOUR_TOLERANCE
+    offsets = (frames - rgb for rgb in palette)
+    squares = np.stack([np.einsum("thwc,thwc->thw", o, o) for o in offsets])  # [9, T, H, W]
+    nearest, is_near = squares.argmin(0), squares.min(0) < COLOUR_TOLERANCE**2
     return {c: largest_pieces((nearest == names.index(c)) & is_near) for c in COLOURS}
 
 
