@@ -94,11 +94,14 @@ def rows(
 
 
 def entries(
-    groups: Sequence[str], clips: int, ratios: Mapping[float | None, Mapping[str, Any]]
+    groups: Sequence[str], clips: int, few: int, ratios: Mapping[float | None, Mapping[str, Any]]
 ) -> list[Entry]:
-    """Return the rows of some groups."""
+    """Return the rows of some groups: those that extrapolate with ``few`` clips, the others with ``clips``."""
     chosen = [row for group in groups for row in rows(group, ratios)]
-    return [Entry(label, Profile.from_dict(values), clips) for label, values in chosen]
+    return [
+        Entry(label, Profile.from_dict(values), few if label.startswith("taylorseer ") else clips)
+        for label, values in chosen
+    ]
 
 
 def prepare(
@@ -131,6 +134,7 @@ def prepare(
 @click.command()
 @click.option("--size", type=click.Choice(["smoke", "study", "show"]), default="study")
 @click.option("--clips", default=20, show_default=True)
+@click.option("--few", default=10, show_default=True, help="Clips of the rows of taylorseer.")
 @click.option("--steps", default=20, show_default=True)
 @click.option(
     "--group",
@@ -142,10 +146,10 @@ def prepare(
     help="Rows to measure; may be repeated.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of one size.")
-def main(size: str, clips: int, steps: int, groups: tuple[str, ...], out: Path) -> None:
+def main(size: str, clips: int, few: int, steps: int, groups: tuple[str, ...], out: Path) -> None:
     """Append missing records to OUT/levers.jsonl, then write OUT/levers.json and .png."""
     fastest, ratios = prepare(size, steps, out)
-    table = entries(groups, clips, ratios)
+    table = entries(groups, clips, few, ratios)
     results = run_paired(table, size, steps, out / "levers.jsonl", GUIDANCE_SCALE, fastest)
     if results is None:
         return

@@ -38,7 +38,7 @@ def records(joint: float) -> list[dict]:
 
 
 def test_joint_rows_name_parts_that_are_rows() -> None:
-    table = entries(GROUPS, 3, RATIOS)
+    table = entries(GROUPS, 3, 2, RATIOS)
     labels = {entry.label for entry in table}
     assert len(labels) == len(table)
     assert {part for label in labels for part in label.split(" + ")} <= labels
@@ -48,6 +48,8 @@ def test_joint_rows_name_parts_that_are_rows() -> None:
     assert all(profile.cache.num_inference_steps == 2 for profile in joint)
     assert len(joint) == 2
     assert all((p.linears is None) == (p.compile is None) for p in joint), "all levers, or two"
+    few = {entry.label for entry in table if entry.clips == 2}
+    assert few == {label for label in labels if label.split()[0] == "taylorseer"}
 
 
 @pytest.mark.parametrize(
