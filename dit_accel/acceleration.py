@@ -14,6 +14,7 @@ from dit_accel.runtime.handles import AccelerationHandle
 from dit_accel.runtime.levers import Levers
 from dit_accel.runtime.presets import without_cache
 from dit_accel.runtime.profile import Profile
+from dit_accel.runtime.session import Session
 from dit_accel.targets import check_target, enabled_sessions, profile_of, replace_sessions
 
 
@@ -106,19 +107,25 @@ def calibrate_mag_cache(
         raise InvalidSettings(
             "only a magcache cache is calibrated: give a profile with cache: {kind: magcache}"
         )
-    session = session_of(target)
-    earlier = session.levers if session is not None else None
+    earlier = session_of(target)
     try:
         with _enable(target, chosen, calibrating=True) as handle:
             run()
             ratios, steps = handle.levers.ratios(), handle.num_steps()
     finally:
-        if earlier is not None:
-            _enable(target, earlier.profile, calibrating=False)
+        if earlier is not None and earlier.levers is not None:
+            _enable_again(target, earlier, earlier.levers)
     if not ratios:
         raise RunFailed("no forward of the model ran, so nothing was measured: run the pipeline")
     measured = dataclasses.replace(cache, mag_ratios=ratios, num_inference_steps=steps)
     return dataclasses.replace(chosen, cache=measured)
+
+
+def _enable_again(target: Any, session: Session, levers: Levers) -> None:
+    """Enable the acceleration of an earlier session, with the attention that was enabled after it."""
+    again = Levers(levers.profile, session.family, levers.replaced)
+    settings = (session.sparse, session.guidance, session.quantization)
+    replace_sessions(target, session.family, *settings, again)
 
 
 def _enable(target: Any, profile: Profile, *, calibrating: bool) -> AccelerationHandle:

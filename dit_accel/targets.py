@@ -110,6 +110,8 @@ def replace_sessions(
     try:
         if levers is not None:
             levers.check(transformers_of(target), getattr(target, "scheduler", None))
+            if sparse is not None:
+                levers.check_attention(sparse)
         return Session(target, family, sparse, guidance, quantization, levers)
     except BaseException:
         for session in before:

@@ -85,6 +85,15 @@ class Levers:
             if self.profile.compile is not None:
                 check_compilable(transformer)
 
+    def check_attention(self, attention: Profile) -> None:
+        """Check that attention of another verb goes with the levers, by the rules of one profile with both.
+
+        Raises:
+            InvalidSettings: With the two settings that do not go together.
+        """
+        own = self.profile
+        dataclasses.replace(attention, cache=own.cache, linears=own.linears, compile=own.compile)
+
     def apply(self, transformers: Mapping[str, nn.Module]) -> None:
         """Apply the levers. If one fails, those before it are undone.
 

@@ -13,7 +13,7 @@ from support.levers import CASES, IDLE, LINEARS, NOTHING, SKIPPING, SPARSE, snap
 from support.tiny_pipelines import TINY
 
 import dit_accel
-from dit_accel import InvalidSettings, Profile, RunFailed
+from dit_accel import Band, InvalidSettings, Profile, RunFailed
 from dit_accel.core.levers import CACHES
 
 
@@ -333,6 +333,23 @@ def test_magcache_is_calibrated_under_the_attention_of_the_profile(build_wan) ->
         pipe.enable_acceleration(ratios)
         with pytest.raises(RunFailed, match="measured in 4 steps, and this run has 5"):
             pipe("a red circle", height=64, width=64, num_frames=5, num_inference_steps=5)
+
+
+def test_calibration_leaves_what_was_enabled_before(wan) -> None:
+    wan.enable_sparse_attention(Band(density=0.9))
+    wan.enable_acceleration({**NOTHING, "cache": SKIPPING["first-block"]})
+    wan.enable_sparse_attention(Band(density=0.5))
+    before = render(wan, CASES["none"])
+    dit_accel.calibrate_mag_cache(
+        wan, {**NOTHING, "cache": {"kind": "magcache"}}, lambda: render(wan, CASES["none"])
+    )
+    assert torch.equal(render(wan, CASES["none"]), before)
+    report = wan.attention_report()
+    assert report.config["density"] == 0.5
+    assert report.forwards["transformer"]["skipped"] > 0
+    wan.disable_acceleration()
+    render(wan, CASES["none"])
+    assert wan.attention_report().config["density"] == 0.5
 
 
 def test_a_bare_transformer_in_a_loop_without_contexts(build_wan) -> None:

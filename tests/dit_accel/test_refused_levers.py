@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.composition import group_offload, render
-from support.levers import CASES, IDLE, NOTHING, snapshot, tiny
+from support.levers import CASES, IDLE, NOTHING, SKIPPING, snapshot, tiny
 
 from dit_accel import InvalidSettings
 
@@ -44,6 +44,15 @@ def test_refuses_by_name_and_changes_nothing(build_wan, name: str) -> None:
         key: value[1] for key, value in before.items()
     }
     assert torch.equal(render(pipe, CASES["none"]), guided)
+
+
+def test_refuses_attention_that_is_enabled_after_a_cache_as_in_one_profile(build_wan) -> None:
+    pipe = build_wan()
+    pipe.enable_acceleration({**NOTHING, "cache": SKIPPING["first-block"]})
+    before = render(pipe, CASES["none"])
+    with pytest.raises(InvalidSettings, match="guard 'on' runs forwards again"):
+        pipe.enable_sparse_attention("svg2", guard="on")
+    assert torch.equal(render(pipe, CASES["none"]), before)
 
 
 def test_refuses_what_the_user_enabled_before(build_wan) -> None:
