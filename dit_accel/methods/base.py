@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -172,6 +173,19 @@ def check_share(name: str, value: float, *, above: float | None = None) -> None:
     low = "(0" if above == 0 else "[0"
     if not (0.0 <= value <= 1.0) or value == above:
         raise InvalidSettings(f"{name} must be in {low}, 1], got {value}")
+
+
+def refuse_idle(method: Method, names: Collection[str], reason: str) -> None:
+    """Raise InvalidSettings if a knob that has no effect differs from its default.
+
+    Args:
+        method: Method whose knobs are checked.
+        names: Knobs that have no effect beside the others.
+        reason: What takes their effect away, and what to do, such as ``"beside a window: give one of them"``.
+    """
+    for knob in fields(method):
+        if knob.name in names and getattr(method, knob.name) != knob.default:
+            raise InvalidSettings(f"{knob.name} has no effect {reason}")
 
 
 def check_between(name: str, value: float, low: float, high: float) -> None:

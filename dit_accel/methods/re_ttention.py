@@ -12,7 +12,14 @@ import torch
 from dit_accel.core.attention_call import AttentionCall
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings
-from dit_accel.methods.base import Attended, Method, MethodState, check_count, check_share
+from dit_accel.methods.base import (
+    Attended,
+    Method,
+    MethodState,
+    check_count,
+    check_share,
+    refuse_idle,
+)
 from dit_accel.methods.blocks import uniform_blocks
 from dit_accel_kernels import BlockMap
 
@@ -113,7 +120,26 @@ class ReTtention(Method):
             raise InvalidSettings(f"lam must be finite, got {self.lam}")
         if self.mode not in ("merge", "paper"):
             raise InvalidSettings(f"mode must be merge or paper, got {self.mode!r}")
-        self.inner  # noqa: B018  # raises for an unknown mask
+        self._refuse_idle_knobs()
+
+    def _refuse_idle_knobs(self) -> None:
+        """Raise InvalidSettings for an unknown mask, and if a knob is set that the mode or the mask does not use."""
+        if self.mode == "merge":
+            refuse_idle(self, ["lam"], "with mode merge: set mode to paper, or leave it out")
+        else:
+            refuse_idle(self, ["beta"], "with mode paper: set mode to merge, or leave it out")
+        if self.mask is self.inner:
+            refuse_idle(
+                self,
+                ["density"],
+                "with a mask that has its own knobs: set mask.density, or leave it out",
+            )
+        elif "density" not in _knobs(type(self.inner)):
+            refuse_idle(
+                self,
+                ["density"],
+                f"with mask {self.inner.name}: set the mask's own knobs, or leave it out",
+            )
 
     @cached_property
     def inner(self) -> Method:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops, heads_first
 from dit_accel.errors import InvalidSettings
-from dit_accel.methods.base import check_share
+from dit_accel.methods.base import check_share, refuse_idle
 from dit_accel.methods.clustered import Clustered, Clusters
 from dit_accel_kernels import Skipped, group_logits, select_top_p_budget
 
@@ -88,11 +88,9 @@ class SVGEar(Clustered):
             if top_p
             else (("top_p", "min_key_share", "gamma"), "top_p")
         )
-        for knob in fields(self):
-            if knob.name in idle and getattr(self, knob.name) != knob.default:
-                raise InvalidSettings(
-                    f"{knob.name} has no effect with budget {self.budget}: set budget to {needed}, or leave it out"
-                )
+        refuse_idle(
+            self, idle, f"with budget {self.budget}: set budget to {needed}, or leave it out"
+        )
 
     @property
     def densities(self) -> tuple[float, ...]:

@@ -15,6 +15,14 @@ ALWAYS = Schedule(dense_steps=0, min_tokens=0)
 LAYOUT = TokenLayout(6, 4, 4)
 MASKS = ["neighborhood", "band", "svg-ear", SVGEar(density=0.1), RasterWindow(window=0.2)]
 
+PAPER = {"mode": "paper", "lam": 0.0}
+
+
+def with_mask(mask, **knobs) -> ReTtention:
+    """A mask that is a name takes the density, and one with knobs of its own does not."""
+    density = {"density": 0.2} if isinstance(mask, str) else {}
+    return ReTtention(mask=mask, **density, **knobs)
+
 
 def steps(method: ReTtention, drift: float, count: int = 3):
     """Calls whose queries and keys drift, with the method's output and density at each."""
@@ -33,10 +41,10 @@ def steps(method: ReTtention, drift: float, count: int = 3):
     return found
 
 
-@pytest.mark.parametrize("mode", ["merge", "paper"])
+@pytest.mark.parametrize("knobs", [{}, PAPER], ids=["merge", "paper"])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
-def test_a_full_step_equals_dense_and_zero_drift_keeps_it(mask, mode: str) -> None:
-    method = ReTtention(mask=mask, mode=mode, density=0.2, lam=0.0)
+def test_a_full_step_equals_dense_and_zero_drift_keeps_it(mask, knobs: dict) -> None:
+    method = with_mask(mask, **knobs)
     (_, _, first), *rest = found = steps(method, drift=0.0)
     for call, out, _ in found:
         torch.testing.assert_close(out, exact_attention(call), rtol=0, atol=1e-5)
@@ -46,8 +54,8 @@ def test_a_full_step_equals_dense_and_zero_drift_keeps_it(mask, mode: str) -> No
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 def test_paper_without_lambda_equals_merge_without_beta(mask) -> None:
-    paper = steps(ReTtention(mask=mask, density=0.2, mode="paper", lam=0.0), drift=0.2)
-    merge = steps(ReTtention(mask=mask, density=0.2, mode="merge", beta=0.0), drift=0.2)
+    paper = steps(with_mask(mask, **PAPER), drift=0.2)
+    merge = steps(with_mask(mask, beta=0.0), drift=0.2)
     for (_, one, _), (_, other, _) in zip(paper, merge, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
@@ -140,14 +148,14 @@ def test_a_mask_that_needs_the_grid_needs_it() -> None:
     assert not ReTtention(mask="svg-ear").needs_grid
 
 
-@pytest.mark.parametrize("mode", ["merge", "paper"])
+@pytest.mark.parametrize("knobs", [{}, PAPER], ids=["merge", "paper"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_mask_of_single_tokens_keeps_half_precision(mode: str, dtype: torch.dtype) -> None:
+def test_a_mask_of_single_tokens_keeps_half_precision(knobs: dict, dtype: torch.dtype) -> None:
     """The rest is a difference there, and it is nothing but rounding in rows of text."""
     call = attention_call(TokenLayout(2, 6, 8, 5, text_first=True))
     tensors = {name: getattr(call, name).to(dtype) for name in ("query", "key", "value")}
     call = dataclasses.replace(call, **tensors)
-    method = ReTtention(mode=mode, mask="raster-window", lam=0.0)
+    method = ReTtention(mask="raster-window", **knobs)
     ops, state = Ops(Timer()), method.new_state()
     exact = exact_attention(dataclasses.replace(call, **{n: t.float() for n, t in tensors.items()}))
     for step in range(3):
