@@ -10,7 +10,7 @@ from dit_accel.generation.loading import ModelCard
 from dit_accel.generation.settings import RenderSettings, build_profile
 from dit_accel.hooks.linears import check_torchao
 from dit_accel.hooks.step_cache import check_cache_kind
-from dit_accel.runtime.levers import check_ratios
+from dit_accel.runtime.levers import check_experts, check_ratios
 from dit_accel_pipelines import COMPONENTS
 
 
@@ -25,6 +25,7 @@ def check_levers(settings: RenderSettings, card: ModelCard) -> None:
     model = getattr(diffusers, card.transformer_class)
     if cache is not None:
         check_cache_kind(model, cache, card.family)
+        check_experts(cache, COMPONENTS[: card.transformers])
     if isinstance(cache, MagCache):
         check_ratios(cache, dict.fromkeys(COMPONENTS[: card.transformers]))
         if settings.steps is not None and cache.measured_steps not in (None, settings.steps):

@@ -216,6 +216,7 @@ def resolve_profile(source: str, settings: RenderSettings) -> str | Profile:
     import diffusers
 
     from dit_accel.generation.forecast import count_tokens
+    from dit_accel.hooks.step_cache import BETWEEN_BLOCKS
 
     if settings.model == TINY_WORLD:
         settings = with_tiny_world_defaults(settings)
@@ -224,7 +225,8 @@ def resolve_profile(source: str, settings: RenderSettings) -> str | Profile:
         tokens=count_tokens(settings, card),
         steps=settings.steps,
         device=settings.device.partition(":")[0],
-        takes_cache=hasattr(getattr(diffusers, card.transformer_class, None), "enable_cache"),
+        takes_cache=hasattr(getattr(diffusers, card.transformer_class, None), "enable_cache")
+        and card.family.name not in BETWEEN_BLOCKS,
         is_bundled=is_bundled_model(card.transformer),
     )
     return preset_profile(source, traits)
@@ -259,7 +261,7 @@ def attention_settings(
         knobs: knobs that win over the profile's.
 
     Raises:
-        InvalidSettings: as `read_profile`.
+        InvalidSettings: as `read_profile`, and for a knob that rules of the profile set.
     """
     chosen = {name: value for name, value in overrides.items() if value is not None}
     defaults: dict[str, Any] = {"knobs": {}}
@@ -268,6 +270,15 @@ def attention_settings(
         if chosen.get("method") not in (None, profile.method.name):
             profile = profile.with_method(method_of(chosen["method"], {}))
         defaults = profile.as_settings()
+        if chosen.get("guard") == "off":
+            guarded = [name for name in defaults["knobs"] if name.startswith("guard.")]
+            defaults["knobs"] = {k: v for k, v in defaults["knobs"].items() if k not in guarded}
+        ruled = {name for rule in profile.schedule.rules for name in rule.knobs} & set(knobs)
+        if ruled:
+            raise InvalidSettings(
+                f"rules of the profile set {', '.join(sorted(ruled))}, and they win over the value that is given "
+                "beside it: change the rules in the file"
+            )
         changed = ", ".join([*chosen, *knobs])
         if defaults["preset"] and changed:
             statement = f"{defaults['preset']['statement']}; then changed: {changed}"

@@ -12,7 +12,7 @@ from dit_accel.hooks import cache_without_contexts, foreign_states, has_cache_di
 if TYPE_CHECKING:
     from torch import nn
 
-_STEP_COUNTING_CACHES = ("MagCache", "TaylorSeer")
+_STEP_COUNTING_CACHES = ("MagCache", "TaylorSeer", "SeaCache", "PyramidAttention", "FasterCache")
 
 
 def check_caches(transformer: nn.Module, settings: PerturbedGuidance) -> None:

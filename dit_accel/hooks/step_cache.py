@@ -20,13 +20,32 @@ from diffusers.hooks.hooks import ModelHook, StateManager
 from diffusers.hooks.mag_cache import MagCacheHeadHook
 from torch import Tensor, nn
 
-from dit_accel.core.levers import Cache, FasterCache, MagCache, TaylorSeerCache
+from dit_accel.core.levers import (
+    Cache,
+    FasterCache,
+    FirstBlockCache,
+    MagCache,
+    SeaCache,
+    TaylorSeerCache,
+)
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.hooks.added_hooks import AddedHooks
 from dit_accel.hooks.install import below_offload_hook
 from dit_accel.hooks.root_hook import foreign_states, has_cache_dit
 from dit_accel.hooks.streams import find_latents
 from dit_accel_pipelines import Family, TokenLayout
+
+REPLACING = (FirstBlockCache, MagCache, SeaCache)
+"""Caches that put the last residual of all blocks in their place."""
+
+BETWEEN_BLOCKS = {"wan-vace": "control hints", "wan-animate": "the motion of the face"}
+"""Families whose forward adds terms between the blocks, which the residual of the blocks already has."""
+
+TWO_OUTPUTS = ("ltx-2", "minimax-h3")
+"""Families with a second output, of sound, that TaylorSeer's lite mode would not extrapolate."""
+
+CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples")
+"""Arguments of forwards that are added between the blocks."""
 
 
 @dataclass
@@ -55,6 +74,38 @@ def check_cache_kind(model: type, settings: Cache, family: Family) -> None:
             f"a fastercache cache splits batches of both halves of guidance, and pipelines of {family.name} run none: "
             "set is_guidance_distilled to true"
         )
+    if isinstance(settings, REPLACING) and family.name in BETWEEN_BLOCKS:
+        raise InvalidSettings(
+            f"a {settings.kind} cache replaces all blocks, and {family.name} adds {BETWEEN_BLOCKS[family.name]} "
+            "between them, which would count twice: take taylorseer"
+        )
+    if is_lite(settings) and family.name in TWO_OUTPUTS:
+        raise InvalidSettings(
+            f"taylorseer with use_lite_mode extrapolates one output, and {family.name} has a second one for sound: "
+            "take another cache"
+        )
+
+
+def is_lite(settings: Cache) -> bool:
+    """Return True if a cache is TaylorSeer's lite mode."""
+    return isinstance(settings, TaylorSeerCache) and settings.use_lite_mode
+
+
+def check_control(settings: Cache, arguments: Mapping[str, Any]) -> None:
+    """Check that a forward adds nothing between the blocks that a cache would count twice.
+
+    Args:
+        settings: The cache.
+        arguments: Arguments of the forward by name.
+
+    Raises:
+        RunFailed: If it adds the residuals of a ControlNet, and the cache replaces all blocks.
+    """
+    if isinstance(settings, REPLACING) and any(arguments.get(name) is not None for name in CONTROL):
+        raise RunFailed(
+            f"a {settings.kind} cache replaces all blocks, and a ControlNet adds terms between them, which would count "
+            "twice: take taylorseer"
+        )
 
 
 def check_cache(transformer: nn.Module, settings: Cache, family: Family) -> None:
@@ -80,8 +131,7 @@ def check_cache(transformer: nn.Module, settings: Cache, family: Family) -> None
             f"modules of {model} are compiled already, and a cache cannot decide inside their graphs: load the "
             "pipeline again, and set compile in the profile instead"
         )
-    is_lite = isinstance(settings, TaylorSeerCache) and settings.use_lite_mode
-    if is_lite and not hasattr(transformer, "proj_out"):
+    if is_lite(settings) and not hasattr(transformer, "proj_out"):
         raise InvalidSettings(
             f"taylorseer with use_lite_mode extrapolates the module proj_out, which {model} does not have: set "
             "use_lite_mode to false, and cache_identifiers"
@@ -225,18 +275,23 @@ class StepCache:
     def _visual_latents(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> list[Tensor] | None:
-        """Return the latents of each sample, ``[C, T, H, W]``, or None if their layout is unknown."""
+        """Return the latents of each sample, ``[C, T, H, W]``, or None if their layout is unknown.
+
+        Channels of a condition, which follow those that are denoised, are left out, because they never change.
+        """
         signature = inspect.signature(type(module).forward)
         latents = find_latents(signature.bind(module, *args, **kwargs).arguments)
         layout = self.position.layout
         if latents is None:
             return None
+        config = getattr(module, "config", {})
+        channels, denoised = config.get("in_channels"), config.get("out_channels")
         if latents.dim() == 5:
-            channels: Any = getattr(module, "config", {}).get("in_channels")
             first = latents.shape[1] == channels or latents.shape[2] != channels
-            return list(latents if first else latents.transpose(1, 2))
+            samples = latents if first else latents.transpose(1, 2)
+            return list(samples[:, :denoised])
         if latents.dim() == 4:
-            return list(latents.unsqueeze(2))
+            return list(latents[:, :denoised].unsqueeze(2))
         if latents.dim() == 3 and layout is not None and latents.shape[1] == layout.visual_tokens:
             grid = latents.unflatten(1, (layout.frames, layout.height, layout.width))
             return list(grid.movedim(-1, 1))

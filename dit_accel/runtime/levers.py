@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,12 @@ import torch
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor, nn
 
-from dit_accel.core.levers import FasterCache, MagCache, SeaCache
+from dit_accel.core.levers import Cache, FasterCache, MagCache, SeaCache
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.hooks.active_pipeline import reported_guidance
 from dit_accel.hooks.compiled_blocks import CompiledBlocks, check_compilable
 from dit_accel.hooks.linears import ChangedLinears, check_linears
-from dit_accel.hooks.step_cache import StepCache, check_cache
+from dit_accel.hooks.step_cache import StepCache, check_cache, check_control
 
 if TYPE_CHECKING:
     from dit_accel.hooks import ForwardCall
@@ -66,6 +66,8 @@ class Levers:
             InvalidSettings: With the lever that cannot be applied, and the reason.
         """
         cache = self.profile.cache
+        if cache is not None:
+            check_experts(cache, transformers)
         if isinstance(cache, MagCache) and not self._calibrating:
             check_ratios(cache, transformers)
         if (
@@ -181,6 +183,8 @@ class Levers:
             self.reset()  # a forward without a past is computed
         else:
             self._check_run(info, pipe)
+        if self.profile.cache is not None:
+            check_control(self.profile.cache, call.arguments)
         cache.position.layout = forward.layout
         driven_context = self._context_of(call, info, cache)
         with call.entering(driven_context) as driven:
@@ -263,6 +267,19 @@ class Levers:
                 "a fastercache cache splits batches of both halves of guidance, and this run has no guidance: set "
                 "is_guidance_distilled to true"
             )
+
+
+def check_experts(cache: Cache, components: Collection[str]) -> None:
+    """Check that a cache means the same in a pipeline with several transformers.
+
+    Raises:
+        InvalidSettings: If TaylorSeer has a last step, because it counts the forwards of each transformer.
+    """
+    if len(components) > 1 and getattr(cache, "disable_cache_after_step", None) is not None:
+        raise InvalidSettings(
+            f"disable_cache_after_step counts the steps of each transformer, and this pipeline has {len(components)}: "
+            "leave it out"
+        )
 
 
 def check_ratios(cache: MagCache, components: Mapping[str, Any]) -> None:

@@ -103,7 +103,7 @@ def preset_profile(name: str, model: ModelTraits | None = None) -> Profile:
 def _cache_reason(base: Profile, model: ModelTraits) -> str | None:
     """Return why a run has no cache; None if it has one, or if its number of steps is unknown."""
     if not model.takes_cache:
-        return "no cache, because the model takes none of diffusers'"
+        return "no cache, because the model takes none of diffusers' that fits"
     if base.cache is not None and base.cache.rests(model.steps):
         return f"no cache, because {model.steps} steps are fewer than {base.cache.min_steps}"
     return None

@@ -28,6 +28,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"linears": {"kind": "fp8-dynamic"}},
         "needs a CUDA device of compute capability 8.9",
     ),
+    "skip": ({"linears": {"kind": "int8-weights", "skip": ["proj_x"]}}, "has 'proj_x' in its name"),
     "all skipped": ({"linears": {"kind": "int8-weights", "skip": ["blocks"]}}, "no linear layer"),
 }
 
@@ -44,6 +45,13 @@ def test_refuses_by_name_and_changes_nothing(build_wan, name: str) -> None:
         key: value[1] for key, value in before.items()
     }
     assert torch.equal(render(pipe, CASES["none"]), guided)
+
+
+def test_refuses_a_last_step_for_two_experts(build_wan) -> None:
+    pipe = build_wan(two_transformers=True)
+    cache = {**SKIPPING["taylorseer"], "disable_cache_after_step": 3}
+    with pytest.raises(InvalidSettings, match="counts the steps of each transformer"):
+        pipe.enable_acceleration({**NOTHING, "cache": cache})
 
 
 def test_refuses_attention_that_is_enabled_after_a_cache_as_in_one_profile(build_wan) -> None:
