@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -30,7 +30,7 @@ class Rule:
         knobs: Knobs of the method for the matching calls. If two rules match, the later one wins.
 
     Raises:
-        InvalidSettings: If ``steps`` or ``layers`` cannot be read.
+        InvalidSettings: If ``steps`` or ``layers`` cannot be read, or if a dense rule has knobs.
 
     Example:
         >>> Rule(steps="0%-30%", knobs={"density": 0.3})
@@ -52,6 +52,10 @@ class Rule:
             if text is not None and not _spans(text, percent=name == "steps"):
                 shown = '"20%-90%", "5-9", "5-" or "3"' if name == "steps" else '"0,47-49" or "-1"'
                 raise InvalidSettings(f"{name} must be written like {shown}, got {text!r}")
+        if self.dense and self.knobs:
+            raise InvalidSettings(
+                f"{', '.join(self.knobs)} has no effect in a dense rule: leave dense or the knobs out"
+            )
 
     @property
     def counts_steps(self) -> bool:
@@ -122,6 +126,28 @@ class Schedule:
             or any(self.rules[index].dense for index in rules)
         )
 
+    def used_rules(self, rules: tuple[int, ...], *, dense: bool) -> set[int]:
+        """Return those of the rules that match a call which have an effect on it: in dense calls, the dense ones."""
+        return {index for index in rules if self.rules[index].dense or not dense}
+
+    def matching_layers(self, context: CallContext) -> set[int]:
+        """Return the entries of ``dense_layers`` that name the layer of a call."""
+        return set(self.dense_layers) & {context.layer, context.layer - context.num_layers}
+
+    def unmatched(self, rules: Collection[int], layers: Collection[int]) -> list[str]:
+        """Return remarks on the rules and the dense layers that had no effect in a run, given those that had one."""
+        remarks = [
+            f"rule {index} of the schedule never matched a call"
+            + ("" if rule.dense else " that is not dense")
+            for index, rule in enumerate(self.rules)
+            if index not in rules
+        ]
+        missing = [str(layer) for layer in self.dense_layers if layer not in layers]
+        if missing:
+            named = " or ".join(missing)
+            remarks.append(f"no call that could be sparse had a layer {named} of dense_layers")
+        return remarks
+
     def warms_up(self, context: CallContext, rules: tuple[int, ...]) -> bool:
         """Return True if a call runs dense only because its step does, so that later steps can be sparse."""
         return (
@@ -190,6 +216,11 @@ class Guard:
             raise InvalidSettings(f"guard limit must be above 0, and finite, got {self.limit}")
         if self.samples < 1:
             raise InvalidSettings(f"guard samples must be at least 1, got {self.samples}")
+        for name in ("limit", "samples"):
+            if self.mode == "off" and getattr(self, name) != getattr(Guard, name):
+                raise InvalidSettings(
+                    f"guard {name} has no effect with guard off: set guard to warn or on"
+                )
 
 
 _SPAN = re.compile(r"(-?\d+)(%?)(?:(-)(?:(-?\d+)(%?))?)?")

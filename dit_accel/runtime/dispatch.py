@@ -147,7 +147,9 @@ class MethodRunner:
         """
         schedule = self.profile.schedule
         rules = schedule.matching_rules(context)
-        run.matched_rules.update(rules)
+        is_dense = schedule.is_dense(context, rules)
+        run.matched_rules |= schedule.used_rules(rules, dense=is_dense)
+        run.matched_layers |= schedule.matching_layers(context)
         method = self._method_with(rules)
         if isinstance(method, Dense):
             return Route()
@@ -158,7 +160,7 @@ class MethodRunner:
             route = Route(reason=f"{method.name} needs tokens that lie in a grid")
         elif tokens < min_tokens:
             route = Route(method, f"fewer than {min_tokens} tokens")
-        if not schedule.is_dense(context, rules):
+        if not is_dense:
             return route
         observes = method.observes and route.reason is None and schedule.warms_up(context, rules)
         return Route(observer=method if observes else None)

@@ -382,8 +382,7 @@ def _remarks(run: Run, guidance: PerturbedBranch | None, levers: Levers | None) 
         remarks += schedule.without_effect(run.num_steps)
         all_dense = schedule.all_dense(run.num_steps)
         remarks += [all_dense] if all_dense else []
-    unmatched = (i for i in range(len(schedule.rules)) if i not in run.matched_rules)
-    return remarks + [f"rule {i} of the schedule never matched a call" for i in unmatched]
+    return remarks + schedule.unmatched(run.matched_rules, run.matched_layers)
 
 
 def _other_steps(run: Run, levers: Levers | None) -> list[str]:

@@ -59,7 +59,8 @@ class Run:
         guard: The faults that were found.
         advisor: The warnings about sizes at which sparse attention is slow.
         states: State of the method by (layer, branch, shape).
-        matched_rules: Indices of the schedule's rules that matched a call.
+        matched_rules: Indices of the schedule's rules that matched a call, and those with knobs one that is not dense.
+        matched_layers: Entries of the schedule's ``dense_layers`` that named the layer of a call.
         most_tokens: Largest number of tokens of a call, for families whose layout is unknown.
         num_steps: Number of denoising steps, as the latest forward reported it.
         under_cache_dit: True if cache-dit, which is not ours, caches blocks.
@@ -79,6 +80,7 @@ class Run:
         self.advisor = SlowdownAdvisor()
         self.states: dict[Hashable, Any] = {}
         self.matched_rules: set[int] = set()
+        self.matched_layers: set[int] = set()
         self.most_tokens = 0
         self.num_steps: int | None = None
         self.under_cache_dit = False

@@ -92,7 +92,8 @@ def test_wan(name: str, calls: int, load: Builder, build_wan: Builder) -> None:
 
 def test_both_experts_follow_their_rules(load: Builder, build_wan: Builder) -> None:
     pipe = load(build_wan(two_transformers=True))
-    _, printed = run_example("wan22_two_experts.py")
+    # The first expert has few steps here, and dense ones follow no rule.
+    _, printed = run_example("wan22_two_experts.py", {"dense_steps=0.1": "dense_steps=0.0"})
     assert count_sparse(printed) > 0
     assert "never matched" not in printed
     assert set(pipe.attention_report().forwards) == {"transformer", "transformer_2"}
