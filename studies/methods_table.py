@@ -73,7 +73,7 @@ def variants() -> Iterator[tuple[str, Method]]:
     yield "topk-blocks 0.3, tiles", TopKBlocks(density=0.3, tile=(3, 4, 4))
     yield "raster-window 0.3", RasterWindow(window=0.3)
     yield "control: mask only 0.15", ReTtention(density=0.15, local_above=0.0)
-    yield "control: output reuse", ReTtention(density=0.15, reuse_below=1.0)
+    yield "control: output reuse", ReTtention(reuse_below=1.0)
     yield "control: cached difference 0.15", CachedDifference(density=0.15)
     yield "control: true top blocks 0.15", OracleBlocks(base=SVG2_AT[0.15])
     yield "control: sums in bfloat16 0.15", RoundedSums(top_p=0.35, min_key_share=0.13)

@@ -130,9 +130,11 @@ class PairedRunner:
         renders = sum(1 + len(missing) for _, missing in todo)
         with self.progress.part("rendering", renders, unit="clip", patience=PATIENCE) as part:
             for case, missing in todo:
-                dense = self.dense(case)
+                dense, timed_at = self.dense(case), time.monotonic()
                 part.update()
                 for setting in missing:
+                    if time.monotonic() - timed_at >= RETIME_SECONDS:
+                        dense, timed_at = self.dense(case), time.monotonic()
                     record = {**describe(setting, case), "frames": len(dense.frames)}
                     try:
                         clip = self.render(setting, case)

@@ -88,6 +88,18 @@ def test_each_clip_is_dense_first_and_each_kind_warms_up_once(tmp_path: Path) ->
     assert records[0]["error"] == pytest.approx(0.04)
 
 
+def test_dense_is_timed_again_between_slow_settings(tmp_path: Path, monkeypatch) -> None:
+    pipe, clock = FakePipeline(), [0.0]
+    monkeypatch.setattr(paired_runner.time, "monotonic", lambda: clock[0])
+
+    def slow(*_: object) -> dict:
+        clock[0] += paired_runner.RETIME_SECONDS
+        return {}
+
+    run(tmp_path, pipe, measure=slow)
+    assert pipe.renders[:7] == ["dense! 0", "dense 0", "a! 0", "a 0", "dense 0", "b! 0", "b 0"]
+
+
 def test_a_run_resumes_after_a_crash_and_a_cut_line(tmp_path: Path) -> None:
     pipe = FakePipeline()
 

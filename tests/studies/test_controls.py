@@ -64,13 +64,13 @@ def test_knobs_turn_re_ttention_into_its_controls() -> None:
     later = replace(at_step(call, 1), value=2 * call.value)
 
     def two_steps(**knobs: float):
-        method, ops = ReTtention(density=0.2, **knobs), Ops(Timer())
+        method, ops = ReTtention(**knobs), Ops(Timer())
         state = method.new_state()
         full, sparse = method.attend(call, state, ops), method.attend(later, state, ops)
         return method, ops, full, sparse
 
     _, _, full, sparse = two_steps(reuse_below=1.0)
     assert torch.equal(sparse.out, full.out)
-    method, ops, _, sparse = two_steps(local_above=0.0)
+    method, ops, _, sparse = two_steps(density=0.2, local_above=0.0)
     mask = method.inner.plan(later, method.inner.new_state(), ops)
     torch.testing.assert_close(sparse.out, ops.run(mask, later), rtol=0, atol=1e-6)

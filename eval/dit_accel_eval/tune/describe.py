@@ -139,10 +139,14 @@ def describe_levers(tuned: Tuned, search: Search) -> dict[str, Any]:
 
 def describe_alone(name: str, row: Mapping[str, Any]) -> str:
     """Return in words how far a lever went alone."""
-    figures = {metric: v for metric, v in row.items() if metric not in ("setting", "speedup")}
+    figures = {
+        metric: v for metric, v in row.items() if metric not in ("setting", "speedup", "clips")
+    }
     words = ", ".join(f"{metric} {figure:.3g}" for metric, figure in figures.items())
     knobs = f" with {row['setting']}" if row["setting"] else ""
-    return f"{name} alone holds{knobs}: {row['speedup']:.2f} times, {words}"
+    return (
+        f"{name} alone holds{knobs}: {row['speedup']:.2f} times, {words}, over {row['clips']} clips"
+    )
 
 
 def describe_idle(measured: Measurements) -> list[str]:

@@ -85,8 +85,8 @@ def attention_ladders(methods: Mapping[str, Mapping[str, Any]]) -> Iterator[Ladd
         ),
         "svg-ear": ("ear_density", densities, {"ear_refresh": 2, "dense_steps": 0.16}),
         "re-ttention": (
-            *("re_density", densities),
-            {"re_refresh": 3, "re_reuse_below": 1.0, "dense_steps": 0.2},
+            *("re_refresh", (2, 3, 4, 5, 6, 8, 10)),
+            {"re_reuse_below": 1.0, "dense_steps": 0.2},
         ),
     }
     for name, common in methods.items():

@@ -245,7 +245,8 @@ class Plan:
                 figures = {n: round(float(np.mean(v)), 4) for n, v in measured.values.items()}
                 speed = round(measured.speedup, 3)
                 if speed > table.get(ladder.name, {"speedup": 0.0})["speedup"]:
-                    setting = {"setting": ladder.describe(step)}
+                    clips = len(next(iter(measured.values.values())))
+                    setting = {"setting": ladder.describe(step), "clips": clips}
                     table[ladder.name] = {**setting, "speedup": speed, **figures}
         return table
 

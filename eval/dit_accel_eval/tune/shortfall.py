@@ -34,6 +34,9 @@ def shortfall(goal: Goal, measured: Measurements, level: float) -> str | None:
         if not target.holds(values, level):
             return describe_interval(target, values, len(values), level)
     low = median_ci(measured.speedups, level).low
+    if goal.speedup is not None and math.isnan(low):
+        clips = len(measured.speedups)
+        return f"whose {100 * level:.3g} % interval of the speed-up needs more than {clips} clips"
     if goal.speedup is not None and not low >= goal.speedup:
         return (
             f"whose {100 * level:.3g} % interval of the speed-up starts at "

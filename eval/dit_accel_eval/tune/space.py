@@ -158,7 +158,7 @@ class Space:
         rules = []
         for part, (first, last) in parts.items():
             factor = trial.suggest_categorical(f"budget_{part}", (0.5, 1.0, 2.0))
-            if factor != 1.0:
+            if factor != 1.0 and not (isinstance(method, ReTtention) and method.repeats_all):
                 changed = {knob: round(min(1.0, factor * share), 4)}
                 rules.append(Rule(layers=f"{first}-{last}", knobs=changed))
         return rules
@@ -179,11 +179,11 @@ def _svg_ear(trial: optuna.trial.BaseTrial) -> Method:
 
 
 def _re_ttention(trial: optuna.trial.BaseTrial) -> Method:
-    return ReTtention(
-        density=_share(trial, "re_density"),
-        refresh=trial.suggest_int("re_refresh", 2, 10),
-        reuse_below=trial.suggest_float("re_reuse_below", 0.0, 1.0, step=0.25),
-    )
+    refresh = trial.suggest_int("re_refresh", 2, 10)
+    reuse_below = trial.suggest_float("re_reuse_below", 0.0, 1.0, step=0.25)
+    if reuse_below == 1.0:  # all heads repeat their output, so there is no mask
+        return ReTtention(refresh=refresh, reuse_below=reuse_below)
+    return ReTtention(density=_share(trial, "re_density"), refresh=refresh, reuse_below=reuse_below)
 
 
 def _share(trial: optuna.trial.BaseTrial, name: str) -> float:
@@ -206,7 +206,7 @@ def first_trials(space: Space) -> Sequence[Mapping[str, Any]]:
         ],
         "re-ttention": [
             {"re_density": 0.2, "re_refresh": 4, "re_reuse_below": 0.0, "dense_steps": 0.2},
-            {"re_density": 0.06, "re_refresh": 2, "re_reuse_below": 1.0, "dense_steps": 0.32},
+            {"re_refresh": 2, "re_reuse_below": 1.0, "dense_steps": 0.32},
         ],
     }
     return [

@@ -116,6 +116,7 @@ def test_levers_go_alone_to_the_target_and_are_then_shrunk_together(tmp_path: Pa
     boldest = "first_block_threshold 0.4"
     assert alone["first-block"]["setting"] == boldest, "the step before .5 breaks"
     assert {"svg-ear", "magcache", "int8-dynamic", "compile"} <= alone.keys()
+    assert {row["clips"] for row in alone.values()} <= {2, 3}, "a trial that cannot win stops early"
     tuned = validate_winners(search, bench, FRESH)
     assert GOAL.targets[0].holds(tuned.winner.values["psnr"])
     joint = tuned.profile

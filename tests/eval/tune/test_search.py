@@ -97,10 +97,10 @@ def test_the_whole_interval_of_the_speed_up_must_hold(tmp_path: Path) -> None:
             return speed * (0.7 if case.prompt == "q" and case.seed < 2 else 1.0), values
 
     search = searched(tmp_path, Goal((), speedup=1.4), 20, FakeBench())
-    with pytest.raises(
-        RunFailed, match=r"interval of the speed-up starts at [\d.]+, below 1\.4; the mean"
-    ):
+    message = r"interval of the speed-up starts at [\d.]+, below 1\.4; .*; the mean"
+    with pytest.raises(RunFailed, match=message) as caught:
         validate_winners(search, Wavering(), FRESH)
+    assert "97.5 % interval of the speed-up needs more than 6 clips" in str(caught.value)
 
 
 def test_a_target_out_of_reach_names_the_nearest_setting(tmp_path: Path) -> None:
