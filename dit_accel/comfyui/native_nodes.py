@@ -116,6 +116,11 @@ def patch_guidance(
     """Return a model with perturbed guidance, which works with and without classifier-free guidance."""
     check_window(start, end)
     defaults = dict(head_set.settings) if head_set else {}
+    if defaults.get("adaptive"):
+        raise InvalidSettings(
+            "the head set has an adaptive scale, which guidance of a MODEL does not have: clear adaptive in its file, "
+            "or use the pipeline nodes"
+        )
     values = {"scale": scale, "softness": softness, "rescale": rescale, "interval": (0.0, 1.0)}
     settings = parse_dataclass(PerturbedGuidance, {**defaults, **values}, "guidance")
     is_auto = head_set is None and layers.strip() == AUTO

@@ -182,6 +182,12 @@ def make_settings(
         raise InvalidSettings(error)
     warn_unreadable([prompt], pipeline.model)
     kind, config = type(pipeline.pipe), pipeline.pipe.config
+    true_scale = signature(kind.__call__).parameters.get("true_cfg_scale")
+    if negative_prompt and true_scale is not None and true_scale.default <= 1:
+        raise InvalidSettings(
+            f"{kind.__name__} ignores negative_prompt with its true_cfg_scale of {true_scale.default:g}, which this "
+            "node does not set: clear negative_prompt"
+        )
     if negative_prompt and not uses_guidance(kind, config, guidance_scale):
         raise InvalidSettings(
             f"{kind.__name__} ignores negative_prompt with a guidance_scale of {guidance_scale:g}: raise it, or clear "

@@ -109,9 +109,8 @@ class TaylorSeerCache(Cache):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_least(self, "cache_interval", 1)
-        _check_least(
-            self, "disable_cache_before_step", 1
-        )  # the first step has nothing to extrapolate
+        # The first step has nothing to extrapolate.
+        _check_least(self, "disable_cache_before_step", 1)
         _check_least(self, "max_order", 0)
         _check_choice(self, "taylor_factors_dtype", ("float32", "bfloat16", "float16"))
         if self.use_lite_mode and (self.cache_identifiers or self.skip_predict_identifiers):
@@ -152,6 +151,9 @@ class MagCache(Cache):
         _check_least(self, "max_skip_steps", 0)
         if not 0 <= self.retention_ratio <= 1:
             raise InvalidSettings(f"retention_ratio must be in [0, 1], got {self.retention_ratio}")
+        held, steps = sum(map(len, self.mag_ratios.values())), self.num_inference_steps
+        if steps is not None and 0 < held < steps:
+            raise InvalidSettings(f"{held} mag_ratios for {steps} steps: call calibrate_mag_cache")
 
     @property
     def measured_steps(self) -> int | None:

@@ -46,6 +46,13 @@ def check_linears(transformer: nn.Module, settings: Linears) -> None:
             f"linears {settings.kind} needs a CUDA device of compute capability {capability / 10:g}, and the model is "
             f"on {device}: use {settings.kind.partition('-')[0]}-weights or int8-dynamic"
         )
+    names = [n for n, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    given = set(settings.skip) - set(Linears.skip)
+    unknown = [text for text in sorted(given) if not any(text in name for name in names)]
+    if unknown:
+        raise InvalidSettings(
+            f"no linear layer of {type(transformer).__name__} has {unknown[0]!r} in its name: change skip of linears"
+        )
     chosen = chosen_linears(transformer, settings)
     if not chosen:
         raise InvalidSettings(

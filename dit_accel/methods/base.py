@@ -181,7 +181,7 @@ def refuse_idle(method: Method, names: Collection[str], reason: str) -> None:
     Args:
         method: Method whose knobs are checked.
         names: Knobs that have no effect beside the others.
-        reason: What takes their effect away, and what to do, such as ``"beside a window: give one of them"``.
+        reason: What takes their effect away, and what to do, such as ``"with mode paper: set mode to merge"``.
     """
     for knob in fields(method):
         if knob.name in names and getattr(method, knob.name) != knob.default:

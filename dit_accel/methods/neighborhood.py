@@ -13,7 +13,7 @@ import torch
 from dit_accel.core.attention_call import AttentionCall, Plan
 from dit_accel.core.ops import Ops
 from dit_accel.errors import InvalidSettings
-from dit_accel.methods.base import Method, check_share, refuse_idle
+from dit_accel.methods.base import Method, check_share
 from dit_accel.methods.blocks import check_sizes, static_map, tiles
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ class Neighborhood(Method):
         check_share("density", self.density)
         object.__setattr__(self, "tile", check_sizes("tile", self.tile))
         if self.window is not None:
-            refuse_idle(self, ["density"], "beside a window: give one of them")
             boxes = tuple(check_sizes("window", box) for box in _boxes(self.window))
             object.__setattr__(self, "window", boxes if len(boxes) > 1 else boxes[0])
 

@@ -123,22 +123,23 @@ class ReTtention(Method):
         self._refuse_idle_knobs()
 
     def _refuse_idle_knobs(self) -> None:
-        """Raise InvalidSettings for an unknown mask, and if a knob is set that the mode or the mask does not use."""
+        """Raise InvalidSettings for an unknown mask, and if a knob is set that the others leave without effect."""
+        if self.repeats_all:
+            idle = ("mode", "mask", "density", "beta", "lam")
+            refuse_idle(self, idle, "with reuse_below 1: lower it, or leave it out")
         if self.mode == "merge":
             refuse_idle(self, ["lam"], "with mode merge: set mode to paper, or leave it out")
         else:
             refuse_idle(self, ["beta"], "with mode paper: set mode to merge, or leave it out")
-        if self.mask is self.inner:
+        own = getattr(self.inner, "density", None)
+        if own is None:
+            remedy = f"with mask {self.inner.name}: set the mask's own knobs"
+            refuse_idle(self, ["density"], f"{remedy}, or leave it out")
+        elif own != self.density:
             refuse_idle(
                 self,
                 ["density"],
-                "with a mask that has its own knobs: set mask.density, or leave it out",
-            )
-        elif "density" not in _knobs(type(self.inner)):
-            refuse_idle(
-                self,
-                ["density"],
-                f"with mask {self.inner.name}: set the mask's own knobs, or leave it out",
+                f"beside a mask of density {own}: set mask.density, or leave it out",
             )
 
     @cached_property

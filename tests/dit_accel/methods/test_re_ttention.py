@@ -93,7 +93,8 @@ def test_the_fresh_weight_follows_drift_better() -> None:
     ("local_above", "reuse_below"), [(0.0, 0.0), (1.0, 1.0), (0.4, 0.0), (0.6, 0.35)], ids=str
 )
 def test_policy_of_heads_keeps_full_steps_exact(local_above: float, reuse_below: float) -> None:
-    method = ReTtention(density=0.2, local_above=local_above, reuse_below=reuse_below)
+    density = {"density": 0.2} if reuse_below < 1 else {}
+    method = ReTtention(local_above=local_above, reuse_below=reuse_below, **density)
     (call, out, _), (again, kept, density) = steps(method, drift=0.0, count=2)
     torch.testing.assert_close(out, exact_attention(call), rtol=0, atol=1e-5)
     assert kept.isfinite().all()

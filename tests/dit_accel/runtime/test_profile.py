@@ -113,14 +113,19 @@ def test_a_rule_changes_the_mask_of_re_ttention(wan, run_wan) -> None:
 
 
 def test_rules_that_never_hold_are_told(wan, run_wan) -> None:
-    rules = (Rule(layers="47", dense=True), Rule(layers="0", dense=True), Rule(expert="transfomer"))
-    schedule = Schedule(dense_steps=0, min_tokens=0, rules=rules)
+    rules = (
+        *(Rule(layers="47", dense=True), Rule(layers="0", dense=True), Rule(expert="transfomer")),
+        *(Rule(layers="0", knobs={"density": 0.5}), Rule(layers="1", knobs={"density": 0.5})),
+    )
+    schedule = Schedule(dense_steps=0, min_tokens=0, dense_layers=(-1, 60), rules=rules)
     wan.enable_sparse_attention(SVGEar(density=0.3), schedule=schedule)
     run_wan(wan)
     told = wan.attention_report().remarks
     assert told == [
         "rule 0 of the schedule never matched a call",
-        "rule 2 of the schedule never matched a call",
+        "rule 2 of the schedule never matched a call that is not dense",
+        "rule 3 of the schedule never matched a call that is not dense",
+        "no call that could be sparse had a layer 60 of dense_layers",
     ]
 
 
@@ -208,6 +213,11 @@ def test_what_is_given_besides_wins(tmp_path, wan) -> None:
     assert other.profile.method == SVG2()
     assert other.profile.guard == Guard()
     assert other.profile.schedule == FULL_PROFILE.schedule.without_knobs()
+    unguarded = attention_settings(tmp_path / "p.yaml", {"guard": "off"}, {})
+    assert build_profile(RenderSettings("a", **unguarded)).guard == Guard()
+    ruled = next(name for rule in FULL_PROFILE.schedule.rules for name in rule.knobs)
+    with pytest.raises(InvalidSettings, match=f"rules of the profile set {ruled}"):
+        attention_settings(tmp_path / "p.yaml", {}, {ruled: "0.3"})
     given = {"method": "svg-ear", "guard": "on"}
     settings = attention_settings(tmp_path / "p.yaml", given, {"density": "0.3"})
     built = build_profile(RenderSettings("a", **settings))
@@ -235,6 +245,24 @@ def test_what_is_given_besides_wins(tmp_path, wan) -> None:
         ),
         ({"precision": "int3"}, "unknown precision 'int3'"),
         ({"guard": {"mode": "maybe"}}, "guard mode: .*got 'maybe'"),
+        (
+            {"guard": {"limit": 0.3}},
+            "guard limit has no effect with guard off: set guard to warn or on",
+        ),
+        (
+            {"schedule": {"rules": [{"dense": True, "knobs": {"density": 0.5}}]}},
+            r"schedule rules\[0\]: density has no effect in a dense rule",
+        ),
+        (
+            {
+                "cache": {
+                    "kind": "magcache",
+                    "num_inference_steps": 3,
+                    "mag_ratios": {"transformer": [1.0, 0.9]},
+                }
+            },
+            "2 mag_ratios for 3 steps: call calibrate_mag_cache",
+        ),
         ({"method": ["svg2"]}, "unknown method"),
         (
             {"method": "re-ttention", "knobs": {"mask": {"density": 0.2}}},
