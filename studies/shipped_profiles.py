@@ -42,10 +42,13 @@ def measured(profile: Profile, name: str, summary: Mapping[str, Any]) -> Profile
 @click.command()
 @click.argument("summary", type=click.Path(exists=True, path_type=Path))
 def main(summary: Path) -> None:
-    """Read SUMMARY, the summary.json of an evaluation, and write the provenance of every shipped profile."""
+    """Read SUMMARY, the summary.json of an evaluation, and write the provenance of the shipped profiles in it."""
     content = read_json(summary, "summary")
+    rows = {row["setting"] for row in content["settings"]}
     for name, path in profiles().items():
-        measured(Profile.load(path), name, content).save(path)
+        if name in rows:
+            measured(Profile.load(path), name, content).save(path)
+            click.echo(f"written: {path}")
 
 
 if __name__ == "__main__":

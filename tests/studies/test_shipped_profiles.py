@@ -6,10 +6,11 @@ import json
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from dit_accel import Profile
 from dit_accel.runtime.presets import describe_measured
-from studies.shipped_profiles import measured
+from studies.shipped_profiles import main, measured
 
 SUMMARY = {
     "facts": {"model": "tiny-world", "height": 256, "width": 192, "frames": 49, "steps": 25},
@@ -38,6 +39,19 @@ def test_figures_become_provenance(tmp_path) -> None:
     )
     with pytest.raises(click.ClickException, match="no row 'quality'"):
         measured(profile, "quality", SUMMARY)
+
+
+def test_presets_outside_the_evaluation_keep_their_provenance(tmp_path, monkeypatch) -> None:
+    paths = {name: tmp_path / f"{name}.yaml" for name in ("fast", "balanced")}
+    for path in paths.values():
+        Profile(provenance={"promise": "psnr>=30"}).save(path)
+    monkeypatch.setattr("studies.shipped_profiles.profiles", lambda: paths)
+    summary = tmp_path / "summary.json"
+    summary.write_text(json.dumps(SUMMARY))
+    done = CliRunner().invoke(main, [str(summary)])
+    assert done.output == f"written: {paths['fast']}\n"
+    assert Profile.load(paths["fast"]).provenance["clips"] == 20
+    assert Profile.load(paths["balanced"]).provenance == {"promise": "psnr>=30"}
 
 
 def test_a_tuned_profile_says_its_promise() -> None:
