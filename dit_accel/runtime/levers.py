@@ -148,6 +148,16 @@ class Levers:
         for cache in self._caches.values():
             cache.reset()
 
+    def end_run(self, context: RunContext) -> None:
+        """Forget the run of a pipeline whose call is over.
+
+        Diffusers resets all caches of its transformers then. If they hold the run of another pipeline by now, its next
+        forward fails, because it would begin anew in the middle of its run.
+        """
+        self.reset()
+        if self._owner is not None:
+            self._owner = context
+
     @contextmanager
     def driving(self, context: RunContext, call: ForwardCall, pipe: Any) -> Iterator[ForwardCall]:
         """Tell the cache of a transformer about the forward that runs inside.

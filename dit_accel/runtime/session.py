@@ -89,7 +89,7 @@ class Session(Closable):
         self._transformers = WeakValueDictionary(transformers_of(target))
         self._configure()
         self._contexts = RunContexts(lambda pipe: RunContext(StepTracker(pipe), self._new_run()))
-        self._guiding = threading.Lock()  # guided forwards exchange blocks of the transformer
+        self._exclusive = threading.Lock()
         self.install()
 
     # Settings.
@@ -238,7 +238,7 @@ class Session(Closable):
         pipe, own_loop = self._find_pipeline()
         with self._contexts.claim(pipe) as context:
             try:
-                with self._guiding if self.guidance else nullcontext():
+                with self._exclusive if self._shares_state else nullcontext():
                     self._begin_forward(context, call, pipe, own_loop)
                     runner = ForwardRunner(context, self._installations, self.levers, self._degree)
                     return runner.run(call, pipe)
@@ -263,11 +263,18 @@ class Session(Closable):
 
     def reset(self) -> None:
         """Free the state of the run, because the pipeline's call is over. The report stays."""
-        self._contexts.find(self._find_pipeline()[0]).reset()
+        context = self._contexts.find(self._find_pipeline()[0])
+        context.reset()
         if self.levers is not None:
-            self.levers.reset()
+            self.levers.end_run(context)
 
     # One forward.
+
+    @property
+    def _shares_state(self) -> bool:
+        """Return True if forwards exchange blocks, or read and write the state of a cache."""
+        has_cache = self.levers is not None and self.levers.profile.cache is not None
+        return self.guidance is not None or has_cache
 
     def _recover_hook(self, layer: hooks.Layer) -> None:
         """Hook a transformer again if its forward runs without our hook, because someone replaced the forward.

@@ -77,22 +77,6 @@ def test_a_cache_of_both_halves_of_a_batch() -> None:
     same_bits(pipe, {**NOTHING, "cache": cache}, run)
 
 
-def test_pipelines_that_share_a_transformer_take_turns(build_wan, run_wan) -> None:
-    first = build_wan()
-    second = type(first)(**{**first.components, "scheduler": build_wan().scheduler})
-    first.enable_acceleration({**NOTHING, "cache": SKIPPING["first-block"]})
-    expected = run_wan(first)
-
-    def interrupt(pipe, step, timestep, arguments):
-        if step == 1:
-            run_wan(second)
-        return arguments
-
-    with pytest.raises(RunFailed, match="two pipelines run the same transformer"):
-        run_wan(first, callback_on_step_end=interrupt)
-    assert torch.equal(run_wan(first), expected)
-
-
 @pytest.mark.parametrize("kind", LINEARS)
 def test_linears_are_restored_bit_for_bit(build_wan, kind: str) -> None:
     pipe = build_wan(two_transformers=True)
