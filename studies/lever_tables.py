@@ -44,6 +44,24 @@ def joint_table(composed: Sequence[Row]) -> Iterator[str]:
     return table(f"{heading} | PSNR, dB | PSNR of the sum, dB", rows)
 
 
+def evaluated_table(summaries: Sequence[Row]) -> Iterator[str]:
+    """Yield the table of the settings of evaluations. A setting in several of them is shown as in the last one."""
+    shown = {row["setting"]: row for summary in summaries for row in summary["settings"]}
+    rows = (
+        (
+            f"`{row['setting']}`",
+            row["clips"],
+            median(row["speedup"]),
+            mean(row["psnr"]),
+            mean(row["ssim"], 3),
+            mean(row["st_lpips"], 3),
+            f"{row['correct']['right']} (dense {row['correct_dense']['right']})",
+        )
+        for row in shown.values()
+    )
+    return table("Setting | Clips | Speed-up, median | PSNR, dB | SSIM | ST-LPIPS | Right", rows)
+
+
 def tuned_table(about: Row) -> Iterator[str]:
     """Yield the table of the tuned profile: each lever alone, all together, and the shipped default."""
 

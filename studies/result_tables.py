@@ -15,7 +15,7 @@ from typing import Any
 import click
 import yaml
 
-from studies.lever_tables import joint_table, setting_table, tuned_table
+from studies.lever_tables import evaluated_table, joint_table, setting_table, tuned_table
 from studies.markdown import mean, table
 from studies.one_step_tables import error_table, find, layer_table
 
@@ -307,6 +307,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "speed": speed,
     "levers": lambda: setting_table(load("levers.json")["rows"]),
     "levers-joint": lambda: joint_table(load("levers.json")["composition"]),
+    "show": lambda: evaluated_table([load(f"show-{name}.json") for name in ("presets", "parts")]),
     "tuned": lambda: tuned_table(load("tuned-show.yaml")["provenance"]),
     "one-call": one_call,
     "errors": lambda: error_table(load("one_step.json")),

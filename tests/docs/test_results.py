@@ -96,6 +96,26 @@ def profile_sentences() -> Iterator[tuple[str, str]]:
         yield page, f"{psnr['mean']:.1f} dB"
 
 
+def lever_sentences() -> Iterator[tuple[str, str]]:
+    """Yield what the results say beside the tables of levers."""
+    results = load("levers.json")
+    rows, composed = results["rows"], results["composition"]
+    yield RESULTS_PAGE, f"{max(row['clips'] for row in rows)} held-out captions"
+    reuse, linear = (
+        find(rows, {"setting": name}) for name in ("taylorseer-reuse 5", "taylorseer 3")
+    )
+    for row in (reuse, linear):
+        speed, psnr = row["speedup"]["median"], row["psnr"]["mean"]
+        yield RESULTS_PAGE, f"`{row['setting']}` has {psnr:.1f} dB at {speed:.2f} times"
+    for row in load("show-parts.json")["settings"]:
+        speed, psnr = row["speedup"]["median"], row["psnr"]["mean"]
+        yield RESULTS_PAGE, f"alone is {speed:.2f} times as fast at {psnr:.1f} dB"
+    gap = max(abs(row["psnr"]["mean"] - row["psnr_of_sum"]["mean"]) for row in composed)
+    speeds = [row["speedup_by_product"]["median"] for row in composed]
+    yield RESULTS_PAGE, f"predicts the joint PSNR within {gap:.1f} dB"
+    yield RESULTS_PAGE, f"Joint speed-ups are {min(speeds):.2f} to {max(speeds):.2f} of the product"
+
+
 def error_sentences() -> Iterator[tuple[str, str]]:
     """Yield what the results say beside the tables of errors, and of plans shared by layers."""
     results = load("one_step.json")
@@ -202,6 +222,7 @@ SENTENCES = {
     "demo": demo_sentences,
     "tables": table_sentences,
     "profile": profile_sentences,
+    "levers": lever_sentences,
     "errors": error_sentences,
     "h200": h200_sentences,
     "others": other_sentences,
