@@ -138,6 +138,11 @@ class Levers:
         return dataclasses.replace(profile, schedule=schedule)
 
     @property
+    def has_cache(self) -> bool:
+        """Return True if forwards read and write the state of a cache."""
+        return self.profile.cache is not None
+
+    @property
     def deciding_layers(self) -> int | None:
         """Return the number of attention modules that run in skipped forwards; None if no forward is skipped."""
         cache = self.profile.cache

@@ -83,13 +83,12 @@ class Session(Closable):
         self.family, self.guidance, self.levers = family, guidance, levers
         self._sparse, self._quantization = sparse, quantization
         self._pipe = pipeline_ref(target)
-        self._degree = 1  # number of devices that share a sequence
+        self._degree, self._exclusive = 1, threading.Lock()  # devices per sequence
         self._installations = Installations(self, family)
         # Weak, because a session that outlives its pipeline must not keep the weights.
         self._transformers = WeakValueDictionary(transformers_of(target))
         self._configure()
         self._contexts = RunContexts(lambda pipe: RunContext(StepTracker(pipe), self._new_run()))
-        self._exclusive = threading.Lock()
         self.install()
 
     # Settings.
@@ -238,7 +237,8 @@ class Session(Closable):
         pipe, own_loop = self._find_pipeline()
         with self._contexts.claim(pipe) as context:
             try:
-                with self._exclusive if self._shares_state else nullcontext():
+                shares = self.guidance or (self.levers and self.levers.has_cache)
+                with self._exclusive if shares else nullcontext():
                     self._begin_forward(context, call, pipe, own_loop)
                     runner = ForwardRunner(context, self._installations, self.levers, self._degree)
                     return runner.run(call, pipe)
@@ -255,8 +255,7 @@ class Session(Closable):
         forward = context.forward
         forward.calls[layer.id] += 1
         attend = partial(self._attention.attend, context.run, forward, layer, dense)
-        guidance = context.guidance
-        layout = forward.layout
+        guidance, layout = context.guidance, forward.layout
         if guidance is None or not guidance.running or layout is None or dense.has_foreign_mask:
             return attend()
         return guidance.attend(layer, dense, layout, attend)
@@ -269,12 +268,6 @@ class Session(Closable):
             self.levers.end_run(context)
 
     # One forward.
-
-    @property
-    def _shares_state(self) -> bool:
-        """Return True if forwards exchange blocks, or read and write the state of a cache."""
-        has_cache = self.levers is not None and self.levers.profile.cache is not None
-        return self.guidance is not None or has_cache
 
     def _recover_hook(self, layer: hooks.Layer) -> None:
         """Hook a transformer again if its forward runs without our hook, because someone replaced the forward.

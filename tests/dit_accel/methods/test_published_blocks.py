@@ -58,7 +58,7 @@ def test_antidiagonal_mass_equals_the_published_score(block: int, stride: int) -
     for head in range(3):
         expected = antidiagonals(*head_arrays(call, head), block, stride, call.scale)
         expected /= expected.sum(1, keepdims=True)  # ours sums to 1 for each block of queries
-        np.testing.assert_allclose(mass[head], expected, rtol=2e-6, atol=1e-9)
+        np.testing.assert_allclose(mass[head], expected, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize(
