@@ -12,7 +12,7 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.guidance.perturbed_branch import PerturbedBranch
 from dit_accel.hooks.active_pipeline import transformers_of
 from dit_accel.hooks.families import Family, find_family
-from dit_accel.hooks.step_cache import BETWEEN_BLOCKS
+from dit_accel.hooks.step_cache import takes_cache
 from dit_accel.runtime.active_sessions import sessions_of
 from dit_accel.runtime.levers import Levers
 from dit_accel.runtime.presets import is_bundled_model
@@ -48,7 +48,7 @@ def _traits(target: Any) -> ModelTraits:
         family.name,
         sum(1 for _ in family.attention_modules(first)),
         device=next(first.parameters()).device.type,
-        takes_cache=hasattr(first, "enable_cache") and family.name not in BETWEEN_BLOCKS,
+        takes_cache=takes_cache(first, family) and getattr(target, "controlnet", None) is None,
         is_bundled=is_bundled_model(hooks.config_of(first)),
     )
     if target in transformers.values():

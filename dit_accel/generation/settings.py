@@ -216,7 +216,7 @@ def resolve_profile(source: str, settings: RenderSettings) -> str | Profile:
     import diffusers
 
     from dit_accel.generation.forecast import count_tokens
-    from dit_accel.hooks.step_cache import BETWEEN_BLOCKS
+    from dit_accel.hooks.step_cache import takes_cache
 
     if settings.model == TINY_WORLD:
         settings = with_tiny_world_defaults(settings)
@@ -225,8 +225,7 @@ def resolve_profile(source: str, settings: RenderSettings) -> str | Profile:
         tokens=count_tokens(settings, card),
         steps=settings.steps,
         device=settings.device.partition(":")[0],
-        takes_cache=hasattr(getattr(diffusers, card.transformer_class, None), "enable_cache")
-        and card.family.name not in BETWEEN_BLOCKS,
+        takes_cache=takes_cache(getattr(diffusers, card.transformer_class, None), card.family),
         is_bundled=is_bundled_model(card.transformer),
     )
     return preset_profile(source, traits)

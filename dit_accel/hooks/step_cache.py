@@ -56,6 +56,11 @@ class Position:
     layout: TokenLayout | None = None
 
 
+def takes_cache(model: object, family: Family) -> bool:
+    """Return True if a transformer, or its class, takes a cache that replaces all blocks."""
+    return hasattr(model, "enable_cache") and family.name not in BETWEEN_BLOCKS
+
+
 def check_cache_kind(model: type, settings: Cache, family: Family) -> None:
     """Check that a class of transformers takes a cache.
 

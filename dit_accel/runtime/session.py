@@ -83,7 +83,8 @@ class Session(Closable):
         self.family, self.guidance, self.levers = family, guidance, levers
         self._sparse, self._quantization = sparse, quantization
         self._pipe = pipeline_ref(target)
-        self._degree, self._exclusive = 1, threading.Lock()  # devices per sequence
+        self._degree = 1  # number of devices that share a sequence
+        self._exclusive = threading.Lock()  # for forwards that exchange blocks or hold a cache
         self._installations = Installations(self, family)
         # Weak, because a session that outlives its pipeline must not keep the weights.
         self._transformers = WeakValueDictionary(transformers_of(target))
@@ -226,8 +227,7 @@ class Session(Closable):
             enabled.append(f"quantized attention {self._quantization.dense}")
         if self.guidance is not None:
             enabled.append(f"perturbed guidance of {self.guidance.heads.to_spec()}")
-        if self.levers is not None:
-            enabled += list(self.levers.profile.levers())
+        enabled += self.levers.profile.levers() if self.levers else []
         return f"<Session on {self.family.name}: {', '.join(enabled) or 'nothing is enabled'}>"
 
     # Called by the hooks.

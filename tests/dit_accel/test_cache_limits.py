@@ -18,6 +18,7 @@ from dit_accel.guidance.cache_checks import check_caches
 from dit_accel.hooks.step_cache import Position, StepCache, check_cache_kind
 from dit_accel.runtime.presets import preset_profile
 from dit_accel.runtime.recipes import ModelTraits
+from dit_accel.targets import profile_of
 from dit_accel_pipelines import find_family
 
 REPLACING = ("first-block", "magcache", "seacache")
@@ -51,6 +52,13 @@ def test_taylorseer_has_one_output_and_these_have_two(name: str) -> None:
 def test_a_preset_leaves_such_a_cache_out() -> None:
     traits = ModelTraits("wan-vace", steps=50, tokens=70_000, device="cuda", takes_cache=False)
     assert preset_profile("balanced", traits).cache is None
+
+
+def test_a_preset_leaves_the_cache_out_beside_a_controlnet() -> None:
+    pipe, _ = tiny("flux")
+    assert profile_of("balanced", pipe).cache is not None
+    pipe.controlnet = object()
+    assert profile_of("balanced", pipe).cache is None
 
 
 def test_residuals_of_a_controlnet_are_refused_in_the_first_forward() -> None:
