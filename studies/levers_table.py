@@ -15,6 +15,7 @@ from dit_accel.generation.render import call_pipeline
 from dit_accel.generation.validation import validate
 from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import write_json
+from dit_accel_assets import profiles
 from dit_accel_eval.dense import DenseBackend, fastest_dense
 from dit_accel_eval.paired_runner import load_silently
 from studies.levers_plot import draw
@@ -25,14 +26,17 @@ GUIDANCE_SCALE = 1.0
 # Seed of the captions for calibration; those of the table have seed 0.
 CALIBRATION_SEED = 1
 # Caches by label: the knob that varies, its values from careful to bold, and the other settings.
-# "taylorseer" computes the first steps, then every second one, and extrapolates. "taylorseer-reuse" computes the first
-# steps, then every third one and the last, and takes the latest output.
+# Steps are given as shares. "taylorseer" computes the first steps, then every second one, and extrapolates.
+# "taylorseer-reuse" computes the first steps, then every third one and the last, and takes the latest output.
+FIRST_STEPS = "disable_cache_before_step"
 TAYLORSEER: Mapping[str, Any] = {"kind": "taylorseer", "cache_interval": 2}
-REUSE = {**TAYLORSEER, "cache_interval": 3, "max_order": 0, "disable_cache_after_step": 19}
 CACHES: Mapping[str, tuple[str, tuple[float, ...], Mapping[str, Any]]] = {
     "first-block": ("threshold", (0.35, 0.5, 0.65), {"kind": "first-block"}),
-    "taylorseer": ("disable_cache_before_step", (12, 8, 3), TAYLORSEER),
-    "taylorseer-reuse": ("disable_cache_before_step", (12, 8, 5), REUSE),
+    "taylorseer": (FIRST_STEPS, (0.6, 0.4, 0.15), TAYLORSEER),
+    "taylorseer-reuse": (
+        *(FIRST_STEPS, (0.6, 0.4, 0.25)),
+        {**TAYLORSEER, "cache_interval": 3, "max_order": 0},
+    ),
     "magcache": ("threshold", (0.05, 0.1, 0.2), {"kind": "magcache"}),
     "seacache": ("threshold", (0.6, 0.9, 1.3), {"kind": "seacache"}),
 }
@@ -42,7 +46,7 @@ SECTIONS: Mapping[str, Mapping[str, Any]] = {
     "int8-dynamic": {"linears": {"kind": "int8-dynamic"}},
     "compile": {"compile": {}},
 }
-GROUPS = ("cache", "sparse", "both", "others", "all")
+GROUPS = ("cache", "sparse", "both", "others", "all", "presets")
 
 
 def attention(density: float | None) -> dict[str, Any]:
@@ -53,16 +57,19 @@ def attention(density: float | None) -> dict[str, Any]:
     return {"method": "svg-ear", "knobs": {"density": density}, "schedule": schedule}
 
 
-def cache_rows(ratios: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def cache_rows(ratios: Mapping[str, Any], steps: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the label and the section of every cache at its three thresholds."""
     for label, (knob, values, settings) in CACHES.items():
         others = ratios if settings["kind"] == "magcache" else {}
+        if settings.get("max_order") == 0:
+            others = {"disable_cache_after_step": steps - 1}
         for value in values:
-            yield f"{label} {value:g}", {"cache": {**settings, knob: value, **others}}
+            threshold = round(value * steps) if knob == FIRST_STEPS else value
+            yield f"{label} {threshold:g}", {"cache": {**settings, knob: threshold, **others}}
 
 
 def rows(
-    group: str, ratios: Mapping[float | None, Mapping[str, Any]]
+    group: str, ratios: Mapping[float | None, Mapping[str, Any]], steps: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield label and profile of the rows of a group.
 
@@ -71,17 +78,21 @@ def rows(
     Args:
         group: Name among `GROUPS`.
         ratios: Knobs of MagCache by density of the attention, as they were calibrated.
+        steps: Number of steps of a clip.
     """
     joint = f"svg-ear {JOINT_DENSITY:g}"
     sparse = attention(JOINT_DENSITY)
-    middle = list(cache_rows(ratios[JOINT_DENSITY]))[1::3]
+    middle = list(cache_rows(ratios[JOINT_DENSITY], steps))[1::3]
     both = [(f"{label} + {joint}", {**sparse, **section}) for label, section in middle]
     if group == "cache":
-        for label, section in cache_rows(ratios[None]):
+        for label, section in cache_rows(ratios[None], steps):
             yield label, {**attention(None), **section}
     elif group == "sparse":
         for density in DENSITIES:
             yield f"svg-ear {density:g}", attention(density)
+    elif group == "presets":
+        for name, path in profiles().items():
+            yield name, Profile.load(path).to_dict()
     elif group == "both":
         yield from both
     elif group == "others":
@@ -94,14 +105,33 @@ def rows(
 
 
 def entries(
-    groups: Sequence[str], clips: int, few: int, ratios: Mapping[float | None, Mapping[str, Any]]
+    groups: Sequence[str],
+    clips: int,
+    fewer: Mapping[str, int],
+    ratios: Mapping[float | None, Mapping[str, Any]],
+    steps: int,
 ) -> list[Entry]:
-    """Return the rows of some groups: those that extrapolate with ``few`` clips, the others with ``clips``."""
-    chosen = [row for group in groups for row in rows(group, ratios)]
-    return [
-        Entry(label, Profile.from_dict(values), few if label.startswith("taylorseer ") else clips)
+    """Return the rows of some groups, with ``clips`` clips each.
+
+    Args:
+        groups: Names among `GROUPS`.
+        clips: Number of clips of a row.
+        fewer: Numbers of clips of other rows, by the first words of their label. A row of 0 clips is left out.
+        ratios: Knobs of MagCache by density of the attention.
+        steps: Number of steps of a clip.
+    """
+    chosen = [row for group in groups for row in rows(group, ratios, steps)]
+    table = [
+        Entry(label, Profile.from_dict(values), count_of(label, fewer, clips))
         for label, values in chosen
     ]
+    return [entry for entry in table if entry.clips]
+
+
+def count_of(label: str, fewer: Mapping[str, int], clips: int) -> int:
+    """Return the number of clips of a row: what ``fewer`` says of its first words, or ``clips``."""
+    counts = (count for words, count in fewer.items() if f"{label} ".startswith(f"{words} "))
+    return next(counts, clips)
 
 
 def prepare(
@@ -134,7 +164,12 @@ def prepare(
 @click.command()
 @click.option("--size", type=click.Choice(["smoke", "study", "show"]), default="study")
 @click.option("--clips", default=20, show_default=True)
-@click.option("--few", default=10, show_default=True, help="Clips of the rows of taylorseer.")
+@click.option(
+    "--fewer",
+    type=(str, int),
+    multiple=True,
+    help="First words of the label of rows, and their number of clips; may be repeated.",
+)
 @click.option("--steps", default=20, show_default=True)
 @click.option(
     "--group",
@@ -146,10 +181,17 @@ def prepare(
     help="Rows to measure; may be repeated.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of one size.")
-def main(size: str, clips: int, few: int, steps: int, groups: tuple[str, ...], out: Path) -> None:
+def main(
+    size: str,
+    clips: int,
+    fewer: tuple[tuple[str, int], ...],
+    steps: int,
+    groups: tuple[str, ...],
+    out: Path,
+) -> None:
     """Append missing records to OUT/levers.jsonl, then write OUT/levers.json and .png."""
     fastest, ratios = prepare(size, steps, out)
-    table = entries(groups, clips, few, ratios)
+    table = entries(groups, clips, dict(fewer), ratios, steps)
     results = run_paired(table, size, steps, out / "levers.jsonl", GUIDANCE_SCALE, fastest)
     if results is None:
         return

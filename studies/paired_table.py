@@ -26,6 +26,7 @@ from dit_accel_eval.paired_runner import (
 )
 from dit_accel_eval.settings import Setting
 from dit_accel_eval.statistics import mean_ci
+from studies.onednn import decode_with_onednn
 
 FIGURES = ("psnr", "psnr_objects", "ssim")
 
@@ -100,7 +101,8 @@ def run_paired(
         return {"common": common, **names, "prompt": case.prompt, "seed": case.seed}
 
     runner = PairedRunner(
-        lambda: load_silently(card, request.load_options), fastest or DenseBackend()
+        lambda: decode_with_onednn(load_silently(card, request.load_options)),
+        fastest or DenseBackend(),
     )
     records = runner.run(
         [(case, [e for e in entries if case.seed < e.clips]) for case in clips],

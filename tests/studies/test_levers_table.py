@@ -3,8 +3,10 @@ import math
 
 import pytest
 
+from dit_accel import Profile
 from dit_accel.io.jsonl import to_json
 from dit_accel.methods import Dense
+from dit_accel_assets import profiles
 from studies import lever_tables
 from studies.levers_plot import curve_of, draw
 from studies.levers_summary import composition_table, lever_table
@@ -38,7 +40,8 @@ def records(joint: float) -> list[dict]:
 
 
 def test_joint_rows_name_parts_that_are_rows() -> None:
-    table = entries(GROUPS, 3, 2, RATIOS)
+    groups = [group for group in GROUPS if group != "presets"]
+    table = entries(groups, 3, {"taylorseer": 2}, RATIOS, 20)
     labels = {entry.label for entry in table}
     assert len(labels) == len(table)
     assert {part for label in labels for part in label.split(" + ")} <= labels
@@ -50,6 +53,27 @@ def test_joint_rows_name_parts_that_are_rows() -> None:
     assert all((p.linears is None) == (p.compile is None) for p in joint), "all levers, or two"
     few = {entry.label for entry in table if entry.clips == 2}
     assert few == {label for label in labels if label.split()[0] == "taylorseer"}
+
+
+def test_first_steps_are_a_share_and_the_last_one_is_computed() -> None:
+    fewer = {"first-block": 0, "magcache": 0, "seacache": 0, "taylorseer": 0}
+    table = entries(["cache"], 3, fewer, RATIOS, 25)
+    assert [entry.label for entry in table] == [f"taylorseer-reuse {n}" for n in (15, 10, 6)]
+    assert [e.profile.cache.disable_cache_before_step for e in table] == [15, 10, 6]
+    assert {e.profile.cache.disable_cache_after_step for e in table} == {24}
+
+
+def test_rows_are_left_out_by_the_words_they_begin_with() -> None:
+    table = entries(["sparse", "both"], 3, {"svg-ear 0.3": 0, "svg-ear": 1}, RATIOS, 20)
+    assert [e.label for e in table if e.clips == 1] == ["svg-ear 0.08", "svg-ear 0.15"]
+    assert len([e for e in table if e.clips == 3]) == len(CACHES)
+
+
+def test_presets_are_the_shipped_profiles() -> None:
+    table = entries(["presets"], 3, {}, RATIOS, 25)
+    assert {e.label: e.profile for e in table} == {
+        n: Profile.load(p) for n, p in profiles().items()
+    }
 
 
 @pytest.mark.parametrize(
