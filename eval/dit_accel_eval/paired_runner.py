@@ -82,6 +82,7 @@ class PairedRunner:
         identity: What decides a dense clip besides its request, such as the weights.
         process: Process whose share of the clips is rendered.
         progress: What shows the progress.
+        retime_seconds: How long a dense time is used.
     """
 
     load: Callable[[], Any]
@@ -90,6 +91,7 @@ class PairedRunner:
     identity: Mapping[str, Any] = field(default_factory=dict)
     process: Process = field(default_factory=this_process)
     progress: Progress = field(default_factory=Progress)
+    retime_seconds: float = RETIME_SECONDS
     _warm: set[str] = field(default_factory=set, init=False)
     # When each dense clip was timed, and the clip without its frames.
     _timed: dict[str, tuple[float, Clip]] = field(default_factory=dict, init=False)
@@ -133,7 +135,7 @@ class PairedRunner:
                 dense, timed_at = self.dense(case), time.monotonic()
                 part.update()
                 for setting in missing:
-                    if time.monotonic() - timed_at >= RETIME_SECONDS:
+                    if time.monotonic() - timed_at >= self.retime_seconds:
                         dense, timed_at = self.dense(case), time.monotonic()
                     record = {**describe(setting, case), "frames": len(dense.frames)}
                     try:
@@ -158,7 +160,7 @@ class PairedRunner:
         path = self.folder / f"{name}.safetensors" if self.folder else None
         frames = load_frames(path) if path else None
         measured_at, timed = self._timed.get(name, (0.0, None))
-        if frames is not None and timed and time.monotonic() - measured_at < RETIME_SECONDS:
+        if frames is not None and timed and time.monotonic() - measured_at < self.retime_seconds:
             return replace(timed, frames=frames)
         short = replace(settings, steps=WARM_UP_STEPS)
         with show_call(self.pipe, self.progress, clip="dense", patience=PATIENCE):
