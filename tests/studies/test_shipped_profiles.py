@@ -1,4 +1,4 @@
-"""The figures of an evaluation become the provenance of the shipped profiles."""
+"""The figures of a table become the provenance of the shipped profiles."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from dit_accel import Profile
 from dit_accel.runtime.presets import describe_measured
 from studies.shipped_profiles import main, measured
 
-SUMMARY = {
-    "facts": {"model": "tiny-world", "height": 256, "width": 192, "frames": 49, "steps": 25},
-    "settings": [
+SHARE = {"right": 18, "n": 20, "low": 0.6, "high": 0.9}
+TABLE = {
+    "settings": {
+        **{"size": "study", "steps": 25, "guidance_scale": 1.0, "weights": "w"},
+        **{"dense": "native", "versions": {}},
+    },
+    "rows": [
         {
             "setting": "fast",
             "clips": 20,
             "psnr": {"mean": 31.26, "half_width": 0.5, "n": 20},
             "speedup": {"median": 2.044, "low": 2.0, "high": 2.1, "n": 20},
-            "fallbacks": [],
+            **{key: {"mean": 0.9} for key in ("ssim", "st_lpips", "density_all_calls", "skipped")},
+            **dict.fromkeys(("correct", "correct_dense"), SHARE),
+            "front": True,
         }
     ],
 }
@@ -28,27 +34,27 @@ SUMMARY = {
 
 def test_figures_become_provenance(tmp_path) -> None:
     profile = Profile.from_dict({"knobs": {"density": 0.1}})
-    found = measured(profile, "fast", SUMMARY)
+    found = measured(profile, "fast", TABLE)
     assert found.method == profile.method
     found.save(tmp_path / "fast.yaml")
     assert Profile.load(tmp_path / "fast.yaml") == found
-    assert "fallbacks" not in json.dumps(found.provenance)
+    assert "front" not in found.provenance
     assert describe_measured(found) == (
-        "measured on the bundled model at 192x256x49, 25 steps: 31.3 dB PSNR to dense and 2.04 times as fast, over 20 "
+        "measured on the bundled model at 192x192x33, 25 steps: 31.3 dB PSNR to dense and 2.04 times as fast, over 20 "
         "clips"
     )
     with pytest.raises(click.ClickException, match="no row 'quality'"):
-        measured(profile, "quality", SUMMARY)
+        measured(profile, "quality", TABLE)
 
 
-def test_presets_outside_the_evaluation_keep_their_provenance(tmp_path, monkeypatch) -> None:
+def test_a_tuned_profile_keeps_its_provenance(tmp_path, monkeypatch) -> None:
     paths = {name: tmp_path / f"{name}.yaml" for name in ("fast", "balanced")}
-    for path in paths.values():
-        Profile(provenance={"promise": "psnr>=30"}).save(path)
+    Profile(provenance={"clips": 4}).save(paths["fast"])
+    Profile(provenance={"promise": "psnr>=30"}).save(paths["balanced"])
     monkeypatch.setattr("studies.shipped_profiles.profiles", lambda: paths)
-    summary = tmp_path / "summary.json"
-    summary.write_text(json.dumps(SUMMARY))
-    done = CliRunner().invoke(main, [str(summary)])
+    table = tmp_path / "levers.json"
+    table.write_text(json.dumps(TABLE))
+    done = CliRunner().invoke(main, [str(table)])
     assert done.output == f"written: {paths['fast']}\n"
     assert Profile.load(paths["fast"]).provenance["clips"] == 20
     assert Profile.load(paths["balanced"]).provenance == {"promise": "psnr>=30"}
