@@ -98,7 +98,7 @@ def command(
     texts = [*prompts, *(read_prompts(prompt_source) if prompt_source else [])]
     if not texts:
         raise InvalidSettings("no prompt: give PROMPT..., or --prompts FILE")
-    check_effect(base, compare=compare, explain=explain, lpips_backbone=lpips_backbone)
+    check_effect(compare=compare, explain=explain, lpips_backbone=lpips_backbone)
     ulysses = parse_ulysses(context_parallel)
     base = dataclasses.replace(base, image=image, seed=seed, fps=fps, ulysses=ulysses)
     requests = [dataclasses.replace(base, prompt=text) for text in texts]
@@ -121,9 +121,7 @@ def command(
     render_jobs(jobs, options, quiet=quiet)
 
 
-def check_effect(
-    base: RenderSettings, *, compare: bool, explain: bool, lpips_backbone: Path | None
-) -> None:
+def check_effect(*, compare: bool, explain: bool, lpips_backbone: Path | None) -> None:
     """Refuse options that would change nothing.
 
     Raises:
@@ -133,11 +131,6 @@ def check_effect(
         raise InvalidSettings("--lpips-backbone measures a comparison: also give --compare")
     if explain and not compare:
         raise InvalidSettings("--explain measures against the dense clip: also give --compare")
-    if base.method == "dense" and (base.precision != "full" or base.guard != "off"):
-        option = "--precision" if base.precision != "full" else "--guard"
-        raise InvalidSettings(
-            f"{option} is for sparse calls, and method dense has none: leave it out"
-        )
 
 
 def render_jobs(jobs: Sequence[Job], options: BatchOptions, *, quiet: bool) -> None:

@@ -26,7 +26,8 @@ def without_each_lever(settings: RenderSettings) -> dict[str, RenderSettings]:
     changes: dict[str, dict[str, Any]] = {}
     is_sparse, full = settings.method != Dense.name, "full"
     if is_sparse:
-        changes[ATTENTION] = {"method": Dense.name, "knobs": {}, "precision": full}
+        dense = {"method": Dense.name, "knobs": {}, "precision": full, "guard": "off"}
+        changes[ATTENTION] = dense
     if settings.dense_precision != full or (is_sparse and settings.precision != full):
         changes[PRECISION] = {"precision": full, "dense_precision": full}
     levers = settings.levers or {}

@@ -126,6 +126,7 @@ class RenderSettings:
             self,
             method="dense",
             knobs={},
+            precision="full",
             dense_precision="full",
             guard="off",
             levers=None,

@@ -15,7 +15,6 @@ from typing import Any
 from dit_accel.core.levers import (
     Cache,
     Compile,
-    FasterCache,
     Linears,
     cache_of,
     compile_of,
@@ -33,6 +32,7 @@ from dit_accel.io.atomic import atomic_write
 from dit_accel.io.parsing import check_types, parse_dataclass, parse_knobs
 from dit_accel.io.reading import read_json, read_yaml
 from dit_accel.methods import Dense, Method, SVGEar, find_method
+from dit_accel.runtime.profile_checks import check_together
 
 SUFFIXES = (".yaml", ".yml", ".json")
 # Knobs that methods had once, with their defaults, which old files still hold.
@@ -90,29 +90,7 @@ class Profile:
         self.at(tuple(range(len(self.schedule.rules))))  # find two knobs that do not go together
         check_precision_name("precision", self.precision)
         check_dense_precision("dense_precision", self.dense_precision)
-        self._check_together()
-
-    def _check_together(self) -> None:
-        """Refuse settings that do not go together."""
-        cache, compiled = self.cache, self.compile
-        if cache is not None and self.guard.mode == "on":
-            raise InvalidSettings(
-                f"guard 'on' runs forwards again, which a {cache.kind} cache would count as steps: use guard 'warn'"
-            )
-        is_sparse = not isinstance(self.method, Dense)
-        if isinstance(cache, FasterCache) and not cache.is_guidance_distilled and is_sparse:
-            raise InvalidSettings(
-                f"a fastercache cache drops rows of the batch, so {self.method.name} would mix up samples: set "
-                "is_guidance_distilled to true, or use method dense"
-            )
-        if cache is not None and cache.in_blocks and compiled is not None and compiled.fullgraph:
-            raise InvalidSettings(
-                f"a {cache.kind} cache decides inside the blocks, which breaks their graphs: set fullgraph to false"
-            )
-        if compiled is not None and self.linears is not None and self.linears.kind == "fp8-storage":
-            raise InvalidSettings(
-                "linears fp8-storage casts weights by hooks, which torch.compile cannot follow: leave compile out"
-            )
+        check_together(self)
 
     @property
     def has_levers(self) -> bool:
@@ -137,10 +115,16 @@ class Profile:
         return with_knobs(self.method, knobs)
 
     def with_method(self, method: Method) -> Profile:
-        """Return the profile with another method. Rules lose their knobs if the class of the method differs."""
+        """Return the profile with another method.
+
+        Rules lose their knobs if the class of the method differs. Dense attention drops what sparse calls alone use.
+        """
         same = type(method) is type(self.method)
         schedule = self.schedule if same else self.schedule.without_knobs()
-        return dataclasses.replace(self, method=method, schedule=schedule)
+        changes: dict[str, Any] = {}
+        if isinstance(method, Dense):
+            changes = {"precision": "full", "guard": Guard()}
+        return dataclasses.replace(self, method=method, schedule=schedule, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as plain values, which `from_dict` reads."""

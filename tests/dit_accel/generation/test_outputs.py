@@ -111,11 +111,11 @@ def test_names_tell_requests_apart_and_are_short() -> None:
         (["-o", "x.mp4", "--lpips-backbone", "p.txt"], "also give --compare"),
         (
             ["--method", "dense", "--precision", "int8"],
-            "--precision is for sparse calls, and method",
+            "precision int8 is for sparse calls, and method dense has none: set dense_precision",
         ),
         (
             ["--method", "dense", "--guard", "on"],
-            "--guard is for sparse calls, and method dense has",
+            "guard 'on' is for sparse calls, and method dense has none: leave it out",
         ),
         (["--frames", "1", "--fps", "8"], "an image has no frames per second: leave --fps out"),
         (["-o", "x.mp4", "--negative-prompt", "b"], "ignores a negative prompt with a guidance_sc"),

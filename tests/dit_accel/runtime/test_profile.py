@@ -18,6 +18,7 @@ from dit_accel import (
 from dit_accel.core.attention_call import CallContext
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.settings import RenderSettings, build_profile
+from dit_accel.methods import Dense
 
 
 def places(rule: Rule, steps: int = 10, layers: int = 6, **more: str):
@@ -276,6 +277,14 @@ def test_what_is_given_besides_wins(tmp_path, wan) -> None:
             "block must be a multiple of stride",
         ),
         ({"guard": "on"}, "profile guard must hold keys and values, got 'on'"),
+        (
+            {"method": "dense", "precision": "int8"},
+            "precision int8 is for sparse calls, and method dense has none: set dense_precision",
+        ),
+        (
+            {"method": "dense", "guard": {"mode": "warn"}},
+            "guard 'warn' is for sparse calls, and method dense has none: leave it out",
+        ),
     ],
     ids=str,
 )
@@ -283,6 +292,14 @@ def test_a_wrong_profile_names_the_key(values, message: str) -> None:
     with pytest.raises(InvalidSettings, match=message) as caught:
         Profile.from_dict(values)
     assert "\n" not in str(caught.value)
+
+
+def test_what_sparse_calls_use_goes_with_their_method() -> None:
+    profile = Profile(precision="int8", dense_precision="int8", guard=Guard("on", limit=0.1))
+    assert profile.with_method(Dense()) == Profile(
+        Dense(), profile.schedule, dense_precision="int8"
+    )
+    assert profile.with_method(SVGEar(density=0.1)).guard == profile.guard
 
 
 @pytest.mark.parametrize(
