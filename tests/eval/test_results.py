@@ -131,12 +131,19 @@ def test_quiet_redraws_without_a_word(tmp_path: Path, capsys) -> None:
     assert (out / "report.html").exists()
 
 
-@pytest.mark.parametrize("option", [["--fps", "30"], ["--dry-run"]], ids=str)
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(["--fps", "30"], ["--dry-run"], ["--prompts", "motions"], ["--methods", "svg2"]),
+        *(["--steps", "4"], ["--pag-scale", "2"], ["--download"]),
+    ],
+    ids=str,
+)
 def test_redraw_refuses_what_it_would_ignore(tmp_path: Path, capsys, option: list[str]) -> None:
     out = tmp_path / "out"
     write_evaluation(out, ("a",))
     assert cli.main(["eval", "--redraw", "--out", str(out), *option]) == 2
-    assert "--redraw renders nothing: leave --fps and --dry-run out" in capsys.readouterr().err
+    assert f"--redraw renders nothing: leave {option[0]} out" in capsys.readouterr().err
     assert not (out / "report.html").exists()
 
 

@@ -25,6 +25,9 @@ from dit_accel_eval.cli.extra import PAGE, download_option, download_weights, is
 if TYPE_CHECKING:
     from dit_accel.generation.settings import RenderSettings
 
+# Options that --redraw uses.
+DRAWN = ("out", "redraw", "quiet", "verbose")
+
 
 @click.command("eval", short_help="Compare settings with dense attention on prompts.")
 @prompts_option()
@@ -85,8 +88,7 @@ def command(
 ) -> None:
     """Render every prompt and seed with dense attention and with each setting, and compare the frames."""
     if redraw:
-        if dry_run or is_given("fps"):
-            raise InvalidSettings("--redraw renders nothing: leave --fps and --dry-run out")
+        check_alone()
         require_extra("`dit-accel eval`", *PAGE)
         write_results(out, quiet=quiet)
         return
@@ -115,6 +117,15 @@ def command(
             click.echo("this process has finished, others have not: the last one writes the report")
         return
     write_results(out, quiet=quiet)
+
+
+def check_alone() -> None:
+    """Raise InvalidSettings for options beside ``--redraw`` that it would ignore."""
+    options = click.get_current_context().command.params
+    given = {str(o.name): o.opts[-1] for o in options if o.name and is_given(o.name)}
+    ignored = [text for name, text in given.items() if name not in DRAWN]
+    if ignored:
+        raise InvalidSettings(f"--redraw renders nothing: leave {', '.join(ignored)} out")
 
 
 def write_results(out: Path, *, quiet: bool) -> None:
