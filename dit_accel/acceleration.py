@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dit_accel.core.levers import MagCache
+from dit_accel.core.caches import MagCache
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.runtime.active_sessions import session_of, sessions_of
 from dit_accel.runtime.handles import AccelerationHandle
@@ -90,7 +90,7 @@ def calibrate_mag_cache(
         run: Function that runs the pipeline once, with the number of steps that later runs have.
 
     Returns:
-        The profile with ratios and their number of steps.
+        The profile with ratios, their number of steps and their timesteps.
 
     Raises:
         InvalidSettings: If the cache of the profile is another one.
@@ -112,12 +112,15 @@ def calibrate_mag_cache(
         with _enable(target, chosen, calibrating=True) as handle:
             run()
             ratios, steps = handle.levers.ratios(), handle.num_steps()
+            timesteps = tuple(handle.levers.timesteps)
     finally:
         if earlier is not None and earlier.levers is not None:
             _enable_again(target, earlier, earlier.levers)
     if not ratios:
         raise RunFailed("no forward of the model ran, so nothing was measured: run the pipeline")
-    measured = dataclasses.replace(cache, mag_ratios=ratios, num_inference_steps=steps)
+    measured = dataclasses.replace(
+        cache, mag_ratios=ratios, num_inference_steps=steps, timesteps=timesteps
+    )
     return dataclasses.replace(chosen, cache=measured)
 
 

@@ -157,7 +157,8 @@ def prepare(
     ratios = {}
     for density, path in paths.items():
         section = Profile.load(path).levers()["cache"]
-        ratios[density] = {n: section[n] for n in ("mag_ratios", "num_inference_steps")}
+        names = ("mag_ratios", "num_inference_steps", "timesteps")
+        ratios[density] = {name: section[name] for name in names if name in section}
     return DenseBackend.load(dense_path), ratios
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import diffusers
 
-from dit_accel.core.levers import MagCache
+from dit_accel.core.caches import MagCache
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.loading import ModelCard
 from dit_accel.generation.settings import RenderSettings, build_profile

@@ -20,7 +20,7 @@ from diffusers.hooks.hooks import ModelHook, StateManager
 from diffusers.hooks.mag_cache import MagCacheHeadHook
 from torch import Tensor, nn
 
-from dit_accel.core.levers import (
+from dit_accel.core.caches import (
     Cache,
     FasterCache,
     FirstBlockCache,

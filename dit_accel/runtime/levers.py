@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import torch
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor, nn
 
-from dit_accel.core.levers import Cache, FasterCache, MagCache, SeaCache
+from dit_accel.core.caches import Cache, FasterCache, MagCache, SeaCache
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.hooks.active_pipeline import reported_guidance
 from dit_accel.hooks.compiled_blocks import CompiledBlocks, check_compilable
@@ -52,7 +52,7 @@ class Levers:
         self._caches: dict[nn.Module, StepCache] = {}
         self._changed: list[CompiledBlocks | ChangedLinears] = []
         self._owner: RunContext | None = None  # the pipeline whose run the caches hold
-        self._timesteps: list[float] = []
+        self.timesteps: list[float] = []  # of the scheduler in the last run
         self._sigmas: list[float] = []
 
     def check(self, transformers: Mapping[str, nn.Module], scheduler: Any) -> None:
@@ -187,7 +187,7 @@ class Levers:
             self.reset()
             self._owner = context
             scheduler = getattr(pipe, "scheduler", None)
-            self._timesteps = _numbers(getattr(scheduler, "timesteps", None))
+            self.timesteps = _numbers(getattr(scheduler, "timesteps", None))
             self._sigmas = _numbers(getattr(scheduler, "sigmas", None))
         elif self._owner is not context:
             raise RunFailed(
@@ -252,7 +252,7 @@ class Levers:
         given = call.arguments.get("timestep", call.arguments.get("t"))
         settings = self.profile.cache
         if settings is not None and settings.in_blocks:
-            cache.position.timestep = _entry(self._timesteps, step)
+            cache.position.timestep = _entry(self.timesteps, step)
             if cache.position.timestep is None and given is not None:
                 cache.position.timestep = float(torch.as_tensor(given).float().mean())
         sigma = call.context.sigma if call.context is not None else None
@@ -275,6 +275,11 @@ class Levers:
             raise RunFailed(
                 f"the magcache ratios were measured in {measured} steps, and this run has {steps}: call "
                 "calibrate_mag_cache for it"
+            )
+        if isinstance(cache, MagCache) and not self._calibrating and not cache.fits(self.timesteps):
+            raise RunFailed(
+                f"the magcache ratios were measured at the timesteps {_shown(cache.timesteps)}, and this run has "
+                f"{_shown(self.timesteps)}: call calibrate_mag_cache with this scheduler"
             )
         splits = isinstance(cache, FasterCache) and not cache.is_guidance_distilled
         if splits and reported_guidance(pipe) is False:
@@ -321,6 +326,12 @@ def _context_name(info: StepInfo) -> str:
 def _numbers(table: Any) -> list[float]:
     """Return a scheduler's table as numbers, read once in a run."""
     return table.tolist() if isinstance(table, Tensor) else []
+
+
+def _shown(values: Sequence[float]) -> str:
+    """Return the first timesteps and the last one as text."""
+    first = ", ".join(f"{value:.0f}" for value in values[:3])
+    return f"{first}, ... {values[-1]:.0f}" if len(values) > 3 else first
 
 
 def _entry(values: list[float], index: int) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.core.levers import FirstBlockCache
+from dit_accel.core.caches import FirstBlockCache
 from dit_accel.core.schedule import Rule, Schedule, crossover_tokens
 from dit_accel.methods import Dense, SVGEar
 from dit_accel.runtime.profile import Profile

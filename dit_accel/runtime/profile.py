@@ -12,14 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dit_accel.core.levers import (
-    Cache,
-    Compile,
-    Linears,
-    cache_of,
-    compile_of,
-    linears_of,
-)
+from dit_accel.core.caches import Cache, cache_of
+from dit_accel.core.levers import Compile, Linears, compile_of, linears_of
 from dit_accel.core.precision import (
     DensePrecision,
     Precision,

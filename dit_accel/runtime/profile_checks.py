@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dit_accel.core.levers import FasterCache
+from dit_accel.core.caches import FasterCache
 from dit_accel.errors import InvalidSettings
 from dit_accel.methods import Dense
 

@@ -48,10 +48,11 @@ class Quantization:
     dense: DensePrecision | None
 
     def apply(self, profile: Profile) -> Profile:
-        """Return a profile with these precisions."""
+        """Return a profile with these precisions. Method dense has no sparse calls."""
+        sparse = None if isinstance(profile.method, Dense) else self.sparse
         return dataclasses.replace(
             profile,
-            precision=self.sparse or profile.precision,
+            precision=sparse or profile.precision,
             dense_precision=self.dense or profile.dense_precision,
         )
 

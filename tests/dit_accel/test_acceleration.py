@@ -14,7 +14,7 @@ from support.tiny_pipelines import TINY
 
 import dit_accel
 from dit_accel import Band, InvalidSettings, Profile, RunFailed
-from dit_accel.core.levers import CACHES
+from dit_accel.core.caches import CACHES
 
 
 def same_bits(pipe: Any, profile: dict[str, Any], run: Callable[[], torch.Tensor]) -> None:
@@ -317,6 +317,24 @@ def test_magcache_is_calibrated_under_the_attention_of_the_profile(build_wan) ->
         pipe.enable_acceleration(ratios)
         with pytest.raises(RunFailed, match="measured in 4 steps, and this run has 5"):
             pipe("a red circle", height=64, width=64, num_frames=5, num_inference_steps=5)
+
+
+def test_magcache_is_refused_at_other_timesteps(wan) -> None:
+    profile = dit_accel.calibrate_mag_cache(
+        wan, {**NOTHING, "cache": {"kind": "magcache"}}, lambda: render(wan, CASES["none"])
+    )
+    assert list(profile.cache.timesteps) == wan.scheduler.timesteps.tolist()
+    assert Profile.from_dict(profile.to_dict()) == profile
+    wan.enable_acceleration(profile)
+    render(wan, CASES["none"])
+    wan.scheduler = type(wan.scheduler).from_config(wan.scheduler.config, shift=9.0)
+    with pytest.raises(
+        RunFailed, match=r"measured at the timesteps \d+, \d+, \d+, \.\.\. \d+, and"
+    ):
+        render(wan, CASES["none"])
+    old = replace(profile, cache=replace(profile.cache, timesteps=()))
+    wan.enable_acceleration(old)  # a file of before does not say them
+    render(wan, CASES["none"])
 
 
 def test_calibration_leaves_what_was_enabled_before(wan) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 import dit_accel
 from dit_accel import InvalidSettings, RunFailed
-from dit_accel.core.levers import cache_of
+from dit_accel.core.caches import cache_of
 from dit_accel.guidance.cache_checks import check_caches
 from dit_accel.hooks.step_cache import Position, StepCache, check_cache_kind
 from dit_accel.runtime.presets import preset_profile

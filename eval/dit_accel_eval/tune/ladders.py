@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.core.levers import Cache, FirstBlockCache, MagCache, SeaCache, TaylorSeerCache
+from dit_accel.core.caches import Cache, FirstBlockCache, MagCache, SeaCache, TaylorSeerCache
 from dit_accel.errors import InvalidSettings
 
 if TYPE_CHECKING:

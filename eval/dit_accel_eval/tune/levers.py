@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from dit_accel.core.levers import CACHES as CACHE_CLASSES
+from dit_accel.core.caches import CACHES as CACHE_CLASSES
 from dit_accel.errors import InvalidSettings
 from dit_accel.generation.lever_checks import check_levers
 from dit_accel.generation.loading import ModelCard

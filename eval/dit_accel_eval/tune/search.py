@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from dit_accel import Profile
-from dit_accel.core.levers import MagCache, cache_of
+from dit_accel.core.caches import MagCache, cache_of
 from dit_accel.core.progress import Progress
 from dit_accel.errors import first_line
 from dit_accel.generation.settings import RenderSettings
@@ -150,7 +150,8 @@ class Search:
         key = f"magcache {digest(bare.to_dict())}"
         if key not in self.study.user_attrs:
             measured = bench.calibrate(bare, self.cases[0]).levers()["cache"]
-            ratios = {name: measured[name] for name in ("mag_ratios", "num_inference_steps")}
+            names = ("mag_ratios", "num_inference_steps", "timesteps")
+            ratios = {name: measured[name] for name in names if name in measured}
             self.study.set_user_attr(key, ratios)
         return replace(profile, cache=cache_of({**cache.to_dict(), **self.study.user_attrs[key]}))
 

@@ -44,7 +44,10 @@ def with_levers(**levers: Any) -> RenderSettings:
         pytest.param({}, {"cache": {"kind": "fastercache"}}, "is_guidance_distilled", id="rows"),
         pytest.param({}, {"linears": {"kind": "fp8-dynamic"}}, "needs a CUDA device", id="device"),
         pytest.param(
-            {"guard": "on"}, {"cache": CACHE}, "guard 'on' runs forwards again", id="guard"
+            {"guard": "on", "method": "svg2"},
+            {"cache": CACHE},
+            "guard 'on' runs forwards again",
+            id="guard",
         ),
     ],
 )

@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from dit_accel import Profile, cli
-from dit_accel.core.levers import Cache, FirstBlockCache, MagCache, SeaCache, TaylorSeerCache
+from dit_accel.core.caches import Cache, FirstBlockCache, MagCache, SeaCache, TaylorSeerCache
 from dit_accel.errors import InvalidSettings, RunFailed
 from dit_accel.generation.settings import RenderSettings
 from dit_accel.generation.validation import validate

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from dit_accel import Profile
-from dit_accel.core.levers import FirstBlockCache
+from dit_accel.core.caches import FirstBlockCache
 from dit_accel.core.progress import Progress
 from dit_accel.errors import RunFailed
 from dit_accel.generation.settings import RenderSettings
