@@ -87,7 +87,8 @@ def calibrate_mag_cache(
     Args:
         target: A pipeline, standard or modular, or a transformer module.
         profile: A profile whose cache is ``magcache``, with or without ratios.
-        run: Function that runs the pipeline once, with the number of steps that later runs have.
+        run: Function that runs the pipeline once, with the scheduler, the number of steps and the size that later runs
+            have. Some pipelines, such as Flux, shift their timesteps by the size.
 
     Returns:
         The profile with ratios, their number of steps and their timesteps.

@@ -18,8 +18,8 @@ from dit_accel.errors import InvalidSettings
 def command(name: str | None, as_json: bool) -> None:
     """List the attention methods with their knobs, and the presets, or explain the NAME of one.
 
-    NAME is a method, or schedule or guard, whose knobs every method takes, or a preset. The published recipes of a
-    method are listed, too.
+    NAME is a method, or schedule or guard, whose knobs every sparse method takes, or a preset. The published recipes
+    of a method are listed, too.
     """
     from dit_accel.runtime.presets import PRESETS
 
@@ -43,7 +43,7 @@ def command(name: str | None, as_json: bool) -> None:
     shared = [describe(find_target(part), part) for part in SHARED]
     click.echo("\n".join(format_listed(described) for described in [*methods, *shared]))
     click.echo(
-        "\nEvery method takes the knobs of schedule and guard: --set schedule.dense_steps=0.2."
+        "\nEvery sparse method takes the knobs of schedule and guard: --set schedule.dense_steps=0.2."
     )
     click.echo("\nPresets choose attention and step cache for a model, for --preset:")
     click.echo("\n".join(f"    {name}: {preset.about}" for name, preset in PRESETS.items()))

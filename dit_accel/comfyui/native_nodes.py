@@ -45,6 +45,15 @@ AUTO = "auto"
 """Text for the layer in the middle of the model."""
 
 
+def check_model_attention(method: str, knobs: str, profile: str, precision: str) -> None:
+    """Check the texts of the node for a MODEL, which has no guard.
+
+    Raises:
+        InvalidSettings: If they are invalid.
+    """
+    check_attention(method, knobs, profile, precision, "off")
+
+
 def patch_attention(
     model: Any,
     method: str,
@@ -253,7 +262,7 @@ NODES = [
         patch_attention,
         files=("profile",),
         aliases=("sparge", "svg", "sparse video gen", "radial attention", "speed up", "sage"),
-        check=check_attention,
+        check=check_model_attention,
     ),
     Node(
         "DitAccelNativeGuidance",

@@ -79,14 +79,14 @@ def make_method_attention(
     return make_attention(name, knobs, dense_steps, precision, dense_precision, guard, "")
 
 
-def check_method(method: Mapping[str, Any], more: str) -> None:
-    """Check the knobs of the node.
+def check_method(method: Mapping[str, Any], more: str, precision: str, guard: str) -> None:
+    """Check the knobs of the node, and what goes with its method.
 
     Raises:
         InvalidSettings: If they are invalid.
     """
     if None not in method.values():
-        make_method_attention(method, 0.0, "full", "full", "off", more)
+        make_method_attention(method, 0.0, precision, "full", guard, more)
 
 
 def choose_profile(profile: str, file: str) -> tuple[Profile, str]:
@@ -122,13 +122,13 @@ def check_profile(profile: str, file: str) -> None:
     read_profile(file.strip() if profile == FILE else profile)
 
 
-def check_attention(method: str, knobs: str, profile: str) -> None:
-    """Check the texts of the node.
+def check_attention(method: str, knobs: str, profile: str, precision: str, guard: str) -> None:
+    """Check the texts of the node, and what goes with its method.
 
     Raises:
         InvalidSettings: If they are invalid.
     """
-    make_attention(method, knobs, 0.0, "full", "full", "off", profile)
+    make_attention(method, knobs, 0.0, precision, "full", guard, profile)
 
 
 @dataclasses.dataclass(frozen=True)

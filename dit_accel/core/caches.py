@@ -160,7 +160,7 @@ class MagCache(Cache):
         if not 0 <= self.retention_ratio <= 1:
             raise InvalidSettings(f"retention_ratio must be in [0, 1], got {self.retention_ratio}")
         held, steps = sum(map(len, self.mag_ratios.values())), self.num_inference_steps
-        if steps is not None and 0 < held < steps:
+        if steps is not None and held not in (0, steps):
             raise InvalidSettings(f"{held} mag_ratios for {steps} steps: call calibrate_mag_cache")
 
     @property

@@ -10,7 +10,7 @@ from dit_accel.generation.loading import ModelCard
 from dit_accel.generation.settings import RenderSettings, build_profile
 from dit_accel.hooks.linears import check_torchao
 from dit_accel.hooks.step_cache import check_cache_kind
-from dit_accel.runtime.levers import check_experts, check_ratios
+from dit_accel.runtime.cache_checks import check_experts, check_ratios
 from dit_accel_pipelines import COMPONENTS
 
 

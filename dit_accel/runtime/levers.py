@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,12 @@ import torch
 from diffusers.hooks.hooks import CacheContext
 from torch import Tensor, nn
 
-from dit_accel.core.caches import Cache, FasterCache, MagCache, SeaCache
+from dit_accel.core.caches import FasterCache, MagCache, SeaCache
 from dit_accel.errors import InvalidSettings, RunFailed
-from dit_accel.hooks.active_pipeline import reported_guidance
 from dit_accel.hooks.compiled_blocks import CompiledBlocks, check_compilable
 from dit_accel.hooks.linears import ChangedLinears, check_linears
 from dit_accel.hooks.step_cache import StepCache, check_cache, check_control
+from dit_accel.runtime.cache_checks import check_experts, check_ratios, check_run
 
 if TYPE_CHECKING:
     from dit_accel.hooks import ForwardCall
@@ -52,7 +52,8 @@ class Levers:
         self._caches: dict[nn.Module, StepCache] = {}
         self._changed: list[CompiledBlocks | ChangedLinears] = []
         self._owner: RunContext | None = None  # the pipeline whose run the caches hold
-        self.timesteps: list[float] = []  # of the scheduler in the last run
+        self.timesteps: list[float] = []  # of the last run, if they are known
+        self._table: list[float] = []  # timesteps of the pipeline's scheduler
         self._sigmas: list[float] = []
 
     def check(self, transformers: Mapping[str, nn.Module], scheduler: Any) -> None:
@@ -187,7 +188,10 @@ class Levers:
             self.reset()
             self._owner = context
             scheduler = getattr(pipe, "scheduler", None)
-            self.timesteps = _numbers(getattr(scheduler, "timesteps", None))
+            self._table = _numbers(getattr(scheduler, "timesteps", None))
+            # A loop of one's own may step another scheduler.
+            is_own = len(self._table) == info.in_schedule()[1]
+            self.timesteps = self._table if is_own else []
             self._sigmas = _numbers(getattr(scheduler, "sigmas", None))
         elif self._owner is not context:
             raise RunFailed(
@@ -197,7 +201,8 @@ class Levers:
         if self._rests(info.num_steps):
             self.reset()  # a forward without a past is computed
         else:
-            self._check_run(info, pipe)
+            cache_settings = None if self._calibrating else self.profile.cache
+            check_run(cache_settings, info.num_steps, self.timesteps, pipe)
         if self.profile.cache is not None:
             check_control(self.profile.cache, call.arguments)
         cache.position.layout = forward.layout
@@ -252,7 +257,7 @@ class Levers:
         given = call.arguments.get("timestep", call.arguments.get("t"))
         settings = self.profile.cache
         if settings is not None and settings.in_blocks:
-            cache.position.timestep = _entry(self.timesteps, step)
+            cache.position.timestep = _entry(self._table, step)
             if cache.position.timestep is None and given is not None:
                 cache.position.timestep = float(torch.as_tensor(given).float().mean())
         sigma = call.context.sigma if call.context is not None else None
@@ -268,53 +273,6 @@ class Levers:
         cache = self.profile.cache
         return cache is not None and cache.rests(num_steps)
 
-    def _check_run(self, info: StepInfo, pipe: Any) -> None:
-        cache, steps = self.profile.cache, info.num_steps
-        measured = cache.measured_steps if isinstance(cache, MagCache) else None
-        if steps is not None and measured not in (None, steps) and not self._calibrating:
-            raise RunFailed(
-                f"the magcache ratios were measured in {measured} steps, and this run has {steps}: call "
-                "calibrate_mag_cache for it"
-            )
-        if isinstance(cache, MagCache) and not self._calibrating and not cache.fits(self.timesteps):
-            raise RunFailed(
-                f"the magcache ratios were measured at the timesteps {_shown(cache.timesteps)}, and this run has "
-                f"{_shown(self.timesteps)}: call calibrate_mag_cache with this scheduler"
-            )
-        splits = isinstance(cache, FasterCache) and not cache.is_guidance_distilled
-        if splits and reported_guidance(pipe) is False:
-            raise RunFailed(
-                "a fastercache cache splits batches of both halves of guidance, and this run has no guidance: set "
-                "is_guidance_distilled to true"
-            )
-
-
-def check_experts(cache: Cache, components: Collection[str]) -> None:
-    """Check that a cache means the same in a pipeline with several transformers.
-
-    Raises:
-        InvalidSettings: If TaylorSeer has a last step, because it counts the forwards of each transformer.
-    """
-    if len(components) > 1 and getattr(cache, "disable_cache_after_step", None) is not None:
-        raise InvalidSettings(
-            f"disable_cache_after_step counts the steps of each transformer, and this pipeline has {len(components)}: "
-            "leave it out"
-        )
-
-
-def check_ratios(cache: MagCache, components: Mapping[str, Any]) -> None:
-    """Check that MagCache has ratios for every transformer.
-
-    Raises:
-        InvalidSettings: If they are missing.
-    """
-    missing = [name for name in components if not cache.mag_ratios.get(name)]
-    if missing:
-        raise InvalidSettings(
-            f"a magcache cache needs mag_ratios of {', '.join(missing)}, which depend on the model and its attention: "
-            "measure them with calibrate_mag_cache"
-        )
-
 
 def _context_name(info: StepInfo) -> str:
     """Return a name for the states of a forward: its branch, and its number among the samples of a step."""
@@ -326,12 +284,6 @@ def _context_name(info: StepInfo) -> str:
 def _numbers(table: Any) -> list[float]:
     """Return a scheduler's table as numbers, read once in a run."""
     return table.tolist() if isinstance(table, Tensor) else []
-
-
-def _shown(values: Sequence[float]) -> str:
-    """Return the first timesteps and the last one as text."""
-    first = ", ".join(f"{value:.0f}" for value in values[:3])
-    return f"{first}, ... {values[-1]:.0f}" if len(values) > 3 else first
 
 
 def _entry(values: list[float], index: int) -> float | None:

@@ -335,6 +335,16 @@ def test_magcache_is_refused_at_other_timesteps(wan) -> None:
     old = replace(profile, cache=replace(profile.cache, timesteps=()))
     wan.enable_acceleration(old)  # a file of before does not say them
     render(wan, CASES["none"])
+    wan.enable_acceleration(profile)
+    wan.scheduler.set_timesteps(1000)  # the loop below steps another scheduler
+    text, _ = wan.encode_prompt("a", False, max_sequence_length=16, device="cpu")
+    for step in range(4):
+        with (
+            torch.no_grad(),
+            wan.transformer.cache_context("cond", step_index=step, num_inference_steps=4),
+        ):
+            wan.transformer(torch.zeros(1, 8, 3, 8, 8), torch.tensor([900.0 - step]), text)
+    assert wan.attention_report().forwards["transformer"]["computed"]
 
 
 def test_calibration_leaves_what_was_enabled_before(wan) -> None:

@@ -264,6 +264,16 @@ def test_what_is_given_besides_wins(tmp_path, wan) -> None:
             },
             "2 mag_ratios for 3 steps: call calibrate_mag_cache",
         ),
+        (
+            {
+                "cache": {
+                    "kind": "magcache",
+                    "num_inference_steps": 1,
+                    "mag_ratios": {"a": [1, 0.9]},
+                }
+            },
+            "2 mag_ratios for 1 steps: call calibrate_mag_cache",
+        ),
         ({"method": ["svg2"]}, "unknown method"),
         (
             {"method": "re-ttention", "knobs": {"mask": {"density": 0.2}}},

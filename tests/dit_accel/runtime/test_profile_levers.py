@@ -35,6 +35,20 @@ def test_a_file_holds_every_section(tmp_path, kind: str, suffix: str) -> None:
     assert profile.cache == Profile.from_dict(profile.to_dict()).cache
 
 
+@pytest.mark.parametrize(
+    ("timesteps", "fits"),
+    [
+        *(((1000.0, 500.0), True), ((990.0, 519.0), True), ((), True)),
+        *(((1000.0, 521.0), False), ((1000.0,), False), ((1000.0, 500.0, 1.0), False)),
+    ],
+    ids=str,
+)
+def test_ratios_fit_timesteps_within_2_percent_of_the_largest(timesteps, fits: bool) -> None:
+    ratios = {"mag_ratios": {"transformer": (1.0, 0.9)}, "num_inference_steps": 2}
+    assert MagCache(timesteps=(1000.0, 500.0), **ratios).fits(timesteps) is fits
+    assert MagCache(**ratios).fits(timesteps)
+
+
 @pytest.mark.parametrize("kind", CACHES)
 def test_knobs_are_those_of_diffusers(kind: str) -> None:
     config = getattr(diffusers, CACHES[kind].config)
