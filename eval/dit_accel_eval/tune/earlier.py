@@ -11,8 +11,11 @@ from dit_accel_eval.digest import digest
 from dit_accel_eval.tune.goal import Measurements, read_measurements
 from dit_accel_eval.tune.search import open_storage
 
-# Attributes of a study that do not depend on its goal: dense attention, ratios of MagCache, and error curves.
-CONSTANTS = ("dense", "magcache ", "budgets ")
+# Name of the attribute that holds the winners that missed a goal on fresh clips, without the goal.
+REFUTED = "refuted for "
+# Attributes that hold for other studies of the same clips, too: dense attention, ratios of MagCache, error curves, and
+# refuted winners, because more fresh clips begin with the same ones.
+CONSTANTS = ("dense", "magcache ", "budgets ", REFUTED)
 
 
 def earlier_studies(journal: Path, clips: str) -> list[optuna.Study]:
@@ -24,7 +27,7 @@ def earlier_studies(journal: Path, clips: str) -> list[optuna.Study]:
 
 
 def copy_constants(studies: Sequence[optuna.Study], study: optuna.Study) -> None:
-    """Give a study the constants that others measured."""
+    """Give a study what others measured that holds for it, too."""
     known = study.user_attrs
     for earlier in studies:
         for name, value in earlier.user_attrs.items():

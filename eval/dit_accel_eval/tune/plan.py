@@ -242,6 +242,8 @@ class Plan:
                 if trial is None or not self.holds(trial):
                     continue
                 measured = read_measurements(trial)
+                if measured.speedup < (self.search.goal.speedup or 0.0):
+                    continue
                 figures = {n: round(float(np.mean(v)), 4) for n, v in measured.values.items()}
                 speed = round(measured.speedup, 3)
                 if speed > table.get(ladder.name, {"speedup": 0.0})["speedup"]:
