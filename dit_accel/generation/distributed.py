@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,9 @@ from dit_accel.errors import InvalidSettings
 from dit_accel.generation.placement import LoadOptions
 
 T = TypeVar("T")
+
+# How long a process waits for others that render clips of their own.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def this_process(ulysses: int = 1) -> Process:
         # diffusers exchanges the sizes of shares from CPU to CPU if that backend is initialized.
         cuda = ",cuda:nccl" if torch.cuda.is_available() else ""
         distributed.init_process_group(f"cpu:gloo{cuda}")
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     if ulysses not in (1, state.num_processes):
         raise InvalidSettings(
             f"ulysses={ulysses} needs as many processes, but {state.num_processes} are running: start with "

@@ -39,6 +39,8 @@ from dit_accel_eval.settings import WARM_UP_STEPS, Setting
 RETIME_SECONDS = 600.0
 # Parts of a clip are shown after this many seconds, because there are many clips.
 PATIENCE = 5.0
+# Beginning of the reason of a clip that may succeed in another run.
+OUT_OF_MEMORY = "out of memory"
 NO_FRAMES = np.empty((0, 0, 0, 3), np.float32)
 
 Record = dict[str, Any]
@@ -62,8 +64,9 @@ class RecordLog:
         return json.dumps(json.loads(identity), sort_keys=True)
 
     def read(self) -> dict[str, Record]:
-        """Return the records of all processes by key."""
-        return {self.key(record): record for record in read_logs(self.path)}
+        """Return the records of all processes by key; one that failed only if no other has its key."""
+        records = sorted(read_logs(self.path), key=lambda record: "failed" not in record)
+        return {self.key(record): record for record in records}
 
     def append(self, rank: int, record: Mapping[str, Any]) -> None:
         """Append a record to the file of a process."""
@@ -141,14 +144,12 @@ class PairedRunner:
                     try:
                         clip = self.render(setting, case)
                     except torch.OutOfMemoryError as error:
-                        record["failed"] = f"out of memory: {first_line(error)}"
+                        record["failed"] = f"{OUT_OF_MEMORY}: {first_line(error)}"
                     else:
                         record |= measure(setting, case, dense, clip)
                     log.append(self.process.rank, record)
                     part.update()
-        records = log.read()
-        keys = [log.key(describe(s, case)) for case, settings in work for s in settings]
-        return [records[key] for key in keys] if records.keys() >= set(keys) else None
+        return collect(work, log, describe)
 
     def dense(self, case: RenderSettings) -> Clip:
         """Return the dense clip: frames of the pipeline's own attention, and times of the fastest one.
@@ -204,6 +205,17 @@ class PairedRunner:
         if label not in self._warm:
             run()
             self._warm.add(label)
+
+
+def collect(
+    work: Sequence[tuple[RenderSettings, Sequence[Setting]]],
+    log: RecordLog,
+    describe: Callable[[Setting, RenderSettings], Record],
+) -> list[Record] | None:
+    """Return the records of all clips in the order of ``work``, or None if some are missing."""
+    records = log.read()
+    keys = [log.key(describe(s, case)) for case, settings in work for s in settings]
+    return [records[key] for key in keys] if records.keys() >= set(keys) else None
 
 
 def load_silently(

@@ -13,7 +13,7 @@ from dit_accel.generation.render import Clip
 from dit_accel.generation.settings import RenderSettings
 from dit_accel_eval.digest import digest
 from dit_accel_eval.frames import difference, holds_frames, load_frames, write_webm
-from dit_accel_eval.paired_runner import PairedRunner, Record, measure_quality
+from dit_accel_eval.paired_runner import OUT_OF_MEMORY, PairedRunner, Record, measure_quality
 from dit_accel_eval.quality_metrics import no_effect, reported_speedup
 from dit_accel_eval.settings import Setting
 
@@ -69,7 +69,9 @@ class Recorder:
         }
 
     def is_complete(self, record: Record) -> bool:
-        """Return True if the videos of a setting exist with all their frames."""
+        """Return True if the videos of a setting exist with all their frames, and memory was not short."""
+        if str(record.get("failed", "")).startswith(OUT_OF_MEMORY):
+            return False
         names = [record[name] for name in ("video", "difference_video") if name in record]
         return all(holds_frames(self.out / name, record["frames"]) for name in names)
 

@@ -25,7 +25,13 @@ from dit_accel_eval.digest import digest
 from dit_accel_eval.metrics.clip_pairs import NoBackbone
 from dit_accel_eval.metrics.clip_score import load_clip
 from dit_accel_eval.metrics.lpips import backbone_digest
-from dit_accel_eval.paired_runner import PATIENCE, PairedRunner, RecordLog, load_silently
+from dit_accel_eval.paired_runner import (
+    PATIENCE,
+    PairedRunner,
+    RecordLog,
+    collect,
+    load_silently,
+)
 from dit_accel_eval.quality_metrics import installed_metrics
 from dit_accel_eval.recorder import Recorder
 from dit_accel_eval.results import LOG, Plan, read_rows
@@ -88,8 +94,9 @@ def run_eval(evaluation: Evaluation, out: Path, progress: Progress | None = None
         about = machine(request.device)
         Plan(request, identity["weights"], fastest, about, clips, stability_file).save(out)
     log = RecordLog(out / LOG, ("key",))
-    records = runner.run(
-        [(case, settings) for case in cases],
+    work = [(case, settings) for case in cases]
+    runner.run(
+        work,
         log,
         describe=recorder.describe,
         measure=recorder.measure,
@@ -98,7 +105,9 @@ def run_eval(evaluation: Evaluation, out: Path, progress: Progress | None = None
     recorder.write_missing_dense(list(log.read().values()), process.share(cases))
     with progress.part("measuring the stability of clusters", patience=PATIENCE):
         measure_stability(out / stability_file, runner, cases[0])
-    return records is not None and (out / stability_file).is_file()
+    # Other processes may have ended by now.
+    measured = collect(work, log, recorder.describe) is not None
+    return measured and (out / stability_file).is_file()
 
 
 def check_evaluation(

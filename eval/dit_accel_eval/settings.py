@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +78,7 @@ class Setting:
         Raises:
             InvalidSettings: for a clip that cannot be rendered with the profile.
         """
-        checked, _ = validate(replace(case, guard=self.profile.guard.mode))
-        request = asdict(checked)
+        request = asdict(validate(case)[0])
         for name in ("method", "knobs", "precision", "dense_precision", "guard"):
             del request[name]
         return {**request, "profile": self.profile.to_dict()}
@@ -92,13 +92,19 @@ class Setting:
     def warm_up(self, pipe: Any, case: RenderSettings) -> None:
         """Render two sparse steps without a cache, because the first run of a kind takes longer than the later ones.
 
-        A cache would skip, or refuse another number of steps.
+        A cache would skip, or refuse another number of steps. Compiled blocks also see a longer prompt, because some
+        are compiled again for a second length.
         """
         from dit_accel.generation.render import render_with
 
         schedule = replace(self.profile.schedule, dense_steps=0.0)
         short = replace(validate(case)[0], steps=WARM_UP_STEPS)
-        render_with(pipe, short, replace(self.profile, schedule=schedule, cache=None))
+        longer = [replace(short, prompt=f"{short.prompt} {short.prompt}")]
+        with warnings.catch_warnings():
+            # The bundled model cannot read the longer prompt.
+            warnings.simplefilter("ignore")
+            for request in [short, *(longer if self.profile.compile else [])]:
+                render_with(pipe, request, replace(self.profile, schedule=schedule, cache=None))
 
 
 @dataclass(frozen=True)

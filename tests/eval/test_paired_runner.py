@@ -100,6 +100,21 @@ def test_dense_is_timed_again_between_slow_settings(tmp_path: Path, monkeypatch)
     assert pipe.renders[:7] == ["dense! 0", "dense 0", "a! 0", "a 0", "dense 0", "b! 0", "b 0"]
 
 
+def test_a_clip_that_failed_in_another_process_counts_no_more_after_a_success(
+    tmp_path: Path,
+) -> None:
+    pipe = FakePipeline(full={"b"})
+    is_complete = {"is_complete": lambda record: "failed" not in record}
+    for rank in (0, 1):
+        run(tmp_path, pipe, rank, 2, **is_complete)
+    pipe.full.clear()
+    records = run(tmp_path, pipe, **is_complete)
+    assert [render for render in pipe.renders if render[:2] == "b "] == ["b 0", "b 1", "b 2"]
+    assert not any("failed" in record for record in records)
+    run(tmp_path, pipe, **is_complete)
+    assert pipe.renders == []
+
+
 def test_a_run_resumes_after_a_crash_and_a_cut_line(tmp_path: Path) -> None:
     pipe = FakePipeline()
 

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +60,28 @@ def test_two_processes_share_the_clips_and_the_last_one_writes_the_page(
     assert {row["clips"] for row in json.loads((out / "summary.json").read_text())["settings"]} == {
         2
     }
+
+
+def test_the_page_is_written_if_the_other_process_ends_during_the_last_measurement(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    measure, command = runs.measure_stability, arguments(tmp_path, "late")
+
+    def as_rank(rank: int) -> None:
+        monkeypatch.setattr(runs, "this_process", lambda: Process(rank, 2))
+
+    def while_the_other_one_ends(*given: Any) -> None:
+        monkeypatch.setattr(runs, "measure_stability", lambda *_: None)
+        as_rank(1)
+        assert cli.main(command) == 0
+        assert "others have not" in capsys.readouterr().out
+        measure(*given)
+
+    as_rank(0)
+    monkeypatch.setattr(runs, "measure_stability", while_the_other_one_ends)
+    assert cli.main(command) == 0
+    assert "others have not" not in capsys.readouterr().out
+    assert (tmp_path / "late" / "report.html").is_file()
 
 
 def test_a_killed_eval_resumes_with_the_same_figures(tmp_path: Path, capsys, monkeypatch) -> None:

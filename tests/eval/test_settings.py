@@ -33,7 +33,7 @@ def test_identity_follows_the_profile_and_not_its_text() -> None:
     case = RenderSettings("a red circle").as_dense()
     first, same, other = (
         Setting.parse(f"svg2:{text}").identity(case)
-        for text in ("top_p=1", "top_p=1.0", "top_p=.9")
+        for text in ("top_p=1:guard=warn", "top_p=1.0:guard=warn", "top_p=1")
     )
     assert first == same != other
     assert first["prompt"] == "a red circle"
