@@ -17,10 +17,17 @@ from dit_accel.io.atomic import atomic_write
 from dit_accel.io.jsonl import write_json
 from dit_accel_assets import profiles
 from dit_accel_eval.dense import DenseBackend, fastest_dense
+from dit_accel_eval.digest import digest
 from dit_accel_eval.paired_runner import load_silently
 from studies.levers_plot import draw
 from studies.levers_summary import composition_table, lever_table
-from studies.paired_table import Entry, dense_requests, held_out_prompts, run_paired
+from studies.paired_table import (
+    Entry,
+    dense_requests,
+    describe_common,
+    held_out_prompts,
+    run_paired,
+)
 
 GUIDANCE_SCALE = 1.0
 # Seed of the captions for calibration; those of the table have seed 0.
@@ -138,14 +145,16 @@ def prepare(
     size: str, steps: int, out: Path
 ) -> tuple[DenseBackend, dict[float | None, dict[str, Any]]]:
     """Return the fastest dense attention, and MagCache's knobs by density, which the first process measures once."""
-    dense_path = out / "dense.json"
-    paths = {d: out / f"magcache-{d or 'dense'}.json" for d in (None, JOINT_DENSITY)}
+    prompts = held_out_prompts(1, CALIBRATION_SEED)
+    request, card = validate(dense_requests(prompts, size, steps, GUIDANCE_SCALE)[0])
+    # What was measured for other weights or another machine is measured again.
+    made_for = digest(describe_common(size, request, card))
+    dense_path = out / f"dense-{made_for}.json"
+    paths = {d: out / f"magcache-{d or 'dense'}-{made_for}.json" for d in (None, JOINT_DENSITY)}
     process = this_process()
     if process.rank > 0:
         process.wait()
     elif not all(path.exists() for path in (dense_path, *paths.values())):
-        prompts = held_out_prompts(1, CALIBRATION_SEED)
-        request, card = validate(dense_requests(prompts, size, steps, GUIDANCE_SCALE)[0])
         pipe = load_silently(card, request.load_options)
         out.mkdir(parents=True, exist_ok=True)
         fastest_dense(pipe, request).save(dense_path)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from dit_accel.generation.identity import versions
-from dit_accel.generation.loading import fingerprint
+from dit_accel.generation.loading import ModelCard, fingerprint
 from dit_accel.generation.render import Clip
 from dit_accel.generation.settings import RenderSettings, resolve_size
 from dit_accel.generation.validation import validate
 from dit_accel_assets.world import caption, sample_scenes
+from dit_accel_eval.bench.run import machine
 from dit_accel_eval.dense import DenseBackend
 from dit_accel_eval.paired_runner import (
     PairedRunner,
@@ -24,6 +24,7 @@ from dit_accel_eval.paired_runner import (
     load_silently,
     measure_quality,
 )
+from dit_accel_eval.quality_metrics import installed_metrics
 from dit_accel_eval.settings import Setting
 from dit_accel_eval.statistics import mean_ci
 from studies.onednn import decode_with_onednn
@@ -89,13 +90,8 @@ def run_paired(
     prompts = held_out_prompts(max(entry.clips for entry in entries), seed=0)
     validated = [validate(clip) for clip in dense_requests(prompts, size, steps, guidance_scale)]
     clips, (request, card) = [clip for clip, _ in validated], validated[0]
-    common = {
-        "size": size,
-        "steps": steps,
-        "guidance_scale": request.guidance_scale,
-        "weights": fingerprint(card.source),
-        "versions": versions(),
-    }
+    fastest = fastest or DenseBackend()
+    common = {**describe_common(size, request, card), "dense": fastest.name}
 
     def describe(entry: Setting, case: RenderSettings) -> Record:
         profile = entry.profile.to_dict()
@@ -104,7 +100,7 @@ def run_paired(
 
     runner = PairedRunner(
         lambda: decode_with_onednn(load_silently(card, request.load_options)),
-        fastest or DenseBackend(),
+        fastest,
         retime_seconds=RETIME_SECONDS,
     )
     records = runner.run(
@@ -117,6 +113,18 @@ def run_paired(
         return None
     check_measured(records)
     return common, records
+
+
+def describe_common(size: str, request: RenderSettings, card: ModelCard) -> dict[str, Any]:
+    """Return what all clips have in common: request, weights, machine, versions, and metrics that are installed."""
+    return {
+        "size": size,
+        "steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "weights": fingerprint(card.source),
+        **machine(request.device),
+        "metrics": installed_metrics(),
+    }
 
 
 def measure(_entry: Setting, case: RenderSettings, dense: Clip, clip: Clip) -> Record:
