@@ -44,9 +44,8 @@ def joint_table(composed: Sequence[Row]) -> Iterator[str]:
     return table(f"{heading} | PSNR, dB | PSNR of the sum, dB", rows)
 
 
-def evaluated_table(summaries: Sequence[Row]) -> Iterator[str]:
-    """Yield the table of the settings of evaluations. A setting in several of them is shown as in the last one."""
-    shown = {row["setting"]: row for summary in summaries for row in summary["settings"]}
+def evaluated_table(summary: Row) -> Iterator[str]:
+    """Yield the table of the settings of an evaluation."""
     rows = (
         (
             f"`{row['setting']}`",
@@ -57,7 +56,7 @@ def evaluated_table(summaries: Sequence[Row]) -> Iterator[str]:
             mean(row["st_lpips"], 3),
             f"{row['correct']['right']} (dense {row['correct_dense']['right']})",
         )
-        for row in shown.values()
+        for row in summary["settings"]
     )
     return table("Setting | Clips | Speed-up, median | PSNR, dB | SSIM | ST-LPIPS | Right", rows)
 

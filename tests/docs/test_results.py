@@ -110,6 +110,15 @@ def lever_sentences() -> Iterator[tuple[str, str]]:
     for row in load("show-parts.json")["settings"]:
         speed, psnr = row["speedup"]["median"], row["psnr"]["mean"]
         yield RESULTS_PAGE, f"alone is {speed:.2f} times as fast at {psnr:.1f} dB"
+    shown = load("levers-show.json")
+    for name in ("quality", "balanced", "fast"):
+        row = find(shown["rows"], {"setting": name})
+        speed, psnr = row["speedup"]["median"], row["psnr"]["mean"]
+        yield RESULTS_PAGE, f"`{name}` is {speed:.2f} times as fast at {psnr:.1f} dB"
+    (joint,) = shown["composition"]
+    error, product = (joint[f"{name}"]["median"] for name in ("error_by_sum", "speedup_by_product"))
+    yield RESULTS_PAGE, f"the error is {error:.2f} times the sum of its parts, and the speed-up is"
+    yield RESULTS_PAGE, f"is {product:.2f} times the product"
     gap = max(abs(row["psnr"]["mean"] - row["psnr_of_sum"]["mean"]) for row in composed)
     speeds = [row["speedup_by_product"]["median"] for row in composed]
     yield RESULTS_PAGE, f"predicts the joint PSNR within {gap:.1f} dB"
