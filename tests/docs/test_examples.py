@@ -191,7 +191,7 @@ def test_tune_searches_and_uses_what_it_found(load: Builder) -> None:
         '"480"': '"32"',
         '"832"': '"32"',
         '"bfloat16"': '"float32"',
-        '"psnr>=25"': '"ssim>=-1", "--speedup", "0.01", "--clips", "2", "--validate", "7", "--trials", "1"',
+        '"psnr>=25"': '"ssim>=-1", "--speedup", "0.01", "--clips", "2", "--validate", "8", "--trials", "1"',
         "from_pretrained(model": f'from_pretrained("{tiny_world_path()}"',
     }
     _, printed = run_example("tune.py", changes)

@@ -264,7 +264,7 @@ def test_a_search_with_measured_budgets_resumes_without_measuring_again(
 ) -> None:
     size = ["--height", "64", "--width", "64", "--frames", "5", "--steps", "5"]
     out = tmp_path / "mine.yaml"
-    command = ["tune", "--prompts", "tiny-world-held-out", "--clips", "2", "--validate", "7"]
+    command = ["tune", "--prompts", "tiny-world-held-out", "--clips", "2", "--validate", "8"]
     command += ["--trials", "1", "--levers", "attention", "--methods", "svg-ear", "--budgets", "1"]
     command += ["--out", str(out), *size]
     command += ["--target", "ssim>=-1", "--speedup", "0.01"]
