@@ -143,6 +143,10 @@ def test_classes_say_what_the_declarations_say(classes) -> None:
                 assert tuple(getattr(built, "options", ())) == declared.options
 
 
+LOAD = {"model": "tiny-world", "dtype": "auto", "device": "auto", "offload": "none"}
+DENSE_INT8 = {"method": "dense", "knobs": "", "profile": "", "precision": "int8"}
+
+
 @pytest.mark.parametrize(
     ("name", "inputs", "error"),
     [
@@ -153,21 +157,13 @@ def test_classes_say_what_the_declarations_say(classes) -> None:
         ("DitAccelMethod", {"method": {"method": "svg2", "top_p": 1.5}, "more": ""}, "top_p"),
         ("DitAccelMethod", {"method": {"method": "svg2", "top_p": None}, "more": "x=1"}, None),
         ("DitAccelMethod", {"method": {"method": "svg2"}, "more": "x=1"}, "unknown svg2 knob"),
-        (
-            "DitAccelSparse",
-            {"method": "dense", "knobs": "", "profile": "", "precision": "int8"},
-            "precision int8 is for sparse calls",
-        ),
+        ("DitAccelSparse", DENSE_INT8, "precision int8 is for sparse calls"),
         (
             "DitAccelMethod",
-            {"method": {"method": "dense"}, "more": "", "guard": "warn"},
-            "guard 'warn' is for sparse calls",
+            {"method": {"method": "dense"}, "more": "", "guard": "on"},
+            "guard 'on'",
         ),
-        (
-            "DitAccelNativeAttention",
-            {"method": "dense", "knobs": "", "profile": "", "precision": "int8"},
-            "precision int8 is for sparse calls",
-        ),
+        ("DitAccelNativeAttention", DENSE_INT8, "precision int8 is for sparse calls"),
         ("DitAccelProfile", {"profile": "balanced", "file": ""}, None),
         ("DitAccelProfile", {"profile": "balanced", "file": "a.yaml"}, "file has no effect"),
         ("DitAccelProfile", {"profile": "file", "file": " "}, "file is empty"),
@@ -180,16 +176,8 @@ def test_classes_say_what_the_declarations_say(classes) -> None:
             {"method": "svg2", "knobs": "", "profile": "nowhere.yaml"},
             "nowhere.yaml",
         ),
-        (
-            "DitAccelLoad",
-            {"model": "nowhere", "dtype": "auto", "device": "auto", "offload": "none"},
-            "no model 'nowhere'",
-        ),
-        (
-            "DitAccelLoad",
-            {"model": "tiny-world", "dtype": "auto", "device": "gpu", "offload": "none"},
-            "device",
-        ),
+        ("DitAccelLoad", {**LOAD, "model": "nowhere"}, "no model 'nowhere'"),
+        ("DitAccelLoad", {**LOAD, "device": "gpu"}, "device"),
     ],
 )
 def test_wrong_texts_are_told_when_a_workflow_is_queued(classes, name, inputs, error) -> None:
