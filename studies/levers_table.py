@@ -147,7 +147,7 @@ def prepare(
     """Return the fastest dense attention, and MagCache's knobs by density, which the first process measures once."""
     prompts = held_out_prompts(1, CALIBRATION_SEED)
     request, card = validate(dense_requests(prompts, size, steps, GUIDANCE_SCALE)[0])
-    # What was measured for other weights or another machine is measured again.
+    # Other weights and another machine have files of their own.
     made_for = digest(describe_common(size, request, card))
     dense_path = out / f"dense-{made_for}.json"
     paths = {d: out / f"magcache-{d or 'dense'}-{made_for}.json" for d in (None, JOINT_DENSITY)}

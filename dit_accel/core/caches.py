@@ -159,10 +159,8 @@ class MagCache(Cache):
         _check_least(self, "max_skip_steps", 0)
         if not 0 <= self.retention_ratio <= 1:
             raise InvalidSettings(f"retention_ratio must be in [0, 1], got {self.retention_ratio}")
-        counts, steps = (
-            [len(ratios) for ratios in self.mag_ratios.values()],
-            self.num_inference_steps,
-        )
+        steps = self.num_inference_steps
+        counts = [len(ratios) for ratios in self.mag_ratios.values()]
         # A transformer may run a part of the steps, and the others the rest.
         if steps is not None and any(counts) and not max(counts) <= steps <= sum(counts):
             held = " and ".join(map(str, counts))
@@ -177,10 +175,11 @@ class MagCache(Cache):
         """Return True if the ratios serve the timesteps of a run: each within 2 % of the largest, or unknown."""
         if not timesteps or not self.timesteps:
             return True
-        pairs = list(zip(timesteps, self.timesteps, strict=False))
+        if len(timesteps) != len(self.timesteps):
+            return False
         allowed = SAME_TIMESTEPS * max(map(abs, self.timesteps))
-        near = all(abs(here - there) <= allowed for here, there in pairs)
-        return near and len(timesteps) == len(self.timesteps)
+        pairs = zip(timesteps, self.timesteps, strict=True)
+        return all(abs(here - there) <= allowed for here, there in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from dit_accel.generation.placement import LoadOptions
 T = TypeVar("T")
 
 # How long a process waits for others that render clips of their own.
-PATIENCE = timedelta(days=1)
+LONGEST_WAIT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def this_process(ulysses: int = 1) -> Process:
         # diffusers exchanges the sizes of shares from CPU to CPU if that backend is initialized.
         cuda = ",cuda:nccl" if torch.cuda.is_available() else ""
         distributed.init_process_group(f"cpu:gloo{cuda}")
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     if ulysses not in (1, state.num_processes):
         raise InvalidSettings(
             f"ulysses={ulysses} needs as many processes, but {state.num_processes} are running: start with "
